@@ -1,0 +1,248 @@
+"""What a model is: frozen, typed, validated descriptions that are saved as ``config.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from ..errors import BadInput, ScoreFusionError, unknown_name
+
+Plane = Literal["axial", "coronal", "sagittal"]
+Prediction = Literal["eps", "v", "x0", "edm"]
+Strategy = Literal["single", "alternate", "average", "volume", "fuse", "fuse+features"]
+
+PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+STRATEGIES: tuple[Strategy, ...] = ("single", "alternate", "average", "volume", "fuse", "fuse+features")
+
+
+class Frozen(BaseModel):
+    """A configuration that cannot change and refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TimeConfig(Frozen):
+    """How a network is told the noise level: a sinusoid ``[cos, sin]`` of one number.
+
+    ``abar`` and ``step`` are the authors' choices for their 2D and 3D networks; ``log_sigma`` is
+    ``scale · ln(sigma)``, smooth over the whole range.
+    """
+
+    value: Literal["abar", "step", "log_sigma"] = "log_sigma"
+    channels: int = 64
+    hidden: int = 256
+    max_period: float = 1e4
+    scale: float = 1.0
+
+
+class UNetConfig(Frozen):
+    """A 2D or 3D U-Net. ``widths`` has one entry a level; each level halves the grid.
+
+    The encoder has ``blocks`` residual blocks a level and the decoder ``blocks + 1``. ``patch`` folds
+    patch^dims voxels into channels first (space to depth), so the network works on a coarser grid.
+    ``edges`` pads the first and last convolution; all others are zero-padded.
+    """
+
+    widths: tuple[int, ...]
+    blocks: int = 2
+    patch: int = 1
+    norm: Literal["group", "channel"] = "group"
+    groups: int = 32
+    conditioning: Literal["film", "add"] = "film"
+    attention: bool = False
+    head_channels: int = 32
+    resample: Literal["res", "conv"] = "res"
+    edges: Literal["zeros", "replicate"] = "zeros"
+    dropout: float = 0.0
+    time: TimeConfig = TimeConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> UNetConfig:
+        if not self.widths:
+            raise ValueError("widths is empty; a U-Net needs at least one level")
+        if self.norm == "group" and any(width % self.groups for width in self.widths):
+            raise ValueError(f"widths {self.widths} are not all multiples of groups={self.groups}")
+        return self
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The grid spacing of each level in voxels, finest first."""
+        return tuple(self.patch * 2**level for level in range(len(self.widths)))
+
+
+class BranchConfig(Frozen):
+    """One frozen 2D model at work: a plane, the conditions it sees (by index) and the network it uses."""
+
+    plane: Plane
+    conditions: tuple[int, ...] = (0,)
+    network: str = "slice"
+
+
+class ResidualConfig(Frozen):
+    """The target is ``(volume - base) / scale``; ``base`` is made from the first condition."""
+
+    base: Literal["nearest", "trilinear", "trilinear+consistency", "identity"] = "trilinear+consistency"
+    scale: float = 2.0
+
+
+class DegradationConfig(Frozen):
+    """How the input came about: r×r×r block means of the volume (``factor`` r), or none."""
+
+    kind: Literal["block-mean", "none"] = "none"
+    factor: int = 1
+
+
+class SamplingConfig(Frozen):
+    """What the model is sampled with when the caller does not say."""
+
+    strategy: Strategy = "fuse+features"
+    solver: str = "ddim"
+    steps: int = 6
+    schedule: Literal["karras", "paper"] = "karras"
+    sigma_max: float = 20.0
+    sigma_min: float = 0.02
+    rho: float = 7.0
+    clamp: float | None = None
+
+
+class ModelConfig(Frozen):
+    """Everything but the weights of a :class:`~scorefusion.models.score_fusion.ScoreFusion`."""
+
+    name: str
+    conditions: tuple[str, ...]
+    target: str
+    prediction: Prediction = "edm"
+    sigma_data: float = 1.0
+    context: int = 2
+    context_order: Literal["modality", "slice"] = "modality"
+    position: bool = True
+    mask: bool = True
+    branches: tuple[BranchConfig, ...]
+    base_weights: tuple[float, ...] | None = None
+    slice_networks: dict[str, UNetConfig]
+    fusion: UNetConfig | None = None
+    feature_scales: tuple[int, ...] = ()
+    residual_gain: float = 1.0
+    halved_slice_time: bool = False
+    strategies: tuple[Strategy, ...] = STRATEGIES
+    residual: ResidualConfig = ResidualConfig()
+    degradation: DegradationConfig = DegradationConfig()
+    intensity: Literal["minmax", "robust"] = "minmax"
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        for branch in self.branches:
+            if branch.network not in self.slice_networks:
+                raise ValueError(f"branch network {branch.network!r} is not one of {sorted(self.slice_networks)}")
+            if any(not 0 <= index < len(self.conditions) for index in branch.conditions):
+                raise ValueError(f"branch conditions {branch.conditions} do not index {self.conditions}")
+        for name in self.slice_networks:
+            if len({len(b.conditions) for b in self.branches if b.network == name}) > 1:
+                raise ValueError(f"the branches that share network {name!r} see different numbers of conditions")
+        if self.base_weights is not None and len(self.base_weights) != len(self.branches):
+            raise ValueError(f"{len(self.base_weights)} base_weights for {len(self.branches)} branches")
+        if self.fusion is not None and len(self.branches) < 2:
+            raise ValueError(f"fusing needs at least 2 branches, got {len(self.branches)}")
+        wrong = set(self.feature_scales) - set(self.fusion.scales if self.fusion else ())
+        for network in self.slice_networks.values():
+            wrong |= set(self.feature_scales) - set(network.scales)
+        if wrong:
+            raise ValueError(f"feature_scales {sorted(wrong)} are not scales of every network")
+        return self
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The share of each branch before the fusion network has a say."""
+        return self.base_weights or (1.0 / len(self.branches),) * len(self.branches)
+
+    @property
+    def multiple(self) -> int:
+        """Spatial sizes are padded inside to a multiple of this."""
+        networks = [*self.slice_networks.values(), *([self.fusion] if self.fusion else [])]
+        return max(network.scales[-1] for network in networks)
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def parse(kind: type[Config], values: Mapping[str, Any], source: str | Path) -> Config:
+    """Validate ``values`` as ``kind``; an unknown key is refused with the nearest valid name.
+
+    Raises:
+        BadInput: naming ``source``, each wrong key and what would be right.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            path = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                valid = _fields_at(kind, item["loc"][:-1])
+                problems.append(str(unknown_name("key", str(item["loc"][-1]), valid)))
+            else:
+                problems.append(f"{path or kind.__name__}: {item['msg']}")
+        raise BadInput(source, "; ".join(problems), "Correct the configuration.") from None
+
+
+def read_config(kind: type[Config], file: str | Path) -> Config:
+    """Read a JSON or TOML file as ``kind``.
+
+    Raises:
+        BadInput: if the file is missing, is neither JSON nor TOML, or does not validate.
+    """
+    path = Path(file)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise BadInput(path, f"cannot be read ({error.strerror})", "Give an existing configuration file.") from None
+    try:
+        if path.suffix == ".toml":
+            try:
+                import tomllib
+            except ModuleNotFoundError:  # Python 3.10
+                import tomli as tomllib  # type: ignore[no-redef, import-not-found]
+            values = tomllib.loads(text)
+        else:
+            values = json.loads(text)
+    except ValueError as error:
+        raise BadInput(path, f"is not valid {path.suffix or 'JSON'} ({error})", "Correct the file.") from None
+    if not isinstance(values, dict):
+        raise BadInput(path, "does not hold an object", "A configuration is a table of names and values.")
+    return parse(kind, values, path)
+
+
+def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The valid keys at a place inside a configuration, found through its type annotations."""
+    current: Any = kind
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field else None
+        elif hasattr(current, "__args__"):
+            current = current.__args__[-1] if not isinstance(part, int) else current.__args__[0]
+        while hasattr(current, "__args__") and type(None) in getattr(current, "__args__", ()):
+            current = next(arg for arg in current.__args__ if arg is not type(None))
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return list(current.model_fields)
+    return []
+
+
+def require_strategy(name: str, config: ModelConfig) -> Strategy:
+    """Check a strategy's name against what the model was trained for.
+
+    Raises:
+        ScoreFusionError: for an unknown name (with the nearest) or one this model cannot run.
+    """
+    if name not in STRATEGIES:
+        raise unknown_name("strategy", name, STRATEGIES)
+    if name not in config.strategies:
+        raise ScoreFusionError(
+            f"model {config.name!r} was not trained for strategy {name!r}; choose from {', '.join(config.strategies)}"
+        )
+    return name  # type: ignore[return-value]

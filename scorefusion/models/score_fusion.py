@@ -1,0 +1,261 @@
+"""Score-Fusion: 2D slice networks on perpendicular planes, fused by a 3D network (Zhu et al., ICML 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..diffusion.level import NoiseLevel
+from ..errors import ScoreFusionError
+from .config import PLANES, ModelConfig, Plane, UNetConfig, require_strategy
+from .features import FeatureLayer
+from .planes import gather_slices, scatter_slices, slice_count
+from .unet import UNet
+
+
+class Inputs(NamedTuple):
+    """What a denoising step reads beside the noisy target: padded once, the same at every step.
+
+    ``condition`` is ``[B, C, D, H, W]``, ``common`` the position and mask channels or None, ``size`` the
+    spatial size before padding.
+    """
+
+    condition: Tensor
+    common: Tensor | None
+    size: tuple[int, int, int]
+
+
+class ScoreFusion(nn.Module):
+    """A conditional diffusion model of volumes whose score is fused from 2D models' scores.
+
+    With ``eps_k`` the output of branch k, and w and r those of the 3D network::
+
+        eps = sum_{k<K} (base_k + w_k) eps_k + (base_K - sum_{k<K} w_k) eps_K + gain · r
+
+    The 3D network's last convolution starts at zero, so before training ``fuse`` is the branches' mean. The
+    same holds for v, x0 and EDM outputs, since the weights sum to one.
+
+    Args:
+        config: the whole description; see :class:`ModelConfig`.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        common = 3 * config.position + config.mask
+        self.slice_networks = nn.ModuleDict()
+        for name, network in config.slice_networks.items():
+            sees = next((len(b.conditions) for b in config.branches if b.network == name), 1)
+            planes = {branch.plane for branch in config.branches if branch.network == name}
+            labels = len(PLANES) if len(planes) > 1 else 0
+            inputs = sees * (2 * config.context + 1) + common + 1
+            self.slice_networks[name] = UNet(2, inputs, 1, network, labels=labels)
+        self.fusion: UNet | None = None
+        self.features = nn.ModuleDict()
+        if config.fusion is not None:
+            count = len(config.branches)
+            inputs = 1 + len(config.conditions) + common + count
+            self.fusion = UNet(3, inputs, count, config.fusion, zero_output=True)
+            for scale in config.feature_scales:
+                widths = [_width(config.slice_networks[b.network], scale) for b in config.branches]
+                self.features[str(scale)] = FeatureLayer(scale, widths, self.fusion.injected_channels(scale))
+
+    def prepare(
+        self,
+        condition: Tensor,
+        *,
+        origin: Sequence[int] = (0, 0, 0),
+        full: Sequence[int] | None = None,
+    ) -> Inputs:
+        """Pad the conditions and make the position and mask channels.
+
+        Args:
+            condition: ``[B, C, D, H, W]`` in [-1, 1], C as ``config.conditions`` names them.
+            origin: (z, y, x) of the box inside the whole volume.
+            full: size of the whole volume; the box's own by default.
+
+        Raises:
+            ScoreFusionError: for a wrong number of dimensions or channels.
+        """
+        names = self.config.conditions
+        if condition.dim() != 5 or condition.shape[1] != len(names):
+            got = condition.shape[1] if condition.dim() == 5 else "no"
+            raise ScoreFusionError(
+                f"condition has {got} channels, the model expects {len(names)} ({', '.join(names)}) as "
+                f"[B, {len(names)}, D, H, W]; got shape {list(condition.shape)}"
+            )
+        size = (condition.shape[2], condition.shape[3], condition.shape[4])
+        padded = self._padded(condition)
+        parts = []
+        if self.config.position:
+            shape, whole = padded.shape[2:], tuple(full or size)
+            for axis in (2, 1, 0):  # x, y, z
+                places = torch.arange(shape[axis], device=condition.device, dtype=condition.dtype) + origin[axis]
+                line = 2 * (places / whole[axis]) - 1
+                line = line.reshape([-1 if i == axis else 1 for i in range(3)])
+                parts.append(line.expand(padded.shape[0], 1, *shape))
+        if self.config.mask:
+            parts.append((padded[:, :1] > -0.99).to(condition.dtype) * 2 - 1)
+        return Inputs(padded, torch.cat(parts, dim=1) if parts else None, size)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        inputs: Inputs | Tensor,
+        level: NoiseLevel,
+        *,
+        strategy: str = "average",
+        planes: Sequence[Plane] | None = None,
+        step: int = 0,
+        slab: int | None = None,
+    ) -> Tensor:
+        """Predict eps, v, x0 or F (as ``config.prediction`` says) for a noisy volume.
+
+        Args:
+            x_t: ``[B, 1, D, H, W]``, variance preserving: sqrt(abar)·x0 + sqrt(1-abar)·noise.
+            inputs: from :meth:`prepare`, or the condition ``[B, C, D, H, W]`` itself.
+            level: the noise level of each volume.
+            strategy: one of :data:`STRATEGIES`.
+            planes: for ``single`` and ``alternate``, the planes to use (default: axial; all three).
+            step: index of the denoising step; ``alternate`` takes plane ``step mod 3``.
+            slab: slices a 2D network is given at once; chosen by size when None.
+
+        Returns:
+            ``[B, 1, D, H, W]`` float32 (float64 for a float64 model).
+
+        Raises:
+            ScoreFusionError: for a strategy the model cannot run, or planes it has no branch for.
+        """
+        strategy = require_strategy(strategy, self.config)
+        if isinstance(inputs, Tensor):
+            inputs = self.prepare(inputs)
+        x = self._padded(self._scaled(x_t, level))
+        use = self._planes_used(strategy, planes, step)
+        if strategy in ("single", "alternate", "average"):
+            chosen = [k for k, branch in enumerate(self.config.branches) if branch.plane in use]
+            scores, _ = self._branches(x, inputs, level, chosen, slab, features=False)
+            weights = [self.config.weights[k] for k in chosen] if strategy == "average" else [1 / len(chosen)] * len(chosen)
+            output = sum(weight * score for weight, score in zip(weights, scores.split(1, dim=1), strict=True))
+        elif strategy == "volume":
+            scores = x.new_zeros(x.shape[0], len(self.config.branches), *x.shape[2:])
+            output = self._fusion_maps(x, inputs, level, scores, {})[:, -1:] * self.config.residual_gain
+        else:
+            every = list(range(len(self.config.branches)))
+            with_features = strategy == "fuse+features"
+            scores, totals = self._branches(x, inputs, level, every, slab, features=with_features)
+            output = self.fuse(x, inputs, level, scores, totals)
+        d, h, w = inputs.size
+        return output[:, :, :d, :h, :w]
+
+    def fuse(self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Tensor, totals: dict[int, Tensor]) -> Tensor:
+        """Fuse ``scores [B, K, D, H, W]`` with the 3D network, given its feature sums by scale (or none)."""
+        maps = self._fusion_maps(x, inputs, level, scores, totals)
+        return fuse_scores(scores, maps, self.config.weights, self.config.residual_gain)
+
+    def _planes_used(self, strategy: str, planes: Sequence[Plane] | None, step: int) -> tuple[Plane, ...]:
+        have = tuple(plane for plane in PLANES if any(b.plane == plane for b in self.config.branches))
+        if planes is not None and not set(planes) <= set(have):
+            raise ScoreFusionError(f"the model has branches for {', '.join(have)}; got planes {', '.join(planes)}")
+        if strategy == "single":
+            return tuple(planes) if planes else have[:1]
+        if strategy == "alternate":
+            cycle = tuple(planes) if planes else have
+            return (cycle[step % len(cycle)],)
+        return have
+
+    def _branches(
+        self, x: Tensor, inputs: Inputs, level: NoiseLevel, chosen: list[int], slab: int | None, *, features: bool
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run branches slab by slab: their outputs ``[B, len(chosen), D, H, W]`` and summed features."""
+        batch, size = x.shape[0], x.shape[2:]
+        scores = x.new_empty(batch, len(chosen), *size)
+        layers = {int(scale): layer for scale, layer in self.features.items()} if features else {}
+        totals = {scale: layer.start(size, batch) for scale, layer in layers.items()}  # type: ignore[operator]
+        for place, k in enumerate(chosen):
+            branch = self.config.branches[k]
+            network = self.slice_networks[branch.network]
+            dtype = next(network.parameters()).dtype
+            condition = inputs.condition[:, list(branch.conditions)]
+            count = slice_count(x, branch.plane)
+            rows = slab or self._slab(x.numel() // count)
+            for start in range(0, count, rows):
+                stop = min(start + rows, count)
+                cut = gather_slices(
+                    x, condition, inputs.common, branch.plane, start, stop,
+                    context=self.config.context, order=self.config.context_order, dtype=dtype,
+                )  # fmt: skip
+                time = network_time(network.config, level, self.config.halved_slice_time)
+                time = time.repeat_interleave(stop - start)
+                label = torch.full_like(time, PLANES.index(branch.plane), dtype=torch.long)
+                output, found = network.forward_with_features(cut, time, tuple(layers), label=label)
+                scatter_slices(output, scores[:, place : place + 1], branch.plane, start)
+                for scale, layer in layers.items():
+                    totals[scale] = layer.add(totals[scale], found[scale], k, branch.plane, start)  # type: ignore[operator]
+        return scores, totals
+
+    def _fusion_maps(
+        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Tensor, totals: dict[int, Tensor]
+    ) -> Tensor:
+        if self.fusion is None:
+            raise ScoreFusionError(f"model {self.config.name!r} has no fusion network; use strategy 'average'")
+        dtype = next(self.fusion.parameters()).dtype
+        parts = [x, inputs.condition, *([inputs.common] if inputs.common is not None else []), scores]
+        stacked = torch.cat(parts, dim=1).to(dtype)
+        totals = {scale: total.to(dtype) for scale, total in totals.items()}
+        return self.fusion(stacked, network_time(self.fusion.config, level), inject=totals).to(scores.dtype)
+
+    def _scaled(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """EDM's input scaling; 1 for every other prediction and for sigma_data = 1."""
+        if self.config.prediction != "edm" or self.config.sigma_data == 1.0:
+            return x_t
+        variance = (1 - level.abar) + self.config.sigma_data**2 * level.abar
+        return x_t * variance.rsqrt().to(x_t.dtype)[:, None, None, None, None]
+
+    def _padded(self, volume: Tensor) -> Tensor:
+        multiple = self.config.multiple
+        pads = [-length % multiple for length in volume.shape[2:]]
+        if not any(pads):
+            return volume
+        return F.pad(volume, (0, pads[2], 0, pads[1], 0, pads[0]), mode="replicate")
+
+    def _slab(self, pixels: int) -> int:
+        """Slices at once: about 2^17 pixels, a multiple of every feature scale."""
+        unit = max(self.config.feature_scales, default=1)
+        return max(1, 2**17 // (pixels * unit)) * unit
+
+
+def fuse_scores(scores: Tensor, maps: Tensor, base: Sequence[float], gain: float) -> Tensor:
+    """``sum_{k<K} (base_k + w_k) s_k + (base_K - sum_{k<K} w_k) s_K + gain · r``.
+
+    Args:
+        scores: ``[B, K, D, H, W]``.
+        maps: weights ``w_1 .. w_{K-1}`` and residual r, ``[B, K, D, H, W]``.
+        base: K numbers.
+        gain: scale of the residual.
+
+    Returns:
+        ``[B, 1, D, H, W]``.
+    """
+    average = sum(weight * score for weight, score in zip(base, scores.split(1, dim=1), strict=True))
+    shift = maps[:, :-1] * (scores[:, :-1] - scores[:, -1:])
+    return average + shift.sum(dim=1, keepdim=True) + gain * maps[:, -1:]
+
+
+def network_time(config: UNetConfig, level: NoiseLevel, halved: bool = False) -> Tensor:
+    """The number ``[B]`` float32 that a network is told, as ``config.time.value`` names it.
+
+    ``halved`` hands half the integer step to a network that is told steps or abar of a 2000-step schedule.
+    """
+    if config.time.value == "step":
+        return level.t / 2 if halved else level.t
+    if config.time.value == "log_sigma":
+        return 0.5 * (torch.log1p(-level.abar) - torch.log(level.abar))
+    return level.t / 2 if halved else level.abar
+
+
+def _width(config: UNetConfig, scale: int) -> int:
+    return config.widths[config.scales.index(scale)]

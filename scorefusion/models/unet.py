@@ -1,0 +1,133 @@
+"""The U-Net that serves as slice network (2D) and as fusion network (3D)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import Attention, LinearUp, ResBlock, StridedDown, convolution, fold, normalisation, sinusoid, unfold
+from .config import UNetConfig
+
+
+class UNet(nn.Module):
+    """An ADM-style U-Net over ``[N, inputs, ...]`` of 2 or 3 dimensions.
+
+    Args:
+        dims: 2 or 3.
+        inputs: channels in.
+        outputs: channels out.
+        config: widths, blocks, normalisation and the rest.
+        labels: size of a learned embedding added to the noise level's (for a network shared by planes), or 0.
+        zero_output: start with an output of exactly zero.
+
+    Spatial sizes must be multiples of ``config.scales[-1]``; :class:`ScoreFusion` pads to that.
+    ``scale_features`` are the first decoder output of each level: what the ensemble-2D-feature layers read.
+    """
+
+    def __init__(
+        self, dims: int, inputs: int, outputs: int, config: UNetConfig, *, labels: int = 0, zero_output: bool = False
+    ):
+        super().__init__()
+        self.dims, self.config = dims, config
+        cells, widths, last = config.patch**dims, config.widths, len(config.widths) - 1
+        hidden = config.time.hidden
+        self.embed = nn.Sequential(nn.Linear(config.time.channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.label = nn.Embedding(labels, hidden) if labels else None
+
+        down = StridedDown if config.resample == "conv" else None
+        up = LinearUp if config.resample == "conv" else None
+        channels = widths[0]
+        self.encoder = nn.ModuleList([convolution(dims, inputs * cells, channels, edges=config.edges)])
+        skips = [channels]
+        self.inject_at: dict[int, int] = {}
+        for level, width in enumerate(widths):
+            first = len(self.encoder)
+            for _ in range(config.blocks):
+                self.encoder.append(ResBlock(dims, channels, width, config))
+                channels = width
+                skips.append(channels)
+            self.inject_at[config.scales[level]] = first if level == last else len(self.encoder) - 1
+            if level != last:
+                self.encoder.append(
+                    down(dims, channels) if down else ResBlock(dims, channels, channels, config, "down")
+                )
+                skips.append(channels)
+        middle = [ResBlock(dims, channels, channels, config), ResBlock(dims, channels, channels, config)]
+        self.middle = nn.ModuleList([middle[0], Attention(channels, config), middle[1]] if config.attention else middle)
+        self.decoder = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            for index in range(config.blocks + 1):
+                stage = nn.ModuleList([ResBlock(dims, channels + skips.pop(), widths[level], config)])
+                channels = widths[level]
+                if level and index == config.blocks:
+                    stage.append(up(dims, channels) if up else ResBlock(dims, channels, channels, config, "up"))
+                self.decoder.append(stage)
+        self.norm = normalisation(channels, config)
+        self.output = convolution(dims, channels, outputs * cells, edges=config.edges)
+        for block in self.modules():
+            if isinstance(block, ResBlock):
+                nn.init.zeros_(block.conv2.weight)
+                nn.init.zeros_(block.conv2.bias)
+        if zero_output:
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
+
+    def injected_channels(self, scale: int) -> int:
+        """Channels of the encoder's activations where features of ``scale`` are added."""
+        block = self.encoder[self.inject_at[scale]]
+        return block.conv1.in_channels
+
+    def forward(
+        self, x: Tensor, time: Tensor, *, label: Tensor | None = None, inject: Mapping[int, Tensor] | None = None
+    ) -> Tensor:
+        """``x [N, inputs, ...]``, ``time [N]`` (the number that ``config.time.value`` names) to ``[N, outputs, ...]``.
+
+        Args:
+            x: the input, any floating dtype.
+            time: noise level, float32.
+            label: ``[N]`` int64 where the network has labels.
+            inject: activations to add into the encoder, by scale: ``[N, injected_channels(s), .../s]``.
+        """
+        return self.forward_with_features(x, time, (), label=label, inject=inject)[0]
+
+    def forward_with_features(
+        self,
+        x: Tensor,
+        time: Tensor,
+        scales: tuple[int, ...],
+        *,
+        label: Tensor | None = None,
+        inject: Mapping[int, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """As :meth:`forward`, and the decoder's features ``[N, width, .../s]`` at the scales asked for."""
+        config = self.config
+        told = sinusoid(time * config.time.scale, config.time.channels, config.time.max_period)
+        embedding = self.embed(told.to(x.dtype))
+        if self.label is not None:
+            embedding = embedding + self.label(label)
+        embedding = F.silu(embedding)
+
+        add = {self.inject_at[scale]: value for scale, value in (inject or {}).items()}
+        memory = torch.channels_last if self.dims == 2 else torch.channels_last_3d
+        hidden = self.encoder[0](fold(x, config.patch).contiguous(memory_format=memory))
+        skips = [hidden]
+        for index, block in enumerate(self.encoder[1:], start=1):
+            if index in add:
+                hidden = hidden + add[index]
+            hidden = block(hidden, embedding)
+            skips.append(hidden)
+        for block in self.middle:
+            hidden = block(hidden, embedding)
+        features: dict[int, Tensor] = {}
+        for index, stage in enumerate(self.decoder):
+            hidden = stage[0](torch.cat([hidden, skips.pop()], dim=1), embedding)
+            level, first = divmod(index, config.blocks + 1)
+            scale = config.scales[-1 - level]
+            if first == 0 and scale in scales:
+                features[scale] = hidden
+            if len(stage) > 1:
+                hidden = stage[1](hidden, embedding)
+        return unfold(self.output(F.silu(self.norm(hidden))), config.patch), features
