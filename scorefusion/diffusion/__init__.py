@@ -1,0 +1,1 @@
+"""Noise schedules, solvers as tables, the sampling loop and data consistency."""

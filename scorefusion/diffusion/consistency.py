@@ -1,0 +1,99 @@
+"""Consistency with measured data: what a denoised image must reproduce exactly.
+
+For super-resolution from r x r x r average pooling, a projection subtracts the upsampled difference between the
+block means and what was measured, the nearest image that agrees with the measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from scorefusion.errors import ScoreFusionError
+
+Factor = int | Sequence[int]
+
+
+def block_mean(x: Tensor, factor: Factor) -> Tensor:
+    """Return the mean of every block.
+
+    Args:
+        x: [B, C, D, H, W].
+        factor: the block's edge, or its (z, y, x) edges.
+
+    Returns:
+        [B, C, D/r, H/r, W/r].
+
+    Raises:
+        ScoreFusionError: if the volume is not a whole number of blocks.
+    """
+    rz, ry, rx = _edges(factor)
+    _check_volume(x)
+    b, c, d, h, w = x.shape
+    if d % rz or h % ry or w % rx:
+        raise ScoreFusionError(f"a volume of {d} x {h} x {w} voxels is not a whole number of {rz} x {ry} x {rx} blocks")
+    return x.reshape(b, c, d // rz, rz, h // ry, ry, w // rx, rx).mean(dim=(3, 5, 7))
+
+
+def upsample_blocks(x: Tensor, factor: Factor) -> Tensor:
+    """Return the volume with every voxel repeated as a block: the transpose of `block_mean`, times its block's size.
+
+    Args:
+        x: [B, C, D, H, W].
+        factor: the block's edge, or its (z, y, x) edges.
+
+    Returns:
+        [B, C, D*r, H*r, W*r].
+    """
+    rz, ry, rx = _edges(factor)
+    _check_volume(x)
+    b, c, d, h, w = x.shape
+    blocks = x[:, :, :, None, :, None, :, None].expand(b, c, d, rz, h, ry, w, rx)
+    return blocks.reshape(b, c, d * rz, h * ry, w * rx)
+
+
+class BlockPooling:
+    """The projection x0 - up(pool(x0) - measured): block means become exactly what was measured.
+
+    It is linear and idempotent, and moves x0 no further than it must (the orthogonal projection).
+    """
+
+    def __init__(self, factor: Factor, measured: Tensor | None = None) -> None:
+        """Keep the blocks' edges and, if given, their means.
+
+        Args:
+            factor: the block's edge, or its (z, y, x) edges.
+            measured: [B, C, D/r, H/r, W/r] block means; None is zero, as for a residual.
+        """
+        self.factor = _edges(factor)
+        self.measured = measured
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Return x0, [B, C, D, H, W], with the measured block means.
+
+        Raises:
+            ScoreFusionError: if x0 is not a whole number of blocks, or their number is not that of `measured`.
+        """
+        means = block_mean(x0, self.factor)
+        if self.measured is not None:
+            if self.measured.shape[-3:] != means.shape[-3:]:
+                raise ScoreFusionError(
+                    f"measured has {list(self.measured.shape[-3:])} blocks, the volume {list(means.shape[-3:])}"
+                )
+            means = means - self.measured
+        return x0 - upsample_blocks(means, self.factor)
+
+
+def _edges(factor: Factor) -> tuple[int, int, int]:
+    """Return the block's (z, y, x) edges, checked."""
+    edges = (factor,) * 3 if isinstance(factor, int) else tuple(int(edge) for edge in factor)
+    if len(edges) != 3 or min(edges) < 1:
+        raise ScoreFusionError(f"a block needs one edge, or three, of at least 1; got {factor}")
+    return edges
+
+
+def _check_volume(x: Tensor) -> None:
+    """Raise unless x is [B, C, D, H, W]."""
+    if x.ndim != 5:
+        raise ScoreFusionError(f"expected a volume [B, C, D, H, W], got shape {list(x.shape)}")

@@ -1,0 +1,84 @@
+"""The sampling loop: it applies a solver's table and knows nothing else about solvers."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from scorefusion.diffusion.level import NoiseLevel
+from scorefusion.diffusion.solvers import Table
+from scorefusion.errors import ScoreFusionError
+from scorefusion.ops.noise import normal
+
+Model = Callable[[Tensor, NoiseLevel], Tensor]
+Projection = Callable[[Tensor], Tensor]
+Callback = Callable[[int, int, Tensor], None]
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    condition: Tensor,
+    table: Table,
+    *,
+    seeds: Sequence[int],
+    origin: Sequence[int] = (0, 0, 0),
+    sample: int = 0,
+    channels: int = 1,
+    prior_mean: Tensor | None = None,
+    clamp: float | None = None,
+    project: Projection | None = None,
+    noise: Callable[[int], Tensor] | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Draw one sample for each item of a batch.
+
+    Args:
+        model: (x_t, level) -> m; x_t float32 [B, channels, D, H, W], m of the same shape and any float dtype, being
+            what `table.prediction` says. It already holds its condition.
+        condition: [B, C, D, H, W]; only its batch, box and device matter here.
+        table: the solver.
+        seeds: one seed for each item; an item's sample depends on its own seed alone, whatever the batch.
+        origin: (z, y, x) of the box in the original volume, so that a crop draws the same noise.
+        sample: index of the sample, for drawing several with one seed; the caller averages them.
+        channels: channels of the target.
+        prior_mean: mean of x0 that a late start begins from, broadcastable; zero if not given.
+        clamp: limit x0 to [-clamp, clamp] before projecting.
+        project: applied to x0 after the clamp, such as `BlockPooling`.
+        noise: draws z by number instead of `ops.normal`: 0 is the start, n is row n - 1's.
+        callback: called as callback(step, total, x0) after each step, step from 1; raise in it to cancel.
+
+    Returns:
+        x0, float32 [B, channels, D, H, W].
+
+    Raises:
+        ScoreFusionError: if there is not one seed for each item, or the model's output has another shape.
+    """
+    shape = (condition.shape[0], channels, *condition.shape[2:])
+    if condition.ndim != 5 or len(seeds) != shape[0]:
+        raise ScoreFusionError(
+            f"sampling needs a condition [B, C, D, H, W] and B seeds; got {list(condition.shape)} and {len(seeds)} seeds"
+        )
+    draw = noise or functools.partial(normal, shape, seeds, origin=origin, sample=sample, device=condition.device)
+    x = math.sqrt(1.0 - table.abar_start) * draw(0)
+    if prior_mean is not None:
+        x = x + math.sqrt(table.abar_start) * prior_mean
+    x0_prev = x
+    for step, (abar, t, p, q, a, b, c, s) in enumerate(table.rows.tolist(), start=1):
+        m = model(x, NoiseLevel.of(abar, int(t), shape[0], x.device))
+        if m.shape != x.shape:
+            raise ScoreFusionError(f"the model returned {list(m.shape)}, expected {list(x.shape)}")
+        x0 = p * x + q * m.to(x.dtype)
+        x0 = x0 if clamp is None else x0.clamp(-clamp, clamp)
+        x0 = x0 if project is None else project(x0)
+        x = b * x0 if a == 0.0 else a * x + b * x0
+        x = x if c == 0.0 else x + c * x0_prev
+        x = x if s == 0.0 else x + s * draw(step)
+        x0_prev = x0
+        if callback is not None:
+            callback(step, len(table), x0)
+    return x

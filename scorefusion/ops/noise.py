@@ -1,0 +1,72 @@
+"""Standard normal noise that is a pure function of (seed, sample, step, channel, voxel coordinate)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scorefusion.errors import ScoreFusionError
+from scorefusion.reference import noise as reference
+
+
+def normal(
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    step: int,
+    *,
+    origin: Sequence[int] = (0, 0, 0),
+    sample: int = 0,
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+) -> Tensor:
+    """Return the noise of a box of voxels, the same bits on every backend.
+
+    Philox 4x32-10 (Salmon et al. 2011) keyed by the seed, counting by the voxel's coordinate in the original
+    volume, and Box-Muller; `scorefusion.reference.noise` is the definition. A crop, another batch or another
+    backend therefore draws the same number for the same voxel.
+
+    Args:
+        shape: [B, C, D, H, W] of the box.
+        seeds: B seeds, each within [-2^63, 2^64); a negative one is its 64-bit two's complement.
+        step: 0 for the start of sampling, n for the noise of the solver's row n - 1; within [0, 2^32).
+        origin: (z, y, x) of the box's first voxel in the original volume, not negative.
+        sample: index of the sample, within [0, 2^32).
+        device: where the result lives.
+        backend: "torch", "cpp" or "triton"; chosen by `scorefusion.ops.backends` if not given.
+
+    Returns:
+        float32 [B, C, D, H, W], contiguous.
+
+    Raises:
+        ScoreFusionError: if a number is out of range (z, y and channel end at 2^16, x at 2^18), there is not a seed
+            for each item, or the backend cannot run.
+    """
+    box = [int(size) for size in shape]
+    start = [int(corner) for corner in origin]
+    keys = [int(seed) for seed in seeds]
+    _check(box, keys, int(step), start, int(sample))
+    if 0 in box:
+        return torch.empty(box, dtype=torch.float32, device=device)
+    return reference.normal(box, keys, int(step), start, int(sample), torch.device(device))
+
+
+def _check(shape: list[int], seeds: list[int], step: int, origin: list[int], sample: int) -> None:
+    """Raise unless every part of the counter and the key fits its bits."""
+    if len(shape) != 5 or min(shape) < 0:
+        raise ScoreFusionError(f"noise needs a shape [B, C, D, H, W], got {shape}")
+    if len(seeds) != shape[0]:
+        raise ScoreFusionError(f"noise needs one seed for each item of the batch: {shape[0]} items, {len(seeds)} seeds")
+    for seed in seeds:
+        if not -(2**63) <= seed < 2**64:
+            raise ScoreFusionError(f"a seed must be within [-2^63, 2^64), got {seed}")
+    for name, value in (("step", step), ("sample", sample)):
+        if not 0 <= value < 2**32:
+            raise ScoreFusionError(f"noise {name} must be within [0, 2^32), got {value}")
+    if len(origin) != 3 or min(origin) < 0:
+        raise ScoreFusionError(f"noise origin must be (z, y, x), none negative, got {origin}")
+    ends = (shape[1], origin[0] + shape[2], origin[1] + shape[3], origin[2] + shape[4])
+    for name, end, limit in zip(("channel", "z", "y", "x"), ends, (2**16, 2**16, 2**16, 2**18), strict=True):
+        if end > limit:
+            raise ScoreFusionError(f"noise counts {name} below {limit}, but the box ends at {end}")

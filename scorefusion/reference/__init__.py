@@ -1,0 +1,1 @@
+"""The definition of every operation, in plain PyTorch: one file an op, the same stem as in `scorefusion.ops`."""
