@@ -1,7 +1,7 @@
 """Consistency with measured data: what a denoised image must reproduce exactly.
 
-For super-resolution from r x r x r average pooling, a projection subtracts the upsampled difference between the
-block means and what was measured, the nearest image that agrees with the measurement.
+For super-resolution from r x r x r average pooling, a projection subtracts the upsampled difference between
+the block means and what was measured, the nearest image that agrees with the measurement.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ def block_mean(x: Tensor, factor: Factor) -> Tensor:
     _check_volume(x)
     b, c, d, h, w = x.shape
     if d % rz or h % ry or w % rx:
-        raise ScoreFusionError(f"a volume of {d} x {h} x {w} voxels is not a whole number of {rz} x {ry} x {rx} blocks")
+        raise ScoreFusionError(
+            f"a volume of {d} x {h} x {w} voxels is not a whole number of {rz} x {ry} x {rx} blocks"
+        )
     return x.reshape(b, c, d // rz, rz, h // ry, ry, w // rx, rx).mean(dim=(3, 5, 7))
 
 
 def upsample_blocks(x: Tensor, factor: Factor) -> Tensor:
-    """Return the volume with every voxel repeated as a block: the transpose of `block_mean`, times its block's size.
+    """Return the volume with every voxel repeated as a block, which is constant at that voxel's value.
 
     Args:
         x: [B, C, D, H, W].
@@ -73,13 +75,15 @@ class BlockPooling:
         """Return x0, [B, C, D, H, W], with the measured block means.
 
         Raises:
-            ScoreFusionError: if x0 is not a whole number of blocks, or their number is not that of `measured`.
+            ScoreFusionError: if x0 is not a whole number of blocks, or their number is not that of
+                `measured`.
         """
         means = block_mean(x0, self.factor)
         if self.measured is not None:
             if self.measured.shape[-3:] != means.shape[-3:]:
                 raise ScoreFusionError(
-                    f"measured has {list(self.measured.shape[-3:])} blocks, the volume {list(means.shape[-3:])}"
+                    f"measured has {list(self.measured.shape[-3:])} blocks, "
+                    f"the volume has {list(means.shape[-3:])}"
                 )
             means = means - self.measured
         return x0 - upsample_blocks(means, self.factor)

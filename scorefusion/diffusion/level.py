@@ -1,6 +1,6 @@
 """Noise levels as tensors, and the four things a network may predict.
 
-A network's output m and the clean image are tied by x0 = P x_t + Q m, with P and Q numbers of the noise level:
+A network's output m and the clean image are tied by x0 = P x_t + Q m. P and Q follow from the noise level:
 
     eps   m is the noise z              P = 1/sqrt(abar)                        Q = -sqrt(1-abar)/sqrt(abar)
     v     m = sqrt(abar) z              P = sqrt(abar)                          Q = -sqrt(1-abar)
@@ -8,7 +8,8 @@ A network's output m and the clean image are tied by x0 = P x_t + Q m, with P an
     x0    m is the clean image          P = 0                                   Q = 1
     edm   EDM's preconditioned F        P = s^2/(sigma^2+s^2) sqrt(1+sigma^2)   Q = sigma s/sqrt(sigma^2+s^2)
 
-where s is `sigma_data`, the data's standard deviation (Karras et al. 2022, table 1; Salimans and Ho 2022 for v).
+where s is `sigma_data`, the data's standard deviation. edm is from Karras et al. 2022, table 1; v from
+Salimans and Ho 2022.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def training_target(prediction: str, x0: Tensor, z: Tensor, abar: Tensor, sigma_
     if prediction == "x0":
         return x0
     if prediction == "edm":
-        # F = (x0 - c_skip x_sigma) / c_out simplifies to (noise x0 - s^2 signal z) / (s sqrt(noise^2 + s^2 signal^2)).
+        # F = (x0 - c_skip x_sigma)/c_out = (noise x0 - s^2 signal z)/(s sqrt(noise^2 + s^2 signal^2))
         scale = sigma_data * (noise**2 + (sigma_data * signal) ** 2) ** 0.5
         return _spread(noise / scale, x0) * x0 - _spread(sigma_data**2 * signal / scale, x0) * z
     raise unknown_name("prediction", prediction, PREDICTIONS)

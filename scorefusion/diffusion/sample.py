@@ -38,8 +38,8 @@ def sample(
     """Draw one sample for each item of a batch.
 
     Args:
-        model: (x_t, level) -> m; x_t float32 [B, channels, D, H, W], m of the same shape and any float dtype, being
-            what `table.prediction` says. It already holds its condition.
+        model: (x_t, level) -> m; x_t float32 [B, channels, D, H, W], m of the same shape and any float dtype,
+            being what `table.prediction` says. It already holds its condition.
         condition: [B, C, D, H, W]; only its batch, box and device matter here.
         table: the solver.
         seeds: one seed for each item; an item's sample depends on its own seed alone, whatever the batch.
@@ -61,9 +61,12 @@ def sample(
     shape = (condition.shape[0], channels, *condition.shape[2:])
     if condition.ndim != 5 or len(seeds) != shape[0]:
         raise ScoreFusionError(
-            f"sampling needs a condition [B, C, D, H, W] and B seeds; got {list(condition.shape)} and {len(seeds)} seeds"
+            f"sampling needs a condition [B, C, D, H, W] and B seeds; "
+            f"got {list(condition.shape)} and {len(seeds)} seeds"
         )
-    draw = noise or functools.partial(normal, shape, seeds, origin=origin, sample=sample, device=condition.device)
+    draw = noise or functools.partial(
+        normal, shape, seeds, origin=origin, sample=sample, device=condition.device
+    )
     x = math.sqrt(1.0 - table.abar_start) * draw(0)
     if prior_mean is not None:
         x = x + math.sqrt(table.abar_start) * prior_mean

@@ -34,7 +34,8 @@ def abar_to_sigma(abar: npt.ArrayLike) -> FloatArray:
 def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> FloatArray:
     """Return n noise levels from `sigma_max` down to `sigma_min` (Karras et al. 2022, equation 5).
 
-    The closing zero is not included: a solver's last row always goes to the clean image. One level is sigma_max.
+    The closing zero is not included: a solver's last row always goes to the clean image. With n = 1 the level
+    is sigma_max.
 
     Args:
         n: number of levels, at least 1.
@@ -76,7 +77,9 @@ class Levels:
         abar = np.array(self.abar, np.float64)
         t = np.array(self.t, np.int64)
         if abar.ndim != 1 or abar.size < 1 or t.shape != abar.shape:
-            raise ScoreFusionError(f"levels need equal one-dimensional abar and t, got {abar.shape} and {t.shape}")
+            raise ScoreFusionError(
+                f"levels need equal one-dimensional abar and t, got {abar.shape} and {t.shape}"
+            )
         if not (abar[0] > 0.0 and abar[-1] < 1.0 and np.all(np.diff(abar) > 0.0)):
             raise ScoreFusionError("levels need abar strictly increasing within (0, 1), noisiest first")
         abar.setflags(write=False)
@@ -140,7 +143,8 @@ class Schedule:
         steps = np.sort(np.asarray(t, np.int64).reshape(-1))[::-1]
         if steps.size < 1 or steps[-1] < 0 or steps[0] >= len(self) or np.any(np.diff(steps) == 0):
             raise ScoreFusionError(
-                f"steps of schedule '{self.name}' must be distinct and within 0..{len(self) - 1}, got {list(steps)}"
+                f"steps of schedule '{self.name}' must be distinct and within 0..{len(self) - 1}, "
+                f"got {steps.tolist()}"
             )
         return Levels(self.abar[steps], steps)
 
@@ -161,7 +165,9 @@ class Schedule:
             last = int(np.count_nonzero(self.abar >= start_abar)) - 1
         if not 1 <= n <= last + 1:
             where = "" if start_abar is None else f" with abar at least {start_abar}"
-            raise ScoreFusionError(f"cannot place {n} steps: schedule '{self.name}' has {last + 1} steps{where}")
+            raise ScoreFusionError(
+                f"cannot place {n} steps: schedule '{self.name}' has {last + 1} steps{where}"
+            )
         return self.at(np.rint(np.linspace(last, 0, n)))
 
     def all(self, start_abar: float | None = None) -> Levels:
@@ -187,7 +193,8 @@ class Karras:
 
 def linear(start: float, end: float, steps: int, name: str = "linear") -> Schedule:
     """Return the schedule of betas evenly spaced from `start` to `end` (Ho et al. 2020)."""
-    return Schedule(np.cumprod(1.0 - np.linspace(start, end, steps, dtype=np.float64)), name)
+    betas: FloatArray = np.linspace(start, end, steps, dtype=np.float64)
+    return Schedule(np.cumprod(1.0 - betas, dtype=np.float64), name)
 
 
 def cosine(steps: int = 1000) -> Schedule:

@@ -5,8 +5,8 @@ One row of a table is one evaluation of the network, whose output is m:
     x0 = project(clamp(P x_t + Q m))
     x' = A x_t + B x0 + C x0_prev + S z
 
-The last row always lands on x0 itself (A = 0, B = 1, C = 0, S = 0). Write s = sqrt(1 - abar) for a level's noise
-and a dash for the next level, which after the last is the clean image, abar' = 1.
+The last row always lands on x0 itself (A = 0, B = 1, C = 0, S = 0). Write s = sqrt(1 - abar) for a level's
+noise and a dash for the next level, which after the last is the clean image, abar' = 1.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Table:
 def ddpm(levels: Levels, prediction: str = "eps", sigma_data: float = 1.0) -> Table:
     """Ancestral sampling with the fixed-small variance (Ho et al. 2020, equations 6 and 7), full or respaced.
 
-    With alpha = abar/abar', A = sqrt(alpha) s'^2/s^2, B = sqrt(abar') (1 - alpha)/s^2, S = s' sqrt(1 - alpha)/s.
+    With alpha = abar/abar', the row is A = sqrt(alpha) s'^2/s^2, B = sqrt(abar') (1 - alpha)/s^2 and
+    S = s' sqrt(1 - alpha)/s.
     """
     abar, after = levels.abar, _after(levels)
     alpha, noise, noise_after = abar / after, 1.0 - abar, 1.0 - after
@@ -82,8 +83,8 @@ def ddpm(levels: Levels, prediction: str = "eps", sigma_data: float = 1.0) -> Ta
 def ddim(levels: Levels, prediction: str = "eps", sigma_data: float = 1.0, eta: float = 0.0) -> Table:
     """DDIM (Song et al. 2021, equations 12 and 16); eta 0 is deterministic, eta 1 is `ddpm`.
 
-    S = eta s' sqrt(1 - alpha)/s, A = sqrt(s'^2 - S^2)/s, B = sqrt(abar') - A sqrt(abar). The noise that A and B
-    reuse is that implied by the clamped and projected x0.
+    S = eta s' sqrt(1 - alpha)/s, A = sqrt(s'^2 - S^2)/s, B = sqrt(abar') - A sqrt(abar). The noise that A and
+    B reuse is that implied by the clamped and projected x0.
 
     Raises:
         ScoreFusionError: unless 0 <= eta <= 1.
@@ -101,7 +102,8 @@ def ddim(levels: Levels, prediction: str = "eps", sigma_data: float = 1.0, eta: 
 def euler(levels: Levels, prediction: str = "edm", sigma_data: float = 1.0) -> Table:
     """Euler steps of EDM's ODE in sigma (Karras et al. 2022, algorithm 1 without the correction).
 
-    x_sigma' = x_sigma + (sigma' - sigma)(x_sigma - x0)/sigma is, in these coordinates, exactly `ddim` at eta 0.
+    The step x_sigma' = x_sigma + (sigma' - sigma)(x_sigma - x0)/sigma is, in these coordinates, exactly that
+    of `ddim` at eta 0.
     """
     return Table(ddim(levels, prediction, sigma_data).rows, "euler", prediction, sigma_data)
 
@@ -109,9 +111,9 @@ def euler(levels: Levels, prediction: str = "edm", sigma_data: float = 1.0) -> T
 def heun(levels: Levels, prediction: str = "edm", sigma_data: float = 1.0) -> Table:
     """EDM's second-order Heun (Karras et al. 2022, algorithm 1): n levels cost 2n - 1 network evaluations.
 
-    A Heun step evaluates the network twice, so no single row can say it; two rows say it exactly. The first is
-    Euler's, to the trial point y at sigma'. The second evaluates there and corrects. The slope of the first was
-    (x_sigma - x0_prev)/sigma, which is also (y - x0_prev)/sigma', so
+    A Heun step evaluates the network twice, so no single row can say it; two rows say it exactly. The first
+    is Euler's, to the trial point y at sigma'. The second evaluates there and corrects. The slope of the
+    first was (x_sigma - x0_prev)/sigma, which is also (y - x0_prev)/sigma', so
 
         x_sigma' = y + (sigma' - sigma)/(2 sigma') (x0_prev - x0)
 
@@ -153,7 +155,7 @@ def dpmpp_2m_sde(levels: Levels, prediction: str = "eps", sigma_data: float = 1.
 
 
 def official(steps: int = 50, start_abar: float | None = None, prediction: str = "eps") -> Table:
-    """The authors' sampler: `ddpm` over `steps` evenly spaced timesteps of `paper_sampling`, 50 by default."""
+    """The authors' sampler: `ddpm` over 50 evenly spaced timesteps of `paper_sampling`, or another number."""
     rows = ddpm(paper_sampling().respaced(steps, start_abar), prediction).rows
     return Table(rows, "official", prediction)
 
@@ -187,8 +189,8 @@ def make_table(
 
     Args:
         solver: one of `SOLVERS`.
-        steps: number of noise levels (for heun, n levels are 2n - 1 evaluations); 50 if neither this nor `levels`
-            is given.
+        steps: number of noise levels (for heun, n levels are 2n - 1 evaluations); 50 if neither this nor
+            `levels` is given.
         schedule: where the levels lie: a `Schedule` or `Karras`; the paper's sampling schedule if not given.
         levels: the levels themselves, instead of `schedule`, `steps` and `start_abar`.
         start_abar: begin there rather than at the schedule's noisiest level (late start).
@@ -205,13 +207,17 @@ def make_table(
         raise ScoreFusionError(f"solver '{solver}' takes no eta; {' and '.join(_TAKES_ETA)} do")
     if solver == "official":
         if levels is not None or (schedule is not None and schedule.name != "paper_sampling"):
-            raise ScoreFusionError("solver 'official' fixes its schedule, paper_sampling; use 'ddpm' with another")
+            raise ScoreFusionError(
+                "solver 'official' fixes its schedule, paper_sampling; use 'ddpm' with another"
+            )
         return official(50 if steps is None else steps, start_abar, prediction)
     if levels is None:
         spacing = paper_sampling() if schedule is None else schedule
         levels = spacing.respaced(50 if steps is None else steps, start_abar)
     elif schedule is not None or start_abar is not None or steps not in (None, len(levels)):
-        raise ScoreFusionError(f"levels are given ({len(levels)}), so schedule, steps and start_abar cannot be")
+        raise ScoreFusionError(
+            f"levels are given ({len(levels)}), so schedule, steps and start_abar cannot be"
+        )
     options = {} if eta is None else {"eta": eta}
     return _SOLVERS[solver](levels, prediction, sigma_data, **options)
 

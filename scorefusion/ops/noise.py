@@ -40,8 +40,8 @@ def normal(
         float32 [B, C, D, H, W], contiguous.
 
     Raises:
-        ScoreFusionError: if a number is out of range (z, y and channel end at 2^16, x at 2^18), there is not a seed
-            for each item, or the backend cannot run.
+        ScoreFusionError: if a number is out of range (z, y and channel end at 2^16, x at 2^18), there is not
+            a seed for each item, or the backend cannot run.
     """
     box = [int(size) for size in shape]
     start = [int(corner) for corner in origin]
@@ -57,7 +57,9 @@ def _check(shape: list[int], seeds: list[int], step: int, origin: list[int], sam
     if len(shape) != 5 or min(shape) < 0:
         raise ScoreFusionError(f"noise needs a shape [B, C, D, H, W], got {shape}")
     if len(seeds) != shape[0]:
-        raise ScoreFusionError(f"noise needs one seed for each item of the batch: {shape[0]} items, {len(seeds)} seeds")
+        raise ScoreFusionError(
+            f"noise needs one seed for each item of the batch: {shape[0]} items, {len(seeds)} seeds"
+        )
     for seed in seeds:
         if not -(2**63) <= seed < 2**64:
             raise ScoreFusionError(f"a seed must be within [-2^63, 2^64), got {seed}")

@@ -1,1 +1,1 @@
-"""The definition of every operation, in plain PyTorch: one file an op, the same stem as in `scorefusion.ops`."""
+"""The definition of every operation in plain PyTorch: one file an op, under its stem in `scorefusion.ops`."""

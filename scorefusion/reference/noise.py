@@ -1,22 +1,22 @@
 """Standard normal noise as a pure function of (seed, sample, step, channel, voxel): the definition.
 
-Philox 4x32-10 (Salmon et al. 2011) turns a counter and a key into four 32-bit words; Box-Muller turns two words
-into two normals. A voxel's counter is its coordinate in the original volume, so any crop, tile, batch or thread
-draws the same number for the same voxel:
+Philox 4x32-10 (Salmon et al. 2011) turns a counter and a key into four 32-bit words; Box-Muller turns two
+words into two normals. A voxel's counter is its coordinate in the original volume, so any crop, tile, batch
+or thread draws the same number for the same voxel:
 
     key     = (seed low word, seed high word)
     counter = (x // 4  |  y << 16,   z | channel << 16,   step,   sample)
 
-and the four normals of a counter are the lanes x % 4. All other backends give these very bits. For that, floating
-point is float32 with + - * and sqrt only, each correctly rounded, in the order written, never fused:
+and the four normals of a counter are the lanes x % 4. All other backends give these very bits. For that,
+floating point is float32 with + - * and sqrt only, each correctly rounded, in the order written, never fused:
 
     u      = float(w0) * 2^-32 + 2^-33                  in (0, 1]
     radius = sqrt(-2 log(u))                            at most 6.8
     angle  = 2 pi w1 / 2^32                             the top bits give the quadrant, the rest are signed
     lanes  = radius * cos(angle), radius * sin(angle)   and likewise w2, w3 for lanes 2 and 3
 
-log, sin and cos are the polynomials of Moshier's Cephes library (logf, sinf, cosf), within 1e-7 of the truth.
-Run this eagerly: a compiler that fuses a multiplication and an addition changes the last bit.
+log, sin and cos are the polynomials of Moshier's Cephes library (logf, sinf, cosf), within 1.1e-7 of the truth
+(log relatively). Run this eagerly: a compiler that fuses a multiplication and an addition changes the last bit.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
-        # An int64 product of two words wraps, but its 64 bits are right, and the mask undoes the sign's shift.
+        # An int64 product of two words may wrap, but all its 64 bits are right once masked.
         product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
         c0, c1, c2, c3 = (
             ((product_1 >> 32) & MASK) ^ c1 ^ k0,
@@ -99,7 +99,7 @@ def normal(
     sample: int,
     device: torch.device,
 ) -> Tensor:
-    """Return standard normals, float32 [B, C, D, H, W]; arguments as `scorefusion.ops.normal`, already checked."""
+    """Return standard normals, float32 [B, C, D, H, W]; arguments are `scorefusion.ops.normal`'s, checked."""
     batch, channels, depth, height, width = shape
     z0, y0, x0 = origin
     first = x0 // 4
@@ -116,7 +116,12 @@ def normal(
         words([seed & MASK for seed in seeds], -1, 1, 1, 1, 1),
         words([(seed >> 32) & MASK for seed in seeds], -1, 1, 1, 1, 1),
     )
-    counter = (x | (y << 16), z | (channel << 16), words([step], 1, 1, 1, 1, 1), words([sample], 1, 1, 1, 1, 1))
+    counter = (
+        x | (y << 16),
+        z | (channel << 16),
+        words([step], 1, 1, 1, 1, 1),
+        words([sample], 1, 1, 1, 1, 1),
+    )
     w0, w1, w2, w3 = philox(counter, key)
     lanes = torch.stack((*box_muller(w0, w1), *box_muller(w2, w3)), dim=-1)
     lanes = lanes.reshape(batch, channels, depth, height, groups * 4)
