@@ -15,8 +15,9 @@ floating point is float32 with + - * and sqrt only, each correctly rounded, in t
     angle  = 2 pi w1 / 2^32                             the top bits give the quadrant, the rest are signed
     lanes  = radius * cos(angle), radius * sin(angle)   and likewise w2, w3 for lanes 2 and 3
 
-log, sin and cos are the polynomials of Moshier's Cephes library (logf, sinf, cosf), within 1.1e-7 of the truth
-(log relatively). Run this eagerly: a compiler that fuses a multiplication and an addition changes the last bit.
+log, sin and cos are the polynomials of Moshier's Cephes library (logf, sinf, cosf), within 1.1e-7 of the
+truth, log relatively. Run this eagerly: a compiler that fuses a multiplication and an addition changes the
+last bit.
 """
 
 from __future__ import annotations
