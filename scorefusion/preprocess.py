@@ -1,0 +1,162 @@
+"""From voxels to what the networks see: normalised intensities, the residual's base, the foreground box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scorefusion.diffusion.consistency import block_mean, upsample_blocks
+from scorefusion.errors import ScoreFusionError, unknown_name
+
+INTENSITIES = ("minmax", "robust")
+BASES = ("nearest", "trilinear", "trilinear+consistency", "identity")
+
+Values = TypeVar("Values", np.ndarray, Tensor)
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """The linear map of intensities that takes ``lo`` to -1 and ``hi`` to 1; nothing is clipped: it inverts.
+
+    Attributes:
+        lo: in the image's units.
+        hi: in the image's units, more than ``lo``.
+    """
+
+    lo: float
+    hi: float
+
+    def __post_init__(self) -> None:
+        """Refuse a map that does not invert."""
+        if not (math.isfinite(self.lo) and math.isfinite(self.hi) and self.hi > self.lo):
+            raise ScoreFusionError(f"intensities need finite lo < hi, got lo={self.lo}, hi={self.hi}")
+
+    @classmethod
+    def of(cls, values: np.ndarray | Tensor, kind: str) -> Intensity:
+        """Measure a volume.
+
+        Args:
+            values: any shape, in the image's units, finite. For super-resolution, the low-resolution input.
+            kind: ``minmax`` (the paper's: the least and the greatest value), or ``robust``: percentiles 0.1
+                and 99.9 of the voxels above the least value, which is taken for background; ``minmax`` where
+                these coincide.
+
+        Raises:
+            ScoreFusionError: for an unknown kind, or a volume without two different values.
+        """
+        if kind not in INTENSITIES:
+            raise unknown_name("intensity", kind, INTENSITIES)
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        lo, hi = float(array.min()), float(array.max())
+        if not hi > lo:
+            raise ScoreFusionError(f"every voxel is {lo:g}; a volume needs two different intensities")
+        if kind == "robust":
+            inner = np.percentile(array[array > lo].astype(np.float64), (0.1, 99.9))
+            if inner[1] > inner[0]:
+                lo, hi = float(inner[0]), float(inner[1])
+        return cls(lo, hi)
+
+    @property
+    def half_range(self) -> float:
+        """Image units for one unit of normalised intensity."""
+        return 0.5 * (self.hi - self.lo)
+
+    def normalise(self, values: Values) -> Values:
+        """Image units to normalised intensity, same shape and kind."""
+        result: Any = (values - self.lo) / self.half_range - 1.0
+        return result
+
+    def denormalise(self, values: Values) -> Values:
+        """Normalised intensity to image units, same shape and kind."""
+        result: Any = (values + 1.0) * self.half_range + self.lo
+        return result
+
+
+def base_volume(condition: Tensor, kind: str, factor: int) -> Tensor:
+    """The volume that the residual is added to: target = base + scale · residual.
+
+    The fine grid is the one whose ``factor``³ blocks are the coarse voxels: fine voxel j lies at coarse
+    coordinate (j + 1/2)/factor - 1/2.
+
+    Args:
+        condition: ``[B, C, d, h, w]``, any units: the low-resolution input.
+        kind: ``nearest`` (each voxel repeated as a block), ``trilinear`` (edges replicated),
+            ``trilinear+consistency`` (that, less the upsampled error of its block means, so that these are
+            the input exactly), or ``identity`` for a condition that is on the target's grid.
+        factor: r; 1 for ``identity``.
+
+    Returns:
+        ``[B, C, d·r, h·r, w·r]``.
+
+    Raises:
+        ScoreFusionError: for an unknown kind, or ``identity`` with a factor other than 1.
+    """
+    if kind not in BASES:
+        raise unknown_name("base", kind, BASES)
+    if kind == "identity":
+        if factor != 1:
+            raise ScoreFusionError(f"base 'identity' keeps the grid, so its factor is 1; got {factor}")
+        return condition
+    if kind == "nearest":
+        return upsample_blocks(condition, factor)
+    base = F.interpolate(condition, scale_factor=factor, mode="trilinear", align_corners=False)
+    if kind == "trilinear+consistency":
+        base = base - upsample_blocks(block_mean(base, factor) - condition, factor)
+    return base
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of voxels ``[start, stop)`` of a volume, each (z, y, x)."""
+
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(depth, height, width)."""
+        z, y, x = (stop - start for start, stop in zip(self.start, self.stop, strict=True))
+        return z, y, x
+
+    @property
+    def index(self) -> tuple[Any, ...]:
+        """Index of the box into ``[..., D, H, W]``."""
+        return (..., *(slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True)))
+
+    @classmethod
+    def whole(cls, size: Sequence[int]) -> Box:
+        """The box that is the whole volume of ``size`` (D, H, W)."""
+        return cls((0, 0, 0), (int(size[0]), int(size[1]), int(size[2])))
+
+
+def foreground_box(volume: Tensor, *, threshold: float = -0.95, margin: int = 8, multiple: int = 1) -> Box:
+    """The smallest aligned box that holds every voxel above a threshold, and a margin.
+
+    Args:
+        volume: ``[B, C, D, H, W]``, normalised; a voxel counts if any item or channel exceeds the threshold.
+        threshold: normalised intensity; -0.95 is 2.5% of the way from black to white.
+        margin: voxels added on every side.
+        multiple: the start is rounded down and the stop up to multiples of this, within the volume.
+
+    Returns:
+        The box; the whole volume if nothing exceeds the threshold.
+    """
+    full = volume.shape[2:]
+    above = (volume > threshold).any(dim=0).any(dim=0)
+    start, stop = [], []
+    for axis in range(3):
+        others = [other for other in range(3) if other != axis]
+        places = torch.nonzero(above.any(dim=others[1]).any(dim=others[0])).flatten()
+        if not len(places):
+            return Box.whole(full)
+        first, last = int(places[0]) - margin, int(places[-1]) + 1 + margin
+        start.append(max(0, first // multiple * multiple))
+        stop.append(min(full[axis], -(-last // multiple) * multiple))
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
