@@ -17,7 +17,9 @@ from .config import UNetConfig
 Resample = Literal["none", "down", "up"]
 
 
-def convolution(dims: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, edges: str = "zeros"):
+def convolution(
+    dims: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, edges: str = "zeros"
+):
     """A convolution of 2 or 3 dimensions that keeps the grid (stride 1) or halves it (stride 2)."""
     layer = nn.Conv2d if dims == 2 else nn.Conv3d
     return layer(inputs, outputs, kernel, stride=stride, padding=kernel // 2, padding_mode=edges)
@@ -41,7 +43,9 @@ def normalisation(channels: int, config: UNetConfig) -> nn.Module:
 def sinusoid(value: Tensor, channels: int, max_period: float) -> Tensor:
     """``[cos, sin]`` features ``[N, channels]`` of ``value [N]``, periods 2π to 2π·max_period."""
     half = channels // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=value.device, dtype=torch.float32) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, device=value.device, dtype=torch.float32) / half
+    )
     angles = value[:, None].to(torch.float32) * frequencies
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
 

@@ -138,12 +138,16 @@ class ModelConfig(Frozen):
     def _check(self) -> ModelConfig:
         for branch in self.branches:
             if branch.network not in self.slice_networks:
-                raise ValueError(f"branch network {branch.network!r} is not one of {sorted(self.slice_networks)}")
+                raise ValueError(
+                    f"branch network {branch.network!r} is not one of {sorted(self.slice_networks)}"
+                )
             if any(not 0 <= index < len(self.conditions) for index in branch.conditions):
                 raise ValueError(f"branch conditions {branch.conditions} do not index {self.conditions}")
         for name in self.slice_networks:
             if len({len(b.conditions) for b in self.branches if b.network == name}) > 1:
-                raise ValueError(f"the branches that share network {name!r} see different numbers of conditions")
+                raise ValueError(
+                    f"the branches that share network {name!r} see different numbers of conditions"
+                )
         if self.base_weights is not None and len(self.base_weights) != len(self.branches):
             raise ValueError(f"{len(self.base_weights)} base_weights for {len(self.branches)} branches")
         if self.fusion is not None and len(self.branches) < 2:
@@ -200,7 +204,9 @@ def read_config(kind: type[Config], file: str | Path) -> Config:
     try:
         text = path.read_text()
     except OSError as error:
-        raise BadInput(path, f"cannot be read ({error.strerror})", "Give an existing configuration file.") from None
+        raise BadInput(
+            path, f"cannot be read ({error.strerror})", "Give an existing configuration file."
+        ) from None
     try:
         if path.suffix == ".toml":
             try:

@@ -54,7 +54,9 @@ class FeatureLayer(nn.Module):
         """
         batch = total.shape[0]
         coarse = features.shape[0] // (batch * self.scale)
-        grouped = features.contiguous().reshape(batch * coarse, self.scale * features.shape[1], *features.shape[2:])
+        grouped = features.contiguous().reshape(
+            batch * coarse, self.scale * features.shape[1], *features.shape[2:]
+        )
         weight = self.weights[branch].movedim(2, 1).flatten(1)[:, :, None, None]
         share = F.conv2d(grouped, weight.to(grouped.dtype)).unflatten(0, (batch, coarse)).to(total.dtype)
         first = start // self.scale

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..diffusion.level import NoiseLevel
+from ..diffusion.level import NoiseLevel, input_scale
 from ..errors import ScoreFusionError
 from .config import PLANES, ModelConfig, Plane, UNetConfig, require_strategy
 from .features import FeatureLayer
@@ -64,6 +66,23 @@ class ScoreFusion(nn.Module):
                 widths = [_width(config.slice_networks[b.network], scale) for b in config.branches]
                 self.features[str(scale)] = FeatureLayer(scale, widths, self.fusion.injected_channels(scale))
 
+    @classmethod
+    def from_pretrained(
+        cls, model: str | PathLike[str], *, device: torch.device | str = "cpu"
+    ) -> ScoreFusion:
+        """Load a model folder, or a bundled model by name; see :func:`folder.from_pretrained`."""
+        from .folder import from_pretrained
+
+        return from_pretrained(model, device=device)
+
+    def save_pretrained(
+        self, folder: str | PathLike[str], *, card: str, dtype: torch.dtype | None = None
+    ) -> Path:
+        """Write config, weights and card; see :func:`folder.save_pretrained`."""
+        from .folder import save_pretrained
+
+        return save_pretrained(self, folder, card=card, dtype=dtype)
+
     def prepare(
         self,
         condition: Tensor,
@@ -89,12 +108,14 @@ class ScoreFusion(nn.Module):
                 f"[B, {len(names)}, D, H, W]; got shape {list(condition.shape)}"
             )
         size = (condition.shape[2], condition.shape[3], condition.shape[4])
-        padded = self._padded(condition)
+        padded = self.padded(condition)
         parts = []
         if self.config.position:
             shape, whole = padded.shape[2:], tuple(full or size)
             for axis in (2, 1, 0):  # x, y, z
-                places = torch.arange(shape[axis], device=condition.device, dtype=condition.dtype) + origin[axis]
+                places = (
+                    torch.arange(shape[axis], device=condition.device, dtype=condition.dtype) + origin[axis]
+                )
                 line = 2 * (places / whole[axis]) - 1
                 line = line.reshape([-1 if i == axis else 1 for i in range(3)])
                 parts.append(line.expand(padded.shape[0], 1, *shape))
@@ -133,13 +154,13 @@ class ScoreFusion(nn.Module):
         strategy = require_strategy(strategy, self.config)
         if isinstance(inputs, Tensor):
             inputs = self.prepare(inputs)
-        x = self._padded(self._scaled(x_t, level))
+        x = self.padded(self.scaled(x_t, level))
         use = self._planes_used(strategy, planes, step)
         if strategy in ("single", "alternate", "average"):
             chosen = [k for k, branch in enumerate(self.config.branches) if branch.plane in use]
             scores, _ = self._branches(x, inputs, level, chosen, slab, features=False)
-            weights = [self.config.weights[k] for k in chosen] if strategy == "average" else [1 / len(chosen)] * len(chosen)
-            output = sum(weight * score for weight, score in zip(weights, scores.split(1, dim=1), strict=True))
+            weights = self.config.weights if strategy == "average" else (1 / len(chosen),) * len(chosen)
+            output = sum(w * score for w, score in zip(weights, scores.split(1, dim=1), strict=True))
         elif strategy == "volume":
             scores = x.new_zeros(x.shape[0], len(self.config.branches), *x.shape[2:])
             output = self._fusion_maps(x, inputs, level, scores, {})[:, -1:] * self.config.residual_gain
@@ -151,7 +172,9 @@ class ScoreFusion(nn.Module):
         d, h, w = inputs.size
         return output[:, :, :d, :h, :w]
 
-    def fuse(self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Tensor, totals: dict[int, Tensor]) -> Tensor:
+    def fuse(
+        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Tensor, totals: dict[int, Tensor]
+    ) -> Tensor:
         """Fuse ``scores [B, K, D, H, W]`` with the 3D network, given its feature sums by scale (or none)."""
         maps = self._fusion_maps(x, inputs, level, scores, totals)
         return fuse_scores(scores, maps, self.config.weights, self.config.residual_gain)
@@ -159,7 +182,9 @@ class ScoreFusion(nn.Module):
     def _planes_used(self, strategy: str, planes: Sequence[Plane] | None, step: int) -> tuple[Plane, ...]:
         have = tuple(plane for plane in PLANES if any(b.plane == plane for b in self.config.branches))
         if planes is not None and not set(planes) <= set(have):
-            raise ScoreFusionError(f"the model has branches for {', '.join(have)}; got planes {', '.join(planes)}")
+            raise ScoreFusionError(
+                f"the model has branches for {', '.join(have)}; got planes {', '.join(planes)}"
+            )
         if strategy == "single":
             return tuple(planes) if planes else have[:1]
         if strategy == "alternate":
@@ -168,7 +193,14 @@ class ScoreFusion(nn.Module):
         return have
 
     def _branches(
-        self, x: Tensor, inputs: Inputs, level: NoiseLevel, chosen: list[int], slab: int | None, *, features: bool
+        self,
+        x: Tensor,
+        inputs: Inputs,
+        level: NoiseLevel,
+        chosen: list[int],
+        slab: int | None,
+        *,
+        features: bool,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Run branches slab by slab: their outputs ``[B, len(chosen), D, H, W]`` and summed features."""
         batch, size = x.shape[0], x.shape[2:]
@@ -201,21 +233,24 @@ class ScoreFusion(nn.Module):
         self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Tensor, totals: dict[int, Tensor]
     ) -> Tensor:
         if self.fusion is None:
-            raise ScoreFusionError(f"model {self.config.name!r} has no fusion network; use strategy 'average'")
+            raise ScoreFusionError(
+                f"model {self.config.name!r} has no fusion network; use strategy 'average'"
+            )
         dtype = next(self.fusion.parameters()).dtype
         parts = [x, inputs.condition, *([inputs.common] if inputs.common is not None else []), scores]
         stacked = torch.cat(parts, dim=1).to(dtype)
         totals = {scale: total.to(dtype) for scale, total in totals.items()}
         return self.fusion(stacked, network_time(self.fusion.config, level), inject=totals).to(scores.dtype)
 
-    def _scaled(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """EDM's input scaling; 1 for every other prediction and for sigma_data = 1."""
+    def scaled(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """The networks' input for ``x_t [B, ...]``: EDM's input scaling, 1 for every other prediction."""
         if self.config.prediction != "edm" or self.config.sigma_data == 1.0:
             return x_t
-        variance = (1 - level.abar) + self.config.sigma_data**2 * level.abar
-        return x_t * variance.rsqrt().to(x_t.dtype)[:, None, None, None, None]
+        scale = input_scale(self.config.prediction, level.abar, self.config.sigma_data)
+        return x_t * scale.to(x_t.dtype).reshape(-1, *[1] * (x_t.dim() - 1))
 
-    def _padded(self, volume: Tensor) -> Tensor:
+    def padded(self, volume: Tensor) -> Tensor:
+        """Repeat the edges of ``[B, C, D, H, W]`` up to the next multiple of ``config.multiple``."""
         multiple = self.config.multiple
         pads = [-length % multiple for length in volume.shape[2:]]
         if not any(pads):

@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Attention, LinearUp, ResBlock, StridedDown, convolution, fold, normalisation, sinusoid, unfold
+from .blocks import (
+    Attention,
+    LinearUp,
+    ResBlock,
+    StridedDown,
+    convolution,
+    fold,
+    normalisation,
+    sinusoid,
+    unfold,
+)
 from .config import UNetConfig
 
 
@@ -28,13 +38,22 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, dims: int, inputs: int, outputs: int, config: UNetConfig, *, labels: int = 0, zero_output: bool = False
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        config: UNetConfig,
+        *,
+        labels: int = 0,
+        zero_output: bool = False,
     ):
         super().__init__()
         self.dims, self.config = dims, config
         cells, widths, last = config.patch**dims, config.widths, len(config.widths) - 1
         hidden = config.time.hidden
-        self.embed = nn.Sequential(nn.Linear(config.time.channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.embed = nn.Sequential(
+            nn.Linear(config.time.channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
+        )
         self.label = nn.Embedding(labels, hidden) if labels else None
 
         down = StridedDown if config.resample == "conv" else None
@@ -56,14 +75,18 @@ class UNet(nn.Module):
                 )
                 skips.append(channels)
         middle = [ResBlock(dims, channels, channels, config), ResBlock(dims, channels, channels, config)]
-        self.middle = nn.ModuleList([middle[0], Attention(channels, config), middle[1]] if config.attention else middle)
+        self.middle = nn.ModuleList(
+            [middle[0], Attention(channels, config), middle[1]] if config.attention else middle
+        )
         self.decoder = nn.ModuleList()
         for level in reversed(range(len(widths))):
             for index in range(config.blocks + 1):
                 stage = nn.ModuleList([ResBlock(dims, channels + skips.pop(), widths[level], config)])
                 channels = widths[level]
                 if level and index == config.blocks:
-                    stage.append(up(dims, channels) if up else ResBlock(dims, channels, channels, config, "up"))
+                    stage.append(
+                        up(dims, channels) if up else ResBlock(dims, channels, channels, config, "up")
+                    )
                 self.decoder.append(stage)
         self.norm = normalisation(channels, config)
         self.output = convolution(dims, channels, outputs * cells, edges=config.edges)
@@ -81,9 +104,14 @@ class UNet(nn.Module):
         return block.conv1.in_channels
 
     def forward(
-        self, x: Tensor, time: Tensor, *, label: Tensor | None = None, inject: Mapping[int, Tensor] | None = None
+        self,
+        x: Tensor,
+        time: Tensor,
+        *,
+        label: Tensor | None = None,
+        inject: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
-        """``x [N, inputs, ...]``, ``time [N]`` (the number that ``config.time.value`` names) to ``[N, outputs, ...]``.
+        """``x [N, inputs, ...]`` and ``time [N]``, what ``config.time.value`` names, to ``[N, outputs, ...]``.
 
         Args:
             x: the input, any floating dtype.

@@ -1,0 +1,191 @@
+"""A model on disk: a folder with ``config.json``, ``model.safetensors`` and a model card, ``README.md``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import BadInput, ScoreFusionError, unknown_name
+from .config import ModelConfig, read_config
+from .score_fusion import ScoreFusion
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+Model = TypeVar("Model", bound=nn.Module)
+ASSETS = Path(__file__).parent.parent / "assets"
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+USE_SAFETENSORS = (
+    "Pickled checkpoints can run code and are not loaded: use `scorefusion import-official` for one of the "
+    "authors' code, or convert yours to safetensors."
+)
+
+
+def bundled_models() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(config.parent.name for config in ASSETS.glob(f"*/{CONFIG}"))
+
+
+def save_pretrained(
+    model: ScoreFusion, folder: str | os.PathLike[str], *, card: str, dtype: torch.dtype | None = None
+) -> Path:
+    """Write a model's configuration, weights and card.
+
+    The files are written beside and renamed, so an interrupted call leaves nothing under a final name.
+
+    Args:
+        model: the model; its own weights are not changed.
+        folder: where to; made if missing, and files of the same names in it are replaced.
+        card: Markdown: what the model saw, what it is for and not for, measured figures.
+        dtype: stored type of the weights (``torch.float16`` halves the file); their own when None.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BadInput: if the folder cannot be written.
+        ScoreFusionError: if a weight does not fit ``dtype``.
+    """
+    target = Path(folder)
+    state = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
+    config = json.dumps(model.config.model_dump(mode="json"), indent=2) + "\n"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            (beside / CONFIG).write_text(config)
+            (beside / CARD).write_text(card.rstrip() + "\n")
+            save_file(state, beside / WEIGHTS, metadata={"format": "pt"})
+            target.mkdir(exist_ok=True)
+            for name in (CONFIG, CARD, WEIGHTS):
+                (beside / name).chmod(0o644)
+                (beside / name).replace(target / name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise BadInput(target, f"cannot be written ({error.strerror})", "Choose another folder.") from None
+    return target
+
+
+def from_pretrained(model: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> ScoreFusion:
+    """Load a model folder, or a bundled model by name.
+
+    Args:
+        model: a folder that :func:`save_pretrained` wrote, or a name without a slash: a bundled model's, or
+            failing that a folder's here.
+        device: where the weights go.
+
+    Returns:
+        The model in float32 (whatever the file stores), channels-last weights, evaluation mode.
+
+    Raises:
+        ScoreFusionError: for a name that is no model's, with the nearest one.
+        BadInput: for a folder without its files, a configuration that does not validate, a pickled or damaged
+            weights file, and missing, unexpected or mis-shaped tensors, each named.
+    """
+    folder = _find(model)
+    config = read_config(ModelConfig, folder / CONFIG)
+    weights = folder / WEIGHTS
+    _refuse_pickle(folder, weights)
+    with torch.device("meta"):
+        result = ScoreFusion(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in result.state_dict().items()}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            check_tensors(weights, expected, stored)
+            state = {name: file.get_tensor(name).to(device, torch.float32) for name in expected}
+    except SafetensorError as error:
+        raise BadInput(weights, f"is damaged or not a safetensors file ({error})", USE_SAFETENSORS) from None
+    except OSError as error:
+        raise BadInput(weights, f"cannot be read ({error})", "Give a model folder.") from None
+    result.load_state_dict(state, assign=True)
+    return channels_last(result).eval()
+
+
+def check_tensors(
+    file: str | os.PathLike[str], expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]
+) -> None:
+    """Compare names and shapes of tensors with what a model needs.
+
+    Raises:
+        BadInput: naming the missing, unexpected and mis-shaped tensors.
+    """
+    problems = []
+    if missing := sorted(expected.keys() - found.keys()):
+        problems.append(f"lacks {_listed(missing)}")
+    if extra := sorted(found.keys() - expected.keys()):
+        problems.append(f"holds unexpected {_listed(extra)}")
+    wrong = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
+    if wrong:
+        shapes = [f"{name} {list(found[name])} (needed: {list(expected[name])})" for name in wrong]
+        problems.append(f"holds the wrong shape for {_listed(shapes)}")
+    if problems:
+        raise BadInput(file, "; ".join(problems), "The weights are not of this configuration.")
+
+
+def channels_last(model: Model) -> Model:
+    """Lay out the weights of every convolution channels last, in place: what CPUs and GPUs are fast at.
+
+    Returns:
+        The model.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            memory = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
+            module.weight.data = module.weight.data.contiguous(memory_format=memory)
+    return model
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    small = tensor.to(dtype)
+    if not torch.isfinite(small).all():
+        raise ScoreFusionError(f"tensor {name!r} holds values that {dtype} cannot; store it as torch.float32")
+    return small
+
+
+def _find(model: str | os.PathLike[str]) -> Path:
+    folder = Path(model)
+    if folder.suffix in PICKLED and not folder.is_dir():
+        raise BadInput(folder, "is a pickled checkpoint where a model folder is expected", USE_SAFETENSORS)
+    if isinstance(model, str) and "/" not in model and os.sep not in model:
+        names = bundled_models()
+        if model in names:
+            return ASSETS / model
+        if not folder.exists():
+            raise unknown_name("model", model, names)
+    if folder.is_file():
+        raise BadInput(folder, "is a file where a folder is expected", f"Give the one that holds {CONFIG}.")
+    if not (folder / CONFIG).is_file():
+        problem = f"holds no {CONFIG}" if folder.is_dir() else "does not exist"
+        raise BadInput(folder, problem, f"Give a model folder, or one of {', '.join(bundled_models())}.")
+    return folder
+
+
+def _refuse_pickle(folder: Path, weights: Path) -> None:
+    if not weights.is_file():
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+        if pickled:
+            problem = f"is a pickled checkpoint where {WEIGHTS} is expected"
+            raise BadInput(folder / pickled[0], problem, USE_SAFETENSORS)
+        raise BadInput(weights, "does not exist", f"A model folder holds {CONFIG} and {WEIGHTS}.")
+    with weights.open("rb") as file:
+        start = file.read(8)
+    header = int.from_bytes(start, "little")
+    if start.startswith(b"PK") or (start.startswith(b"\x80") and header > weights.stat().st_size):
+        raise BadInput(weights, "is a pickled checkpoint where safetensors is expected", USE_SAFETENSORS)
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
