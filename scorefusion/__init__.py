@@ -1,0 +1,57 @@
+"""Score-Fusion: translate 3D medical images by fusing the scores of 2D diffusion models.
+
+The public names below are imported when first used, so ``import scorefusion`` itself is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scorefusion.diffusion.sample import sample
+    from scorefusion.diffusion.solvers import make_table
+    from scorefusion.errors import BadInput, ScoreFusionError
+    from scorefusion.importers.official import load_official
+    from scorefusion.models.config import ModelConfig
+    from scorefusion.models.score_fusion import ScoreFusion
+    from scorefusion.pipeline import Pipeline, Translation
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BadInput": "errors",
+    "ModelConfig": "models.config",
+    "Pipeline": "pipeline",
+    "ScoreFusion": "models.score_fusion",
+    "ScoreFusionError": "errors",
+    "Translation": "pipeline",
+    "load_official": "importers.official",
+    "make_table": "diffusion.solvers",
+    "sample": "diffusion.sample",
+}
+
+__all__ = [
+    "BadInput",
+    "ModelConfig",
+    "Pipeline",
+    "ScoreFusion",
+    "ScoreFusionError",
+    "Translation",
+    "__version__",
+    "load_official",
+    "make_table",
+    "sample",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'scorefusion' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"scorefusion.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Reading and writing of volumes: NIfTI in, NIfTI out, and files that appear whole or not at all."""
