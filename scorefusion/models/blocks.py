@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from .config import UNetConfig
 
 Resample = Literal["none", "down", "up"]
+Edges = Literal["zeros", "replicate"]
 
 
 def convolution(
-    dims: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, edges: str = "zeros"
-):
+    dims: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, edges: Edges = "zeros"
+) -> nn.Conv2d | nn.Conv3d:
     """A convolution of 2 or 3 dimensions that keeps the grid (stride 1) or halves it (stride 2)."""
     layer = nn.Conv2d if dims == 2 else nn.Conv3d
     return layer(inputs, outputs, kernel, stride=stride, padding=kernel // 2, padding_mode=edges)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import ModuleType
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -100,6 +102,7 @@ class SamplingConfig(Frozen):
     """What the model is sampled with when the caller does not say."""
 
     strategy: Strategy = "fuse+features"
+    single_plane: Plane | None = None
     solver: str = "ddim"
     steps: int = 6
     schedule: Literal["karras", "paper"] = "karras"
@@ -126,6 +129,7 @@ class ModelConfig(Frozen):
     slice_networks: dict[str, UNetConfig]
     fusion: UNetConfig | None = None
     feature_scales: tuple[int, ...] = ()
+    feature_kernel: Literal[1, 3] = 1
     residual_gain: float = 1.0
     halved_slice_time: bool = False
     strategies: tuple[Strategy, ...] = STRATEGIES
@@ -157,6 +161,9 @@ class ModelConfig(Frozen):
             wrong |= set(self.feature_scales) - set(network.scales)
         if wrong:
             raise ValueError(f"feature_scales {sorted(wrong)} are not scales of every network")
+        only = self.sampling.single_plane
+        if only is not None and only not in {branch.plane for branch in self.branches}:
+            raise ValueError(f"sampling.single_plane {only!r} is no branch's plane")
         return self
 
     @property
@@ -209,11 +216,7 @@ def read_config(kind: type[Config], file: str | Path) -> Config:
         ) from None
     try:
         if path.suffix == ".toml":
-            try:
-                import tomllib
-            except ModuleNotFoundError:  # Python 3.10
-                import tomli as tomllib  # type: ignore[no-redef, import-not-found]
-            values = tomllib.loads(text)
+            values = _toml().loads(text)
         else:
             values = json.loads(text)
     except ValueError as error:
@@ -221,6 +224,14 @@ def read_config(kind: type[Config], file: str | Path) -> Config:
     if not isinstance(values, dict):
         raise BadInput(path, "does not hold an object", "A configuration is a table of names and values.")
     return parse(kind, values, path)
+
+
+def _toml() -> ModuleType:
+    """The standard library's TOML reader, or the package it came from on Python 3.10."""
+    try:
+        return importlib.import_module("tomllib")
+    except ModuleNotFoundError:
+        return importlib.import_module("tomli")
 
 
 def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -249,6 +260,7 @@ def require_strategy(name: str, config: ModelConfig) -> Strategy:
         raise unknown_name("strategy", name, STRATEGIES)
     if name not in config.strategies:
         raise ScoreFusionError(
-            f"model {config.name!r} was not trained for strategy {name!r}; choose from {', '.join(config.strategies)}"
+            f"model {config.name!r} was not trained for strategy {name!r}; "
+            f"choose from {', '.join(config.strategies)}"
         )
-    return name  # type: ignore[return-value]
+    return cast(Strategy, name)

@@ -16,22 +16,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Plane
-from .planes import as_slices
+from .planes import AXIS, as_slices
 
 
 class FeatureLayer(nn.Module):
     """The layer of one scale: a weight ``[outputs, inputs_k, s]`` for each branch, one bias ``[outputs]``.
 
     Args:
-        scale: s, the grid spacing in voxels and the length of the kernel.
+        scale: s, the grid spacing in voxels and the length of the kernel along the plane's axis.
         inputs: feature channels of each branch.
         outputs: channels of the 3D encoder where the sum is added.
+        kernel: 1, or 3 at scale 1 for 3x3x3 zero-padded kernels ``[outputs, inputs_k, 3, 3, 3]`` (z, y, x),
+            which the authors' two-plane model has.
     """
 
-    def __init__(self, scale: int, inputs: Sequence[int], outputs: int):
+    def __init__(self, scale: int, inputs: Sequence[int], outputs: int, *, kernel: int = 1):
         super().__init__()
-        self.scale, self.outputs = scale, outputs
-        self.weights = nn.ParameterList([nn.Parameter(torch.zeros(outputs, n, scale)) for n in inputs])
+        if kernel not in (1, 3) or (kernel == 3 and scale != 1):
+            raise ValueError(f"a feature layer's kernel is 1, or 3 at scale 1; got {kernel} at scale {scale}")
+        self.scale, self.outputs, self.kernel = scale, outputs, kernel
+        extent = (scale,) if kernel == 1 else (3, 3, 3)
+        self.weights = nn.ParameterList([nn.Parameter(torch.zeros(outputs, n, *extent)) for n in inputs])
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def start(self, size: Sequence[int], batch: int) -> Tensor:
@@ -52,21 +57,40 @@ class FeatureLayer(nn.Module):
         Returns:
             The accumulator: the same tensor, changed in place, unless autograd needs a new one.
         """
-        batch = total.shape[0]
-        coarse = features.shape[0] // (batch * self.scale)
-        grouped = features.contiguous().reshape(
-            batch * coarse, self.scale * features.shape[1], *features.shape[2:]
-        )
-        weight = self.weights[branch].movedim(2, 1).flatten(1)[:, :, None, None]
-        share = F.conv2d(grouped, weight.to(grouped.dtype)).unflatten(0, (batch, coarse)).to(total.dtype)
-        first = start // self.scale
+        stack = as_slices(total, plane)
+        weight = self.weights[branch].to(features.dtype)
+        if self.kernel == 1:
+            share, first = self._own(features, weight, total.shape[0]), start // self.scale
+        else:
+            weight = weight.movedim(AXIS[plane], 2)
+            share, first = self._neighbours(features, weight, total.shape[0]), start - 1
+            share = share[:, max(0, -first) : stack.shape[1] - first]
+            first = max(0, first)
+        share = share.to(total.dtype)
+        last = first + share.shape[1]
         if torch.is_grad_enabled() and weight.requires_grad:
-            whole = torch.zeros_like(as_slices(total, plane))
-            return total + _back(torch.cat([whole[:, :first], share, whole[:, first + coarse :]], 1), plane)
-        as_slices(total, plane)[:, first : first + coarse] += share
+            zeros = torch.zeros_like(stack)
+            return total + _back(torch.cat([zeros[:, :first], share, zeros[:, last:]], dim=1), plane)
+        stack[:, first:last] += share
         return total
+
+    def _own(self, features: Tensor, weight: Tensor, batch: int) -> Tensor:
+        """The slab's coarse slices ``[B, n/s, outputs, h/s, w/s]``: s slices make one."""
+        coarse = features.shape[0] // (batch * self.scale)
+        inputs = self.scale * features.shape[1]
+        grouped = features.contiguous().reshape(batch * coarse, inputs, *features.shape[2:])
+        matrix = weight.movedim(2, 1).flatten(1)[:, :, None, None]
+        return F.conv2d(grouped, matrix).unflatten(0, (batch, coarse))
+
+    def _neighbours(self, features: Tensor, weight: Tensor, batch: int) -> Tensor:
+        """What the slab gives to its slices and one beyond on either side, ``[B, n + 2, outputs, h, w]``."""
+        parts = F.conv2d(features, weight.movedim(2, 0).flatten(0, 1), padding=1)
+        near, own, far = parts.unflatten(1, (3, self.outputs)).unflatten(0, (batch, -1)).unbind(2)
+        pads = ((2, 0), (1, 1), (0, 2))
+        shifted = [F.pad(part, (0,) * 6 + pad) for part, pad in zip((near, own, far), pads, strict=True)]
+        return shifted[0] + shifted[1] + shifted[2]
 
 
 def _back(stack: Tensor, plane: Plane) -> Tensor:
     """``[B, n, C, h, w]`` as a volume ``[B, C, D, H, W]``."""
-    return stack.movedim(1, {"axial": 2, "coronal": 3, "sagittal": 4}[plane])
+    return stack.movedim(1, AXIS[plane])

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..diffusion.level import NoiseLevel, input_scale
+from ..diffusion.level import NoiseLevel, input_scale, prediction_coefficients
+from ..diffusion.schedule import paper_sampling
 from ..errors import ScoreFusionError
 from .config import PLANES, ModelConfig, Plane, UNetConfig, require_strategy
 from .features import FeatureLayer
@@ -64,7 +65,10 @@ class ScoreFusion(nn.Module):
             self.fusion = UNet(3, inputs, count, config.fusion, zero_output=True)
             for scale in config.feature_scales:
                 widths = [_width(config.slice_networks[b.network], scale) for b in config.branches]
-                self.features[str(scale)] = FeatureLayer(scale, widths, self.fusion.injected_channels(scale))
+                kernel = config.feature_kernel if scale == 1 else 1
+                self.features[str(scale)] = FeatureLayer(
+                    scale, widths, self.fusion.injected_channels(scale), kernel=kernel
+                )
 
     @classmethod
     def from_pretrained(
@@ -143,7 +147,8 @@ class ScoreFusion(nn.Module):
             strategy: one of :data:`STRATEGIES`.
             planes: for ``single`` and ``alternate``, the planes to use (default: axial; all three).
             step: index of the denoising step; ``alternate`` takes plane ``step mod 3``.
-            slab: slices a 2D network is given at once; chosen by size when None.
+            slab: slices a 2D network is given at once, rounded up to whole blocks of the coarsest feature
+                scale; chosen by size when None.
 
         Returns:
             ``[B, 1, D, H, W]`` float32 (float64 for a float64 model).
@@ -158,19 +163,59 @@ class ScoreFusion(nn.Module):
         use = self._planes_used(strategy, planes, step)
         if strategy in ("single", "alternate", "average"):
             chosen = [k for k, branch in enumerate(self.config.branches) if branch.plane in use]
-            scores, _ = self._branches(x, inputs, level, chosen, slab, features=False)
+            scores, _ = self.branch_outputs(x, inputs, level, chosen, slab=slab)
             weights = self.config.weights if strategy == "average" else (1 / len(chosen),) * len(chosen)
             output = sum(w * score for w, score in zip(weights, scores.split(1, dim=1), strict=True))
         elif strategy == "volume":
             scores = x.new_zeros(x.shape[0], len(self.config.branches), *x.shape[2:])
             output = self._fusion_maps(x, inputs, level, scores, {})[:, -1:] * self.config.residual_gain
         else:
-            every = list(range(len(self.config.branches)))
             with_features = strategy == "fuse+features"
-            scores, totals = self._branches(x, inputs, level, every, slab, features=with_features)
+            scores, totals = self.branch_outputs(x, inputs, level, slab=slab, features=with_features)
             output = self.fuse(x, inputs, level, scores, totals)
         d, h, w = inputs.size
         return output[:, :, :d, :h, :w]
+
+    def eps(
+        self,
+        x_t: Tensor,
+        condition: Inputs | Tensor,
+        t: int | Tensor,
+        *,
+        strategy: str | None = None,
+        planes: Sequence[Plane] | None = None,
+    ) -> Tensor:
+        """Predict the noise at integer timesteps of the paper's 1000-step sampling schedule.
+
+        Args:
+            x_t: ``[B, 1, D, H, W]``.
+            condition: ``[B, C, D, H, W]`` in [-1, 1], or what :meth:`prepare` made of it.
+            t: one timestep 0 .. 999, or one for each volume, ``[B]``.
+            strategy: one of :data:`STRATEGIES`; the model's own when None.
+            planes: as in :meth:`forward`.
+
+        Returns:
+            ``[B, 1, D, H, W]``, whatever the network itself predicts.
+
+        Raises:
+            ScoreFusionError: for a timestep outside the schedule, and as :meth:`forward`.
+        """
+        schedule = torch.from_numpy(paper_sampling().abar.copy())
+        steps = torch.as_tensor(t, device=x_t.device).reshape(-1).expand(x_t.shape[0])
+        if steps.is_floating_point() or not ((steps >= 0) & (steps < len(schedule))).all():
+            raise ScoreFusionError(f"t must be integers within 0..{len(schedule) - 1}, got {steps.tolist()}")
+        level = NoiseLevel(schedule.to(x_t.device)[steps], steps.to(torch.int64))
+        strategy = strategy or self.config.sampling.strategy
+        output = self(x_t, condition, level, strategy=strategy, planes=planes)
+        if self.config.prediction == "eps":
+            return output
+        p, q = prediction_coefficients(self.config.prediction, level.abar, self.config.sigma_data)
+        signal, noise = level.abar.sqrt(), (1 - level.abar).sqrt()
+        own, other = (
+            factor.to(x_t.dtype)[:, None, None, None, None]
+            for factor in ((1 - signal * p) / noise, -signal * q / noise)
+        )
+        return own * x_t + other * output
 
     def fuse(
         self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Tensor, totals: dict[int, Tensor]
@@ -186,34 +231,41 @@ class ScoreFusion(nn.Module):
                 f"the model has branches for {', '.join(have)}; got planes {', '.join(planes)}"
             )
         if strategy == "single":
-            return tuple(planes) if planes else have[:1]
+            only = self.config.sampling.single_plane
+            return tuple(planes) if planes else (only,) if only else have[:1]
         if strategy == "alternate":
             cycle = tuple(planes) if planes else have
             return (cycle[step % len(cycle)],)
         return have
 
-    def _branches(
+    def branch_outputs(
         self,
         x: Tensor,
         inputs: Inputs,
         level: NoiseLevel,
-        chosen: list[int],
-        slab: int | None,
+        chosen: Sequence[int] | None = None,
         *,
-        features: bool,
+        slab: int | None = None,
+        features: bool = False,
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run branches slab by slab: their outputs ``[B, len(chosen), D, H, W]`` and summed features."""
+        """Run branches slab by slab on a padded and scaled ``x [B, 1, D, H, W]``.
+
+        Returns:
+            The chosen branches' outputs ``[B, K, D, H, W]`` (all of them by default), and with ``features``
+            the feature layers' sums by scale, ``[B, C, D/s, H/s, W/s]``.
+        """
+        chosen = range(len(self.config.branches)) if chosen is None else chosen
         batch, size = x.shape[0], x.shape[2:]
         scores = x.new_empty(batch, len(chosen), *size)
-        layers = {int(scale): layer for scale, layer in self.features.items()} if features else {}
-        totals = {scale: layer.start(size, batch) for scale, layer in layers.items()}  # type: ignore[operator]
+        layers = {int(s): cast(FeatureLayer, layer) for s, layer in self.features.items()} if features else {}
+        totals = {scale: layer.start(size, batch) for scale, layer in layers.items()}
         for place, k in enumerate(chosen):
             branch = self.config.branches[k]
-            network = self.slice_networks[branch.network]
+            network = cast(UNet, self.slice_networks[branch.network])
             dtype = next(network.parameters()).dtype
             condition = inputs.condition[:, list(branch.conditions)]
             count = slice_count(x, branch.plane)
-            rows = slab or self._slab(x.numel() // count)
+            rows = self._rows(slab, x.numel() // count)
             for start in range(0, count, rows):
                 stop = min(start + rows, count)
                 cut = gather_slices(
@@ -226,7 +278,7 @@ class ScoreFusion(nn.Module):
                 output, found = network.forward_with_features(cut, time, tuple(layers), label=label)
                 scatter_slices(output, scores[:, place : place + 1], branch.plane, start)
                 for scale, layer in layers.items():
-                    totals[scale] = layer.add(totals[scale], found[scale], k, branch.plane, start)  # type: ignore[operator]
+                    totals[scale] = layer.add(totals[scale], found[scale], k, branch.plane, start)
         return scores, totals
 
     def _fusion_maps(
@@ -257,10 +309,10 @@ class ScoreFusion(nn.Module):
             return volume
         return F.pad(volume, (0, pads[2], 0, pads[1], 0, pads[0]), mode="replicate")
 
-    def _slab(self, pixels: int) -> int:
-        """Slices at once: about 2^17 pixels, a multiple of every feature scale."""
+    def _rows(self, slab: int | None, pixels: int) -> int:
+        """Slices at once: ``slab`` or about 2^17 pixels, rounded to a multiple of every feature scale."""
         unit = max(self.config.feature_scales, default=1)
-        return max(1, 2**17 // (pixels * unit)) * unit
+        return (max(1, 2**17 // (pixels * unit)) if slab is None else -(-slab // unit)) * unit
 
 
 def fuse_scores(scores: Tensor, maps: Tensor, base: Sequence[float], gain: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -92,16 +93,13 @@ class UNet(nn.Module):
         self.output = convolution(dims, channels, outputs * cells, edges=config.edges)
         for block in self.modules():
             if isinstance(block, ResBlock):
-                nn.init.zeros_(block.conv2.weight)
-                nn.init.zeros_(block.conv2.bias)
+                _zero(block.conv2)
         if zero_output:
-            nn.init.zeros_(self.output.weight)
-            nn.init.zeros_(self.output.bias)
+            _zero(self.output)
 
     def injected_channels(self, scale: int) -> int:
         """Channels of the encoder's activations where features of ``scale`` are added."""
-        block = self.encoder[self.inject_at[scale]]
-        return block.conv1.in_channels
+        return cast(ResBlock, self.encoder[self.inject_at[scale]]).conv1.in_channels
 
     def forward(
         self,
@@ -111,7 +109,7 @@ class UNet(nn.Module):
         label: Tensor | None = None,
         inject: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
-        """``x [N, inputs, ...]`` and ``time [N]``, what ``config.time.value`` names, to ``[N, outputs, ...]``.
+        """``x [N, inputs, ...]`` and ``time [N]``, as ``config.time.value`` says, to ``[N, outputs, ...]``.
 
         Args:
             x: the input, any floating dtype.
@@ -150,7 +148,7 @@ class UNet(nn.Module):
         for block in self.middle:
             hidden = block(hidden, embedding)
         features: dict[int, Tensor] = {}
-        for index, stage in enumerate(self.decoder):
+        for index, stage in enumerate(cast("list[nn.ModuleList]", list(self.decoder))):
             hidden = stage[0](torch.cat([hidden, skips.pop()], dim=1), embedding)
             level, first = divmod(index, config.blocks + 1)
             scale = config.scales[-1 - level]
@@ -159,3 +157,8 @@ class UNet(nn.Module):
             if len(stage) > 1:
                 hidden = stage[1](hidden, embedding)
         return unfold(self.output(F.silu(self.norm(hidden))), config.patch), features
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
