@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from scorefusion.diffusion.consistency import block_mean
 from scorefusion.errors import ScoreFusionError
 from scorefusion.preprocess import Box, Intensity, base_volume, foreground_box

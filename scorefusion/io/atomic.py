@@ -52,11 +52,12 @@ def check_output(path: PathLike, endings: Iterable[str], inputs: Iterable[PathLi
         The path.
 
     Raises:
-        BadInput: for a wrong ending, a missing or unwritable folder, a name that is a folder's, or an input's.
+        BadInput: for a wrong ending, a missing or unwritable folder, the name of a folder or of an input.
     """
     final, accepted = Path(path), tuple(endings)
     if not final.name.lower().endswith(accepted) or final.name.lower() in accepted:
-        raise BadInput(final, "has the wrong ending for this output", f"End its name in {' or '.join(accepted)}.")
+        endings_text = " or ".join(accepted)
+        raise BadInput(final, "has the wrong ending for this output", f"End its name in {endings_text}.")
     if final.is_dir():
         raise BadInput(final, "is a folder", "Name a file inside it.")
     folder = final.parent

@@ -1,0 +1,281 @@
+"""NIfTI volumes: read into RAS+ order, written back in the input's own orientation and grid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+
+from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
+from scorefusion.io.atomic import written_beside
+from scorefusion.io.header import MAX_VOXELS, Promise, check_header, check_shape, read_voxel_bytes
+
+ENDINGS = (".nii", ".nii.gz")
+NAN_CHOICES = ("error", "zero")
+OUTPUT_DTYPES = ("float32", "input")
+
+_RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A volume as it was read.
+
+    Attributes:
+        name: the file's name, or a description, for messages.
+        file: where it was read from; None for an image in memory.
+        values: float32 ``[D, H, W]`` (z, y, x) in RAS+ order, in the image's units (slope and intercept
+            applied).
+        affine: float64 ``[4, 4]``, the input's own (i, j, k) to millimetres.
+        affine_assumed: whether the header had none.
+        shape: (i, j, k) in the input's own order.
+        header: the input's own NIfTI header.
+        dtype: the stored type.
+        slope: stored values are (value - intercept) / slope.
+        intercept: see ``slope``.
+    """
+
+    name: str
+    file: Path | None
+    values: np.ndarray
+    affine: np.ndarray
+    affine_assumed: bool
+    shape: tuple[int, int, int]
+    header: Any
+    dtype: np.dtype
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    @property
+    def ras_affine(self) -> np.ndarray:
+        """float64 ``[4, 4]``, (x, y, z) index of ``values`` to millimetres."""
+        return self.affine @ inv_ornt_aff(io_orientation(self.affine), self.shape)
+
+    def to_own_order(self, volume: np.ndarray) -> np.ndarray:
+        """``[D, H, W]`` in RAS+ order, on this grid or a finer one, to the input's own (i, j, k) order."""
+        back = ornt_transform(_RAS, io_orientation(self.affine))
+        return np.ascontiguousarray(apply_orientation(volume.transpose(2, 1, 0), back))
+
+
+def read_scan(
+    source: str | os.PathLike[str] | SpatialImage,
+    *,
+    nan: str = "error",
+    assume_affine: bool = False,
+    max_voxels: int = MAX_VOXELS,
+) -> Scan:
+    """Read one 3D volume.
+
+    Args:
+        source: a NIfTI-1 or -2 file, plain or gzip-compressed, or an image in memory.
+        nan: ``error``, or ``zero`` to count NaN and infinite voxels as 0.
+        assume_affine: where the header has no orientation, take the axes for R, A, S, the voxel size from
+            pixdim and the origin in the centre.
+        max_voxels: refuse a larger volume before allocating it.
+
+    Raises:
+        BadInput: for anything but one 3D volume of real numbers with an orientation and some contrast.
+    """
+    if nan not in NAN_CHOICES:
+        raise unknown_name("treatment of NaN", nan, NAN_CHOICES)
+    if isinstance(source, SpatialImage):
+        file = source.get_filename()
+        name, path = file or "image", Path(file) if file else None
+        if not isinstance(source, nib.Nifti1Pair):
+            source = nib.Nifti1Image(np.asanyarray(source.dataobj), source.affine)
+        image: Any = source
+    else:
+        path = Path(source)
+        name, image = str(path), _open(path, max_voxels)
+    header = image.header
+    shape = check_shape(name, list(image.shape), max_voxels)
+    dtype = np.dtype(header.get_data_dtype())
+    if dtype.kind not in "iuf":
+        raise BadInput(name, f"holds {dtype} voxels, not real numbers", "Convert it to floats first.")
+    known = _affine(name, image, assume_affine)
+    affine = _assumed_affine(name, header, shape) if known is None else known
+    values = _values(name, image, nan).reshape(shape)
+    ras = apply_orientation(values, io_orientation(affine)).transpose(2, 1, 0)
+    slope, intercept = getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)
+    return Scan(
+        name=name,
+        file=path,
+        values=np.ascontiguousarray(ras),
+        affine=affine,
+        affine_assumed=known is None,
+        shape=shape,
+        header=header.copy(),
+        dtype=dtype,
+        slope=float(slope),
+        intercept=float(intercept),
+    )
+
+
+def check_same_grid(scan: Scan, other: Scan, factor: int = 1) -> None:
+    """See that ``other`` is on the grid of ``scan``, or on the ``factor`` times finer one, to 1% of a voxel.
+
+    Raises:
+        BadInput: naming both files and what differs.
+    """
+    wanted = tuple(factor * n for n in scan.values.shape)
+    if other.values.shape != wanted:
+        problem = f"has {_by(other.values.shape)} voxels (x, y, z in RAS), {scan.name} needs {_by(wanted)}"
+        raise BadInput(other.name, problem, "Resample it onto that grid first.")
+    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    corners[:, :3] *= np.array(wanted[::-1]) - 1
+    apart = corners @ (fine_affine(scan.ras_affine, factor) - other.ras_affine).T
+    distance = float(np.linalg.norm(apart[:, :3], axis=1).max())
+    voxel = float(np.linalg.norm(other.affine[:3, :3], axis=0).min())
+    if distance > 0.01 * voxel:
+        problem = f"lies elsewhere than {scan.name}: their affines put a corner {distance:.3g} mm apart"
+        raise BadInput(other.name, problem, "Register and resample it onto that grid first.")
+
+
+def fine_affine(affine: np.ndarray, factor: int) -> np.ndarray:
+    """The affine of the grid whose ``factor``³ blocks are the voxels of ``affine``'s; any axis order."""
+    step = np.diag([1.0 / factor] * 3 + [1.0])
+    step[:3, 3] = (1.0 / factor - 1.0) / 2.0
+    return affine @ step
+
+
+def make_image(scan: Scan, volume: np.ndarray, *, factor: int = 1, dtype: str = "float32") -> Any:
+    """A NIfTI image of a result, with the header of the input where that still holds.
+
+    Kept: units, description, intent, display range, qform and sform codes, extensions. Changed: dimensions,
+    voxel size, qform and sform (moved to the finer grid), the stored type and its scaling. Cleared if the
+    grid changed: slice timing. An assumed affine is written as the sform, with code 2 (aligned).
+
+    Args:
+        scan: the input.
+        volume: ``[i, j, k]`` in the input's own order and units.
+        factor: how much finer the grid is.
+        dtype: ``float32``, unscaled; or ``input``: the type the input was stored in; integers are rounded and
+            limited to the type's range, with the input's slope and intercept.
+
+    Raises:
+        ScoreFusionError: for an unknown dtype.
+    """
+    if dtype not in OUTPUT_DTYPES:
+        raise unknown_name("output dtype", dtype, OUTPUT_DTYPES)
+    kind = np.dtype(np.float32) if dtype == "float32" else scan.dtype.newbyteorder("=")
+    header = scan.header.copy()
+    affine = fine_affine(scan.affine, factor)
+    sform = 2 if scan.affine_assumed else int(header["sform_code"])
+    qform_affine, qform = _qform(scan)
+    if kind.kind in "iu":
+        limits = np.iinfo(kind)
+        stored = np.rint((volume.astype(np.float64) - scan.intercept) / scan.slope)
+        data = stored.clip(limits.min, limits.max).astype(kind)
+    else:
+        data = volume.astype(kind)
+    second = isinstance(header, nib.Nifti2Header) or max(volume.shape) > 32767
+    if factor != 1:
+        for field in ("slice_code", "slice_start", "slice_end", "slice_duration"):
+            header[field] = 0
+    image = (nib.Nifti2Image if second else nib.Nifti1Image)(data, affine, header, dtype=kind)
+    image.header.set_sform(affine if sform else None, sform)
+    image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
+    image.header.set_qform(None if qform_affine is None else fine_affine(qform_affine, factor), qform)
+    if kind.kind in "iu":
+        image.header.set_slope_inter(scan.slope, scan.intercept)
+    return image
+
+
+def save_image(image: Any, path: str | os.PathLike[str]) -> Path:
+    """Write an image beside ``path`` and rename it.
+
+    Raises:
+        BadInput: if it cannot be written.
+    """
+    final = Path(path)
+    if not final.name.lower().endswith(ENDINGS):
+        raise BadInput(final, "has the wrong ending for a volume", f"End its name in {' or '.join(ENDINGS)}.")
+    with written_beside(final) as beside:
+        nib.save(image, beside)
+    return final
+
+
+def _open(path: Path, max_voxels: int) -> Any:
+    promise: Promise = check_header(path, max_voxels)
+    kinds = {1: nib.Nifti1Image, 2: nib.Nifti2Image}
+    try:
+        with LoggingOutputSuppressor():
+            if promise.pair:
+                return nib.load(path)
+            return kinds[promise.version].from_bytes(read_voxel_bytes(path, promise))
+    except ScoreFusionError:
+        raise
+    except Exception as error:
+        raise BadInput(path, f"cannot be read as NIfTI ({error})", "Check it with another viewer.") from None
+
+
+def _affine(name: str, image: Any, assume: bool) -> np.ndarray | None:
+    """The image's affine; None where it has no good one and one may be assumed."""
+    affine = None
+    if int(image.header["sform_code"]) or int(image.header["qform_code"]):
+        affine = np.asarray(image.affine, dtype=np.float64)
+        columns = np.linalg.norm(affine[:3, :3], axis=0)
+        good = bool(np.isfinite(affine).all() and columns.all())
+        if good and abs(np.linalg.det(affine[:3, :3] / columns)) > 1e-3:
+            return affine
+    if assume:
+        return None
+    fix = "Set one, or pass --assume-affine (assume_affine=True in Python) to use pixdim and RAS axes."
+    if affine is None:
+        raise BadInput(name, "has no affine (its qform and sform codes are 0)", fix)
+    raise BadInput(name, "has a singular affine, which places its voxels in a plane or nowhere", fix)
+
+
+def _assumed_affine(name: str, header: Any, shape: Sequence[int]) -> np.ndarray:
+    """Axes R, A, S, voxel size from pixdim, origin in the centre."""
+    zooms = np.array(header.get_zooms()[:3], dtype=np.float64)
+    if not (np.isfinite(zooms).all() and (zooms > 0).all()):
+        problem = f"has no usable voxel size (pixdim {zooms.tolist()})"
+        raise BadInput(name, problem, "Set pixdim in its header.")
+    affine = np.diag([*zooms, 1.0])
+    affine[:3, 3] = -0.5 * zooms * (np.array(shape) - 1)
+    return affine
+
+
+def _qform(scan: Scan) -> tuple[np.ndarray | None, int]:
+    """The input's qform and its code; code 0 where it has none or a broken one."""
+    code = int(scan.header["qform_code"])
+    if not code or scan.affine_assumed:
+        return None, 0
+    try:
+        affine = np.asarray(scan.header.get_qform(), dtype=np.float64)
+    except (ValueError, HeaderDataError):
+        return None, 0
+    good = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0
+    return (affine, code) if good else (None, 0)
+
+
+def _values(name: str, image: Any, nan: str) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.asanyarray(image.get_fdata(caching="unchanged", dtype=np.float32))
+    except (EOFError, OSError, ValueError) as error:
+        raise BadInput(name, f"its voxels cannot be read ({error})", "Copy or download it again.") from None
+    finite = np.isfinite(values)
+    count = int(values.size - np.count_nonzero(finite))
+    if count and nan == "error":
+        fix = "Pass --nan zero (nan='zero' in Python) to count them as 0."
+        raise BadInput(name, f"holds {count:,} voxels that are NaN or infinite", fix)
+    if count:
+        values = np.where(finite, values, np.float32(0))
+    if values.min() == values.max():
+        value = float(values.flat[0])
+        raise BadInput(name, f"is constant: every voxel is {value:g}", "Give a volume with contrast.")
+    return values
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " × ".join(str(n) for n in reversed(shape))
