@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
+from scorefusion.ops.backends import choose
 from scorefusion.reference import noise as reference
 
 
@@ -46,10 +47,26 @@ def normal(
     box = [int(size) for size in shape]
     start = [int(corner) for corner in origin]
     keys = [int(seed) for seed in seeds]
-    _check(box, keys, int(step), start, int(sample))
+    step, sample, device = int(step), int(sample), torch.device(device)
+    _check(box, keys, step, start, sample)
+    chosen = choose("noise", device, backend, ("torch", "cpp", "triton"))
     if 0 in box:
         return torch.empty(box, dtype=torch.float32, device=device)
-    return reference.normal(box, keys, int(step), start, int(sample), torch.device(device))
+    if chosen == "torch":
+        # The reference needs float64, which MPS has not.
+        home = torch.device("cpu") if device.type == "mps" else device
+        return reference.normal(box, keys, step, start, sample, home).to(device)
+    out = torch.empty(box, dtype=torch.float32, device=device)
+    if chosen == "cpp":
+        from scorefusion import _C
+
+        words = [key % 2**64 for key in keys]
+        _C.normal(out.data_ptr(), box, words, step, start, sample, torch.get_num_threads())
+    else:
+        from scorefusion.kernels.noise import fill_normal
+
+        fill_normal(out, keys, step, start, sample)
+    return out
 
 
 def _check(shape: list[int], seeds: list[int], step: int, origin: list[int], sample: int) -> None:

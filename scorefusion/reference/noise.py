@@ -76,7 +76,7 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
 
 def box_muller(word_0: Tensor, word_1: Tensor) -> tuple[Tensor, Tensor]:
     """Return two float32 tensors of standard normals from two int64 tensors of 32-bit words of one shape."""
-    radius = torch.sqrt(_log(word_0.to(torch.float32) * 2.0**-32 + 2.0**-33) * -2.0)
+    radius = _sqrt(_log(word_0.to(torch.float32) * 2.0**-32 + 2.0**-33) * -2.0)
     quadrant = ((word_1 + 0x20000000) >> 30) & 3
     remainder = ((word_1 << 2) & MASK).to(torch.int32)  # wraps to signed: [-2^31, 2^31) is [-pi/4, pi/4)
     angle = remainder.to(torch.float32) * _ANGLE_UNIT
@@ -130,6 +130,15 @@ def normal(
 
 
 _ANGLE_UNIT = 3.6572951981678994e-10  # pi / 2^33
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """Return the correctly rounded square root of float32 x.
+
+    torch.sqrt may be one unit off in float32 (where it calls MKL it is). Through float64 it is right even so:
+    no 24-bit number's root lies within 2^-51, relatively, of the middle between two others.
+    """
+    return torch.sqrt(x.double()).float()
 
 
 def _log(u: Tensor) -> Tensor:

@@ -1,0 +1,151 @@
+"""Counter-based standard normals in Triton, bit for bit those of `scorefusion.reference.noise`.
+
+One program fills BLOCK groups of four voxels of x; a group is one Philox 4x32-10 counter, whose four words
+give four normals. Nothing is read but the seeds; 4 bytes are written for each voxel. Fusing a multiplication
+and an addition would change the last bit, so the kernel is compiled with enable_fp_fusion=False, and the
+square root is the correctly rounded one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 256
+NUM_WARPS = 4
+
+
+@triton.jit
+def _log_unit(u):
+    """Natural logarithm of float32 u in [2^-33, 1] (Cephes logf)."""
+    bits = u.to(tl.int32, bitcast=True)
+    mantissa = (bits & 0x007FFFFF) | 0x3F000000
+    low = (mantissa < 0x3F3504F3).to(tl.int32)
+    exponent = ((bits >> 23) - 126 - low).to(tl.float32)
+    x = (mantissa + (low << 23)).to(tl.float32, bitcast=True) - 1.0
+    square = x * x
+    y = x * 7.0376836292e-2 + -1.1514610310e-1
+    y = y * x + 1.1676998740e-1
+    y = y * x + -1.2420140846e-1
+    y = y * x + 1.4249322787e-1
+    y = y * x + -1.6668057665e-1
+    y = y * x + 2.0000714765e-1
+    y = y * x + -2.4999993993e-1
+    y = y * x + 3.3333331174e-1
+    y = y * x * square
+    y = y + exponent * -2.12194440e-4
+    y = y - square * 0.5
+    return (x + y) + exponent * 0.693359375
+
+
+@triton.jit
+def _box_muller(word_0, word_1):
+    """Two uint32 words to two float32 normals."""
+    u = word_0.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+    radius = tl.sqrt_rn(_log_unit(u) * -2.0)
+    quadrant = (word_1 + 0x20000000) >> 30
+    angle = (word_1 << 2).to(tl.int32, bitcast=True).to(tl.float32) * 3.657295198167899e-10
+    square = angle * angle
+    sine = (square * -1.9515295891e-4 + 8.3321608736e-3) * square + -1.6666654611e-1
+    sine = sine * square * angle + angle
+    tail = (square * 2.443315711809948e-5 + -1.388731625493765e-3) * square + 4.166664568298827e-2
+    cosine = tail * square * square - square * 0.5 + 1.0
+    odd = (quadrant & 1) != 0
+    first = tl.where(odd, sine, cosine)
+    second = tl.where(odd, cosine, sine)
+    first = tl.where(((quadrant ^ (quadrant >> 1)) & 1) != 0, -first, first)
+    second = tl.where((quadrant >> 1) != 0, -second, second)
+    return radius * first, radius * second
+
+
+@triton.jit
+def _philox(c0, c1, c2, c3, k0, k1):
+    """Philox 4x32-10 on uint32 tensors of one shape."""
+    for _ in tl.static_range(10):
+        high_0, low_0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53
+        high_1, low_1 = tl.umulhi(c2, 0xCD9E8D57), c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = high_1 ^ c1 ^ k0, low_1, high_0 ^ c3 ^ k1, low_0
+        k0 = k0 + 0x9E3779B9
+        k1 = k1 + 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _noise_kernel(
+    out_ptr,
+    seeds_ptr,
+    step,
+    sample,
+    channels,
+    depth,
+    height,
+    width,
+    z0,
+    y0,
+    x0,
+    groups,
+    total,
+    BLOCK: tl.constexpr,
+):
+    """Fill [B, C, D, H, W] at out_ptr; seeds_ptr is int32 [B, 2] (low, high words); `total` groups."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = index < total
+    group = index % groups
+    row = index // groups
+    y = row % height
+    z = row // height % depth
+    plane = row // height // depth
+    channel = plane % channels
+    item = plane // channels
+    k0 = tl.load(seeds_ptr + item * 2, mask=live, other=0).to(tl.uint32, bitcast=True)
+    k1 = tl.load(seeds_ptr + item * 2 + 1, mask=live, other=0).to(tl.uint32, bitcast=True)
+    c0 = (x0 // 4 + group).to(tl.uint32) | ((y0 + y).to(tl.uint32) << 16)
+    c1 = (z0 + z).to(tl.uint32) | (channel.to(tl.uint32) << 16)
+    c2 = tl.zeros_like(c0) + step.to(tl.uint32)
+    c3 = tl.zeros_like(c0) + sample.to(tl.uint32)
+    w0, w1, w2, w3 = _philox(c0, c1, c2, c3, k0, k1)
+    n0, n1 = _box_muller(w0, w1)
+    n2, n3 = _box_muller(w2, w3)
+    x = group * 4 - x0 % 4
+    target = out_ptr + row * width + x
+    tl.store(target, n0, mask=live & (x >= 0) & (x < width))
+    tl.store(target + 1, n1, mask=live & (x + 1 >= 0) & (x + 1 < width))
+    tl.store(target + 2, n2, mask=live & (x + 2 >= 0) & (x + 2 < width))
+    tl.store(target + 3, n3, mask=live & (x + 3 < width))
+
+
+def fill_normal(out: Tensor, seeds: Sequence[int], step: int, origin: Sequence[int], sample: int) -> None:
+    """Fill a contiguous float32 [B, C, D, H, W] with standard normals; arguments are checked by the op."""
+    _, channels, depth, height, width = out.shape
+    z0, y0, x0 = origin
+    groups = (x0 + width + 3) // 4 - x0 // 4
+    total = out.numel() // width * groups
+    words = [[_signed(seed & 0xFFFFFFFF), _signed((seed >> 32) & 0xFFFFFFFF)] for seed in seeds]
+    keys = torch.tensor(words, dtype=torch.int32, device=out.device)
+    _noise_kernel[(triton.cdiv(total, BLOCK),)](
+        out,
+        keys,
+        step,
+        sample,
+        channels,
+        depth,
+        height,
+        width,
+        z0,
+        y0,
+        x0,
+        groups,
+        total,
+        BLOCK=BLOCK,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=False,
+    )
+
+
+def _signed(word: int) -> int:
+    """Return the 32-bit word as a signed number."""
+    return word - 2**32 if word >= 2**31 else word
