@@ -1,0 +1,40 @@
+"""Interpolation, the baselines of super-resolution, all on the grid whose blocks are the input's voxels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scorefusion.errors import unknown_name
+from scorefusion.optional import need
+from scorefusion.preprocess import base_volume
+
+BASELINES = ("nearest", "trilinear", "trilinear+consistency", "b-spline")
+
+
+def interpolate(volume: Tensor, method: str, factor: int) -> Tensor:
+    """Enlarge a volume ``factor`` times along each axis.
+
+    Args:
+        volume: ``[B, C, d, h, w]``, any units.
+        method: ``nearest``, ``trilinear``, ``trilinear+consistency`` (block means are the input exactly; see
+            :func:`~scorefusion.preprocess.base_volume`), or ``b-spline``: cubic, interpolating, by scipy.
+        factor: r.
+
+    Returns:
+        ``[B, C, d·r, h·r, w·r]``, the input's dtype. Fine voxel j lies at coarse (j + 1/2)/r - 1/2.
+
+    Raises:
+        ScoreFusionError: for an unknown method, or ``b-spline`` without scipy.
+    """
+    if method not in BASELINES:
+        raise unknown_name("baseline", method, BASELINES)
+    if method != "b-spline":
+        return base_volume(volume, method, factor)
+    ndimage = need("scipy.ndimage", "b-spline interpolation")
+    array = volume.detach().cpu().numpy()
+    scale = (1, 1, factor, factor, factor)
+    if factor == 1:
+        return volume.clone()
+    fine = ndimage.zoom(array.astype("float64"), scale, order=3, mode="nearest", grid_mode=True)
+    return torch.from_numpy(fine).to(volume)

@@ -1,0 +1,27 @@
+"""Packages that only some functions need, imported when these are called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from scorefusion.errors import ScoreFusionError
+
+EXTRA = {"matplotlib": "train", "scipy": "train", "skimage": "dev"}
+"""The extra of this package that brings each optional module."""
+
+
+def need(module: str, purpose: str) -> Any:
+    """Import and return an optional module, such as ``scipy.ndimage``.
+
+    Raises:
+        ScoreFusionError: if it is not installed, naming the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        top = module.split(".")[0]
+        extra = EXTRA[top]
+        raise ScoreFusionError(
+            f"{purpose} needs {top}, which cannot be imported ({error}); pip install 'scorefusion[{extra}]'"
+        ) from None

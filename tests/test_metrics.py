@@ -1,0 +1,91 @@
+"""Metrics against values known by hand, and against scikit-image."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scorefusion import optional
+from scorefusion.errors import ScoreFusionError
+from scorefusion.metrics import power_spectrum_error, psnr, ssim
+
+RNG = np.random.default_rng(0)
+TRUTH = RNG.random((16, 18, 20))
+
+
+def test_psnr_by_hand() -> None:
+    truth = np.array([0.0, 10.0])
+    assert psnr(truth + 1, truth) == pytest.approx(20.0)
+    assert psnr(truth + 1, truth, data_range=100) == pytest.approx(40.0)
+    assert psnr(truth, truth) == math.inf
+
+
+def test_psnr_matches_scikit_image() -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    noisy = TRUTH + RNG.normal(0, 0.1, TRUTH.shape)
+    expected = metrics.peak_signal_noise_ratio(TRUTH, noisy, data_range=np.ptp(TRUTH))
+    assert psnr(noisy, TRUTH) == pytest.approx(expected)
+
+
+def test_ssim() -> None:
+    pytest.importorskip("skimage")
+    assert ssim(TRUTH, TRUTH) == pytest.approx(1.0)
+    near, far = (TRUTH + s * RNG.normal(0, 1, TRUTH.shape) for s in (0.05, 0.5))
+    assert ssim(far, TRUTH) < ssim(near, TRUTH) < 1.0
+
+
+def test_power_spectrum_error_of_a_scaled_volume() -> None:
+    assert power_spectrum_error(TRUTH, TRUTH) == 0.0
+    assert power_spectrum_error(10 * TRUTH, TRUTH) == pytest.approx(2.0)
+    assert power_spectrum_error(TRUTH / 10, TRUTH) == pytest.approx(2.0)
+
+
+def test_power_spectrum_error_counts_only_the_upper_half() -> None:
+    z, y, x = np.meshgrid(*(np.arange(n) for n in (32, 32, 32)), indexing="ij")
+    low = np.cos(2 * np.pi * (2 * z + 3 * y) / 32)
+    high = np.cos(2 * np.pi * 10 * x / 32)
+    truth = RNG.random((32, 32, 32))
+    assert power_spectrum_error(truth + 5 * low, truth) == pytest.approx(0.0, abs=1e-9)
+    assert power_spectrum_error(truth + 5 * high, truth) > 0.05
+
+
+def test_power_is_the_mean_over_the_whole_spectrum() -> None:
+    """The half spectrum, counted twice where it must be, gives the means of the whole."""
+    other = RNG.random(TRUTH.shape)
+    count = 8
+    radius = np.sqrt(sum(f**2 for f in np.meshgrid(*(np.fft.fftfreq(n) for n in TRUTH.shape), indexing="ij")))
+    band = np.floor(radius * 2 * count).astype(int)
+    logs = [
+        [np.log10((np.abs(np.fft.fftn(a)) ** 2)[band == b].mean()) for b in range(4, 8)]
+        for a in (other, TRUTH)
+    ]
+    expected = np.abs(np.subtract(*logs)).mean()
+    assert power_spectrum_error(other, TRUTH) == pytest.approx(expected, rel=1e-9)
+
+
+def test_rejects_bad_input() -> None:
+    for metric in (psnr, ssim, power_spectrum_error):
+        with pytest.raises(ScoreFusionError, match="volume has shape"):
+            metric(TRUTH[1:], TRUTH)
+    with pytest.raises(ScoreFusionError, match="at least 7"):
+        ssim(TRUTH[:6], TRUTH[:6])
+    with pytest.raises(ScoreFusionError, match="at least 8"):
+        power_spectrum_error(TRUTH[:6], TRUTH[:6])
+    with pytest.raises(ScoreFusionError, match="range must be positive"):
+        psnr(TRUTH, np.ones_like(TRUTH))
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(optional.EXTRA, "surely_not_installed", "train")
+    with pytest.raises(ScoreFusionError, match=r"SSIM needs surely_not_installed.*'scorefusion\[train\]'"):
+        optional.need("surely_not_installed.metrics", "SSIM")
+
+
+def test_extras_are_those_of_the_package() -> None:
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    for module, extra in optional.EXTRA.items():
+        listed = text.split(f"\n{extra} = [", 1)[1].split("]", 1)[0]
+        assert {"skimage": "scikit-image"}.get(module, module) in listed
