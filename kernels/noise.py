@@ -1,9 +1,9 @@
 """Counter-based standard normals in Triton, bit for bit those of `scorefusion.reference.noise`.
 
-One program fills BLOCK groups of four voxels of x; a group is one Philox 4x32-10 counter, whose four words
-give four normals. Nothing is read but the seeds; 4 bytes are written for each voxel. Fusing a multiplication
-and an addition would change the last bit, so the kernel is compiled with enable_fp_fusion=False, and the
-square root is the correctly rounded one.
+One program fills BLOCK groups of four voxels of one z-plane; a group is one Philox 4x32-10 counter, whose
+four words give four normals. Nothing is read but the seeds; 4 bytes are written for each voxel. Fusing a
+multiplication and an addition would change the last bit, so the kernel is compiled with
+enable_fp_fusion=False, and the square root is the correctly rounded one.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _philox(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step", "sample", "z0", "y0", "x0"])
 def _noise_kernel(
     out_ptr,
     seeds_ptr,
@@ -88,45 +88,57 @@ def _noise_kernel(
     y0,
     x0,
     groups,
-    total,
+    blocks,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Fill [B, C, D, H, W] at out_ptr; seeds_ptr is int32 [B, 2] (low, high words); `total` groups."""
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = index < total
+    """Fill BLOCK groups of one z-plane of the [B, C, D, H, W] at out_ptr.
+
+    seeds_ptr is int32 [B, 2], low and high words. A row of x has `groups` groups, a plane `blocks` programs.
+    ALIGNED says that every group is whole (x0 and width are multiples of 4), so a plane is one run of groups.
+    """
+    program = tl.program_id(0)
+    plane = program // blocks
+    start = (program % blocks) * BLOCK
+    z = plane % depth
+    channel = plane // depth % channels
+    item = plane // depth // channels
+    index = start + tl.arange(0, BLOCK)
+    y = index // groups
     group = index % groups
-    row = index // groups
-    y = row % height
-    z = row // height % depth
-    plane = row // height // depth
-    channel = plane % channels
-    item = plane // channels
-    k0 = tl.load(seeds_ptr + item * 2, mask=live, other=0).to(tl.uint32, bitcast=True)
-    k1 = tl.load(seeds_ptr + item * 2 + 1, mask=live, other=0).to(tl.uint32, bitcast=True)
+    k0 = tl.load(seeds_ptr + item * 2).to(tl.uint32, bitcast=True)
+    k1 = tl.load(seeds_ptr + item * 2 + 1).to(tl.uint32, bitcast=True)
     c0 = (x0 // 4 + group).to(tl.uint32) | ((y0 + y).to(tl.uint32) << 16)
-    c1 = (z0 + z).to(tl.uint32) | (channel.to(tl.uint32) << 16)
+    c1 = tl.zeros_like(c0) + ((z0 + z) | (channel << 16)).to(tl.uint32)
     c2 = tl.zeros_like(c0) + step.to(tl.uint32)
     c3 = tl.zeros_like(c0) + sample.to(tl.uint32)
     w0, w1, w2, w3 = _philox(c0, c1, c2, c3, k0, k1)
     n0, n1 = _box_muller(w0, w1)
     n2, n3 = _box_muller(w2, w3)
-    x = group * 4 - x0 % 4
-    target = out_ptr + row * width + x
-    tl.store(target, n0, mask=live & (x >= 0) & (x < width))
-    tl.store(target + 1, n1, mask=live & (x + 1 >= 0) & (x + 1 < width))
-    tl.store(target + 2, n2, mask=live & (x + 2 >= 0) & (x + 2 < width))
-    tl.store(target + 3, n3, mask=live & (x + 3 < width))
+    normals = tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), [BLOCK * 4])
+    lane = start * 4 + tl.arange(0, BLOCK * 4)
+    if ALIGNED:
+        tl.store(
+            out_ptr + plane.to(tl.int64) * height * groups * 4 + lane,
+            normals,
+            mask=lane < height * groups * 4,
+        )
+    else:
+        row = lane // (groups * 4)
+        x = lane % (groups * 4) - x0 % 4
+        target = out_ptr + plane.to(tl.int64) * height * width + row * width + x
+        tl.store(target, normals, mask=(row < height) & (x >= 0) & (x < width))
 
 
 def fill_normal(out: Tensor, seeds: Sequence[int], step: int, origin: Sequence[int], sample: int) -> None:
     """Fill a contiguous float32 [B, C, D, H, W] with standard normals; arguments are checked by the op."""
-    _, channels, depth, height, width = out.shape
+    batch, channels, depth, height, width = out.shape
     z0, y0, x0 = origin
     groups = (x0 + width + 3) // 4 - x0 // 4
-    total = out.numel() // width * groups
+    blocks = triton.cdiv(height * groups, BLOCK)
     words = [[_signed(seed & 0xFFFFFFFF), _signed((seed >> 32) & 0xFFFFFFFF)] for seed in seeds]
     keys = torch.tensor(words, dtype=torch.int32, device=out.device)
-    _noise_kernel[(triton.cdiv(total, BLOCK),)](
+    _noise_kernel[(batch * channels * depth * blocks,)](
         out,
         keys,
         step,
@@ -139,7 +151,8 @@ def fill_normal(out: Tensor, seeds: Sequence[int], step: int, origin: Sequence[i
         y0,
         x0,
         groups,
-        total,
+        blocks,
+        ALIGNED=x0 % 4 == 0 and width % 4 == 0,
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,
