@@ -111,7 +111,10 @@ def from_pretrained(model: str | os.PathLike[str], *, device: torch.device | str
 
 
 def check_tensors(
-    file: str | os.PathLike[str], expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]
+    file: str | os.PathLike[str],
+    expected: dict[str, tuple[int, ...]],
+    found: dict[str, tuple[int, ...]],
+    fix: str = "The weights are not of this configuration.",
 ) -> None:
     """Compare names and shapes of tensors with what a model needs.
 
@@ -128,7 +131,7 @@ def check_tensors(
         shapes = [f"{name} {list(found[name])} (needed: {list(expected[name])})" for name in wrong]
         problems.append(f"holds the wrong shape for {_listed(shapes)}")
     if problems:
-        raise BadInput(file, "; ".join(problems), "The weights are not of this configuration.")
+        raise BadInput(file, "; ".join(problems), fix)
 
 
 def channels_last(model: Model) -> Model:

@@ -1,0 +1,1 @@
+"""Models trained with other code, brought into this one's form."""
