@@ -1,4 +1,4 @@
-"""Counter-based noise: published vectors, moments, the same bits whatever the crop, batch, thread or backend."""
+"""Counter-based noise: published vectors, moments, and the same bits for a voxel whatever surrounds it."""
 
 from __future__ import annotations
 
@@ -268,9 +268,10 @@ def test_triton_compiles_for_each_gpu(capability: int, tmp_path: Any) -> None:
     if backends.interpreting():
         pytest.skip("TRITON_INTERPRET replaces the compiler")
     import triton
-    from scorefusion.kernels import noise as kernel
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from scorefusion.kernels import noise as kernel
 
     tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
     names = kernel._noise_kernel.arg_names
