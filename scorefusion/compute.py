@@ -142,7 +142,9 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
             f"device '{device}' is not available: PyTorch {torch.__version__} finds {count} {device.type} "
             "devices here; use --device cpu, or see `scorefusion doctor`"
         )
-    return device
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps", 0) if device.type == "mps" else device
 
 
 def choose_dtype(name: str = "auto", device: torch.device | str = "cpu") -> torch.dtype:

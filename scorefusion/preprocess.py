@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scorefusion.diffusion.consistency import block_mean, upsample_blocks
 from scorefusion.errors import ScoreFusionError, unknown_name
+from scorefusion.models.config import ModelConfig
 
 INTENSITIES = ("minmax", "robust")
 BASES = ("nearest", "trilinear", "trilinear+consistency", "identity")
@@ -130,6 +131,11 @@ class Box:
         """Index of the box into ``[..., D, H, W]``."""
         return (..., *(slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True)))
 
+    def coarser(self, factor: int) -> Box:
+        """The same box on the grid whose voxels are this one's ``factor``³ blocks; the ends are multiples."""
+        start, stop = (tuple(n // factor for n in ends) for ends in (self.start, self.stop))
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
     @classmethod
     def whole(cls, size: Sequence[int]) -> Box:
         """The box that is the whole volume of ``size`` (D, H, W)."""
@@ -160,3 +166,50 @@ def foreground_box(volume: Tensor, *, threshold: float = -0.95, margin: int = 8,
         start.append(max(0, first // multiple * multiple))
         stop.append(min(full[axis], -(-last // multiple) * multiple))
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What sampling needs, on the output's whole grid and in normalised intensity.
+
+    Attributes:
+        condition: ``[1, C, D, H, W]`` float32, the network's condition channels.
+        base: ``[1, 1, D, H, W]``, what ``residual.scale`` times the sampled residual is added to.
+        outside: ``[1, 1, D, H, W]``, the result where nothing is sampled: the base, made consistent.
+        measured: ``[1, 1, d, h, w]``, the block means the residual must have; None where they are zero or
+            nothing is known of them.
+        intensity: of the first condition, and so of the result.
+    """
+
+    condition: Tensor
+    base: Tensor
+    outside: Tensor
+    measured: Tensor | None
+    intensity: Intensity
+
+
+def prepare_conditions(volumes: Sequence[Tensor], config: ModelConfig) -> Prepared:
+    """Normalise the conditions and bring them to the output's grid.
+
+    Each is normalised by its own intensities, as it came. The first gives the base. For super-resolution the
+    others may be on its grid, and are enlarged like it, or already on the output's.
+
+    Args:
+        volumes: ``[1, 1, d, h, w]`` each, in image units, as ``config.conditions`` names them.
+        config: the model.
+
+    Raises:
+        ScoreFusionError: for a volume without contrast.
+    """
+    kind, factor = config.residual.base, config.degradation.factor
+    intensities = [Intensity.of(volume, config.intensity) for volume in volumes]
+    scaled = [map_.normalise(volume.float()) for map_, volume in zip(intensities, volumes, strict=True)]
+    first = scaled[0]
+    base = base_volume(first, kind, factor)
+    fine = [volume if volume.shape == base.shape else base_volume(volume, kind, factor) for volume in scaled]
+    outside, measured = base, None
+    if config.degradation.kind == "block-mean" and kind == "trilinear":
+        short = first - block_mean(base, factor)
+        outside = base + upsample_blocks(short, factor)
+        measured = short / config.residual.scale
+    return Prepared(torch.cat(fine, dim=1), base, outside, measured, intensities[0])

@@ -102,13 +102,12 @@ def read_scan(
         raise BadInput(name, f"holds {dtype} voxels, not real numbers", "Convert it to floats first.")
     known = _affine(name, image, assume_affine)
     affine = _assumed_affine(name, header, shape) if known is None else known
-    values = _values(name, image, nan).reshape(shape)
-    ras = apply_orientation(values, io_orientation(affine)).transpose(2, 1, 0)
+    values = ras_order(_values(name, image, nan).reshape(shape), affine)
     slope, intercept = getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)
     return Scan(
         name=name,
         file=path,
-        values=np.ascontiguousarray(ras),
+        values=values,
         affine=affine,
         affine_assumed=known is None,
         shape=shape,
@@ -137,6 +136,11 @@ def check_same_grid(scan: Scan, other: Scan, factor: int = 1) -> None:
     if distance > 0.01 * voxel:
         problem = f"lies elsewhere than {scan.name}: their affines put a corner {distance:.3g} mm apart"
         raise BadInput(other.name, problem, "Register and resample it onto that grid first.")
+
+
+def ras_order(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """``[i, j, k]`` with its affine to ``[D, H, W]`` (z, y, x) in RAS+ order, contiguous."""
+    return np.ascontiguousarray(apply_orientation(array, io_orientation(affine)).transpose(2, 1, 0))
 
 
 def fine_affine(affine: np.ndarray, factor: int) -> np.ndarray:

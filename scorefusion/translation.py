@@ -1,0 +1,102 @@
+"""The result of a translation: the volume, where it lies, how it came about; saving and showing it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scorefusion.errors import ScoreFusionError
+from scorefusion.io.nifti import Scan, make_image, save_image
+
+PathLike = str | os.PathLike[str]
+
+
+class Consistency(NamedTuple):
+    """How far the result's block means are from the measured voxels, in the input's units."""
+
+    max: float
+    mean: float
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """A translated volume.
+
+    Attributes:
+        volume: float32 ``[i, j, k]`` in the orientation and units of the (first) input.
+        affine: float64 ``[4, 4]``, (i, j, k) to millimetres.
+        header: the NIfTI header it is saved with.
+        timings: seconds by stage: ``read``, ``prepare``, ``sample``, ``finish`` and ``total``.
+        consistency_residual: for super-resolution, what is left of the difference between the result's block
+            means and the input; None for other models.
+        spread: float32 ``[i, j, k]``, standard deviation over the samples; None for a single one.
+        seed: what the noise was drawn with; the same seed gives the same volume.
+        samples: how many were averaged.
+        strategy: how scores were fused.
+        solver: name of the solver.
+        evaluations: network evaluations a sample.
+        dtype: what the networks computed in.
+        source: the (first) input.
+        factor: how much finer the grid is than the input's.
+        output_dtype: ``float32`` or ``input``, the type :meth:`save` stores.
+    """
+
+    volume: np.ndarray
+    affine: np.ndarray
+    header: Any
+    timings: dict[str, float]
+    consistency_residual: Consistency | None
+    spread: np.ndarray | None
+    seed: int
+    samples: int
+    strategy: str
+    solver: str
+    evaluations: int
+    dtype: str
+    source: Scan
+    factor: int
+    output_dtype: str
+
+    def image(self) -> Any:
+        """The volume as a nibabel image."""
+        return make_image(self.source, self.volume, factor=self.factor, dtype=self.output_dtype)
+
+    def save(self, path: PathLike) -> Path:
+        """Write a .nii or .nii.gz file: beside, then renamed.
+
+        Raises:
+            BadInput: for another ending, or if it cannot be written.
+        """
+        return save_image(self.image(), path)
+
+    def save_spread(self, path: PathLike) -> Path:
+        """Write the standard deviation over the samples, float32.
+
+        Raises:
+            ScoreFusionError: if there was only one sample.
+            BadInput: as for :meth:`save`.
+        """
+        if self.spread is None:
+            raise ScoreFusionError("there is no spread of a single sample; ask for samples=2 or more")
+        return save_image(make_image(self.source, self.spread, factor=self.factor), path)
+
+    def figure(self, path: PathLike | None = None) -> Any:
+        """Three planes through the middle, before and after, as a matplotlib figure.
+
+        Args:
+            path: also write it there, as a .png, .pdf or .svg.
+
+        Raises:
+            ScoreFusionError: without matplotlib, naming the extra that brings it.
+            BadInput: if it cannot be written.
+        """
+        from scorefusion.figures import save_figure, translation_figure
+
+        figure = translation_figure(self)
+        if path is not None:
+            save_figure(figure, path)
+        return figure
