@@ -1,0 +1,108 @@
+"""A training run as one frozen, validated object; read from JSON or TOML and saved beside each checkpoint."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from ..models.config import Frozen, ModelConfig
+
+
+class VolumeConfig(Frozen):
+    """One training volume: a NIfTI file, how many warped variants to make of it, and how often it is drawn."""
+
+    file: str
+    variants: int = 0
+    share: float = 1.0
+
+
+class VariantConfig(Frozen):
+    """How a warped variant differs from its source.
+
+    ``spacing`` is the range of voxel sizes relative to the source (1 to 2: as sharp to half as sharp), ``zoom``
+    the standard deviation of ln(scale) of the head, ``rotation`` in degrees, ``bend`` the standard deviation of
+    the smooth displacement in source voxels.
+    """
+
+    spacing: tuple[float, float] = (1.0, 2.1)
+    zoom: float = 0.06
+    rotation: float = 8.0
+    bend: float = 2.0
+    bend_spacing: int = 28
+
+
+class AugmentConfig(Frozen):
+    """Random changes of a crop; a probability for each, and how strong."""
+
+    flip: bool = True
+    gamma: float = 0.25
+    remap: float = 0.3
+    sharpen: float = 0.8
+    bias: float = 0.15
+    noise: float = 0.04
+    noise_probability: float = 0.5
+
+
+class StageConfig(Frozen):
+    """One stage: what is trained, on what, for how long.
+
+    Kinds: ``slices`` trains the 2D networks; ``patches`` trains the fusion network on crops with the 2D networks
+    frozen; ``features`` trains the fusion network and the ensemble-2D-feature layers together, each step with and
+    without the features, so that ``fuse`` and ``fuse+features`` are both kept. ``crop`` None means whole volumes.
+    The loss is ``l1·|d| + l2·d²`` on the network's output, and skips ``margin`` voxels at a crop's faces.
+    """
+
+    kind: Literal["slices", "patches", "features"]
+    steps: int
+    batch: int = 1
+    crop: int | None = 48
+    margin: int = 0
+    slices: int = 2
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    ema: float = 0.999
+    l1: float = 0.0
+    l2: float = 1.0
+    clip: float = 1.0
+    checkpointing: bool = False
+    ln_sigma_mean: float = 0.0
+    ln_sigma_std: float = 1.4
+    noise_levels: Literal["log-normal", "paper-training", "paper-sampling"] = "log-normal"
+
+    @model_validator(mode="after")
+    def _check(self) -> StageConfig:
+        if self.kind == "slices" and self.crop is None:
+            raise ValueError("a slices stage needs a crop size")
+        if self.crop is not None and 2 * self.margin >= self.crop:
+            raise ValueError(f"margin {self.margin} leaves nothing of a crop of {self.crop}")
+        return self
+
+
+class TrainConfig(Frozen):
+    """The whole run. ``model`` is a preset's name or a full model description.
+
+    ``precision`` is what convolutions and matrix products compute in (the weights are float32): ``auto`` takes
+    bfloat16 where the processor or GPU is clearly faster at it.
+    """
+
+    model: str | ModelConfig
+    volumes: tuple[VolumeConfig, ...]
+    stages: tuple[StageConfig, ...]
+    variants: VariantConfig = VariantConfig()
+    augment: AugmentConfig = AugmentConfig()
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    save_every: float = 60.0
+    log_every: int = 20
+    look_every: int = 500
+    export: str | None = None
+    export_dtype: Literal["float32", "float16"] = "float16"
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if not self.volumes:
+            raise ValueError("volumes is empty; name at least one NIfTI file")
+        if not self.stages:
+            raise ValueError("stages is empty; name at least one stage")
+        return self

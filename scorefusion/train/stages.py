@@ -1,0 +1,153 @@
+"""What one training step computes: the loss of each stage.
+
+Every random number of a step comes from a generator seeded by (seed, stage, step), so a resumed run goes on as
+if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..diffusion.consistency import block_mean
+from ..diffusion.level import NoiseLevel, add_noise, training_target
+from ..diffusion.schedule import paper_sampling, paper_training, sigma_to_abar
+from ..models.config import PLANES, BranchConfig, ModelConfig
+from ..models.planes import AXIS, gather_slices
+from ..models.score_fusion import Inputs, ScoreFusion, network_time
+from ..preprocess import base_volume
+from .config import StageConfig
+from .crops import CropSampler
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clean residual and its condition ``[B, C, D, H, W]``."""
+
+    residual: Tensor
+    condition: Tensor
+
+
+def make_example(volume: Tensor, config: ModelConfig) -> Example:
+    """Degrade a target ``[B, 1, D, H, W]`` in [-1, 1] and form the residual to its base."""
+    factor = config.degradation.factor
+    base = base_volume(block_mean(volume, factor), config.residual.base, factor)
+    return Example((volume - base) / config.residual.scale, base)
+
+
+def draw_levels(count: int, stage: StageConfig, random: np.random.Generator) -> NoiseLevel:
+    """Noise levels ``[count]``: log-normal in sigma, or uniform over one of the paper's schedules.
+
+    The paper's 2D stage draws abar uniformly between neighbouring steps of its training schedule.
+    """
+    if stage.noise_levels == "log-normal":
+        sigma = np.exp(random.normal(stage.ln_sigma_mean, stage.ln_sigma_std, count))
+        return NoiseLevel.continuous(torch.from_numpy(sigma_to_abar(sigma)))
+    schedule = paper_training() if stage.noise_levels == "paper-training" else paper_sampling()
+    steps = random.integers(1, len(schedule.abar), count)
+    if stage.noise_levels == "paper-training":
+        share = random.random(count)
+        abar = schedule.abar[steps] * (1 - share) + schedule.abar[steps - 1] * share
+        return NoiseLevel.continuous(torch.from_numpy(abar))
+    return NoiseLevel(torch.from_numpy(schedule.abar[steps]), torch.from_numpy(steps))
+
+
+def loss(output: Tensor, target: Tensor, stage: StageConfig) -> Tensor:
+    """``l1·mean|d| + l2·mean(d²)`` in float32."""
+    difference = output.float() - target.float()
+    total = stage.l2 * difference.square().mean()
+    return total + stage.l1 * difference.abs().mean() if stage.l1 else total
+
+
+def slices_loss(
+    model: ScoreFusion, crops: CropSampler, stage: StageConfig, random: np.random.Generator
+) -> Tensor:
+    """The 2D networks' loss on 2.5D slices of every branch's plane.
+
+    Each of ``stage.batch`` boxes a branch is as thin as the slices, their neighbours and the interpolation of
+    the condition need; each slice has its own noise level.
+    """
+    config, total = model.config, torch.zeros(())
+    for name, network in model.slice_networks.items():
+        parts = [
+            _slab(model, crops, stage, branch, random)
+            for branch in config.branches
+            if branch.network == name
+            for _ in range(stage.batch)
+        ]
+        slabs, targets, abars, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        time = network_time(network.config, NoiseLevel.continuous(abars))
+        total = total + loss(network(slabs, time, label=labels), targets, stage)
+    return total / len(model.slice_networks)
+
+
+def _slab(
+    model: ScoreFusion, crops: CropSampler, stage: StageConfig, branch: BranchConfig, random: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slices of one branch: network input, target, abar and plane label of each."""
+    config, count = model.config, stage.slices
+    axis, block = AXIS[branch.plane], config.degradation.factor
+    reach = -(-config.context // block) * block
+    inner = -(-count // block) * block
+    size = [int(stage.crop or 0) + 2 * block] * 3
+    size[axis - 2] = inner + 2 * reach
+    crop = crops.draw(size, random)
+    example = make_example(crop.volume, config)
+    window = [slice(None), slice(None)] + [slice(block, -block)] * 3
+    window[axis] = slice(None)
+    origin = [start + (0 if place == axis - 2 else block) for place, start in enumerate(crop.origin)]
+    residual, condition = example.residual[tuple(window)], example.condition[tuple(window)]
+
+    first = reach + int(random.integers(0, inner - count + 1))
+    level = draw_levels(count, stage, random)
+    clean = residual.movedim(axis, 1)[0, first : first + count]
+    noise = torch.from_numpy(random.standard_normal(tuple(clean.shape), dtype=np.float32))
+    noisy = torch.zeros_like(residual)
+    noisy.movedim(axis, 1)[0, first : first + count] = model.scaled(add_noise(clean, noise, level.abar), level)
+    inputs = model.prepare(condition, origin=origin, full=crop.full)
+    slab = gather_slices(
+        model.padded(noisy), inputs.condition[:, list(branch.conditions)], inputs.common, branch.plane,
+        first, first + count, context=config.context, order=config.context_order,
+    )  # fmt: skip
+    target = training_target(config.prediction, clean, noise, level.abar, config.sigma_data)
+    return slab, target, level.abar, torch.full((count,), PLANES.index(branch.plane))
+
+
+def fusion_loss(
+    model: ScoreFusion, crops: CropSampler, stage: StageConfig, random: np.random.Generator
+) -> Tensor:
+    """The fusion network's loss on 3D crops (or whole volumes), the 2D networks frozen.
+
+    In a ``features`` stage the mean of the losses with and without the ensemble-2D-feature layers; the 2D
+    networks run once for both.
+    """
+    config = model.config
+    picked = [crops.draw([stage.crop] * 3 if stage.crop else None, random) for _ in range(stage.batch)]
+    example = make_example(torch.cat([crop.volume for crop in picked]), config)
+    level = draw_levels(stage.batch, stage, random)
+    noise = torch.from_numpy(random.standard_normal(tuple(example.residual.shape), dtype=np.float32))
+    x = model.padded(model.scaled(add_noise(example.residual, noise, level.abar), level))
+    each = [
+        model.prepare(condition[None], origin=crop.origin, full=crop.full)
+        for condition, crop in zip(example.condition, picked, strict=True)
+    ]
+    common = [item.common for item in each if item.common is not None]
+    inputs = Inputs(
+        torch.cat([item.condition for item in each]), torch.cat(common) if common else None, each[0].size
+    )
+    target = training_target(config.prediction, example.residual, noise, level.abar, config.sigma_data)
+    scores, totals = model.branch_outputs(x, inputs, level, features=stage.kind == "features")
+    inside = (..., *(slice(stage.margin, length - stage.margin) for length in inputs.size))
+    total = torch.zeros(())
+    ways: list[dict[int, Tensor]] = [{}, totals] if stage.kind == "features" else [{}]
+    for given in ways:
+        if stage.checkpointing:
+            output = checkpoint(model.fuse, x, inputs, level, scores, given, use_reentrant=False)
+        else:
+            output = model.fuse(x, inputs, level, scores, given)
+        total = total + loss(output[inside], target[inside], stage) / len(ways)
+    return total
