@@ -154,10 +154,12 @@ def dpmpp_2m_sde(levels: Levels, prediction: str = "eps", sigma_data: float = 1.
     return _multistep("dpmpp_2m_sde", levels, prediction, sigma_data, eta)
 
 
-def official(steps: int = 50, start_abar: float | None = None, prediction: str = "eps") -> Table:
+def official(
+    steps: int = 50, start_abar: float | None = None, prediction: str = "eps", sigma_data: float = 1.0
+) -> Table:
     """The authors' sampler: `ddpm` over 50 evenly spaced timesteps of `paper_sampling`, or another number."""
-    rows = ddpm(paper_sampling().respaced(steps, start_abar), prediction).rows
-    return Table(rows, "official", prediction)
+    rows = ddpm(paper_sampling().respaced(steps, start_abar), prediction, sigma_data).rows
+    return Table(rows, "official", prediction, sigma_data)
 
 
 _SOLVERS: dict[str, Callable[..., Table]] = {
@@ -210,7 +212,7 @@ def make_table(
             raise ScoreFusionError(
                 "solver 'official' fixes its schedule, paper_sampling; use 'ddpm' with another"
             )
-        return official(50 if steps is None else steps, start_abar, prediction)
+        return official(50 if steps is None else steps, start_abar, prediction, sigma_data)
     if levels is None:
         spacing = paper_sampling() if schedule is None else schedule
         levels = spacing.respaced(50 if steps is None else steps, start_abar)
