@@ -1,0 +1,87 @@
+"""The command line: ``scorefusion VERB``.
+
+A verb is a module of this package with a function ``main``, whose arguments Typer reads and whose docstring
+is the help; ``cli/import_official.py`` is ``scorefusion import-official``. A verb imports PyTorch and the
+like inside ``main``, so that ``--help`` is quick. A :class:`~scorefusion.errors.ScoreFusionError` is printed
+in one line on standard error and ends the program with status 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from scorefusion import __version__
+from scorefusion.errors import ScoreFusionError
+
+_FIRST = ("translate", "demo", "train", "import-official", "denoise-error", "doctor")
+
+
+class Verbs(TyperGroup):
+    """The group of all verbs; turns an error that a user can cause into one line and status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except ScoreFusionError as error:
+            print(f"scorefusion: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+
+def build() -> typer.Typer:
+    """Find the verbs and make the program."""
+    program = typer.Typer(
+        name="scorefusion",
+        cls=Verbs,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    program.callback()(_program)
+    verbs: dict[str, Any] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        if hasattr(module, "main"):
+            verbs[info.name.replace("_", "-")] = module.main
+    order = [*(name for name in _FIRST if name in verbs), *sorted(verbs.keys() - set(_FIRST))]
+    for name in order:
+        program.command(name)(verbs[name])
+    return program
+
+
+def main() -> None:
+    """Run the command line; the ``scorefusion`` script."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"scorefusion {__version__}")
+        raise typer.Exit
+
+
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Translate 3D medical images by fusing the scores of 2D diffusion models.
+
+    \b
+    Examples:
+      scorefusion translate t1.nii.gz -o t1_fine.nii.gz
+      scorefusion doctor
+      scorefusion translate --help
+    """
+
+
+app = build()
