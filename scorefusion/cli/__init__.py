@@ -1,9 +1,10 @@
 """The command line: ``scorefusion VERB``.
 
-A verb is a module of this package with a function ``main``, whose arguments Typer reads and whose docstring
-is the help; ``cli/import_official.py`` is ``scorefusion import-official``. A verb imports PyTorch and the
-like inside ``main``, so that ``--help`` is quick. A :class:`~scorefusion.errors.ScoreFusionError` is printed
-in one line on standard error and ends the program with status 2.
+A verb is a module of this package with a function of the module's name, or ``main``, whose arguments Typer
+reads: ``cli/import_official.py`` is ``scorefusion import-official``. Its help is the module's ``HELP`` or the
+function's docstring. It imports PyTorch and the like inside the function, so that ``--help`` is quick. A
+:class:`~scorefusion.errors.ScoreFusionError` is printed in one line on standard error and ends the program
+with status 2.
 """
 
 from __future__ import annotations
@@ -46,14 +47,16 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     program.callback()(_program)
-    verbs: dict[str, Any] = {}
+    verbs: dict[str, tuple[Any, str | None]] = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
-        if hasattr(module, "main"):
-            verbs[info.name.replace("_", "-")] = module.main
+        function = getattr(module, "main", None) or getattr(module, info.name, None)
+        if function is not None:
+            verbs[info.name.replace("_", "-")] = function, getattr(module, "HELP", None)
     order = [*(name for name in _FIRST if name in verbs), *sorted(verbs.keys() - set(_FIRST))]
     for name in order:
-        program.command(name)(verbs[name])
+        function, text = verbs[name]
+        program.command(name, help=text)(function)
     return program
 
 

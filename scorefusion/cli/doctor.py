@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def main() -> None:
+def doctor() -> None:
     """Say what is present on this machine, what is missing, and what to install for it.
 
     \b

@@ -10,7 +10,7 @@ import typer
 _OWN = "the model's own"
 
 
-def main(
+def translate(
     images: Annotated[
         list[Path],
         typer.Argument(
@@ -100,7 +100,7 @@ def main(
         check_output(figure, FIGURE_ENDINGS, images)
         need("matplotlib", "--figure")
 
-    from scorefusion.cli.progress import progress
+    from scorefusion.cli.bars import progress
     from scorefusion.pipeline import Pipeline
 
     pipeline = Pipeline(model, device=device, dtype=dtype)
