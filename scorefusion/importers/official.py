@@ -8,10 +8,11 @@ their weights; what a checkpoint cannot say is a named argument.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
+
 from ..errors import BadInput, ScoreFusionError, unknown_name
 from ..models.config import (
     PLANES,
@@ -45,9 +46,9 @@ def load_official(
     *,
     strategy: str | None = None,
     ema: bool = True,
-    plane: Plane = "axial",
-    timesteps: Literal[1000, 2000] = 1000,
-    condition_order: Literal["modality", "slice"] = "modality",
+    plane: str = "axial",
+    timesteps: int = 1000,
+    condition_order: str = "modality",
     context: int | None = None,
     factor: int = 4,
     conditions: Sequence[str] | None = None,
@@ -87,8 +88,13 @@ def load_official(
     """
     if timesteps not in (1000, 2000):
         raise ScoreFusionError(f"timesteps is 1000 or 2000 (their --timesteps), got {timesteps}")
-    by_plane = isinstance(source, Mapping) and bool(source) and set(source) <= set(PLANES)
-    sources: Mapping[str, Any] = source if by_plane else {plane: source}  # type: ignore[assignment]
+    if condition_order not in ("modality", "slice"):
+        raise unknown_name("condition order", condition_order, ("modality", "slice"))
+    if factor < 1:
+        raise ScoreFusionError(f"factor is 1, or more for super-resolution, got {factor}")
+    sources: Mapping[str, Any] = {plane: source}
+    if isinstance(source, Mapping) and set(source) & set(PLANES):
+        sources = source
     state: State = {}
     labels = []
     for where, item in sources.items():
@@ -130,7 +136,7 @@ def describe(
     planes: Sequence[Plane] = ("axial",),
     strategy: str | None = None,
     halved_slice_time: bool = False,
-    condition_order: Literal["modality", "slice"] = "modality",
+    condition_order: str = "modality",
     context: int | None = None,
     factor: int = 4,
     conditions: Sequence[str] | None = None,
@@ -152,9 +158,8 @@ def describe(
     Raises:
         BadInput: as :func:`load_official`.
     """
-    kind = "ensemble" if any(key.startswith((FUSION, "denoise_fn.model2D_")) for key in shapes) else "slices"
     try:
-        networks = _networks(shapes, kind, planes)
+        networks = _networks(shapes, planes)
         config = _configuration(
             shapes, networks, context, conditions, strategy,
             name=name, target=target, factor=factor,
@@ -162,6 +167,8 @@ def describe(
         )  # fmt: skip
         with torch.device("meta"):
             expected = ScoreFusion(config).state_dict()
+    except ScoreFusionError:
+        raise
     except ValidationError as error:
         reasons = "; ".join(item["msg"] for item in error.errors())
         raise BadInput(label, f"does not make a model: {reasons}", _FIX) from None
@@ -169,8 +176,14 @@ def describe(
         raise BadInput(label, f"lacks {error.args[0]}", _FIX) from None
     except IndexError:
         raise BadInput(label, "holds a weight with too few dimensions", _FIX) from None
+    except ValueError as error:
+        raise BadInput(label, f"does not make a model: {error}", _FIX) from None
     prefixes = {network.name: network.prefix for network in networks}
-    views = {k: network.view for k, network in enumerate(networks) if _layer_names(shapes, network.view)}
+    views = {
+        k: network.view
+        for k, network in enumerate(networks)
+        if config.feature_scales and (not network.second or _has_layers(shapes, network.view))
+    }
     origins = {ours: official_names(ours, prefixes, views) for ours in expected}
     needed = {
         theirs: _their_shape(ours, tuple(tensor.shape), config)
@@ -182,7 +195,7 @@ def describe(
 
 
 class _Network(NamedTuple):
-    """A 2D network of the checkpoint: its name here, plane, place in the file, view number, condition group."""
+    """A 2D network of the checkpoint: name here, plane, place in the file, number of its feature layers."""
 
     name: str
     plane: Plane
@@ -191,8 +204,9 @@ class _Network(NamedTuple):
     second: bool
 
 
-def _networks(shapes: Shapes, kind: str, planes: Sequence[Plane]) -> list[_Network]:
-    if kind == "slices":
+def _networks(shapes: Shapes, planes: Sequence[Plane]) -> list[_Network]:
+    """The 2D networks of an ensemble, or those of 2D files."""
+    if not any(key.startswith((FUSION, "denoise_fn.model2D_")) for key in shapes):
         tags = [f"{plane}:" if len(planes) > 1 else "" for plane in planes]
         pairs = zip(planes, tags, strict=True)
         return [_Network(plane, plane, f"{tag}denoise_fn.", 0, False) for plane, tag in pairs]
@@ -231,6 +245,10 @@ def _configuration(
     total = int(max(group.values()))
     if fusion is not None:
         channels = shapes[f"{FUSION}input_blocks.0.0.weight"][1]
+        scores = shapes[f"{FUSION}out.2.weight"][0]
+        if scores != len(networks):
+            have = ", ".join(network.prefix.removesuffix(".denoise_fn.") for network in networks)
+            raise ValueError(f"its 3D network fuses {scores} scores and its 2D networks are {have or 'none'}")
         total = channels - COMMON - len(networks)
         if total < max(group.values()):
             raise ScoreFusionError(
@@ -247,7 +265,7 @@ def _configuration(
         count = int(group[network.name])
         sees = range(total - count, total) if network.second else range(count)
         branches.append(BranchConfig(plane=network.plane, conditions=tuple(sees), network=network.name))
-    layers = fusion is not None and any(_layer_names(shapes, network.view) for network in networks)
+    layers = fusion is not None and any(_has_layers(shapes, network.view) for network in networks)
     strategies = _strategies({network.plane for network in networks}, fusion is not None, layers)
     chosen = THEIR_STRATEGIES.get(strategy, strategy) if strategy else strategies[-1]
     config = ModelConfig(
@@ -259,7 +277,7 @@ def _configuration(
         slice_networks={network.name: infer_unet(shapes, network.prefix) for network in networks},
         fusion=fusion,
         feature_scales=tuple(LAYERS) if layers else (),
-        feature_kernel=_kernel(shapes, networks) if layers else 1,
+        feature_kernel=3 if layers and _wide(shapes, networks) else 1,
         strategies=strategies,
         residual=ResidualConfig(base="nearest" if factor > 1 else "identity", scale=2.0),
         degradation=DegradationConfig(kind="block-mean" if factor > 1 else "none", factor=factor),
@@ -288,15 +306,14 @@ def _strategies(planes: set[Plane], fusion: bool, layers: bool) -> tuple[Strateg
     return tuple(have)
 
 
-def _layer_names(shapes: Shapes, view: int) -> list[str]:
-    return [
-        name for layer in LAYERS.values() if (name := f"denoise_fn.{layer.format(view)}.weight") in shapes
-    ]
+def _has_layers(shapes: Shapes, view: int) -> bool:
+    return any(f"denoise_fn.{layer.format(view)}.weight" in shapes for layer in LAYERS.values())
 
 
-def _kernel(shapes: Shapes, networks: list[_Network]) -> int:
-    view = next(network.view for network in networks if _layer_names(shapes, network.view))
-    return shapes[f"denoise_fn.{LAYERS[1].format(view)}.weight"][-1]
+def _wide(shapes: Shapes, networks: list[_Network]) -> bool:
+    """Whether the layers of scale 1 are 3x3x3, as the two-view class has them."""
+    view = networks[0].view
+    return shapes[f"denoise_fn.{LAYERS[1].format(view)}.weight"][2:] == (3, 3, 3)
 
 
 def _their_shape(ours: str, shape: Shape, config: ModelConfig) -> Shape:

@@ -98,5 +98,5 @@ def _check_schedule(label: str, name: str, table: Tensor) -> None:
             label,
             f"was trained with another noise schedule than betas 1e-4 to 0.09 in {abar.size} steps "
             f"({name!r} has {found.size} steps and ends at abar {found[-1] if found.size else 'nothing'})",
-            "Pass own_schedule=True (--own-schedule) to import the weights and sample with that one all the same.",
+            "Pass own_schedule=True (--own-schedule) to import it and sample with those betas all the same.",
         )

@@ -110,6 +110,19 @@ def from_pretrained(model: str | os.PathLike[str], *, device: torch.device | str
     return channels_last(result).eval()
 
 
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Find out whether a model folder can be written, before there is something to write.
+
+    Raises:
+        BadInput: if it is a file, or it or the nearest folder above it cannot be written.
+    """
+    target = Path(folder)
+    nearest = next(path for path in (target, *target.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        what = "cannot be written to" if nearest.is_dir() else "is a file"
+        raise BadInput(target, f"cannot be written ({nearest} {what})", "Choose another folder.")
+
+
 def check_tensors(
     file: str | os.PathLike[str],
     expected: dict[str, tuple[int, ...]],

@@ -164,8 +164,7 @@ class ScoreFusion(nn.Module):
         if strategy in ("single", "alternate", "average"):
             chosen = [k for k, branch in enumerate(self.config.branches) if branch.plane in use]
             scores, _ = self.branch_outputs(x, inputs, level, chosen, slab=slab)
-            weights = self.config.weights if strategy == "average" else (1 / len(chosen),) * len(chosen)
-            output = sum(w * score for w, score in zip(weights, scores.split(1, dim=1), strict=True))
+            output = sum(score / len(chosen) for score in scores.split(1, dim=1))
         elif strategy == "volume":
             scores = x.new_zeros(x.shape[0], len(self.config.branches), *x.shape[2:])
             output = self._fusion_maps(x, inputs, level, scores, {})[:, -1:] * self.config.residual_gain
