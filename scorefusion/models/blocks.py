@@ -85,10 +85,17 @@ class ResBlock(nn.Module):
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "down":
-            return F.avg_pool2d(x, 2) if self.dims == 2 else F.avg_pool3d(x, 2)
+            return F.avg_pool2d(x, 2) if self.dims == 2 else _pooled_3d(x)
         if self.resample == "up":
             return F.interpolate(x, scale_factor=2, mode="nearest")
         return x
+
+
+def _pooled_3d(x: Tensor) -> Tensor:
+    """2×2×2 average pooling; through float32 on a CPU, where PyTorch has no short form of it."""
+    if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+        return F.avg_pool3d(x.float(), 2).to(x.dtype)
+    return F.avg_pool3d(x, 2)
 
 
 class StridedDown(nn.Module):
