@@ -81,8 +81,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line.strip() for line in f"{error.stderr}\n{error.stdout}".splitlines()]
         lines = [line for line in lines if line and not line.startswith("CMake Error")]
-        telling = [line for line in lines if "error:" in line or "not find" in line or "No CMAKE_" in line]
-        return (telling or lines or [str(error)])[0]
+        for place, line in enumerate(lines):
+            if any(sign in line.lower() for sign in ("error:", "not find", "no cmake_")):
+                return " ".join(lines[place : place + 2]) if line.endswith(":") else line
+        return lines[0] if lines else str(error)
     return str(error) or type(error).__name__
 
 
