@@ -10,7 +10,7 @@ from ..models.config import Frozen, ModelConfig
 
 
 class VolumeConfig(Frozen):
-    """One training volume: a NIfTI file, how many warped variants to make of it, and how often it is drawn."""
+    """A training volume: a NIfTI file, how many warped variants to make of it, its share of the crops."""
 
     file: str
     variants: int = 0
@@ -20,9 +20,9 @@ class VolumeConfig(Frozen):
 class VariantConfig(Frozen):
     """How a warped variant differs from its source.
 
-    ``spacing`` is the range of voxel sizes relative to the source (1 to 2: as sharp to half as sharp), ``zoom``
-    the standard deviation of ln(scale) of the head, ``rotation`` in degrees, ``bend`` the standard deviation of
-    the smooth displacement in source voxels.
+    ``spacing`` is the range of voxel sizes relative to the source (1 to 2: as sharp to half as sharp),
+    ``zoom`` the standard deviation of ln(scale) of the head, ``rotation`` in degrees, ``bend`` the standard
+    deviation of the smooth displacement in source voxels.
     """
 
     spacing: tuple[float, float] = (1.0, 2.1)
@@ -47,10 +47,11 @@ class AugmentConfig(Frozen):
 class StageConfig(Frozen):
     """One stage: what is trained, on what, for how long.
 
-    Kinds: ``slices`` trains the 2D networks; ``patches`` trains the fusion network on crops with the 2D networks
-    frozen; ``features`` trains the fusion network and the ensemble-2D-feature layers together, each step with and
-    without the features, so that ``fuse`` and ``fuse+features`` are both kept. ``crop`` None means whole volumes.
-    The loss is ``l1·|d| + l2·d²`` on the network's output, and skips ``margin`` voxels at a crop's faces.
+    Kinds: ``slices`` trains the 2D networks; ``patches`` trains the fusion network on crops with the 2D
+    networks frozen; ``features`` trains the fusion network and the ensemble-2D-feature layers together, each
+    step with and without the features, so that ``fuse`` and ``fuse+features`` are both kept. ``crop`` None
+    means whole volumes. The loss is ``l1·|d| + l2·d²`` on the network's output, and skips ``margin`` voxels
+    at a crop's faces.
     """
 
     kind: Literal["slices", "patches", "features"]
@@ -82,8 +83,8 @@ class StageConfig(Frozen):
 class TrainConfig(Frozen):
     """The whole run. ``model`` is a preset's name or a full model description.
 
-    ``precision`` is what convolutions and matrix products compute in (the weights are float32): ``auto`` takes
-    bfloat16 where the processor or GPU is clearly faster at it.
+    ``precision`` is what convolutions and matrix products compute in (the weights are float32): ``auto``
+    takes bfloat16 where the processor or GPU is clearly faster at it.
     """
 
     model: str | ModelConfig

@@ -16,7 +16,7 @@ FOREGROUND = -0.85
 
 
 class Crop(NamedTuple):
-    """A box of a training volume: ``volume [1, 1, D, H, W]``, its (z, y, x) origin, the whole volume's size."""
+    """A box ``volume [1, 1, D, H, W]`` of a training volume, its (z, y, x) origin, the whole's size."""
 
     volume: Tensor
     origin: tuple[int, ...]
@@ -52,7 +52,9 @@ class CropSampler:
         """An aligned origin, drawn again (8 times at most) until a third of the box is foreground."""
         origin: tuple[int, ...] = (0, 0, 0)
         for _ in range(8):
-            last = [max(have - length, 0) // self.align for have, length in zip(array.shape, size, strict=True)]
+            last = [
+                max(have - length, 0) // self.align for have, length in zip(array.shape, size, strict=True)
+            ]
             origin = tuple(int(random.integers(0, end + 1)) * self.align for end in last)
             box = tuple(slice(start, start + length, 2) for start, length in zip(origin, size, strict=True))
             if (array[box] > FOREGROUND).mean() > 0.35:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..diffusion.consistency import BlockPooling
+from ..diffusion.level import NoiseLevel
 from ..diffusion.sample import sample
-from ..models.score_fusion import ScoreFusion
+from ..models.score_fusion import Inputs, ScoreFusion
 from ..models.table import table_for
 from .config import TrainConfig
 from .crops import CropSampler
@@ -39,12 +41,19 @@ def draw_look(
         example = make_example(crop.volume, description)
         inputs = model.prepare(example.condition, origin=crop.origin, full=crop.full)
         volumes = {"truth": crop.volume, "base": example.condition}
-        for label, steps in (("one step", 1), (f"{description.sampling.steps} steps", description.sampling.steps)):
+        for label, steps in (
+            ("one step", 1),
+            (f"{description.sampling.steps} steps", description.sampling.steps),
+        ):
             table = table_for(description, steps=steps)
             residual = sample(
-                lambda x, level, given=inputs: model(x, given, level, strategy=strategy),
-                example.condition, table, seeds=[row], project=BlockPooling(description.degradation.factor),
-            )  # fmt: skip
+                functools.partial(_predict, model, inputs, strategy),
+                example.condition,
+                table,
+                seeds=[row],
+                clamp=description.sampling.clamp,
+                project=BlockPooling(description.degradation.factor),
+            )
             volumes[label] = example.condition + description.residual.scale * residual
         for axis, (label, volume) in zip(axes[row], volumes.items(), strict=True):
             error = (volume - crop.volume).square().mean().sqrt().item()
@@ -54,6 +63,10 @@ def draw_look(
     figure.savefig(folder / f"look-{stage + 1}-{step:06d}.png", dpi=80)
     model.train(was_training)
     draw_curves(folder)
+
+
+def _predict(model: ScoreFusion, inputs: Inputs, strategy: str, x: Tensor, level: NoiseLevel) -> Tensor:
+    return model(x, inputs, level, strategy=strategy)
 
 
 def draw_curves(folder: Path) -> None:

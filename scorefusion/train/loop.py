@@ -1,4 +1,4 @@
-"""The training run: stages in order, EMA, checkpoints that resume to the same bits, a log and an early look."""
+"""The training run: stages in order, EMA, checkpoints that resume to the same bits, a log, an early look."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def train(config: TrainConfig, folder: Path, *, progress: Progress | None = None
     description = config.model if isinstance(config.model, ModelConfig) else preset(config.model)
     if description.degradation.kind != "block-mean" or len(description.conditions) != 1:
         raise ScoreFusionError(
-            f"training forms its pairs by block pooling one condition; model {description.name!r} has degradation "
-            f"{description.degradation.kind!r} and {len(description.conditions)} conditions"
+            f"training forms its pairs by block pooling one condition; model {description.name!r} has "
+            f"degradation {description.degradation.kind!r} and {len(description.conditions)} conditions"
         )
     _claim(folder, config)
     torch.manual_seed(config.seed)
@@ -75,7 +75,8 @@ def train(config: TrainConfig, folder: Path, *, progress: Progress | None = None
 
     store = build_store(
         config.volumes, config.variants, folder / "volumes",
-        seed=config.seed, intensity=description.intensity, factor=description.degradation.factor, progress=told,
+        seed=config.seed, intensity=description.intensity, factor=description.degradation.factor,
+        progress=told,
     )  # fmt: skip
     crops = CropSampler(store, config.augment, description.degradation.factor)
     while state.stage < len(config.stages):
@@ -126,8 +127,15 @@ def _run_stage(
         now = time.perf_counter()
         state.seconds = before + now - started
         if state.step % config.log_every == 0 or state.step == stage.steps:
-            row = {"stage": stage.kind, "step": state.step, "loss": round(float(np.mean(losses)), 6)}
-            _log(folder, row | {"lr": learning_rate(stage, state.step - 1), "seconds": round(state.seconds, 1)})
+            row = {
+                "number": state.stage,
+                "stage": stage.kind,
+                "step": state.step,
+                "loss": round(float(np.mean(losses)), 6),
+            }
+            _log(
+                folder, row | {"lr": learning_rate(stage, state.step - 1), "seconds": round(state.seconds, 1)}
+            )
             losses = []
         if progress:
             progress(stage.kind, state.step, stage.steps, total.item())
@@ -174,7 +182,9 @@ def _claim(folder: Path, config: TrainConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / "config.json", config.model_dump_json(indent=2)
     if path.exists() and json.loads(path.read_text()) != json.loads(text):
-        raise BadInput(path, "is the configuration of another run", "Choose another folder, or remove this one.")
+        raise BadInput(
+            path, "is the configuration of another run", "Choose another folder, or remove this one."
+        )
     path.write_text(text)
 
 
@@ -195,10 +205,12 @@ def _resume(folder: Path, model: ScoreFusion, average: ScoreFusion) -> State:
         average.load_state_dict(content["average"])
         state = State(**content["state"])
     except Exception as error:
-        raise BadInput(path, f"cannot be resumed from ({error})", "Remove the run's folder to start again.") from None
+        raise BadInput(
+            path, f"cannot be resumed from ({error})", "Remove the run's folder to start again."
+        ) from None
     lines = (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []
     rows = [json.loads(line) for line in lines]
-    kept = [row for row in rows if row["seconds"] <= state.seconds]
+    kept = [row for row in rows if (row["number"], row["step"]) <= (state.stage, state.step)]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     return state
 

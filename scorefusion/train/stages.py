@@ -1,7 +1,7 @@
 """What one training step computes: the loss of each stage.
 
-Every random number of a step comes from a generator seeded by (seed, stage, step), so a resumed run goes on as
-if it had never stopped.
+Every random number of a step comes from a generator seeded by (seed, stage, step), so a resumed run goes on
+as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -80,13 +80,17 @@ def slices_loss(
             for _ in range(stage.batch)
         ]
         slabs, targets, abars, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        time = network_time(network.config, NoiseLevel.continuous(abars))
+        time = network_time(config.slice_networks[name], NoiseLevel.continuous(abars))
         total = total + loss(network(slabs, time, label=labels), targets, stage)
     return total / len(model.slice_networks)
 
 
 def _slab(
-    model: ScoreFusion, crops: CropSampler, stage: StageConfig, branch: BranchConfig, random: np.random.Generator
+    model: ScoreFusion,
+    crops: CropSampler,
+    stage: StageConfig,
+    branch: BranchConfig,
+    random: np.random.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Slices of one branch: network input, target, abar and plane label of each."""
     config, count = model.config, stage.slices
@@ -107,7 +111,9 @@ def _slab(
     clean = residual.movedim(axis, 1)[0, first : first + count]
     noise = torch.from_numpy(random.standard_normal(tuple(clean.shape), dtype=np.float32))
     noisy = torch.zeros_like(residual)
-    noisy.movedim(axis, 1)[0, first : first + count] = model.scaled(add_noise(clean, noise, level.abar), level)
+    noisy.movedim(axis, 1)[0, first : first + count] = model.scaled(
+        add_noise(clean, noise, level.abar), level
+    )
     inputs = model.prepare(condition, origin=origin, full=crop.full)
     slab = gather_slices(
         model.padded(noisy), inputs.condition[:, list(branch.conditions)], inputs.common, branch.plane,
@@ -141,7 +147,7 @@ def fusion_loss(
     )
     target = training_target(config.prediction, example.residual, noise, level.abar, config.sigma_data)
     scores, totals = model.branch_outputs(x, inputs, level, features=stage.kind == "features")
-    inside = (..., *(slice(stage.margin, length - stage.margin) for length in inputs.size))
+    d, h, w = (slice(stage.margin, length - stage.margin) for length in inputs.size)
     total = torch.zeros(())
     ways: list[dict[int, Tensor]] = [{}, totals] if stage.kind == "features" else [{}]
     for given in ways:
@@ -149,5 +155,5 @@ def fusion_loss(
             output = checkpoint(model.fuse, x, inputs, level, scores, given, use_reentrant=False)
         else:
             output = model.fuse(x, inputs, level, scores, given)
-        total = total + loss(output[inside], target[inside], stage) / len(ways)
+        total = total + loss(output[:, :, d, h, w], target[:, :, d, h, w], stage) / len(ways)
     return total

@@ -1,8 +1,8 @@
 """Warped copies of the training volumes, made once and kept as memory-mapped arrays.
 
-A variant has another voxel size, a head of another size and pose, and a smooth deformation, resampled once with
-cubic splines after the low-pass filter that its voxel size asks for. The store is addressed by content: the
-source's bytes and the settings name the file, so a finished variant is never made again.
+A variant has another voxel size, a head of another size and pose, and a smooth deformation, resampled once
+with cubic splines after the low-pass filter that its voxel size asks for. The store is addressed by content:
+the source's bytes and the settings name the file, so a finished variant is never made again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import BadInput
+from ..io.nifti import read_scan
 from ..preprocess import Intensity
 from .config import VariantConfig, VolumeConfig
 
@@ -48,7 +50,12 @@ def build_store(
     found: list[tuple[np.ndarray, float]] = []
     total = sum(1 + volume.variants for volume in volumes)
     for place, volume in enumerate(volumes):
-        data = Path(volume.file).read_bytes()
+        try:
+            data = Path(volume.file).read_bytes()
+        except OSError as error:
+            raise BadInput(
+                volume.file, f"cannot be read ({error.strerror})", "Name an existing training volume."
+            ) from None
         source: np.ndarray | None = None
         for number in range(1 + volume.variants):
             key = f"{hashlib.sha256(data).hexdigest()}|{variants.model_dump_json() if number else ''}"
@@ -56,7 +63,7 @@ def build_store(
             path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
             if not path.exists():
                 if source is None:
-                    source = read_canonical(volume.file)
+                    source = read_scan(volume.file).values
                 random = np.random.Generator(np.random.Philox(key=[seed, 1000 * place + number]))
                 array = source if number == 0 else warp(source, variants, random)
                 _write(path, _normalised(array, intensity, factor))
@@ -64,14 +71,6 @@ def build_store(
             if progress:
                 progress(len(found), total)
     return found
-
-
-def read_canonical(file: str) -> np.ndarray:
-    """A NIfTI volume as float32 ``[D, H, W]`` (z, y, x) in RAS orientation."""
-    import nibabel
-
-    image = nibabel.as_closest_canonical(nibabel.load(file))
-    return np.ascontiguousarray(np.asarray(image.dataobj, dtype=np.float32).squeeze().transpose(2, 1, 0))
 
 
 def warp(source: np.ndarray, config: VariantConfig, random: np.random.Generator) -> np.ndarray:
@@ -91,9 +90,14 @@ def warp(source: np.ndarray, config: VariantConfig, random: np.random.Generator)
     coefficients = spline_filter(smooth, order=3, output=np.float32, mode="nearest")
     matrix = _rotation(angles) * (spacing / axes)[None, :]
     mesh = np.indices(grid, dtype=np.float32) - (np.array(grid, np.float32)[:, None, None, None] - 1) / 2
-    places = np.tensordot(matrix.astype(np.float32), mesh, 1) + (size[:, None, None, None] - 1).astype(np.float32) / 2
+    places = (
+        np.tensordot(matrix.astype(np.float32), mesh, 1)
+        + (size[:, None, None, None] - 1).astype(np.float32) / 2
+    )
     for axis in range(3):
-        places[axis] += zoom(bends[axis].astype(np.float32), np.array(grid) / coarse, order=2, grid_mode=True, mode="nearest")
+        places[axis] += zoom(
+            bends[axis].astype(np.float32), np.array(grid) / coarse, order=2, grid_mode=True, mode="nearest"
+        )
     return map_coordinates(coefficients, places, order=3, mode="nearest", prefilter=False, output=np.float32)
 
 

@@ -1,0 +1,96 @@
+"""How well a model denoises, strategy by strategy and noise level by noise level.
+
+This is the figure that shows fusion working: a better denoiser draws sharper samples, and sharper samples
+cost PSNR, so the PSNR of a sample hides what the denoising error shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .diffusion.level import NoiseLevel, add_noise, prediction_coefficients
+from .diffusion.schedule import sigma_to_abar
+from .models.config import PLANES
+from .models.score_fusion import ScoreFusion, fuse_scores
+from .ops.noise import normal
+
+SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+
+
+@dataclass(frozen=True)
+class DenoisingErrors:
+    """Mean squared errors of the denoised residual.
+
+    Attributes:
+        sigmas: noise levels, sqrt((1 - abar) / abar), with the residual's unit the model's.
+        errors: for each strategy one number a level; ``single`` is the mean over the planes.
+    """
+
+    sigmas: tuple[float, ...]
+    errors: dict[str, tuple[float, ...]]
+
+    def ratio(self, strategy: str, other: str) -> float:
+        """Geometric mean over the levels of the error of ``strategy`` over that of ``other``."""
+        return float(np.exp(np.mean(np.log(np.array(self.errors[strategy]) / np.array(self.errors[other])))))
+
+
+@torch.no_grad()
+def denoising_errors(
+    model: ScoreFusion,
+    residual: Tensor,
+    condition: Tensor,
+    *,
+    sigmas: Sequence[float] = SIGMAS,
+    origin: Sequence[int] = (0, 0, 0),
+    full: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> DenoisingErrors:
+    """Add noise to a known residual at each level, and see how far from it every strategy lands.
+
+    Args:
+        model: a fusing model.
+        residual: the true residual ``[1, 1, D, H, W]`` in the model's unit.
+        condition: ``[1, C, D, H, W]``.
+        sigmas: the noise levels.
+        origin: (z, y, x) of the box in the whole volume.
+        full: the whole volume's size.
+        seed: of the noise.
+        progress: called with (levels done, levels).
+    """
+    config, inputs = model.config, model.prepare(condition, origin=origin, full=full)
+    noise = normal(residual.shape, [seed], 0, origin=origin, device=residual.device)
+    found: dict[str, list[float]] = {}
+    d, h, w = inputs.size
+    for done, sigma in enumerate(sigmas, start=1):
+        abar = float(sigma_to_abar(sigma))
+        level = NoiseLevel.of(abar, -1, 1, residual.device)
+        p, q = prediction_coefficients(config.prediction, abar, config.sigma_data)
+        noisy = add_noise(residual, noise, level.abar)
+        x = model.padded(model.scaled(noisy, level))
+        scores, totals = model.branch_outputs(x, inputs, level, features=bool(model.features))
+
+        def error(output: Tensor, p: float = p, q: float = q, noisy: Tensor = noisy) -> float:
+            clean = p * noisy + q * output[:, :, :d, :h, :w].float()
+            return (clean - residual).double().square().mean().item()
+
+        outputs = {f"single {branch.plane}": scores[:, k : k + 1] for k, branch in enumerate(config.branches)}
+        zero = torch.zeros_like(scores)
+        outputs["average"] = fuse_scores(scores, zero, config.weights, 0.0)
+        outputs["fuse"] = model.fuse(x, inputs, level, scores, {})
+        if model.features:
+            outputs["fuse+features"] = model.fuse(x, inputs, level, scores, totals)
+        row = {name: error(output) for name, output in outputs.items()}
+        row["single"] = float(
+            np.mean([row[f"single {b.plane}"] for b in config.branches if b.plane in PLANES])
+        )
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+        if progress:
+            progress(done, len(sigmas))
+    return DenoisingErrors(tuple(sigmas), {name: tuple(values) for name, values in found.items()})

@@ -1,0 +1,205 @@
+"""Training: reproducible crops, each stage's loss, and a run that resumes to the same bits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.models.config import ModelConfig, parse
+from scorefusion.models.presets import preset
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.train.config import AugmentConfig, StageConfig, TrainConfig, VariantConfig
+from scorefusion.train.crops import CropSampler, vary
+from scorefusion.train.loop import learning_rate, train, trained_parameters
+from scorefusion.train.stages import draw_levels, fusion_loss, make_example, slices_loss
+from scorefusion.train.variants import warp
+
+
+def tiny_model() -> ModelConfig:
+    """The bundled model's structure at toy widths."""
+    values = preset("t1-sr4").model_dump()
+    for network in (values["slice_networks"]["slice"], values["fusion"]):
+        network["widths"] = [8] * len(network["widths"])
+        network["time"] |= {"channels": 8, "hidden": 16}
+    return ModelConfig.model_validate(values)
+
+
+def random_of(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, 0]))
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Path:
+    """A small smooth 'head' with a dark background."""
+    z, y, x = np.mgrid[-1:1:40j, -1:1:48j, -1:1:44j]
+    volume = np.clip(1.2 - z**2 - y**2 - x**2, 0, None) * (
+        1 + 0.3 * np.sin(9 * x) * np.sin(8 * y) * np.cos(7 * z)
+    )
+    file = tmp_path / "head.nii.gz"
+    nibabel.save(nibabel.Nifti1Image((1000 * volume.transpose(2, 1, 0)).astype(np.int16), np.eye(4)), file)
+    return file
+
+
+def run_config(head: Path, **changes: object) -> TrainConfig:
+    stages = [
+        {"kind": "slices", "steps": 3, "crop": 16, "warmup": 2},
+        {"kind": "patches", "steps": 2, "batch": 2, "crop": 16, "margin": 2, "warmup": 1},
+        {
+            "kind": "features",
+            "steps": 2,
+            "batch": 1,
+            "crop": 16,
+            "margin": 2,
+            "warmup": 1,
+            "checkpointing": True,
+        },
+    ]
+    values = {
+        "model": tiny_model().model_dump(),
+        "volumes": [{"file": str(head), "variants": 1}],
+        "stages": stages,
+        "save_every": 0.0,
+        "log_every": 1,
+        "look_every": 10**6,
+        "precision": "float32",
+    }
+    return parse(TrainConfig, values | changes, "test")
+
+
+class Stop(Exception):
+    """Raised from the progress callback, as an interrupt would be."""
+
+
+@pytest.mark.parametrize("at", [("slices", 2), ("patches", 1), ("features", 1)])
+def test_resume_gives_the_same_bits(head: Path, tmp_path: Path, at: tuple[str, int]) -> None:
+    config = run_config(head)
+    whole = train(config, tmp_path / "whole").state_dict()
+
+    def stop(stage: str, step: int, steps: int, loss: float) -> None:
+        if (stage, step) == at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(config, tmp_path / "cut", progress=stop)
+    resumed = train(config, tmp_path / "cut").state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    steps = [(row["stage"], row["step"]) for row in map(json.loads, (tmp_path / "cut/log.jsonl").open())]
+    assert steps == [("slices", i) for i in (1, 2, 3)] + [
+        (k, i) for k in ("patches", "features") for i in (1, 2)
+    ]
+    assert (tmp_path / "whole/curves.png").stat().st_size > 1000
+
+
+def test_a_stage_trains_only_its_networks(head: Path) -> None:
+    model = ScoreFusion(tiny_model())
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    crops = CropSampler([(np.random.default_rng(0).uniform(-1, 1, (40, 40, 40)), 1.0)], AugmentConfig(), 4)
+    for kind, compute in (("slices", slices_loss), ("patches", fusion_loss), ("features", fusion_loss)):
+        stage = StageConfig(kind=kind, steps=1, crop=16, batch=1)  # type: ignore[arg-type]
+        model.zero_grad()
+        model.requires_grad_(False)
+        mine = {id(p.requires_grad_()) for p in trained_parameters(model, stage)}
+        torch.nn.init.normal_(model.fusion.output.weight, std=0.1)  # type: ignore[union-attr]
+        compute(model, crops, stage, random_of(1)).backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) <= (id(parameter) in mine), name
+        reached = sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
+        assert reached > 0.9 * len(mine)
+
+
+def test_slices_loss_notes_plane_and_noises_every_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_model()
+    model = ScoreFusion(config)
+    crops = CropSampler([(np.random.default_rng(0).uniform(-1, 1, (64, 64, 64)), 1.0)], AugmentConfig(), 4)
+    seen = []
+    network = model.slice_networks["slice"]
+    monkeypatch.setattr(network, "forward", lambda x, time, label: seen.append((x, time, label)) or x[:, -1:])
+    slices_loss(model, crops, StageConfig(kind="slices", steps=1, crop=16, slices=2), random_of(3))
+    x, time, label = seen[0]
+    assert x.shape == (6, 6, 16, 16) and label.tolist() == [0, 0, 1, 1, 2, 2] and time.shape == (6,)
+    noisy = x[:, -1].std(dim=(1, 2))
+    assert bool((noisy > 0).all()), "every slice that counts is noised"
+
+
+def test_levels_follow_their_distribution() -> None:
+    stage = StageConfig(kind="patches", steps=1, ln_sigma_mean=0.3, ln_sigma_std=1.4)
+    level = draw_levels(20000, stage, random_of(0))
+    ln_sigma = level.sigma.log()
+    assert abs(ln_sigma.mean().item() - 0.3) < 0.04 and abs(ln_sigma.std().item() - 1.4) < 0.03
+    for kind, length in (("paper-training", 2000), ("paper-sampling", 1000)):
+        drawn = draw_levels(500, stage.model_copy(update={"noise_levels": kind}), random_of(0))
+        assert 0 < drawn.abar.min() and drawn.abar.max() < 1 and drawn.t.max() < length
+
+
+def test_example_is_undone_by_the_base() -> None:
+    config = tiny_model()
+    volume = torch.rand(2, 1, 8, 12, 16) * 2 - 1
+    example = make_example(volume, config)
+    torch.testing.assert_close(example.condition + config.residual.scale * example.residual, volume)
+    blocks = example.residual.unfold(2, 4, 4).unfold(3, 4, 4).unfold(4, 4, 4).mean((-1, -2, -3))
+    assert blocks.abs().max() < 1e-5, "the residual of a consistent base has no block means"
+
+
+def test_crops_are_reproducible_and_inside() -> None:
+    array = np.random.default_rng(0).uniform(-1, 1, (24, 28, 20)).astype(np.float16)
+    crops = CropSampler(
+        [(array, 1.0)], AugmentConfig(flip=False, gamma=0, remap=0, sharpen=0, bias=0, noise=0), 4
+    )
+    first, second = (crops.draw([8, 12, 8], random_of(5)) for _ in range(2))
+    assert torch.equal(first.volume, second.volume) and all(start % 4 == 0 for start in first.origin)
+    z, y, x = first.origin
+    cut = torch.from_numpy(array[z : z + 8, y : y + 12, x : x + 8].astype(np.float32))
+    torch.testing.assert_close(first.volume[0, 0], cut)
+    larger = crops.draw([32, 12, 8], random_of(5))
+    assert larger.volume.shape == (1, 1, 32, 12, 8), "a volume smaller than the crop is padded by its edge"
+
+
+def test_every_variation_changes_the_crop() -> None:
+    volume = torch.rand(1, 1, 8, 8, 8) * 2 - 1
+    none = dict(flip=False, gamma=0.0, remap=0.0, sharpen=0.0, bias=0.0, noise=0.0, noise_probability=0.0)
+    torch.testing.assert_close(vary(volume, AugmentConfig(**none), random_of(0)), volume)  # type: ignore[arg-type]
+    for change in ({"flip": True}, {"gamma": 0.5}, {"remap": 1.0}, {"bias": 0.3}):
+        varied = vary(volume, AugmentConfig(**(none | change)), random_of(2))  # type: ignore[arg-type]
+        assert varied.shape == volume.shape and not torch.allclose(varied, volume), change
+    noisy = vary(volume, AugmentConfig(**(none | {"noise": 0.1, "noise_probability": 1.0})), random_of(0))  # type: ignore[arg-type]
+    assert 0.001 < (noisy - volume).std() < 0.3
+
+
+def test_warp_without_change_is_the_source() -> None:
+    z, y, x = np.mgrid[0:3:24j, 0:3:32j, 0:3:24j]
+    source = (np.sin(z) * np.cos(y) + np.sin(x)).astype(np.float32)
+    still = VariantConfig(spacing=(1.0, 1.0), zoom=0.0, rotation=0.0, bend=0.0)
+    np.testing.assert_allclose(warp(source, still, random_of(0)), source, atol=1e-4)
+    coarse = warp(source, VariantConfig(spacing=(2.0, 2.0), zoom=0.0, rotation=0.0, bend=0.0), random_of(0))
+    assert coarse.shape == (8, 16, 8)
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    stage = StageConfig(kind="patches", steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(stage, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0 and 0.01 <= rates[-1] < 0.02
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_rejects_bad_runs(head: Path, tmp_path: Path) -> None:
+    config = run_config(head)
+    train(config.model_copy(update={"stages": config.stages[:1]}), tmp_path / "run")
+    with pytest.raises(BadInput, match="another run"):
+        train(config, tmp_path / "run")
+    with pytest.raises(BadInput, match="did you mean 'steps'"):
+        run_config(head, stages=[{"kind": "slices", "step": 3}])
+    with pytest.raises(ScoreFusionError, match="block pooling"):
+        values = tiny_model().model_dump() | {"degradation": {"kind": "none", "factor": 1}}
+        train(run_config(head, model=values), tmp_path / "other")
+    with pytest.raises(BadInput, match=r"missing\.nii"):
+        train(run_config(head, volumes=[{"file": str(tmp_path / "missing.nii")}]), tmp_path / "third")
+    (tmp_path / "run/checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(BadInput, match="cannot be resumed"):
+        train(config.model_copy(update={"stages": config.stages[:1]}), tmp_path / "run")
