@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,9 +33,12 @@ def interpolate(volume: Tensor, method: str, factor: int) -> Tensor:
     if method != "b-spline":
         return base_volume(volume, method, factor)
     ndimage = need("scipy.ndimage", "b-spline interpolation")
-    array = volume.detach().cpu().numpy()
-    scale = (1, 1, factor, factor, factor)
     if factor == 1:
         return volume.clone()
-    fine = ndimage.zoom(array.astype("float64"), scale, order=3, mode="nearest", grid_mode=True)
-    return torch.from_numpy(fine).to(volume)
+    # One volume at a time: a spline over all five axes would weigh 4^5 coefficients a voxel, not 4^3.
+    fine = [
+        ndimage.zoom(one.astype("float64"), factor, order=3, mode="nearest", grid_mode=True)
+        for one in volume.detach().flatten(0, 1).cpu().numpy()
+    ]
+    shape = (*volume.shape[:2], *fine[0].shape)
+    return torch.from_numpy(np.stack(fine).reshape(shape)).to(volume)
