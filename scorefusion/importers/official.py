@@ -242,7 +242,7 @@ def _configuration(
                 f"x_t and whole conditions of {2 * context + 1} slices; give the right context"
             )
     fusion = infer_unet(shapes, FUSION) if any(key.startswith(FUSION) for key in shapes) else None
-    total = int(max(group.values()))
+    total = int(max(group.values(), default=0))
     if fusion is not None:
         channels = shapes[f"{FUSION}input_blocks.0.0.weight"][1]
         scores = shapes[f"{FUSION}out.2.weight"][0]
