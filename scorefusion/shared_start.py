@@ -1,0 +1,130 @@
+"""Sample one volume by several strategies from the same noise, sharing what they have in common.
+
+All start from the same noisy volume, so the branches' outputs there, and the sums of the feature layers, are
+computed once for all strategies.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from scorefusion.diffusion.level import NoiseLevel
+from scorefusion.diffusion.sample import Callback, sample
+from scorefusion.diffusion.solvers import Table
+from scorefusion.draw import projection
+from scorefusion.models.config import PLANES, STRATEGIES, ModelConfig, Plane, Strategy
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.preprocess import Box, Prepared
+
+
+@dataclass(frozen=True)
+class StrategyRun:
+    """A strategy to sample with.
+
+    Attributes:
+        name: the strategy's, and for ``single`` the plane's.
+        strategy: how scores are fused.
+        planes: for ``single``.
+        cost: of an evaluation, in about one plane's evaluation.
+    """
+
+    name: str
+    strategy: Strategy
+    planes: tuple[Plane, ...] | None
+    cost: int
+
+
+_COST = {"single": 1, "alternate": 1, "average": 3, "volume": 1, "fuse": 4, "fuse+features": 4}
+
+
+def strategy_runs(config: ModelConfig) -> Iterator[StrategyRun]:
+    """Every strategy of a model in the usual order; ``single`` once for each plane it has."""
+    have = [plane for plane in PLANES if any(branch.plane == plane for branch in config.branches)]
+    for strategy in STRATEGIES:
+        if strategy == "single" and strategy in config.strategies:
+            for plane in have:
+                yield StrategyRun(f"single {plane}", strategy, (plane,), _COST[strategy])
+        elif strategy in config.strategies:
+            yield StrategyRun(strategy, strategy, None, _COST[strategy])
+
+
+class SharedStart:
+    """Draws residuals of one box, each by one strategy, all from the same noise.
+
+    Args:
+        model: in evaluation mode, on the device of ``prepared``.
+        prepared: the condition and the base on the whole grid.
+        box: where to compute; a voxel's noise depends on its place in the whole volume.
+        seed: of the noise.
+    """
+
+    COST: ClassVar[int] = 3
+    """Cost of the evaluation that is shared, in about one plane's evaluation."""
+
+    def __init__(self, model: ScoreFusion, prepared: Prepared, box: Box, seed: int = 0) -> None:
+        self.model, self.box, self.seed = model, box, seed
+        self.condition = prepared.condition[box.index]
+        self.project = projection(model.config, prepared, box)
+        with torch.no_grad():
+            self.inputs = model.prepare(self.condition, origin=box.start, full=prepared.condition.shape[2:])
+        self._start: tuple[Tensor, Tensor, dict[int, Tensor]] | None = None
+
+    def draw(self, run: StrategyRun, table: Table, callback: Callback | None = None) -> Tensor:
+        """Draw one residual.
+
+        Args:
+            run: the strategy.
+            table: the solver; every call's begins at the same noise level.
+            callback: called as callback(step, steps, x0) after each evaluation.
+
+        Returns:
+            ``[1, 1, d, h, w]`` of the box, in units of ``residual.scale``.
+        """
+        evaluation = itertools.count()
+
+        def denoise(x_t: Tensor, level: NoiseLevel) -> Tensor:
+            number = next(evaluation)
+            if number == 0 and run.strategy != "volume":
+                return self._at_start(run, x_t, level)
+            return self.model(x_t, self.inputs, level, strategy=run.strategy, planes=run.planes, step=number)
+
+        return sample(
+            denoise,
+            self.condition,
+            table,
+            seeds=[self.seed],
+            origin=self.box.start,
+            clamp=self.model.config.sampling.clamp,
+            project=self.project,
+            callback=callback,
+        )
+
+    def _at_start(self, run: StrategyRun, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """What the model says of the noise that every strategy starts from."""
+        model, config = self.model, self.model.config
+        x = model.padded(model.scaled(x_t, level))
+        if self._start is None or not torch.equal(self._start[0], x):
+            scores, totals = model.branch_outputs(x, self.inputs, level, features=bool(model.features))
+            self._start = (x, scores, totals)
+        _, scores, totals = self._start
+        if run.strategy in ("fuse", "fuse+features"):
+            output = model.fuse(x, self.inputs, level, scores, totals if "features" in run.strategy else {})
+        else:
+            planes = run.planes or (PLANES if run.strategy == "average" else self._first_plane())
+            chosen = [k for k, branch in enumerate(config.branches) if branch.plane in planes]
+            weights = config.weights if run.strategy == "average" else (1 / len(chosen),) * len(chosen)
+            output = torch.zeros_like(scores[:, :1])
+            for weight, k in zip(weights, chosen, strict=True):
+                output = output + weight * scores[:, k : k + 1]
+        d, h, w = self.inputs.size
+        return output[:, :, :d, :h, :w]
+
+    def _first_plane(self) -> tuple[Plane, ...]:
+        """The plane that ``alternate`` begins with."""
+        return next((p,) for p in PLANES if any(branch.plane == p for branch in self.model.config.branches))
