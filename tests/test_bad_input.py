@@ -176,7 +176,7 @@ def test_an_assumed_affine_needs_a_voxel_size(folder: Path) -> None:
     ("options", "problem"),
     [
         (["--strategy", "fused"], "unknown strategy 'fused'; did you mean 'fuse'?"),
-        (["--solver", "ddimm"], "unknown solver 'ddimm'; did you mean 'ddim'?"),
+        (["--solver", "ddmi"], "unknown solver 'ddmi'; did you mean 'ddim'?"),
         (["--solver", "heum"], "unknown solver 'heum'; did you mean 'heun'?"),
         (["--plane", "axail", "--strategy", "single"], "unknown plane 'axail'; did you mean 'axial'?"),
         (["--dtype", "bfloat"], "unknown dtype 'bfloat'; did you mean 'bfloat16'?"),
@@ -292,6 +292,17 @@ def test_refused_before_allocating(folder: Path) -> None:
         env=environment(),
     )
     assert run.returncode == 2 and "is truncated: its header promises" in run.stderr, run.stderr
+
+
+def test_an_interrupt_while_computing_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scorefusion.pipeline.draw_residuals", interrupted)
+    before = sorted(folder.rglob("*"))
+    arguments = ["translate", folder / "in.nii.gz", "-o", folder / "out.nii", "--model", folder / "tiny"]
+    assert CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu"]).exit_code != 0
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_a_kill_while_saving_leaves_no_output(folder: Path) -> None:

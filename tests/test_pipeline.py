@@ -208,10 +208,27 @@ def test_bfloat16_is_close_and_float32_uses_the_model_itself() -> None:
     assert other.consistency_residual.max < 1e-5 * np.ptp(one.volume)
 
 
+@pytest.mark.parametrize("resample", ["res", "conv"])
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_networks_of_several_levels_run_in_every_dtype(resample: str, patch: int, dtype: str) -> None:
+    network = (
+        tiny_config()
+        .slice_networks["slice"]
+        .model_copy(update={"widths": (8, 16), "resample": resample, "patch": patch, "edges": "replicate"})
+    )
+    attentive = network.model_copy(update={"attention": True, "head_channels": 8})
+    model = tiny_model(
+        tiny_config(slice_networks={"slice": attentive}, fusion=network, feature_scales=network.scales)
+    )
+    one, other = (Pipeline(model, device="cpu", dtype=name)(tiny_image()) for name in ("float32", dtype))
+    np.testing.assert_allclose(other.volume, one.volume, atol=0.002 * np.ptp(one.volume))
+
+
 def test_names_and_numbers_are_checked_before_reading(pipeline: Pipeline) -> None:
     wrong = {
         "unknown strategy 'fused'; did you mean 'fuse'": {"strategy": "fused"},
-        "unknown solver 'ddimm'; did you mean 'ddim'": {"solver": "ddimm"},
+        "unknown solver 'ddmi'; did you mean 'ddim'": {"solver": "ddmi"},
         "at least 1 step, got 0": {"steps": 0},
         "samples and batch must be at least 1": {"samples": 0},
         "seed must be within": {"seed": 2**64},
