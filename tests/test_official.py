@@ -161,9 +161,10 @@ def test_an_ensemble_file(tmp_path, golden, model):
     file = tmp_path / "model-3.pt"
     torch.save({"step": 7000, "model": {**tables, **inner, **last}, "ema": ema}, file)
     averaged, zero = load_official(file), load_official(file, ema=False, strategy="merge")
+    found, zeros = averaged.state_dict(), zero.state_dict()
     for name, value in model.state_dict().items():
-        assert torch.equal(averaged.state_dict()[name], value), name
-        assert not zero.state_dict()[name].any()
+        assert torch.equal(found[name], value), name
+        assert not zeros[name].any()
     assert zero.config.sampling.strategy == "average"
     torch.save({"step": 7000, "model": last}, file)
     with pytest.raises(BadInput, match=r"holds no 'ema' weights.*--no-ema"):
