@@ -21,8 +21,7 @@ FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 def plane_images(
     volume: np.ndarray, spacing: tuple[float, float, float], where: tuple[float, float, float]
 ) -> list[tuple[str, np.ndarray, float]]:
-    """Axial, coronal and sagittal slices as a radiologist's screen shows them: anterior or superior up, x to
-    the right.
+    """Axial, coronal and sagittal slices, anterior or superior up; the patient's right is on the right.
 
     Args:
         volume: ``[D, H, W]`` (z, y, x) in RAS+ order.

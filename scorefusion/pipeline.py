@@ -99,7 +99,8 @@ class Pipeline:
             eta: how much fresh noise ``ddim`` and ``dpmpp_2m_sde`` add.
             start_abar: start late, at this cumulative alpha.
             samples: draw several and average them; ``spread`` is then their standard deviation.
-            seed: of the noise, which depends on it and on the voxel's place in the output alone.
+            seed: of the noise, which depends on it and on the voxel's place in the output alone. The volume
+                is the same again on the same machine, and to rounding in another dtype or on another device.
             batch: samples drawn at once; more memory, the same result.
             crop: compute only in a box around the foreground; the result elsewhere is the base.
             nan: ``error``, or ``zero`` to count NaN and infinite voxels as 0.

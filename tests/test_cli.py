@@ -51,6 +51,7 @@ def test_translate_as_a_program(tmp_path: Path) -> None:
     """Plain progress lines on standard error, a summary on standard output, the file there, in order."""
     write_tiny(tmp_path)
     arguments = ["in.nii.gz", "-o", "out.nii.gz", "--model", "tiny", "--device", "cpu", "--seed", "7"]
+    arguments += ["--dtype", "float32"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [sys.executable, "-m", "scorefusion", "translate", *arguments],
@@ -65,7 +66,9 @@ def test_translate_as_a_program(tmp_path: Path) -> None:
         "out.nii.gz: 14 × 12 × 10 voxels, fuse+features, ddim, 1 × 2 evaluations, seed 7"
     )
     assert "block means differ from the input by" in run.stdout
-    expected = scorefusion.Pipeline(tmp_path / "tiny", device="cpu")(tmp_path / "in.nii.gz", seed=7)
+    expected = scorefusion.Pipeline(tmp_path / "tiny", device="cpu", dtype="float32")(
+        tmp_path / "in.nii.gz", seed=7
+    )
     np.testing.assert_allclose(
         nib.load(tmp_path / "out.nii.gz").get_fdata(), expected.volume, atol=1e-5 * expected.volume.max()
     )
