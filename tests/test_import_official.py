@@ -36,10 +36,10 @@ def test_an_imported_folder_translates(ensemble, tmp_path):
     card = (tmp_path / "mine" / "README.md").read_text()
     assert card.startswith("# mine") and "`model-3.pt`" in card
     assert from_pretrained(tmp_path / "mine").config.conditions == ("t1",)
-    nib.save(tiny_image((4, 3, 2)), tmp_path / "in.nii.gz")
+    nib.save(tiny_image((5, 4, 3)), tmp_path / "in.nii.gz")
     pipeline = Pipeline(tmp_path / "mine", device="cpu", dtype="float32")
     translation = pipeline(tmp_path / "in.nii.gz", steps=2, crop=False)
-    assert translation.volume.shape == (16, 12, 8) and np.isfinite(translation.volume).all()
+    assert translation.volume.shape == (20, 16, 12) and np.isfinite(translation.volume).all()
     assert translation.solver == "official"
 
 
