@@ -1,0 +1,68 @@
+# Everything from a clean clone: each target makes its virtual environment, .venv, and needs no compiler.
+#
+#   make demo      a held-out head, restored by every strategy: demo_out/report.png and a table
+#   make test      the tests, and each benchmark once
+#   make weights   fetch the training data and train the bundled model; stop it and run it again to go on
+#   make data      fetch every volume: held-out and training
+#   make lint      ruff and mypy
+#   make bench     the benchmarks, timed
+#   make clean     remove what was built; data/ and runs/ stay
+#
+# PYTHON=python3.12 chooses the interpreter, Python 3.10 or newer.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: demo test weights data lint bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.run data/oasis_t1.nii.gz
+	$(BIN)/scorefusion demo
+
+test: .venv/.dev
+	$(BIN)/python -m pytest tests benchmarks
+
+weights: .venv/.run
+	$(BIN)/python tools/fetch_data.py training
+	$(BIN)/scorefusion train configs/t1-sr4.json -o runs/t1-sr4
+
+data: .venv/.made
+	$(BIN)/python tools/fetch_data.py all
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy scorefusion
+
+bench: .venv/.dev
+	$(BIN)/python -m pytest benchmarks --benchmark
+
+clean:
+	rm -rf .venv build dist *.egg-info scorefusion/_C*.so scorefusion/_C*.pyd demo_out
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+data/oasis_t1.nii.gz: | .venv/.made
+	$(BIN)/python tools/fetch_data.py demo
+
+# A folder that is there but was not finished is made anew.
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' \
+	  || { echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.run: .venv/.made $(SOURCES)
+	@echo "installing into .venv; a few minutes the first time"
+	$(PIP) -e '.[train]' scikit-image
+	@touch $@
+
+.venv/.dev: .venv/.made $(SOURCES)
+	@echo "installing into .venv; a few minutes the first time"
+	$(PIP) -e '.[train,triton,dev]'
+	@touch $@ .venv/.run
