@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -88,8 +88,10 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+folders = {".".join(file.parent.relative_to(ROOT).parts) for file in ROOT.glob("scorefusion/**/*.py")}
+
 setup(
-    packages=[*find_packages(include=["scorefusion", "scorefusion.*"]), "scorefusion.kernels"],
+    packages=[*sorted(folders), "scorefusion.kernels"],
     package_dir={"scorefusion.kernels": "kernels"},
     package_data={"scorefusion": ["py.typed", "assets/**/*"]},
     ext_modules=[Extension("scorefusion._C", sources=[], optional=True)],
