@@ -37,4 +37,6 @@ def test_noise(measure: Callable[..., Any], timed: bool, name: str, backend: str
     draw = functools.partial(normal, shape, seeds, 1, origin=(1, 2, 3), device=device, backend=backend)
     assert torch.equal(draw().cpu(), expected)
     body = draw if device == "cpu" else lambda: (draw(), torch.cuda.synchronize())
-    measure(body, group=f"noise, {name}", reference=backend == "torch", bytes=4 * expected.numel())
+    measure(
+        body, group=f"noise, {name}", device=device, reference=backend == "torch", bytes=4 * expected.numel()
+    )

@@ -95,6 +95,7 @@ def test_sample_step(measure: Callable[..., Any], timed: bool, strategy: str, ki
     measure(
         body,
         group=f"one step of {strategy}, {size[0]}x{size[1]}x{size[2]} voxels",
+        device=device,
         reference=kind == "reference",
         FLOP=counter.get_total_flops(),
     )
