@@ -52,12 +52,14 @@ def demo(
     from scorefusion.cli.bars import progress
     from scorefusion.demo import make_case, run_demo
     from scorefusion.demo_report import check_folder, notes, table_text, write_results
-    from scorefusion.errors import BadInput
+    from scorefusion.errors import BadInput, ScoreFusionError
     from scorefusion.io.nifti import read_scan
     from scorefusion.pipeline import Pipeline
 
     began = time.perf_counter()
     size, start = _box(box)
+    if steps is not None and steps < 1:
+        raise ScoreFusionError(f"sampling needs at least 1 step, got {steps}")
     if not data.exists():
         raise BadInput(data, "does not exist", "For the default data run `python tools/fetch_data.py demo`.")
     pipeline = Pipeline(model, device=device, dtype=dtype)

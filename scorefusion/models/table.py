@@ -24,7 +24,7 @@ def table_for(
     name = solver or sampling.solver
     return make_table(
         name,
-        steps or sampling.steps,
+        sampling.steps if steps is None else steps,
         schedule=None if name == "official" else spacing,
         prediction=config.prediction,
         sigma_data=config.sigma_data,
