@@ -57,7 +57,7 @@ def demo(
     from scorefusion.pipeline import Pipeline
 
     began = time.perf_counter()
-    size, start = _box(box)
+    size, start = parse_box(box)
     if steps is not None and steps < 1:
         raise ScoreFusionError(f"sampling needs at least 1 step, got {steps}")
     if not data.exists():
@@ -79,8 +79,12 @@ def demo(
         print(f"{time.perf_counter() - began:.0f} s in all, in {computed}; see {folder / 'report.png'}")
 
 
-def _box(text: str) -> tuple[list[int], list[int] | None]:
-    """``SIZE`` or ``SIZE@START``, three numbers each."""
+def parse_box(text: str) -> tuple[list[int], list[int] | None]:
+    """Read ``SIZE`` or ``SIZE@START``, three whole numbers (z, y, x) each.
+
+    Raises:
+        ScoreFusionError: for anything else.
+    """
     from scorefusion.errors import ScoreFusionError
 
     try:
