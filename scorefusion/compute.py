@@ -184,6 +184,6 @@ def _layer(kind: str, dtype: torch.dtype) -> Callable[[], Tensor]:
         slices = torch.full((2, 48, 36, 36), 0.5).to(dtype, memory_format=torch.channels_last)
         weight2 = torch.full((48, 48, 3, 3), 0.5).to(dtype, memory_format=torch.channels_last)
         return lambda: F.conv2d(slices, weight2, padding=1)
-    volume = torch.full((1, 32, 13, 13, 13), 0.5).to(dtype, memory_format=torch.channels_last_3d)
+    volume = torch.full((2, 32, 10, 10, 10), 0.5).to(dtype, memory_format=torch.channels_last_3d)
     weight3 = torch.full((32, 32, 3, 3, 3), 0.5).to(dtype, memory_format=torch.channels_last_3d)
     return lambda: F.conv3d(volume, weight3, padding=1)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .diffusion.level import NoiseLevel, add_noise, prediction_coefficients
 from .diffusion.schedule import sigma_to_abar
-from .models.config import PLANES
 from .models.score_fusion import ScoreFusion, fuse_scores
 from .ops.noise import normal
 
@@ -37,6 +36,16 @@ class DenoisingErrors:
     def ratio(self, strategy: str, other: str) -> float:
         """Geometric mean over the levels of the error of ``strategy`` over that of ``other``."""
         return float(np.exp(np.mean(np.log(np.array(self.errors[strategy]) / np.array(self.errors[other])))))
+
+    def table(self) -> str:
+        """Markdown: a row a strategy, a column a level, and the ratios of the geometric means."""
+        rows = ["| sigma | " + " | ".join(f"{sigma:g}" for sigma in self.sigmas) + " |"]
+        rows.append("| --- " * (len(self.sigmas) + 1) + "|")
+        for name, values in self.errors.items():
+            rows.append(f"| {name} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
+        order = [name for name in ("single", "average", "fuse", "fuse+features") if name in self.errors]
+        ratios = [f"{b} / {a}: {self.ratio(b, a):.3f}" for a, b in zip(order, order[1:], strict=False)]
+        return "\n".join([*rows, "", "geometric means: " + ", ".join(ratios)])
 
 
 @torch.no_grad()
@@ -67,6 +76,11 @@ def denoising_errors(
     noise = normal(residual.shape, [seed], 0, origin=origin, device=residual.device)
     found: dict[str, list[float]] = {}
     d, h, w = inputs.size
+    several = len(config.branches) > len({branch.plane for branch in config.branches})
+    names = [
+        f"single {branch.plane}" + (f" {'+'.join(config.conditions[i] for i in branch.conditions)}" * several)
+        for branch in config.branches
+    ]
     for done, sigma in enumerate(sigmas, start=1):
         abar = float(sigma_to_abar(sigma))
         level = NoiseLevel.of(abar, -1, 1, residual.device)
@@ -79,16 +93,14 @@ def denoising_errors(
             clean = p * noisy + q * output[:, :, :d, :h, :w].float()
             return (clean - residual).double().square().mean().item()
 
-        outputs = {f"single {branch.plane}": scores[:, k : k + 1] for k, branch in enumerate(config.branches)}
+        outputs = {name: scores[:, k : k + 1] for k, name in enumerate(names)}
         zero = torch.zeros_like(scores)
         outputs["average"] = fuse_scores(scores, zero, config.weights, 0.0)
         outputs["fuse"] = model.fuse(x, inputs, level, scores, {})
         if model.features:
             outputs["fuse+features"] = model.fuse(x, inputs, level, scores, totals)
         row = {name: error(output) for name, output in outputs.items()}
-        row["single"] = float(
-            np.mean([row[f"single {b.plane}"] for b in config.branches if b.plane in PLANES])
-        )
+        row["single"] = float(np.mean([error(score) for score in scores.split(1, dim=1)]))
         for name, value in row.items():
             found.setdefault(name, []).append(value)
         if progress:

@@ -7,7 +7,7 @@ from typing import Any
 
 from scorefusion.errors import ScoreFusionError
 
-EXTRA = {"matplotlib": "train", "scipy": "train", "skimage": "dev"}
+EXTRA = {"matplotlib": "train", "scipy": "train", "skimage": "train"}
 """The extra of this package that brings each optional module."""
 
 
