@@ -1,0 +1,134 @@
+"""What the repository promises about itself: small files, one name for an operation, links that lead on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import scorefusion
+from scorefusion.cli import app
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = (".ci", "benchmarks", "configs", "csrc", "docs", "kernels", "scorefusion", "tests", "tools")
+CODE = (".py", ".h", ".cpp", ".cu")
+TEXT = (*CODE, ".md", ".toml", ".json", ".txt", ".in", "")
+LIMIT = 400
+MODEL_LIMIT = 12e6
+
+
+def files() -> Iterator[Path]:
+    """Every file of the project, whether or not git is here."""
+    yield from (path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith("."))
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield path
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    for path in files():
+        if path.suffix in TEXT:
+            yield path, path.read_text(encoding="utf-8")
+
+
+def test_files_are_short() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path, text in texts()
+        if path.suffix in CODE and (lines := len(text.splitlines())) > LIMIT
+    }
+    assert not long, f"more than {LIMIT} lines: {long}"
+
+
+def test_no_path_of_somebodys_machine() -> None:
+    # Assembled, so that this file does not find itself.
+    places = re.compile(
+        "(?<![a-zA-Z0-9_.~])/(?:" + "|".join(["ho" + "me", "ro" + "ot", "wo" + "rk", "Us" + "ers"]) + ")/"
+    )
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path, text in texts()
+        for number, line in enumerate(text.splitlines(), start=1)
+        if places.search(line)
+    ]
+    assert not found
+
+
+def test_no_file_without_a_subject() -> None:
+    assert not [path for path in files() if path.stem in ("utils", "util", "helpers", "misc", "common")]
+
+
+OPS = sorted(
+    path.stem for path in (ROOT / "scorefusion/ops").glob("*.py") if path.stem not in ("__init__", "backends")
+)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_operation_has_one_name_everywhere(op: str) -> None:
+    needed = [f"scorefusion/reference/{op}.py", f"tests/test_{op}.py", f"benchmarks/test_{op}.py"]
+    assert not [name for name in needed if not (ROOT / name).is_file()]
+    assert (ROOT / f"kernels/{op}.py").is_file() or list((ROOT / "csrc").glob(f"{op}.*"))
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "NOTICE", "docs"])
+def test_links_lead_somewhere(name: str) -> None:
+    place = ROOT / name
+    for page in place.glob("*.md") if place.is_dir() else [place]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 70
+
+
+def test_the_readmes_python_runs_on_the_public_names() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 1 and len([line for line in blocks[0].splitlines() if line.strip()]) == 5
+    compile(blocks[0], "README.md", "exec")
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for names in re.findall(r"^from scorefusion import (.*)$", page.read_text(), re.M):
+            assert set(names.split(", ")) <= set(scorefusion.__all__), page.name
+
+
+def test_every_verb_is_documented_and_shows_an_example() -> None:
+    listed = re.findall(r"^\| `([a-z-]+)", (ROOT / "docs/cli.md").read_text(), re.M)
+    assert sorted(listed) == sorted(info.name or "" for info in app.registered_commands)
+    for verb in listed:
+        shown = CliRunner().invoke(app, [verb, "--help"]).output
+        assert f"scorefusion {verb}" in shown.partition("Example")[2], verb
+
+
+def test_versions_agree_and_what_matters_is_pinned_exactly() -> None:
+    assert f"## {scorefusion.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    pins = (ROOT / "constraints.txt").read_text()
+    for package in ("torch", "triton", "numpy", "ruff", "mypy", "pytest"):
+        assert re.search(rf"^{package}==[0-9][^ *]*", pins, re.M), package
+
+
+def test_the_licence_is_whole() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text and len(text) > 10_000
+
+
+def test_training_names_only_what_is_fetched_for_training() -> None:
+    source = (ROOT / "tools/fetch_data.py").read_text()
+    fetched = re.findall(r'Volume\(\s*"([^"]+)",\s*"([a-z]+)"', source)
+    for config in (ROOT / "configs").glob("*.json"):
+        volumes = {Path(volume["file"]).name for volume in json.loads(config.read_text())["volumes"]}
+        assert volumes <= {name for name, group in fetched if group == "training"}, config.name
+    notice = (ROOT / "NOTICE").read_text()
+    assert len(fetched) == 6 and all(name in notice for name, _ in fetched)
+
+
+def test_bundled_models_are_small_and_have_a_card() -> None:
+    for folder in (path for path in (ROOT / "scorefusion/assets").glob("*") if path.is_dir()):
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        assert sum(sizes) <= MODEL_LIMIT, f"{folder.name} has {sum(sizes):,} bytes"
+        assert "not for" in (folder / "README.md").read_text()
