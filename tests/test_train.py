@@ -66,7 +66,7 @@ def run_config(head: Path, **changes: object) -> TrainConfig:
         "stages": stages,
         "save_every": 0.0,
         "log_every": 1,
-        "look_every": 10**6,
+        "look_every": 0,
         "precision": "float32",
     }
     return parse(TrainConfig, values | changes, "test")
@@ -74,6 +74,17 @@ def run_config(head: Path, **changes: object) -> TrainConfig:
 
 class Stop(Exception):
     """Raised from the progress callback, as an interrupt would be."""
+
+
+def test_a_look_is_drawn_and_changes_nothing(head: Path, tmp_path: Path) -> None:
+    config = run_config(head)
+    config = config.model_copy(update={"stages": config.stages[:1]})
+    blind = train(config, tmp_path / "blind").state_dict()
+    seen = train(config.model_copy(update={"look_every": 3}), tmp_path / "seen").state_dict()
+    assert sorted(file.name for file in (tmp_path / "seen").glob("look-*.png")) == [
+        "look-1-000003.png",
+    ]
+    assert all(torch.equal(blind[name], seen[name]) for name in blind)
 
 
 @pytest.mark.parametrize("at", [("slices", 2), ("patches", 1), ("features", 1)])

@@ -83,6 +83,8 @@ class StageConfig(Frozen):
 class TrainConfig(Frozen):
     """The whole run. ``model`` is a preset's name or a full model description.
 
+    A checkpoint is kept every ``save_every`` seconds, a line of the log every ``log_every`` steps, and sample
+    pictures every ``look_every`` steps and at each stage's end (0: none).
     ``precision`` is what convolutions and matrix products compute in (the weights are float32): ``auto``
     takes bfloat16 where the processor or GPU is clearly faster at it.
     """

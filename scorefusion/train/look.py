@@ -26,7 +26,7 @@ CROP = 48
 def draw_look(
     config: TrainConfig, folder: Path, model: ScoreFusion, crops: CropSampler, stage: int, step: int
 ) -> None:
-    """Write ``folder/look-STAGE-STEP.png`` (truth, base, one step, a sample) and ``folder/curves.png``."""
+    """Write ``folder/look-STAGE-STEP.png``: truth, base, one step and a sample of three crops."""
     from matplotlib.figure import Figure
 
     description = model.config
@@ -62,7 +62,6 @@ def draw_look(
             axis.axis("off")
     figure.savefig(folder / f"look-{stage + 1}-{step:06d}.png", dpi=80)
     model.train(was_training)
-    draw_curves(folder)
 
 
 def _predict(model: ScoreFusion, inputs: Inputs, strategy: str, x: Tensor, level: NoiseLevel) -> Tensor:

@@ -23,7 +23,7 @@ from ..models.presets import preset
 from ..models.score_fusion import ScoreFusion
 from .config import StageConfig, TrainConfig
 from .crops import CropSampler
-from .look import draw_look
+from .look import draw_curves, draw_look
 from .stages import fusion_loss, slices_loss
 from .variants import build_store
 
@@ -139,8 +139,11 @@ def _run_stage(
             losses = []
         if progress:
             progress(stage.kind, state.step, stage.steps, total.item())
-        if state.step % config.look_every == 0 or state.step == stage.steps:
+        last = state.step == stage.steps
+        if config.look_every and (last or state.step % config.look_every == 0):
             draw_look(config, folder, average, crops, state.stage, state.step)
+        if last:
+            draw_curves(folder)
         if now - saved > config.save_every:
             state.optimiser = optimiser.state_dict()
             _save(folder, model, average, state)
