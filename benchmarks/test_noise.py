@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import needs_cuda
 
+from benchmarks.conftest import needs_cuda
 from scorefusion.ops import backends, normal
 
 SHAPES = {

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import needs_cuda
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.conftest import needs_cuda
 from scorefusion.compute import choose_dtype
 from scorefusion.diffusion.consistency import BlockPooling
 from scorefusion.diffusion.sample import sample

@@ -1,0 +1,1 @@
+"""Benchmarks: a package, so that they can have the same names as the tests."""
