@@ -15,14 +15,14 @@ from torch import Tensor
 
 from scorefusion.compute import choose_device, choose_dtype
 from scorefusion.diffusion.consistency import block_mean
-from scorefusion.diffusion.schedule import Spacing, make_schedule
-from scorefusion.diffusion.solvers import SOLVERS, Table, make_table
+from scorefusion.diffusion.solvers import Table
 from scorefusion.draw import Progress, draw_residuals
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.io.header import MAX_VOXELS
 from scorefusion.io.nifti import NAN_CHOICES, OUTPUT_DTYPES, Scan, check_same_grid, make_image, read_scan
 from scorefusion.models.config import PLANES, ModelConfig, Plane, require_strategy
 from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.table import table_for
 from scorefusion.preprocess import Box, Prepared, foreground_box, prepare_conditions
 from scorefusion.translation import Consistency, Translation
 
@@ -188,26 +188,7 @@ class Pipeline:
         Raises:
             ScoreFusionError: for an unknown solver, with the nearest, or numbers it cannot take.
         """
-        sampling = self.config.sampling
-        name, count = solver or sampling.solver, sampling.steps if steps is None else steps
-        if name not in SOLVERS:
-            raise unknown_name("solver", name, SOLVERS)
-        if count < 1:
-            raise ScoreFusionError(f"sampling needs at least 1 step, got {count}")
-        schedule: Spacing | None = None
-        if sampling.schedule == "karras" and name != "official":
-            schedule = make_schedule(
-                "karras", sigma_min=sampling.sigma_min, sigma_max=sampling.sigma_max, rho=sampling.rho
-            )
-        return make_table(
-            name,
-            count,
-            schedule=schedule,
-            start_abar=start_abar,
-            prediction=self.config.prediction,
-            sigma_data=self.config.sigma_data,
-            eta=eta,
-        )
+        return table_for(self.config, solver=solver, steps=steps, eta=eta, start_abar=start_abar)
 
     def _finish(
         self, prepared: Prepared, box: Box, mean: Tensor, deviation: Tensor | None, scan: Scan

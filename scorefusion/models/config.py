@@ -105,7 +105,7 @@ class SamplingConfig(Frozen):
     single_plane: Plane | None = None
     solver: str = "ddim"
     steps: int = 6
-    schedule: Literal["karras", "paper"] = "karras"
+    schedule: Literal["karras", "paper", "cosine"] = "karras"
     sigma_max: float = 20.0
     sigma_min: float = 0.02
     rho: float = 7.0

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 from ..diffusion.schedule import Spacing, make_schedule
-from ..diffusion.solvers import Table, make_table
-from .config import ModelConfig
+from ..diffusion.solvers import SOLVERS, Table, make_table
+from ..errors import ScoreFusionError, unknown_name
+from .config import ModelConfig, SamplingConfig
 
 
 def table_for(
-    config: ModelConfig, *, solver: str | None = None, steps: int | None = None, eta: float | None = None
+    config: ModelConfig,
+    *,
+    solver: str | None = None,
+    steps: int | None = None,
+    eta: float | None = None,
+    start_abar: float | None = None,
 ) -> Table:
-    """The table of ``solver`` with ``steps`` evaluations; the model's own defaults where None.
+    """The table of ``solver`` with ``steps`` noise levels; the model's own defaults where None.
 
     Raises:
-        ScoreFusionError: for an unknown solver, with the nearest, or settings it does not take.
+        ScoreFusionError: for an unknown solver, with the nearest, or numbers it cannot take.
     """
-    sampling = config.sampling
-    spacing: Spacing | None = None
-    if sampling.schedule == "karras":
-        spacing = make_schedule(
-            "karras", sigma_min=sampling.sigma_min, sigma_max=sampling.sigma_max, rho=sampling.rho
-        )
-    name = solver or sampling.solver
+    name = config.sampling.solver if solver is None else solver
+    count = config.sampling.steps if steps is None else steps
+    if name not in SOLVERS:
+        raise unknown_name("solver", name, SOLVERS)
+    if count < 1:
+        raise ScoreFusionError(f"sampling needs at least 1 step, got {count}")
     return make_table(
         name,
-        sampling.steps if steps is None else steps,
-        schedule=None if name == "official" else spacing,
+        count,
+        schedule=None if name == "official" else _spacing(config.sampling),
+        start_abar=start_abar,
         prediction=config.prediction,
         sigma_data=config.sigma_data,
         eta=eta,
     )
+
+
+def _spacing(sampling: SamplingConfig) -> Spacing:
+    if sampling.schedule == "karras":
+        return make_schedule(
+            "karras", sigma_min=sampling.sigma_min, sigma_max=sampling.sigma_max, rho=sampling.rho
+        )
+    return make_schedule("paper_sampling" if sampling.schedule == "paper" else sampling.schedule)
