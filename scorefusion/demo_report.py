@@ -124,7 +124,7 @@ def report_figure(case: Case, result: Result) -> Any:
     truth = result.volumes["truth"]
     names = [name for name in PICTURED if name in result.volumes]
     measured = {row.name: row for row in result.rows}
-    lo, hi = (float(value) for value in np.percentile(truth, (0.2, 99.8)))
+    lo, hi = (float(value) for value in np.percentile(truth, (0.5, 99.5)))
     limit = 0.15 * case.data_range
     dx, dy, dz = _spacing(case.affine)
     middle = (0.5, 0.5, 0.5)
