@@ -12,7 +12,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SOURCES := constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 
 .PHONY: demo test weights data lint bench clean
