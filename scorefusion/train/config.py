@@ -85,8 +85,8 @@ class TrainConfig(Frozen):
 
     A checkpoint is kept every ``save_every`` seconds, a line of the log every ``log_every`` steps, and sample
     pictures every ``look_every`` steps and at each stage's end (0: none).
-    ``precision`` is what convolutions and matrix products compute in (the weights are float32): ``auto``
-    takes bfloat16 where the processor or GPU is clearly faster at it.
+    The run is on the CPU. ``precision`` is what convolutions and matrix products compute in (the weights are
+    float32): ``auto`` takes bfloat16 where the processor is clearly faster at it.
     """
 
     model: str | ModelConfig
