@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "bind.h"
 #include "parallel.h"
 
 namespace scorefusion {
@@ -53,6 +54,21 @@ void fill_normal(float* out, const int64_t* shape, const uint64_t* seeds, uint32
             }
         }
     });
+}
+
+void bind_noise(pybind11::module_& m) {
+    namespace py = pybind11;
+    m.def(
+        "normal",
+        [](uintptr_t out, const std::array<int64_t, 5>& shape, const std::vector<uint64_t>& seeds, uint32_t step,
+           const std::array<int64_t, 3>& origin, uint32_t sample, int threads) {
+            if (static_cast<int64_t>(seeds.size()) != shape[0]) throw std::invalid_argument("one seed for each item");
+            py::gil_scoped_release unlocked;
+            fill_normal(reinterpret_cast<float*>(out), shape.data(), seeds.data(), step, origin.data(), sample,
+                        threads);
+        },
+        py::arg("out"), py::arg("shape"), py::arg("seeds"), py::arg("step"), py::arg("origin"), py::arg("sample"),
+        py::arg("threads"), "Fill float32 [B, C, D, H, W] at address `out` with counter-based standard normals.");
 }
 
 }  // namespace scorefusion

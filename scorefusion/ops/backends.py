@@ -3,10 +3,11 @@
     torch    the PyTorch reference; any device
     cpp      the C++ extension scorefusion._C; CPU tensors
     triton   the Triton kernels scorefusion.kernels; CUDA tensors, or CPU ones with TRITON_INTERPRET=1
+    cuda     the CUDA extension scorefusion._cuda, for CUDA without Triton; CUDA tensors
 
 Who decides, in order: the call's own `backend=`, the innermost `use_backend(...)`, the environment variable
-SCOREFUSION_BACKEND, and otherwise the device: triton on CUDA and cpp on the CPU where they can run, else
-torch. A backend that was asked for and cannot run is an error that says why; it is never silently replaced.
+SCOREFUSION_BACKEND, and otherwise the device: triton, then cuda, on CUDA and cpp on the CPU where they can
+run, else torch. A backend that was asked for and cannot run is an error that says why; it is never silently replaced.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 
 import torch
 
 from scorefusion.errors import ScoreFusionError, unknown_name
 
-BACKENDS = ("torch", "cpp", "triton")
+BACKENDS = ("torch", "cpp", "triton", "cuda")
 VARIABLE = "SCOREFUSION_BACKEND"
 
-_AUTOMATIC = {"cuda": "triton", "cpu": "cpp"}
-_DEVICES = {"cpp": ("cpu",), "triton": ("cuda",)}
+_AUTOMATIC = {"cuda": ("triton", "cuda"), "cpu": ("cpp",)}
+_DEVICES = {"cpp": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _asked: ContextVar[str | None] = ContextVar("scorefusion_backend", default=None)
 
 
@@ -53,7 +55,13 @@ def missing(name: str) -> str | None:
     return _missing(_known(name))
 
 
-def choose(op: str, device: torch.device, backend: str | None, implemented: tuple[str, ...]) -> str:
+def choose(
+    op: str,
+    device: torch.device,
+    backend: str | None,
+    implemented: tuple[str, ...],
+    dtypes: Iterable[torch.dtype] = (),
+) -> str:
     """Return the backend to run an operation with.
 
     Args:
@@ -61,6 +69,7 @@ def choose(op: str, device: torch.device, backend: str | None, implemented: tupl
         device: where its tensors are.
         backend: what the call asked for; None leaves it to the context, the environment or the device.
         implemented: the backends that have this operation.
+        dtypes: of its tensors; only PyTorch computes in others than float32, bfloat16 and float16.
 
     Raises:
         ScoreFusionError: if the backend asked for cannot run, saying why and who asked.
@@ -71,12 +80,14 @@ def choose(op: str, device: torch.device, backend: str | None, implemented: tupl
         (os.environ.get(VARIABLE) or None, VARIABLE),
     ):
         if name is not None:
-            reason = _obstacle(op, _known(name), device, implemented)
+            reason = _obstacle(op, _known(name), device, implemented, dtypes)
             if reason is not None:
                 raise ScoreFusionError(f"{asker} asks for backend '{name}', but {reason}")
             return name
-    name = _AUTOMATIC.get(device.type, "torch")
-    return name if _obstacle(op, name, device, implemented) is None else "torch"
+    for name in _AUTOMATIC.get(device.type, ()):
+        if _obstacle(op, name, device, implemented, dtypes) is None:
+            return name
+    return "torch"
 
 
 def interpreting() -> bool:
@@ -91,7 +102,9 @@ def _known(name: str) -> str:
     return name
 
 
-def _obstacle(op: str, name: str, device: torch.device, implemented: tuple[str, ...]) -> str | None:
+def _obstacle(
+    op: str, name: str, device: torch.device, implemented: tuple[str, ...], dtypes: Iterable[torch.dtype]
+) -> str | None:
     """Return why an operation cannot run there, or None."""
     if name not in implemented:
         return f"{op} has no {name} implementation; it has {', '.join(implemented)}"
@@ -102,7 +115,8 @@ def _obstacle(op: str, name: str, device: torch.device, implemented: tuple[str, 
     if device.type not in devices:
         hint = " (or set TRITON_INTERPRET=1 before starting, for tests)" if name == "triton" else ""
         return f"it needs tensors on {' or '.join(devices)}, and these are on {device.type}{hint}"
-    return None
+    odd = [str(dtype) for dtype in dtypes if dtype not in _DTYPES] if name != "torch" else []
+    return f"it has no {odd[0].removeprefix('torch.')} form; torch has" if odd else None
 
 
 @functools.cache
@@ -113,6 +127,11 @@ def _missing(name: str) -> str | None:
             importlib.import_module("scorefusion._C")
         except ImportError as error:
             return f"the C++ extension is not built ({error}); install scorefusion where there is a compiler"
+    if name == "cuda":
+        try:
+            importlib.import_module("scorefusion._cuda")
+        except ImportError as error:
+            return f"the CUDA extension is not built ({error}); install scorefusion where there is nvcc"
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed; pip install 'scorefusion[triton]'"

@@ -1,0 +1,84 @@
+// The CPU loop of the fused score and of its gradient with respect to the maps.
+#include "fuse_scores.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "bind.h"
+#include "parallel.h"
+
+namespace scorefusion {
+namespace {
+
+constexpr int kCells = kTileY * kTileX;
+
+SF_VECTOR_CLONES
+void fuse_one(const Fusion& fusion, const View& out, const Tile& tile) {
+    alignas(64) float total[kCells] = {}, last[kCells] = {}, other[kCells] = {};
+    fuse_tile(fusion, tile, total, last, other);
+    store_tile(out, tile, total);
+}
+
+SF_VECTOR_CLONES
+void backward_one(const View& out, const View& grad, const std::vector<View>& scores, double gain,
+                  const Tile& tile) {
+    alignas(64) float slope[kCells] = {}, last[kCells] = {}, other[kCells] = {};
+    const int branches = static_cast<int>(scores.size());
+    Tile map = tile;
+    load_tile(grad, tile, slope);
+    load_tile(scores[branches - 1], tile, last);
+    for (int k = 0; k + 1 < branches; ++k) {
+        load_tile(scores[k], tile, other);
+        for (int i = 0; i < kCells; ++i) other[i] = slope[i] * (other[i] - last[i]);
+        map.channel = k;
+        store_tile(out, map, other);
+    }
+    map.channel = branches - 1;
+    for (int i = 0; i < kCells; ++i) slope[i] *= static_cast<float>(gain);
+    store_tile(out, map, slope);
+}
+
+// Calls body(tile) for every tile of a [B, C, D, H, W] view, strips of rows shared among threads.
+template <typename Body>
+void for_tiles(const View& box, int threads, const Body& body) {
+    const int64_t channels = box.size[1], depth = box.size[2], height = box.size[3], width = box.size[4];
+    const int64_t strips = (height + kTileY - 1) / kTileY;
+    const int64_t count = box.size[0] * channels * depth * strips;
+    const int64_t grain = std::max<int64_t>(1, 16384 / (kTileY * std::max<int64_t>(width, 1)));
+    parallel_for(count, grain, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t plane = i / strips, y = i % strips * kTileY;
+            for (int64_t x = 0; x < width; x += kTileX) {
+                body(Tile{plane / depth / channels, plane / depth % channels, plane % depth, y, x,
+                          static_cast<int>(std::min<int64_t>(kTileY, height - y)),
+                          static_cast<int>(std::min<int64_t>(kTileX, width - x))});
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void bind_fuse_scores(pybind11::module_& m) {
+    namespace py = pybind11;
+    m.def(
+        "fuse_scores",
+        [](const View& out, const std::vector<View>& scores, const std::optional<View>& maps,
+           const std::vector<double>& base, double gain, int threads) {
+            const Fusion fusion{scores, maps ? &*maps : nullptr, base, gain};
+            py::gil_scoped_release unlocked;
+            for_tiles(out, threads, [&](const Tile& tile) { fuse_one(fusion, out, tile); });
+        },
+        py::arg("out"), py::arg("scores"), py::arg("maps"), py::arg("base"), py::arg("gain"), py::arg("threads"),
+        "Write the fused score of K views [B, C, D, H, W] into float32 `out`.");
+    m.def(
+        "fuse_scores_backward",
+        [](const View& out, const View& grad, const std::vector<View>& scores, double gain, int threads) {
+            py::gil_scoped_release unlocked;
+            for_tiles(grad, threads, [&](const Tile& tile) { backward_one(out, grad, scores, gain, tile); });
+        },
+        py::arg("out"), py::arg("grad"), py::arg("scores"), py::arg("gain"), py::arg("threads"),
+        "Write the gradient with respect to the maps [B, K, D, H, W] into float32 `out`.");
+}
+
+}  // namespace scorefusion

@@ -1,0 +1,211 @@
+"""The fused score in Triton, and its gradient with respect to the maps.
+
+    out = sum_k base_k s_k + sum_{k<K} w_k (s_k - s_K) + gain · r         out [B, C, D, H, W]
+
+K scores and K maps are read once, one output is written once. A program makes a BLOCK_Y x BLOCK_X tile of one
+z-plane. A stack of sagittal slices is contiguous along y and the others along x: tiles 32 long on both axes
+use every 32-byte sector they touch, whichever axis it runs along, and the compiler turns the tile around in
+shared memory where layouts differ. Sums are float32, in the order written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Config, launch
+
+CONFIGS = (
+    Config(
+        "32x32",
+        "whole sectors along x and y; eight voxels a thread leave registers for six branches and their maps",
+        {"BLOCK_Y": 32, "BLOCK_X": 32},
+        num_warps=4,
+    ),
+)
+
+
+@triton.jit
+def tile_places(height, width, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr):
+    """Return y [BLOCK_Y, 1], x [1, BLOCK_X] (int64) and the mask of this program's tile on grid axis 0."""
+    across = tl.cdiv(width, BLOCK_X)
+    tile = tl.program_id(0)
+    y = (tile // across) * BLOCK_Y + tl.arange(0, BLOCK_Y)[:, None]
+    x = (tile % across) * BLOCK_X + tl.arange(0, BLOCK_X)[None, :]
+    return y.to(tl.int64), x.to(tl.int64), (y < height) & (x < width)
+
+
+@triton.jit
+def load_tile(ptr, strides, item, channel, z, y, x, mask):
+    """Load a tile of a [B, C, D, H, W] view as float32; item, channel and z are int64 scalars."""
+    base = ptr + item * strides[0] + channel * strides[1] + z * strides[2]
+    return tl.load(base + y * strides[3] + x * strides[4], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def fused_tile(
+    score_ptrs,
+    score_strides,
+    maps_ptr,
+    map_strides,
+    base,
+    gain,
+    item,
+    channel,
+    z,
+    y,
+    x,
+    mask,
+    K: tl.constexpr,
+    HAS_MAPS: tl.constexpr,
+):
+    """Return the fused score of a tile, float32."""
+    last = load_tile(score_ptrs[K - 1], score_strides[K - 1], item, channel, z, y, x, mask)
+    total = tl.zeros_like(last)
+    shift = tl.zeros_like(last)
+    for k in tl.static_range(K - 1):
+        score = load_tile(score_ptrs[k], score_strides[k], item, channel, z, y, x, mask)
+        total += base[k] * score
+        if HAS_MAPS:
+            share = load_tile(maps_ptr, map_strides, item, k, z, y, x, mask)
+            shift += share * (score - last)
+    total += base[K - 1] * last
+    if HAS_MAPS:
+        total += shift + gain * load_tile(maps_ptr, map_strides, item, K - 1, z, y, x, mask)
+    return total
+
+
+@triton.jit
+def _fuse_scores_kernel(
+    out_ptr,
+    out_strides,
+    score_ptrs,
+    score_strides,
+    maps_ptr,
+    map_strides,
+    base,
+    gain,
+    channels,
+    depth,
+    height,
+    width,
+    K: tl.constexpr,
+    HAS_MAPS: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
+    y, x, mask = tile_places(height, width, BLOCK_Y, BLOCK_X)
+    plane = tl.program_id(1).to(tl.int64)
+    item, channel, z = plane // depth // channels, plane // depth % channels, plane % depth
+    total = fused_tile(
+        score_ptrs,
+        score_strides,
+        maps_ptr,
+        map_strides,
+        base,
+        gain,
+        item,
+        channel,
+        z,
+        y,
+        x,
+        mask,
+        K,
+        HAS_MAPS,
+    )
+    target = out_ptr + item * out_strides[0] + channel * out_strides[1] + z * out_strides[2]
+    tl.store(target + y * out_strides[3] + x * out_strides[4], total, mask=mask)
+
+
+@triton.jit
+def _fuse_scores_backward_kernel(
+    out_ptr,
+    out_strides,
+    grad_ptr,
+    grad_strides,
+    score_ptrs,
+    score_strides,
+    gain,
+    depth,
+    height,
+    width,
+    K: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
+    """grad_maps_k = g (s_k - s_K) for k < K, and gain · g for the residual."""
+    y, x, mask = tile_places(height, width, BLOCK_Y, BLOCK_X)
+    plane = tl.program_id(1).to(tl.int64)
+    item, z = plane // depth, plane % depth
+    grad = load_tile(grad_ptr, grad_strides, item, 0, z, y, x, mask)
+    last = load_tile(score_ptrs[K - 1], score_strides[K - 1], item, 0, z, y, x, mask)
+    target = out_ptr + item * out_strides[0] + z * out_strides[2] + y * out_strides[3] + x * out_strides[4]
+    for k in tl.static_range(K - 1):
+        score = load_tile(score_ptrs[k], score_strides[k], item, 0, z, y, x, mask)
+        tl.store(target + k * out_strides[1], grad * (score - last), mask=mask)
+    tl.store(target + (K - 1) * out_strides[1], gain * grad, mask=mask)
+
+
+def fuse_scores(
+    out: Tensor,  # [B, C, D, H, W] float32
+    scores: Sequence[Tensor],  # K of [B, C, D, H, W], any strides
+    maps: Tensor | None,  # [B, K, D, H, W], any strides
+    base: Sequence[float],
+    gain: float,
+    config: Config = CONFIGS[0],
+) -> None:
+    """Write the fused score into `out`; arguments are checked by the op."""
+    batch, channels, depth, height, width = out.shape
+    given = scores[0] if maps is None else maps
+    launch(
+        _fuse_scores_kernel,
+        _grid(out, config),
+        out,
+        out.stride(),
+        tuple(scores),
+        tuple(score.stride() for score in scores),
+        given,
+        given.stride(),
+        tuple(base),
+        gain,
+        channels,
+        depth,
+        height,
+        width,
+        K=len(scores),
+        HAS_MAPS=maps is not None,
+        config=config,
+    )
+
+
+def fuse_scores_backward(
+    out: Tensor,  # [B, K, D, H, W] float32
+    grad: Tensor,  # [B, 1, D, H, W]
+    scores: Sequence[Tensor],  # K of [B, 1, D, H, W]
+    gain: float,
+    config: Config = CONFIGS[0],
+) -> None:
+    """Write the gradient with respect to the maps into `out`."""
+    launch(
+        _fuse_scores_backward_kernel,
+        _grid(grad, config),
+        out,
+        out.stride(),
+        grad,
+        grad.stride(),
+        tuple(scores),
+        tuple(score.stride() for score in scores),
+        gain,
+        *grad.shape[2:],
+        K=len(scores),
+        config=config,
+    )
+
+
+def _grid(out: Tensor, config: Config) -> tuple[int, int]:
+    batch, channels, depth, height, width = out.shape
+    tiles = triton.cdiv(height, config.constants["BLOCK_Y"]) * triton.cdiv(width, config.constants["BLOCK_X"])
+    return tiles, batch * channels * depth

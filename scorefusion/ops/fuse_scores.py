@@ -1,0 +1,160 @@
+"""The fused score: the branches' average, moved by the 3D network's weight maps and residual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scorefusion.errors import ScoreFusionError
+from scorefusion.ops.backends import choose
+from scorefusion.ops.view import view
+from scorefusion.reference import fuse_scores as reference
+
+IMPLEMENTED = ("torch", "cpp", "triton")
+MAX_BRANCHES = 32
+
+
+def fuse_scores(
+    scores: Sequence[Tensor],
+    maps: Tensor | None,
+    base: Sequence[float],
+    gain: float = 1.0,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Return `sum_{k<K} (base_k + w_k) s_k + (base_K - sum_{k<K} w_k) s_K + gain · r` (Zhu et al., ICML 2025).
+
+    Each score keeps the order its slices were made in: a stack of coronal slices [B, H, C, D, W] is given as
+    its view in volume order, `stack.movedim(1, 3)`, and read in place. Differentiable in `maps`; if a score
+    needs a gradient too, the PyTorch reference runs.
+
+    Args:
+        scores: K views [B, C, D, H, W] of one dtype (float32, bfloat16, float16; float64 with PyTorch), strides
+            as they come.
+        maps: weights w_1 .. w_{K-1} and residual r, [B, K, D, H, W] with C = 1; None for the average alone.
+        base: K numbers.
+        gain: scale of the residual.
+        backend: "torch", "cpp" or "triton"; chosen by `scorefusion.ops.backends` if not given.
+
+    Returns:
+        [B, C, D, H, W], contiguous, float32 (float64 for float64 scores).
+
+    Raises:
+        ScoreFusionError: if shapes, dtypes or devices disagree, or the backend cannot run.
+    """
+    views, weights = list(scores), [float(weight) for weight in base]
+    check_scores("fuse_scores", views, maps, weights)
+    if torch.is_grad_enabled() and any(score.requires_grad for score in views):
+        choose("fuse_scores with gradients of the scores", views[0].device, backend, ("torch",))
+        return reference.fuse_scores(views, maps, weights, gain)
+    return _fuse_scores(views, maps, weights, float(gain), backend)
+
+
+def check_scores(op: str, scores: list[Tensor], maps: Tensor | None, base: list[float]) -> None:
+    """Raise unless scores, maps and base weights fit each other."""
+    if not 1 <= len(scores) <= MAX_BRANCHES or len(base) != len(scores):
+        raise ScoreFusionError(
+            f"{op} needs 1 to {MAX_BRANCHES} scores and a base weight for each; "
+            f"got {len(scores)} scores and {len(base)} weights"
+        )
+    first = scores[0]
+    for score in scores:
+        if score.ndim != 5 or score.shape != first.shape:
+            raise ScoreFusionError(
+                f"{op} needs scores [B, C, D, H, W] of one shape; got {[list(score.shape) for score in scores]}"
+            )
+        if score.dtype != first.dtype or not score.is_floating_point() or score.device != first.device:
+            kinds = sorted({f"{score.dtype} on {score.device}" for score in scores})
+            raise ScoreFusionError(
+                f"{op} needs scores of one floating dtype and device; got {', '.join(kinds)}"
+            )
+    if maps is not None:
+        expected = [first.shape[0], len(scores), *first.shape[2:]]
+        if list(maps.shape) != expected or first.shape[1] != 1:
+            raise ScoreFusionError(
+                f"{op} needs maps {expected} for {len(scores)} one-channel scores; "
+                f"got {list(maps.shape)} and {first.shape[1]} channels"
+            )
+        if maps.device != first.device or not maps.is_floating_point():
+            raise ScoreFusionError(
+                f"{op} needs floating maps on {first.device}; got {maps.dtype} on {maps.device}"
+            )
+
+
+def _result_dtype(scores: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if scores[0].dtype == torch.float64 else torch.float32
+
+
+@torch.library.custom_op("scorefusion::fuse_scores", mutates_args=())
+def _fuse_scores(
+    scores: list[Tensor], maps: Tensor | None, base: list[float], gain: float, backend: str | None
+) -> Tensor:
+    dtypes = [scores[0].dtype] + ([] if maps is None else [maps.dtype])
+    chosen = choose("fuse_scores", scores[0].device, backend, IMPLEMENTED, dtypes)
+    if chosen == "torch" or scores[0].numel() == 0:
+        return reference.fuse_scores(scores, maps, base, gain)
+    out = torch.empty(scores[0].shape, dtype=torch.float32, device=scores[0].device)
+    if chosen == "cpp":
+        from scorefusion import _C
+
+        described = None if maps is None else view(maps)
+        _C.fuse_scores(
+            view(out), [view(score) for score in scores], described, base, gain, torch.get_num_threads()
+        )
+    else:
+        from scorefusion.kernels.fuse_scores import fuse_scores as kernel
+
+        kernel(out, scores, maps, base, gain)
+    return out
+
+
+@_fuse_scores.register_fake
+def _(
+    scores: list[Tensor], maps: Tensor | None, base: list[float], gain: float, backend: str | None
+) -> Tensor:
+    return scores[0].new_empty(scores[0].shape, dtype=_result_dtype(scores))
+
+
+@torch.library.custom_op("scorefusion::fuse_scores_backward", mutates_args=())
+def _fuse_scores_backward(grad: Tensor, scores: list[Tensor], gain: float, backend: str | None) -> Tensor:
+    chosen = choose("fuse_scores", grad.device, backend, IMPLEMENTED, [grad.dtype, scores[0].dtype])
+    if chosen == "torch" or grad.numel() == 0:
+        return reference.fuse_scores_backward(grad, scores, gain)
+    shape = (grad.shape[0], len(scores), *grad.shape[2:])
+    out = torch.empty(shape, dtype=torch.float32, device=grad.device)
+    if chosen == "cpp":
+        from scorefusion import _C
+
+        _C.fuse_scores_backward(
+            view(out), view(grad), [view(score) for score in scores], gain, torch.get_num_threads()
+        )
+    else:
+        from scorefusion.kernels.fuse_scores import fuse_scores_backward as kernel
+
+        kernel(out, grad, scores, gain)
+    return out
+
+
+@_fuse_scores_backward.register_fake
+def _(grad: Tensor, scores: list[Tensor], gain: float, backend: str | None) -> Tensor:
+    return grad.new_empty((grad.shape[0], len(scores), *grad.shape[2:]))
+
+
+def _setup(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    scores, maps, _, context.gain, context.backend = inputs
+    context.dtype = None if maps is None else maps.dtype
+    context.save_for_backward(*scores)
+
+
+def _backward(context: Any, grad: Tensor) -> tuple[Any, ...]:
+    maps = None
+    if context.dtype is not None:
+        scores = list(context.saved_tensors)
+        maps = _fuse_scores_backward(grad, scores, context.gain, context.backend).to(context.dtype)
+    return [None] * len(context.saved_tensors), maps, None, None, None
+
+
+_fuse_scores.register_autograd(_backward, setup_context=_setup)
