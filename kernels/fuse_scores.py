@@ -53,16 +53,13 @@ def fused_tile(
     map_strides,
     base,
     gain,
-    item,
-    channel,
-    z,
-    y,
-    x,
+    place,
     mask,
     K: tl.constexpr,
     HAS_MAPS: tl.constexpr,
 ):
-    """Return the fused score of a tile, float32."""
+    """Return the fused score of the tile at place = (item, channel, z, y, x), float32."""
+    item, channel, z, y, x = place
     last = load_tile(score_ptrs[K - 1], score_strides[K - 1], item, channel, z, y, x, mask)
     total = tl.zeros_like(last)
     shift = tl.zeros_like(last)
@@ -100,22 +97,8 @@ def _fuse_scores_kernel(
     y, x, mask = tile_places(height, width, BLOCK_Y, BLOCK_X)
     plane = tl.program_id(1).to(tl.int64)
     item, channel, z = plane // depth // channels, plane // depth % channels, plane % depth
-    total = fused_tile(
-        score_ptrs,
-        score_strides,
-        maps_ptr,
-        map_strides,
-        base,
-        gain,
-        item,
-        channel,
-        z,
-        y,
-        x,
-        mask,
-        K,
-        HAS_MAPS,
-    )
+    place = (item, channel, z, y, x)
+    total = fused_tile(score_ptrs, score_strides, maps_ptr, map_strides, base, gain, place, mask, K, HAS_MAPS)
     target = out_ptr + item * out_strides[0] + channel * out_strides[1] + z * out_strides[2]
     tl.store(target + y * out_strides[3] + x * out_strides[4], total, mask=mask)
 

@@ -191,7 +191,7 @@ def test_empty(shape: tuple[int, ...], backend: str) -> None:
         ({"origin": (0, 2**16, 0)}, "y below 65536"),
         ({"origin": (0, 0, 2**18 - 1)}, "x below 262144"),
         ({"shape": (1, 2**16 + 1, 1, 1, 1)}, "channel below 65536"),
-        ({"backend": "cuda"}, "unknown backend 'cuda'"),
+        ({"backend": "opencl"}, "unknown backend 'opencl'"),
     ],
 )
 def test_rejects_bad_input(changes: dict[str, Any], message: str) -> None:

@@ -39,8 +39,8 @@ class Case:
         stem: the operation.
         name: plane, dtype, width: what sets the case apart.
         configs: every configuration that this call can be launched with.
-        run: launches with one of them, on tensors of the device that `cases` was asked for: meta tensors of the
-            paper's size to be recorded and compiled, CPU tensors to be counted in the interpreter.
+        run: launches with one of them, on tensors of the device that `cases` was asked for: meta tensors of
+            the paper's size to be recorded and compiled, CPU tensors to be counted in the interpreter.
         work: by the kernel's function name.
         fast: whether it belongs to the slice that continuous integration compiles.
     """

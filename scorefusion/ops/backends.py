@@ -7,7 +7,8 @@
 
 Who decides, in order: the call's own `backend=`, the innermost `use_backend(...)`, the environment variable
 SCOREFUSION_BACKEND, and otherwise the device: triton, then cuda, on CUDA and cpp on the CPU where they can
-run, else torch. A backend that was asked for and cannot run is an error that says why; it is never silently replaced.
+run, else torch. A backend that was asked for and cannot run is an error that says why; it is never silently
+replaced.
 """
 
 from __future__ import annotations

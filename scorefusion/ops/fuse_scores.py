@@ -25,15 +25,15 @@ def fuse_scores(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Return `sum_{k<K} (base_k + w_k) s_k + (base_K - sum_{k<K} w_k) s_K + gain · r` (Zhu et al., ICML 2025).
+    """Return `sum_{k<K} (base_k + w_k) s_k + (base_K - sum_{k<K} w_k) s_K + gain · r` (Zhu et al. 2025).
 
     Each score keeps the order its slices were made in: a stack of coronal slices [B, H, C, D, W] is given as
     its view in volume order, `stack.movedim(1, 3)`, and read in place. Differentiable in `maps`; if a score
     needs a gradient too, the PyTorch reference runs.
 
     Args:
-        scores: K views [B, C, D, H, W] of one dtype (float32, bfloat16, float16; float64 with PyTorch), strides
-            as they come.
+        scores: K views [B, C, D, H, W] of one dtype (float32, bfloat16, float16; float64 with PyTorch),
+            strides as they come.
         maps: weights w_1 .. w_{K-1} and residual r, [B, K, D, H, W] with C = 1; None for the average alone.
         base: K numbers.
         gain: scale of the residual.
@@ -63,9 +63,8 @@ def check_scores(op: str, scores: list[Tensor], maps: Tensor | None, base: list[
     first = scores[0]
     for score in scores:
         if score.ndim != 5 or score.shape != first.shape:
-            raise ScoreFusionError(
-                f"{op} needs scores [B, C, D, H, W] of one shape; got {[list(score.shape) for score in scores]}"
-            )
+            shapes = [list(score.shape) for score in scores]
+            raise ScoreFusionError(f"{op} needs scores [B, C, D, H, W] of one shape; got {shapes}")
         if score.dtype != first.dtype or not score.is_floating_point() or score.device != first.device:
             kinds = sorted({f"{score.dtype} on {score.device}" for score in scores})
             raise ScoreFusionError(
@@ -143,18 +142,18 @@ def _(grad: Tensor, scores: list[Tensor], gain: float, backend: str | None) -> T
     return grad.new_empty((grad.shape[0], len(scores), *grad.shape[2:]))
 
 
-def _setup(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    scores, maps, _, context.gain, context.backend = inputs
-    context.dtype = None if maps is None else maps.dtype
-    context.save_for_backward(*scores)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    scores, maps, _, ctx.gain, ctx.backend = inputs
+    ctx.dtype = None if maps is None else maps.dtype
+    ctx.save_for_backward(*scores)
 
 
-def _backward(context: Any, grad: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     maps = None
-    if context.dtype is not None:
-        scores = list(context.saved_tensors)
-        maps = _fuse_scores_backward(grad, scores, context.gain, context.backend).to(context.dtype)
-    return [None] * len(context.saved_tensors), maps, None, None, None
+    if ctx.dtype is not None:
+        scores = list(ctx.saved_tensors)
+        maps = _fuse_scores_backward(grad, scores, ctx.gain, ctx.backend).to(ctx.dtype)
+    return [None] * len(ctx.saved_tensors), maps, None, None, None
 
 
 _fuse_scores.register_autograd(_backward, setup_context=_setup)
