@@ -15,8 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 256
-NUM_WARPS = 4
+from .launch import Config, launch
+
+CONFIGS = (
+    Config(
+        "256",
+        "two groups a thread: eight voxels, two 16-byte stores, and ten rounds of Philox in few registers",
+        {"BLOCK": 256},
+        num_warps=4,
+    ),
+)
 
 
 @triton.jit
@@ -130,15 +138,24 @@ def _noise_kernel(
         tl.store(target, normals, mask=(row < height) & (x >= 0) & (x < width))
 
 
-def fill_normal(out: Tensor, seeds: Sequence[int], step: int, origin: Sequence[int], sample: int) -> None:
+def fill_normal(
+    out: Tensor,
+    seeds: Sequence[int],
+    step: int,
+    origin: Sequence[int],
+    sample: int,
+    config: Config = CONFIGS[0],
+) -> None:
     """Fill a contiguous float32 [B, C, D, H, W] with standard normals; arguments are checked by the op."""
     batch, channels, depth, height, width = out.shape
     z0, y0, x0 = origin
     groups = (x0 + width + 3) // 4 - x0 // 4
-    blocks = triton.cdiv(height * groups, BLOCK)
+    blocks = triton.cdiv(height * groups, config.constants["BLOCK"])
     words = [[_signed(seed & 0xFFFFFFFF), _signed((seed >> 32) & 0xFFFFFFFF)] for seed in seeds]
     keys = torch.tensor(words, dtype=torch.int32, device=out.device)
-    _noise_kernel[(batch * channels * depth * blocks,)](
+    launch(
+        _noise_kernel,
+        (batch * channels * depth * blocks,),
         out,
         keys,
         step,
@@ -153,9 +170,8 @@ def fill_normal(out: Tensor, seeds: Sequence[int], step: int, origin: Sequence[i
         groups,
         blocks,
         ALIGNED=x0 % 4 == 0 and width % 4 == 0,
-        BLOCK=BLOCK,
-        num_warps=NUM_WARPS,
         enable_fp_fusion=False,
+        config=config,
     )
 
 

@@ -280,7 +280,7 @@ def test_triton_compiles_for_each_gpu(capability: int, tmp_path: Any) -> None:
         (True, ("channels", "depth")),
         (False, ("height", "width", "groups", "blocks")),
     ):
-        constants = {"BLOCK": kernel.BLOCK, "ALIGNED": aligned, **dict.fromkeys(ones, 1)}
+        constants = {**kernel.CONFIGS[0].constants, "ALIGNED": aligned, **dict.fromkeys(ones, 1)}
         signature = {name: "constexpr" if name in constants else "i32" for name in names}
         signature |= {"out_ptr": "*fp32", "seeds_ptr": "*i32"}
         source = ASTSource(
@@ -289,7 +289,7 @@ def test_triton_compiles_for_each_gpu(capability: int, tmp_path: Any) -> None:
             {(names.index(name),): value for name, value in constants.items()},
             {(0,): [["tt.divisibility", 16]], (1,): [["tt.divisibility", 16]]},
         )
-        options = {"num_warps": kernel.NUM_WARPS, "enable_fp_fusion": False}
+        options = {"num_warps": kernel.CONFIGS[0].num_warps, "enable_fp_fusion": False}
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         ptx = compiled.asm["ptx"]
         assert "fma.rn.f32" not in ptx and "sqrt.rn.f32" in ptx
