@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .diffusion.level import NoiseLevel, add_noise, prediction_coefficients
 from .diffusion.schedule import sigma_to_abar
-from .models.score_fusion import ScoreFusion, fuse_scores
+from .models.score_fusion import ScoreFusion
+from .ops.fuse_scores import fuse_scores
 from .ops.noise import normal
 
 SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -93,14 +94,13 @@ def denoising_errors(
             clean = p * noisy + q * output[:, :, :d, :h, :w].float()
             return (clean - residual).double().square().mean().item()
 
-        outputs = {name: scores[:, k : k + 1] for k, name in enumerate(names)}
-        zero = torch.zeros_like(scores)
-        outputs["average"] = fuse_scores(scores, zero, config.weights, 0.0)
+        outputs = dict(zip(names, scores, strict=True))
+        outputs["average"] = fuse_scores(scores, None, config.weights)
         outputs["fuse"] = model.fuse(x, inputs, level, scores, {})
         if model.features:
             outputs["fuse+features"] = model.fuse(x, inputs, level, scores, totals)
         row = {name: error(output) for name, output in outputs.items()}
-        row["single"] = float(np.mean([error(score) for score in scores.split(1, dim=1)]))
+        row["single"] = float(np.mean([error(score) for score in scores]))
         for name, value in row.items():
             found.setdefault(name, []).append(value)
         if progress:

@@ -16,6 +16,7 @@ from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.ops.fuse_scores import Fusion
 from scorefusion.ops.noise import normal
 from scorefusion.preprocess import Box, Prepared
 
@@ -99,8 +100,8 @@ def _draw_members(
         inputs = model.prepare(condition, origin=box.start, full=prepared.base.shape[2:])
     evaluation = itertools.count()
 
-    def denoise(x_t: Tensor, level: NoiseLevel) -> Tensor:
-        return model(x_t, inputs, level, strategy=strategy, planes=planes, step=next(evaluation))
+    def denoise(x_t: Tensor, level: NoiseLevel) -> Fusion:
+        return model.unfused(x_t, inputs, level, strategy=strategy, planes=planes, step=next(evaluation))
 
     def noise(number: int) -> Tensor:
         one = functools.partial(normal, (1, 1, *box.size), [seed], number, origin=box.start)

@@ -19,7 +19,8 @@ from scorefusion.diffusion.sample import Callback, sample
 from scorefusion.diffusion.solvers import Table
 from scorefusion.draw import projection
 from scorefusion.models.config import PLANES, STRATEGIES, ModelConfig, Plane, Strategy
-from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.score_fusion import ScoreFusion, Scores, cropped
+from scorefusion.ops.fuse_scores import Fusion
 from scorefusion.preprocess import Box, Prepared
 
 
@@ -73,7 +74,7 @@ class SharedStart:
         self.project = projection(model.config, prepared, box)
         with torch.no_grad():
             self.inputs = model.prepare(self.condition, origin=box.start, full=prepared.condition.shape[2:])
-        self._start: tuple[Tensor, Tensor, dict[int, Tensor]] | None = None
+        self._start: tuple[Tensor, Scores, dict[int, Tensor]] | None = None
 
     def draw(self, run: StrategyRun, table: Table, callback: Callback | None = None) -> Tensor:
         """Draw one residual.
@@ -88,11 +89,13 @@ class SharedStart:
         """
         evaluation = itertools.count()
 
-        def denoise(x_t: Tensor, level: NoiseLevel) -> Tensor:
+        def denoise(x_t: Tensor, level: NoiseLevel) -> Fusion:
             number = next(evaluation)
             if number == 0 and run.strategy != "volume":
                 return self._at_start(run, x_t, level)
-            return self.model(x_t, self.inputs, level, strategy=run.strategy, planes=run.planes, step=number)
+            return self.model.unfused(
+                x_t, self.inputs, level, strategy=run.strategy, planes=run.planes, step=number
+            )
 
         return sample(
             denoise,
@@ -105,7 +108,7 @@ class SharedStart:
             callback=callback,
         )
 
-    def _at_start(self, run: StrategyRun, x_t: Tensor, level: NoiseLevel) -> Tensor:
+    def _at_start(self, run: StrategyRun, x_t: Tensor, level: NoiseLevel) -> Fusion:
         """What the model says of the noise that every strategy starts from."""
         model, config = self.model, self.model.config
         x = model.padded(model.scaled(x_t, level))
@@ -114,16 +117,14 @@ class SharedStart:
             self._start = (x, scores, totals)
         _, scores, totals = self._start
         if run.strategy in ("fuse", "fuse+features"):
-            output = model.fuse(x, self.inputs, level, scores, totals if "features" in run.strategy else {})
+            given = totals if "features" in run.strategy else {}
+            fusion = model.fusion_of(x, self.inputs, level, scores, given)
         else:
             planes = run.planes or (PLANES if run.strategy == "average" else self._first_plane())
             chosen = [k for k, branch in enumerate(config.branches) if branch.plane in planes]
             weights = config.weights if run.strategy == "average" else (1 / len(chosen),) * len(chosen)
-            output = torch.zeros_like(scores[:, :1])
-            for weight, k in zip(weights, chosen, strict=True):
-                output = output + weight * scores[:, k : k + 1]
-        d, h, w = self.inputs.size
-        return output[:, :, :d, :h, :w]
+            fusion = Fusion(tuple(scores[k] for k in chosen), None, tuple(weights))
+        return cropped(fusion, self.inputs.size)
 
     def _first_plane(self) -> tuple[Plane, ...]:
         """The plane that ``alternate`` begins with."""

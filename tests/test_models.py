@@ -192,8 +192,8 @@ def test_branches_see_the_conditions_they_name():
     other = condition.clone()
     other[:, 1] *= -1
     with torch.no_grad():
-        outputs, _ = model.branch_outputs(x, model.prepare(condition), level())
-        changed, _ = model.branch_outputs(x, model.prepare(other), level())
+        outputs = torch.cat(model.branch_outputs(x, model.prepare(condition), level())[0], dim=1)
+        changed = torch.cat(model.branch_outputs(x, model.prepare(other), level())[0], dim=1)
         fused = model(x, condition, level(), strategy="fuse+features")
     assert outputs.shape == (1, 6, 3, 4, 5) and fused.shape == x.shape
     assert torch.equal(outputs[:, :3], changed[:, :3])

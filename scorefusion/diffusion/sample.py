@@ -12,9 +12,10 @@ from torch import Tensor
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError
+from scorefusion.ops.fuse_scores import Fusion, fuse_scores
 from scorefusion.ops.noise import normal
 
-Model = Callable[[Tensor, NoiseLevel], Tensor]
+Model = Callable[[Tensor, NoiseLevel], Tensor | Fusion]
 Projection = Callable[[Tensor], Tensor]
 Callback = Callable[[int, int, Tensor], None]
 
@@ -39,7 +40,7 @@ def sample(
 
     Args:
         model: (x_t, level) -> m; x_t float32 [B, channels, D, H, W], m of the same shape and any float dtype,
-            being what `table.prediction` says. It already holds its condition.
+            being what `table.prediction` says, or the `Fusion` that gives it. It already holds its condition.
         condition: [B, C, D, H, W]; only its batch, box and device matter here.
         table: the solver.
         seeds: one seed for each item; an item's sample depends on its own seed alone, whatever the batch.
@@ -72,7 +73,8 @@ def sample(
         x = x + math.sqrt(table.abar_start) * prior_mean
     x0_prev = x
     for step, (abar, t, p, q, a, b, c, s) in enumerate(table.rows.tolist(), start=1):
-        m = model(x, NoiseLevel.of(abar, int(t), shape[0], x.device))
+        output = model(x, NoiseLevel.of(abar, int(t), shape[0], x.device))
+        m = fuse_scores(*output) if isinstance(output, Fusion) else output
         if m.shape != x.shape:
             raise ScoreFusionError(f"the model returned {list(m.shape)}, expected {list(x.shape)}")
         x0 = p * x + q * m.to(x.dtype)

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from ..diffusion.level import NoiseLevel, input_scale, prediction_coefficients
 from ..diffusion.schedule import paper_sampling
 from ..errors import ScoreFusionError
+from ..ops.fuse_scores import Fusion, fuse_scores
 from .config import PLANES, ModelConfig, Plane, UNetConfig, require_strategy
 from .features import FeatureLayer
-from .planes import gather_slices, scatter_slices, slice_count
+from .planes import AXIS, gather_slices, slice_count
 from .unet import UNet
+
+Scores = tuple[Tensor, ...]
 
 
 class Inputs(NamedTuple):
@@ -156,6 +159,22 @@ class ScoreFusion(nn.Module):
         Raises:
             ScoreFusionError: for a strategy the model cannot run, or planes it has no branch for.
         """
+        return fuse_scores(
+            *self.unfused(x_t, inputs, level, strategy=strategy, planes=planes, step=step, slab=slab)
+        )
+
+    def unfused(
+        self,
+        x_t: Tensor,
+        inputs: Inputs | Tensor,
+        level: NoiseLevel,
+        *,
+        strategy: str = "average",
+        planes: Sequence[Plane] | None = None,
+        step: int = 0,
+        slab: int | None = None,
+    ) -> Fusion:
+        """Run the networks as :meth:`forward` does, and leave the fusing to ``ops.fuse_step``."""
         strategy = require_strategy(strategy, self.config)
         if isinstance(inputs, Tensor):
             inputs = self.prepare(inputs)
@@ -164,16 +183,16 @@ class ScoreFusion(nn.Module):
         if strategy in ("single", "alternate", "average"):
             chosen = [k for k, branch in enumerate(self.config.branches) if branch.plane in use]
             scores, _ = self.branch_outputs(x, inputs, level, chosen, slab=slab)
-            output = sum(score / len(chosen) for score in scores.split(1, dim=1))
+            fusion = Fusion(scores, None, (1.0 / len(chosen),) * len(chosen))
         elif strategy == "volume":
-            scores = x.new_zeros(x.shape[0], len(self.config.branches), *x.shape[2:])
-            output = self._fusion_maps(x, inputs, level, scores, {})[:, -1:] * self.config.residual_gain
+            none = (x.new_zeros(1).expand(x.shape),) * len(self.config.branches)
+            residual = self._fusion_maps(x, inputs, level, none, {})[:, -1:]
+            fusion = Fusion((residual,), None, (self.config.residual_gain,))
         else:
             with_features = strategy == "fuse+features"
             scores, totals = self.branch_outputs(x, inputs, level, slab=slab, features=with_features)
-            output = self.fuse(x, inputs, level, scores, totals)
-        d, h, w = inputs.size
-        return output[:, :, :d, :h, :w]
+            fusion = self.fusion_of(x, inputs, level, scores, totals)
+        return cropped(fusion, inputs.size)
 
     def eps(
         self,
@@ -216,12 +235,18 @@ class ScoreFusion(nn.Module):
         )
         return own * x_t + other * output
 
-    def fuse(
-        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Tensor, totals: dict[int, Tensor]
-    ) -> Tensor:
-        """Fuse ``scores [B, K, D, H, W]`` with the 3D network, given its feature sums by scale (or none)."""
+    def fusion_of(
+        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
+    ) -> Fusion:
+        """Run the 3D network on the branches' outputs, given its feature sums by scale (or none)."""
         maps = self._fusion_maps(x, inputs, level, scores, totals)
-        return fuse_scores(scores, maps, self.config.weights, self.config.residual_gain)
+        return Fusion(scores, maps, self.config.weights, self.config.residual_gain)
+
+    def fuse(
+        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
+    ) -> Tensor:
+        """Fuse the branches' outputs: ``[B, 1, D, H, W]`` on the padded grid."""
+        return fuse_scores(*self.fusion_of(x, inputs, level, scores, totals))
 
     def _planes_used(self, strategy: str, planes: Sequence[Plane] | None, step: int) -> tuple[Plane, ...]:
         have = tuple(plane for plane in PLANES if any(b.plane == plane for b in self.config.branches))
@@ -246,25 +271,29 @@ class ScoreFusion(nn.Module):
         *,
         slab: int | None = None,
         features: bool = False,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+    ) -> tuple[Scores, dict[int, Tensor]]:
         """Run branches slab by slab on a padded and scaled ``x [B, 1, D, H, W]``.
 
         Returns:
-            The chosen branches' outputs ``[B, K, D, H, W]`` (all of them by default), and with ``features``
-            the feature layers' sums by scale, ``[B, C, D/s, H/s, W/s]``.
+            The chosen branches' outputs (all of them by default), each a view ``[B, 1, D, H, W]`` of a stack
+            of slices in the network's dtype, and with ``features`` the feature layers' sums by scale,
+            ``[B, C, D/s, H/s, W/s]``.
         """
         chosen = range(len(self.config.branches)) if chosen is None else chosen
         batch, size = x.shape[0], x.shape[2:]
-        scores = x.new_empty(batch, len(chosen), *size)
+        scores = []
         layers = {int(s): cast(FeatureLayer, layer) for s, layer in self.features.items()} if features else {}
         totals = {scale: layer.start(size, batch) for scale, layer in layers.items()}
-        for place, k in enumerate(chosen):
+        for k in chosen:
             branch = self.config.branches[k]
             network = cast(UNet, self.slice_networks[branch.network])
             dtype = next(network.parameters()).dtype
             condition = inputs.condition[:, list(branch.conditions)]
             count = slice_count(x, branch.plane)
             rows = self._rows(slab, x.numel() // count)
+            axis = AXIS[branch.plane]
+            plane_size = [length for place, length in enumerate(size, start=2) if place != axis]
+            stack = x.new_empty(batch, count, 1, *plane_size, dtype=dtype)
             for start in range(0, count, rows):
                 stop = min(start + rows, count)
                 cut = gather_slices(
@@ -275,23 +304,24 @@ class ScoreFusion(nn.Module):
                 time = time.repeat_interleave(stop - start)
                 label = torch.full_like(time, PLANES.index(branch.plane), dtype=torch.long)
                 output, found = network.forward_with_features(cut, time, tuple(layers), label=label)
-                scatter_slices(output, scores[:, place : place + 1], branch.plane, start)
+                stack[:, start:stop] = output.unflatten(0, (batch, stop - start))
                 for scale, layer in layers.items():
                     totals[scale] = layer.add(totals[scale], found[scale], k, branch.plane, start)
-        return scores, totals
+            scores.append(stack.movedim(1, axis))
+        return tuple(scores), totals
 
     def _fusion_maps(
-        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Tensor, totals: dict[int, Tensor]
+        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
     ) -> Tensor:
         if self.fusion is None:
             raise ScoreFusionError(
                 f"model {self.config.name!r} has no fusion network; use strategy 'average'"
             )
         dtype = next(self.fusion.parameters()).dtype
-        parts = [x, inputs.condition, *([inputs.common] if inputs.common is not None else []), scores]
-        stacked = torch.cat(parts, dim=1).to(dtype)
+        parts = [x, inputs.condition, *([inputs.common] if inputs.common is not None else []), *scores]
+        stacked = torch.cat([part.to(dtype) for part in parts], dim=1)
         totals = {scale: total.to(dtype) for scale, total in totals.items()}
-        return self.fusion(stacked, network_time(self.fusion.config, level), inject=totals).to(scores.dtype)
+        return self.fusion(stacked, network_time(self.fusion.config, level), inject=totals)
 
     def scaled(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
         """The networks' input for ``x_t [B, ...]``: EDM's input scaling, 1 for every other prediction."""
@@ -314,21 +344,12 @@ class ScoreFusion(nn.Module):
         return (max(1, 2**17 // (pixels * unit)) if slab is None else -(-slab // unit)) * unit
 
 
-def fuse_scores(scores: Tensor, maps: Tensor, base: Sequence[float], gain: float) -> Tensor:
-    """``sum_{k<K} (base_k + w_k) s_k + (base_K - sum_{k<K} w_k) s_K + gain · r``.
-
-    Args:
-        scores: ``[B, K, D, H, W]``.
-        maps: weights ``w_1 .. w_{K-1}`` and residual r, ``[B, K, D, H, W]``.
-        base: K numbers.
-        gain: scale of the residual.
-
-    Returns:
-        ``[B, 1, D, H, W]``.
-    """
-    average = sum(weight * score for weight, score in zip(base, scores.split(1, dim=1), strict=True))
-    shift = maps[:, :-1] * (scores[:, :-1] - scores[:, -1:])
-    return average + shift.sum(dim=1, keepdim=True) + gain * maps[:, -1:]
+def cropped(fusion: Fusion, size: Sequence[int]) -> Fusion:
+    """The fusion of the first ``size`` (z, y, x) voxels: views, nothing is copied."""
+    d, h, w = size
+    scores = tuple(score[:, :, :d, :h, :w] for score in fusion.scores)
+    maps = None if fusion.maps is None else fusion.maps[:, :, :d, :h, :w]
+    return fusion._replace(scores=scores, maps=maps)
 
 
 def network_time(config: UNetConfig, level: NoiseLevel, halved: bool = False) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,15 @@ from scorefusion.reference import fuse_scores as reference
 
 IMPLEMENTED = ("torch", "cpp", "triton")
 MAX_BRANCHES = 32
+
+
+class Fusion(NamedTuple):
+    """What the networks made of a step, not yet fused: :func:`fuse_scores`'s first four arguments."""
+
+    scores: tuple[Tensor, ...]
+    maps: Tensor | None
+    base: tuple[float, ...]
+    gain: float = 1.0
 
 
 def fuse_scores(
@@ -149,11 +158,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    scores = list(ctx.saved_tensors)
     maps = None
     if ctx.dtype is not None:
-        scores = list(ctx.saved_tensors)
         maps = _fuse_scores_backward(grad, scores, ctx.gain, ctx.backend).to(ctx.dtype)
-    return [None] * len(ctx.saved_tensors), maps, None, None, None
+    return [None] * len(scores), maps, None, None, None
 
 
 _fuse_scores.register_autograd(_backward, setup_context=_setup)
