@@ -39,5 +39,6 @@ namespace scorefusion {
 // Each op's file ends with one of these; module.cpp calls them.
 void bind_noise(pybind11::module_& m);
 void bind_fuse_scores(pybind11::module_& m);
+void bind_fuse_step(pybind11::module_& m);
 
 }  // namespace scorefusion

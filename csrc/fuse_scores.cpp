@@ -10,32 +10,40 @@
 namespace scorefusion {
 namespace {
 
-constexpr int kCells = kTileY * kTileX;
-
 SF_VECTOR_CLONES
 void fuse_one(const Fusion& fusion, const View& out, const Tile& tile) {
-    alignas(64) float total[kCells] = {}, last[kCells] = {}, other[kCells] = {};
-    fuse_tile(fusion, tile, total, last, other);
-    store_tile(out, tile, total);
+    alignas(64) float total[kTileCells];
+    fuse_tile(fusion, tile, total);
+    for (int y = 0; y < tile.rows; ++y) {
+        float* __restrict row = row_of(out, tile, y);
+        for (int x = 0; x < tile.columns; ++x) row[x] = total[y * kTileX + x];
+    }
 }
 
 SF_VECTOR_CLONES
 void backward_one(const View& out, const View& grad, const std::vector<View>& scores, double gain,
                   const Tile& tile) {
-    alignas(64) float slope[kCells] = {}, last[kCells] = {}, other[kCells] = {};
+    alignas(64) float slope_copy[kTileCells], last_copy[kTileCells], other_copy[kTileCells];
     const int branches = static_cast<int>(scores.size());
+    const Floats slope = read_tile(grad, tile, slope_copy);
+    const Floats last = read_tile(scores[branches - 1], tile, last_copy);
     Tile map = tile;
-    load_tile(grad, tile, slope);
-    load_tile(scores[branches - 1], tile, last);
     for (int k = 0; k + 1 < branches; ++k) {
-        load_tile(scores[k], tile, other);
-        for (int i = 0; i < kCells; ++i) other[i] = slope[i] * (other[i] - last[i]);
+        const Floats other = read_tile(scores[k], tile, other_copy);
         map.channel = k;
-        store_tile(out, map, other);
+        for (int y = 0; y < tile.rows; ++y) {
+            const float *g = slope.row(y), *s = other.row(y), *end = last.row(y);
+            float* __restrict row = row_of(out, map, y);
+            for (int x = 0; x < tile.columns; ++x) row[x] = g[x] * (s[x] - end[x]);
+        }
     }
     map.channel = branches - 1;
-    for (int i = 0; i < kCells; ++i) slope[i] *= static_cast<float>(gain);
-    store_tile(out, map, slope);
+    const float scale = static_cast<float>(gain);
+    for (int y = 0; y < tile.rows; ++y) {
+        const float* __restrict g = slope.row(y);
+        float* __restrict row = row_of(out, map, y);
+        for (int x = 0; x < tile.columns; ++x) row[x] = scale * g[x];
+    }
 }
 
 // Calls body(tile) for every tile of a [B, C, D, H, W] view, strips of rows shared among threads.

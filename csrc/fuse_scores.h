@@ -16,32 +16,40 @@ struct Fusion {
     double gain;
 };
 
-// Writes the fused score of a tile into total; last and other are scratch. All three are [kTileY, kTileX].
-SF_INLINE void fuse_tile(const Fusion& fusion, const Tile& tile, float* __restrict total, float* __restrict last,
-                         float* __restrict other) {
+// Writes the fused score of a tile into total, a row-major [kTileY, kTileX].
+SF_INLINE void fuse_tile(const Fusion& fusion, const Tile& tile, float* __restrict total) {
+    alignas(64) float last_copy[kTileCells], other_copy[kTileCells], share_copy[kTileCells];
     const int branches = static_cast<int>(fusion.scores.size());
-    const int cells = kTileY * kTileX;
-    float share[kTileY * kTileX];
-    load_tile(fusion.scores[branches - 1], tile, last);
+    const Floats last = read_tile(fusion.scores[branches - 1], tile, last_copy);
     const float own = static_cast<float>(fusion.base[branches - 1]);
-    for (int i = 0; i < cells; ++i) total[i] = own * last[i];
+    for (int y = 0; y < tile.rows; ++y) {
+        const float* __restrict s = last.row(y);
+        for (int x = 0; x < tile.columns; ++x) total[y * kTileX + x] = own * s[x];
+    }
     Tile map = tile;
     for (int k = 0; k + 1 < branches; ++k) {
         const float weight = static_cast<float>(fusion.base[k]);
-        load_tile(fusion.scores[k], tile, other);
-        if (fusion.maps == nullptr) {
-            for (int i = 0; i < cells; ++i) total[i] += weight * other[i];
-        } else {
-            map.channel = k;
-            load_tile(*fusion.maps, map, share);
-            for (int i = 0; i < cells; ++i) total[i] += weight * other[i] + share[i] * (other[i] - last[i]);
+        const Floats other = read_tile(fusion.scores[k], tile, other_copy);
+        map.channel = k;
+        const Floats share = fusion.maps == nullptr ? other : read_tile(*fusion.maps, map, share_copy);
+        for (int y = 0; y < tile.rows; ++y) {
+            const float *s = other.row(y), *w = share.row(y), *end = last.row(y);
+            float* __restrict sum = total + y * kTileX;
+            if (fusion.maps == nullptr) {
+                for (int x = 0; x < tile.columns; ++x) sum[x] += weight * s[x];
+            } else {
+                for (int x = 0; x < tile.columns; ++x) sum[x] += weight * s[x] + w[x] * (s[x] - end[x]);
+            }
         }
     }
     if (fusion.maps != nullptr) {
         const float gain = static_cast<float>(fusion.gain);
         map.channel = branches - 1;
-        load_tile(*fusion.maps, map, share);
-        for (int i = 0; i < cells; ++i) total[i] += gain * share[i];
+        const Floats residual = read_tile(*fusion.maps, map, share_copy);
+        for (int y = 0; y < tile.rows; ++y) {
+            const float* __restrict r = residual.row(y);
+            for (int x = 0; x < tile.columns; ++x) total[y * kTileX + x] += gain * r[x];
+        }
     }
 }
 

@@ -5,4 +5,5 @@ PYBIND11_MODULE(_C, m) {
     m.doc() = "CPU kernels of scorefusion; scorefusion.ops calls them, with checked arguments.";
     scorefusion::bind_noise(m);
     scorefusion::bind_fuse_scores(m);
+    scorefusion::bind_fuse_step(m);
 }

@@ -80,12 +80,18 @@ def _check(shape: list[int], seeds: list[int], step: int, origin: list[int], sam
     for seed in seeds:
         if not -(2**63) <= seed < 2**64:
             raise ScoreFusionError(f"a seed must be within [-2^63, 2^64), got {seed}")
-    for name, value in (("step", step), ("sample", sample)):
-        if not 0 <= value < 2**32:
-            raise ScoreFusionError(f"noise {name} must be within [0, 2^32), got {value}")
+    if not 0 <= step < 2**32:
+        raise ScoreFusionError(f"noise step must be within [0, 2^32), got {step}")
+    check_box("noise", shape, origin, sample)
+
+
+def check_box(op: str, shape: list[int], origin: list[int], sample: int) -> None:
+    """Raise unless a box [B, C, D, H, W] of voxels and a sample's index fit the counter's bits."""
+    if not 0 <= sample < 2**32:
+        raise ScoreFusionError(f"{op} sample must be within [0, 2^32), got {sample}")
     if len(origin) != 3 or min(origin) < 0:
-        raise ScoreFusionError(f"noise origin must be (z, y, x), none negative, got {origin}")
+        raise ScoreFusionError(f"{op} origin must be (z, y, x), none negative, got {origin}")
     ends = (shape[1], origin[0] + shape[2], origin[1] + shape[3], origin[2] + shape[4])
     for name, end, limit in zip(("channel", "z", "y", "x"), ends, (2**16, 2**16, 2**16, 2**18), strict=True):
         if end > limit:
-            raise ScoreFusionError(f"noise counts {name} below {limit}, but the box ends at {end}")
+            raise ScoreFusionError(f"{op} counts {name} below {limit}, but the box ends at {end}")

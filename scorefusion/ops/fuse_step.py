@@ -1,0 +1,236 @@
+"""The tail of a denoising step in one pass: fused score, solver row, clamp, projection and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scorefusion.errors import ScoreFusionError
+from scorefusion.ops.backends import choose
+from scorefusion.ops.fuse_scores import check_scores
+from scorefusion.ops.noise import check_box
+from scorefusion.ops.view import view
+from scorefusion.reference import fuse_step as reference
+
+IMPLEMENTED = ("torch", "cpp")
+COLUMNS = ("P", "Q", "A", "B", "C", "S")
+
+
+def fuse_step(
+    scores: Sequence[Tensor],
+    maps: Tensor | None,
+    base: Sequence[float],
+    gain: float,
+    x_t: Tensor,
+    x0_prev: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    seeds: Tensor,
+    *,
+    clamp: float | None = None,
+    factor: Sequence[int] = (1, 1, 1),
+    measured: Tensor | None = None,
+    origin: Sequence[int] = (0, 0, 0),
+    sample: int = 0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return (x', x0) of one solver step from the networks' outputs.
+
+        m  = fuse_scores(scores, maps, base, gain)
+        x0 = project(clamp(P x_t + Q m))
+        x' = A x_t + B x0 + C x0_prev + S z
+
+    Where A, C or S is zero its term is left out, and no noise is drawn for S = 0, as in
+    `scorefusion.diffusion.sample`. The row's number is read on the device, so a captured CUDA graph of a step
+    replays for every step. Differentiable through the PyTorch reference.
+
+    Args:
+        scores: K views [B, C, D, H, W] of one dtype, in any strides, as for `fuse_scores`.
+        maps: [B, K, D, H, W] with C = 1, or None, as for `fuse_scores`.
+        base: K numbers.
+        gain: scale of the residual in `maps`.
+        x_t: float32 [B, C, D, H, W] (float64 with PyTorch): the noisy volume.
+        x0_prev: as x_t: the clean volume of the step before; not read where C is zero.
+        rows: [n, 6] in x_t's dtype and on its device: P, Q, A, B, C, S of every step.
+        index: int32 tensor of one element on the same device: the step's row. On a CPU it is checked; on a
+            GPU a row that is not there is undefined behaviour.
+        seeds: int64 [B] on the same device; the noise is `normal(shape, seeds, index + 1, origin, sample)`.
+        clamp: limit x0 to [-clamp, clamp] before projecting; positive.
+        factor: (z, y, x) edges of the blocks whose means are subtracted; (1, 1, 1) for no projection.
+        measured: [B, C, D/rz, H/ry, W/rx] means that the blocks get instead of zero.
+        origin: (z, y, x) of the box's first voxel in the original volume.
+        sample: index of the sample.
+        backend: "torch", "cpp", "triton" or "cuda"; chosen by `scorefusion.ops.backends` if not given.
+
+    Returns:
+        x' and x0, contiguous, in x_t's dtype and shape.
+
+    Raises:
+        ScoreFusionError: if shapes, dtypes or devices disagree, a number is out of range, or the backend
+            cannot run.
+    """
+    views, weights = list(scores), [float(weight) for weight in base]
+    edges, corner, sample = [int(edge) for edge in factor], [int(place) for place in origin], int(sample)
+    check_scores("fuse_step", views, maps, weights)
+    _check_volumes(views[0], x_t, x0_prev)
+    _check_table(x_t, rows, index, seeds)
+    _check_projection(x_t, clamp, edges, measured)
+    check_box("fuse_step", list(x_t.shape), corner, sample)
+    limit = None if clamp is None else float(clamp)
+    fused = (views, maps, weights, float(gain), x_t, x0_prev, rows, index, seeds)
+    arguments: tuple[Any, ...] = (*fused, limit, edges, measured, corner, sample)
+    tensors = (*views, x_t, x0_prev, *(tensor for tensor in (maps, measured) if tensor is not None))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        choose("fuse_step with gradients", x_t.device, backend, ("torch",))
+        return reference.fuse_step(*arguments)
+    x_next, x0 = _fuse_step(*arguments, backend)
+    return x_next, x0
+
+
+def _check_volumes(score: Tensor, x_t: Tensor, x0_prev: Tensor) -> None:
+    """Raise unless x_t and x0_prev are volumes like the scores."""
+    for name, volume in (("x_t", x_t), ("x0_prev", x0_prev)):
+        if volume.shape != score.shape:
+            raise ScoreFusionError(
+                f"fuse_step needs {name} of the scores' shape {list(score.shape)}; got {list(volume.shape)}"
+            )
+        if volume.dtype not in (torch.float32, torch.float64) or volume.dtype != x_t.dtype:
+            raise ScoreFusionError(
+                f"fuse_step needs x_t and x0_prev of float32 (or both float64); "
+                f"got {x_t.dtype} and {x0_prev.dtype}"
+            )
+        if volume.device != score.device:
+            raise ScoreFusionError(f"fuse_step needs {name} on {score.device}; it is on {volume.device}")
+
+
+def _check_table(x_t: Tensor, rows: Tensor, index: Tensor, seeds: Tensor) -> None:
+    """Raise unless the solver's rows, the row's number and the seeds fit x_t."""
+    if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] != len(COLUMNS) or rows.dtype != x_t.dtype:
+        raise ScoreFusionError(
+            f"fuse_step needs rows [n, {len(COLUMNS)}] ({', '.join(COLUMNS)}) in {x_t.dtype}; "
+            f"got {list(rows.shape)} in {rows.dtype}"
+        )
+    if index.numel() != 1 or index.dtype != torch.int32:
+        raise ScoreFusionError(
+            f"fuse_step needs an int32 index of one element; got {list(index.shape)} in {index.dtype}"
+        )
+    if list(seeds.shape) != [x_t.shape[0]] or seeds.dtype != torch.int64:
+        raise ScoreFusionError(
+            f"fuse_step needs int64 seeds [{x_t.shape[0]}]; got {list(seeds.shape)} in {seeds.dtype}"
+        )
+    for name, tensor in (("rows", rows), ("index", index), ("seeds", seeds)):
+        if tensor.device != x_t.device:
+            raise ScoreFusionError(f"fuse_step needs {name} on {x_t.device}; it is on {tensor.device}")
+
+
+def _check_projection(x_t: Tensor, clamp: float | None, factor: list[int], measured: Tensor | None) -> None:
+    """Raise unless the clamp is positive and the volume is whole blocks, as many as were measured."""
+    if clamp is not None and not clamp > 0.0:
+        raise ScoreFusionError(f"fuse_step needs a positive clamp or None; got {clamp}")
+    if len(factor) != 3 or min(factor) < 1:
+        raise ScoreFusionError(f"fuse_step needs a factor of three edges of at least 1; got {factor}")
+    size = list(x_t.shape[2:])
+    if any(length % edge for length, edge in zip(size, factor, strict=True)):
+        raise ScoreFusionError(
+            f"a volume of {' x '.join(map(str, size))} voxels is not a whole number of "
+            f"{' x '.join(map(str, factor))} blocks"
+        )
+    if measured is None:
+        return
+    if max(factor) == 1:
+        raise ScoreFusionError("fuse_step takes measured block means with a factor above 1 only")
+    expected = [*x_t.shape[:2], *(length // edge for length, edge in zip(size, factor, strict=True))]
+    if list(measured.shape) != expected:
+        raise ScoreFusionError(f"fuse_step needs measured {expected}; got {list(measured.shape)}")
+    if measured.device != x_t.device or not measured.is_floating_point():
+        raise ScoreFusionError(
+            f"fuse_step needs floating measured means on {x_t.device}; "
+            f"got {measured.dtype} on {measured.device}"
+        )
+
+
+@torch.library.custom_op("scorefusion::fuse_step", mutates_args=())
+def _fuse_step(
+    scores: list[Tensor],
+    maps: Tensor | None,
+    base: list[float],
+    gain: float,
+    x_t: Tensor,
+    x0_prev: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    seeds: Tensor,
+    clamp: float | None,
+    factor: list[int],
+    measured: Tensor | None,
+    origin: list[int],
+    sample: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    dtypes = [scores[0].dtype, x_t.dtype, *(extra.dtype for extra in (maps, measured) if extra is not None)]
+    chosen = choose("fuse_step", x_t.device, backend, IMPLEMENTED, dtypes)
+    if x_t.device.type == "cpu" and not 0 <= int(index) < rows.shape[0]:
+        raise ScoreFusionError(f"fuse_step has {rows.shape[0]} rows, from 0; got index {int(index)}")
+    if x_t.numel() == 0:
+        return x_t.new_empty(x_t.shape), x_t.new_empty(x_t.shape)
+    rows, seeds = rows.contiguous(), seeds.contiguous()
+    fused = (scores, maps, base, gain, x_t, x0_prev, rows, index, seeds)
+    plain: tuple[Any, ...] = (*fused, clamp, factor, measured, origin, sample)
+    if chosen == "torch":
+        return reference.fuse_step(*plain)
+    x_next, x0 = (torch.empty(x_t.shape, dtype=torch.float32, device=x_t.device) for _ in range(2))
+    if chosen == "triton":
+        from scorefusion.kernels.fuse_step import fuse_step as kernel
+
+        kernel(x_next, x0, *plain)
+        return x_next, x0
+    arguments = (
+        view(x_next),
+        view(x0),
+        [view(score) for score in scores],
+        None if maps is None else view(maps),
+        base,
+        gain,
+        view(x_t),
+        view(x0_prev),
+        *(tensor.data_ptr() for tensor in (rows, index, seeds)),
+        clamp,
+        factor,
+        None if measured is None else view(measured),
+        origin,
+        sample,
+    )
+    if chosen == "cpp":
+        from scorefusion import _C
+
+        _C.fuse_step(*arguments, torch.get_num_threads())
+    else:
+        from scorefusion import _cuda
+
+        with torch.cuda.device(x_t.device):
+            _cuda.fuse_step(*arguments, torch.cuda.current_stream().cuda_stream)
+    return x_next, x0
+
+
+@_fuse_step.register_fake
+def _(
+    scores: list[Tensor],
+    maps: Tensor | None,
+    base: list[float],
+    gain: float,
+    x_t: Tensor,
+    x0_prev: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    seeds: Tensor,
+    clamp: float | None,
+    factor: list[int],
+    measured: Tensor | None,
+    origin: list[int],
+    sample: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    return x_t.new_empty(x_t.shape), x_t.new_empty(x_t.shape)
