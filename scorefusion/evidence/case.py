@@ -30,6 +30,11 @@ class Work:
     limit: float = 1.05
     dot: bool = False
 
+    @property
+    def compulsory(self) -> int:
+        """Bytes that must be moved, read and written."""
+        return self.read + self.written
+
 
 @dataclass(frozen=True)
 class Case:
