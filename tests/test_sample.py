@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 from typing import Any
 
@@ -16,6 +18,8 @@ from scorefusion.diffusion.schedule import Karras, paper_sampling
 from scorefusion.diffusion.solvers import SOLVERS, make_table
 from scorefusion.errors import ScoreFusionError
 from scorefusion.ops import normal
+from scorefusion.ops.backends import use_backend
+from scorefusion.ops.fuse_scores import Fusion
 
 
 def toy(x: Tensor, level: NoiseLevel) -> Tensor:
@@ -55,6 +59,26 @@ def test_a_crop_is_a_crop(name: str) -> None:
     whole = sample(toy, torch.zeros(1, 1, 6, 7, 9), TABLES[name], seeds=[1])
     crop = sample(toy, torch.zeros(1, 1, 3, 4, 5), TABLES[name], seeds=[1], origin=(2, 1, 3))
     assert torch.allclose(crop, whole[:, :, 2:5, 1:5, 3:8], rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [None, "torch"], ids=["this machine's", "torch"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_one_pass_a_step_is_separate_operations(name: str, backend: str | None) -> None:
+    """The fused tail of a step, and the same from separate operations: for other noise or projections."""
+    measured = torch.full((1, 1, 2, 3, 2), 0.1)
+    scores = [0.3, 0.5, 0.2]
+
+    def model(x: Tensor, level: NoiseLevel) -> Fusion:
+        views = tuple((weight + toy(x, level)).movedim(2, 4).contiguous().movedim(4, 2) for weight in scores)
+        return Fusion(views, torch.cat([0.1 * x, 0.2 * x, 0.3 * x], dim=1), (0.2, 0.3, 0.5), 0.7)
+
+    condition, options = torch.zeros(2, 1, 4, 6, 8), {"seeds": [3, -4], "clamp": 0.9, "origin": (1, 2, 4)}
+    draw = functools.partial(normal, (2, 1, 4, 6, 8), [3, -4], origin=(1, 2, 4))
+    for project in (None, BlockPooling((2, 2, 4), measured)):
+        with use_backend(backend) if backend else contextlib.nullcontext():
+            fused = sample(model, condition, TABLES[name], project=project, **options)
+        separate = sample(model, condition, TABLES[name], project=project, noise=draw, **options)
+        assert torch.allclose(fused, separate, rtol=0.0, atol=1e-5)
 
 
 def test_samples_and_channels_differ() -> None:

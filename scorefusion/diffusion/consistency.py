@@ -29,12 +29,8 @@ def block_mean(x: Tensor, factor: Factor) -> Tensor:
         ScoreFusionError: if the volume is not a whole number of blocks.
     """
     rz, ry, rx = _edges(factor)
-    _check_volume(x)
+    _blocks(x, (rz, ry, rx))
     b, c, d, h, w = x.shape
-    if d % rz or h % ry or w % rx:
-        raise ScoreFusionError(
-            f"a volume of {d} x {h} x {w} voxels is not a whole number of {rz} x {ry} x {rx} blocks"
-        )
     return x.reshape(b, c, d // rz, rz, h // ry, ry, w // rx, rx).mean(dim=(3, 5, 7))
 
 
@@ -78,15 +74,19 @@ class BlockPooling:
             ScoreFusionError: if x0 is not a whole number of blocks, or their number is not that of
                 `measured`.
         """
+        self.check(x0)
         means = block_mean(x0, self.factor)
         if self.measured is not None:
-            if self.measured.shape[-3:] != means.shape[-3:]:
-                raise ScoreFusionError(
-                    f"measured has {list(self.measured.shape[-3:])} blocks, "
-                    f"the volume has {list(means.shape[-3:])}"
-                )
             means = means - self.measured
         return x0 - upsample_blocks(means, self.factor)
+
+    def check(self, x0: Tensor) -> None:
+        """Raise as a call would."""
+        blocks = _blocks(x0, self.factor)
+        if self.measured is not None and list(self.measured.shape[-3:]) != blocks:
+            raise ScoreFusionError(
+                f"measured has {list(self.measured.shape[-3:])} blocks, the volume has {blocks}"
+            )
 
 
 def _edges(factor: Factor) -> tuple[int, int, int]:
@@ -95,6 +95,15 @@ def _edges(factor: Factor) -> tuple[int, int, int]:
     if len(edges) != 3 or min(edges) < 1:
         raise ScoreFusionError(f"a block needs one edge, or three, of at least 1; got {factor}")
     return edges
+
+
+def _blocks(x: Tensor, edges: tuple[int, int, int]) -> list[int]:
+    """Return how many blocks x has along z, y and x; raise unless it is a whole number of them."""
+    _check_volume(x)
+    if any(length % edge for length, edge in zip(x.shape[2:], edges, strict=True)):
+        size, block = (" x ".join(str(n) for n in lengths) for lengths in (x.shape[2:], edges))
+        raise ScoreFusionError(f"a volume of {size} voxels is not a whole number of {block} blocks")
+    return [length // edge for length, edge in zip(x.shape[2:], edges, strict=True)]
 
 
 def _check_volume(x: Tensor) -> None:

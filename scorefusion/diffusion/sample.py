@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from scorefusion.diffusion.consistency import BlockPooling
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError
 from scorefusion.ops.fuse_scores import Fusion, fuse_scores
+from scorefusion.ops.fuse_step import fuse_step
 from scorefusion.ops.noise import normal
 
 Model = Callable[[Tensor, NoiseLevel], Tensor | Fusion]
@@ -71,19 +73,74 @@ def sample(
     x = math.sqrt(1.0 - table.abar_start) * draw(0)
     if prior_mean is not None:
         x = x + math.sqrt(table.abar_start) * prior_mean
-    x0_prev = x
-    for step, (abar, t, p, q, a, b, c, s) in enumerate(table.rows.tolist(), start=1):
+    if noise is None and (project is None or isinstance(project, BlockPooling)):
+        update = _fused(table, x, seeds, origin, sample, clamp, project)
+    else:
+        update = _composed(table, draw, clamp, project)
+    x0 = x
+    for step, (abar, t) in enumerate(table.rows[:, :2].tolist(), start=1):
         output = model(x, NoiseLevel.of(abar, int(t), shape[0], x.device))
-        m = fuse_scores(*output) if isinstance(output, Fusion) else output
-        if m.shape != x.shape:
-            raise ScoreFusionError(f"the model returned {list(m.shape)}, expected {list(x.shape)}")
-        x0 = p * x + q * m.to(x.dtype)
-        x0 = x0 if clamp is None else x0.clamp(-clamp, clamp)
-        x0 = x0 if project is None else project(x0)
-        x = b * x0 if a == 0.0 else a * x + b * x0
-        x = x if c == 0.0 else x + c * x0_prev
-        x = x if s == 0.0 else x + s * draw(step)
-        x0_prev = x0
+        fusion = output if isinstance(output, Fusion) else Fusion((output.to(x.dtype),), None, (1.0,))
+        if fusion.scores[0].shape != x.shape:
+            found = list(fusion.scores[0].shape)
+            raise ScoreFusionError(f"the model returned {found}, expected {list(x.shape)}")
+        x, x0 = update(step, fusion, x, x0)
         if callback is not None:
             callback(step, len(table), x0)
     return x
+
+
+Update = Callable[[int, Fusion, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _fused(
+    table: Table,
+    x: Tensor,
+    seeds: Sequence[int],
+    origin: Sequence[int],
+    sample: int,
+    clamp: float | None,
+    project: BlockPooling | None,
+) -> Update:
+    """One pass over the volume a step: `ops.fuse_step`, which finds its row on the device."""
+    rows = torch.tensor(table.rows[:, 2:], dtype=x.dtype, device=x.device)
+    numbers = torch.arange(len(table), dtype=torch.int32, device=x.device)
+    keys = torch.tensor([_signed(int(seed)) for seed in seeds], dtype=torch.int64, device=x.device)
+    factor, measured = (1, 1, 1), None
+    if project is not None:
+        project.check(x)
+        factor = project.factor
+        if project.measured is not None:
+            blocks = [length // edge for length, edge in zip(x.shape[2:], factor, strict=True)]
+            measured = project.measured.to(x.dtype).expand(*x.shape[:2], *blocks)
+
+    def update(step: int, fusion: Fusion, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        return fuse_step(
+            *fusion, x, x0, rows, numbers[step - 1 : step], keys,
+            clamp=clamp, factor=factor, measured=measured, origin=origin, sample=sample,
+        )  # fmt: skip
+
+    return update
+
+
+def _composed(
+    table: Table, draw: Callable[[int], Tensor], clamp: float | None, project: Projection | None
+) -> Update:
+    """The same from separate operations, for any noise and any projection."""
+    rows = table.rows[:, 2:].tolist()
+
+    def update(step: int, fusion: Fusion, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        p, q, a, b, c, s = rows[step - 1]
+        x0 = p * x + q * fuse_scores(*fusion).to(x.dtype)
+        x0 = x0 if clamp is None else x0.clamp(-clamp, clamp)
+        x0 = x0 if project is None else project(x0)
+        x = b * x0 if a == 0.0 else a * x + b * x0
+        x = x if c == 0.0 else x + c * before
+        return (x if s == 0.0 else x + s * draw(step)), x0
+
+    return update
+
+
+def _signed(seed: int) -> int:
+    """The seed's 64-bit two's complement."""
+    return seed - 2**64 if seed >= 2**63 else seed
