@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +28,7 @@ BACKENDS = [
         "cpp", marks=pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
     ),
 ]
+needs_triton = pytest.mark.skipif(bool(backends.missing("triton")), reason=str(backends.missing("triton")))
 
 # Sums of K products in float32 against float64; x' adds four terms of the same size. The scores' own
 # rounding to 16 bits is in the oracle's input too, so it does not loosen anything.
@@ -186,6 +192,34 @@ def test_noise_is_the_same_bits(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_zero_coefficients_are_left_out(backend: str) -> None:
     check_skipping(backend)
+
+
+@needs_triton
+def test_triton_matches_float64() -> None:
+    """In a process of its own, because TRITON_INTERPRET must be set before Triton is imported."""
+    program = """
+        import torch
+        import test_fuse_step as own
+        empty = torch.empty
+        torch.empty = lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan"))
+        for name in own.CASES:
+            try:
+                own.check_case(name, "triton")
+            except Exception as error:
+                raise AssertionError(name) from error
+        own.check_noise("triton")
+        own.check_skipping("triton")
+        print("all match")
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "all match"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -15,7 +15,7 @@ from scorefusion.ops.noise import check_box
 from scorefusion.ops.view import view
 from scorefusion.reference import fuse_step as reference
 
-IMPLEMENTED = ("torch", "cpp")
+IMPLEMENTED = ("torch", "cpp", "triton")
 COLUMNS = ("P", "Q", "A", "B", "C", "S")
 
 
@@ -63,7 +63,7 @@ def fuse_step(
         measured: [B, C, D/rz, H/ry, W/rx] means that the blocks get instead of zero.
         origin: (z, y, x) of the box's first voxel in the original volume.
         sample: index of the sample.
-        backend: "torch", "cpp", "triton" or "cuda"; chosen by `scorefusion.ops.backends` if not given.
+        backend: "torch", "cpp" or "triton"; chosen by `scorefusion.ops.backends` if not given.
 
     Returns:
         x' and x0, contiguous, in x_t's dtype and shape.
