@@ -40,5 +40,6 @@ namespace scorefusion {
 void bind_noise(pybind11::module_& m);
 void bind_fuse_scores(pybind11::module_& m);
 void bind_fuse_step(pybind11::module_& m);
+void bind_ensemble_features(pybind11::module_& m);
 
 }  // namespace scorefusion

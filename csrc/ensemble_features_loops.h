@@ -1,0 +1,273 @@
+// The loops of ensemble_features for one instruction set. Included once for each, inside a namespace of its own
+// that has defined kLanes (floats in a register) and kRows (rows of a register tile), so that the compiler sees
+// vectors of the width it will run; no include guard, no #include.
+
+constexpr int kPanel = 2 * kLanes;
+constexpr int kGroup = 4 * kRows;  // inputs whose weight gradient is made at a time
+
+#if defined(__GNUC__)
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+#else
+struct Vector {
+    float lane[kLanes];
+    Vector& operator+=(const Vector& other) {
+        for (int i = 0; i < kLanes; ++i) lane[i] += other.lane[i];
+        return *this;
+    }
+    friend Vector operator*(float factor, Vector vector) {
+        for (float& x : vector.lane) x *= factor;
+        return vector;
+    }
+};
+#endif
+
+inline int64_t padded(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
+
+// One step of the product: kLanes sums += x times kLanes weights. A Number is what a step takes at a time.
+SF_INLINE void multiply_add(Vector& sum, Single x, const Single* weights) {
+    sum += x.value * *reinterpret_cast<const Vector*>(weights);
+}
+
+#if defined(SF_PAIRS)
+SF_INLINE void multiply_add(Vector& sum, Pair x, const Pair* weights) {
+    sum = reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                    reinterpret_cast<__m512bh>(_mm512_set1_epi32(x.bits)),
+                                                    reinterpret_cast<__m512bh>(_mm512_loadu_si512(weights))));
+}
+#endif
+
+// sums [kRows, V kLanes] += a [kRows, depth] · panel [depth, V kLanes], held in registers.
+// a's rows are kDepth apart; TURNED, it is [depth, kGroup] and its columns are the rows.
+template <int V, bool TURNED, typename Number>
+void multiply_tile(const Number* __restrict a, const Number* __restrict panel, int64_t depth, float* __restrict sums,
+                   int64_t sum_stride) {
+    Vector sum[kRows][V];
+    for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < V; ++v) sum[r][v] = *reinterpret_cast<Vector*>(sums + r * sum_stride + v * kLanes);
+    }
+    for (int64_t k = 0; k < depth; ++k, panel += V * kLanes) {
+        for (int r = 0; r < kRows; ++r) {
+            const Number x = TURNED ? a[k * kGroup + r] : a[r * kDepth + k];
+            for (int v = 0; v < V; ++v) multiply_add(sum[r][v], x, panel + v * kLanes);
+        }
+    }
+    for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < V; ++v) *reinterpret_cast<Vector*>(sums + r * sum_stride + v * kLanes) = sum[r][v];
+    }
+}
+
+// All columns of kRows rows. panels: for each kPanel columns [length, kPanel], of which rows [from, from + depth).
+template <bool TURNED, typename Number>
+void multiply_rows(const Number* a, const Number* panels, int64_t length, int64_t from, int64_t depth, float* sums,
+                   int64_t columns) {
+    int64_t column = 0;
+    for (; column + kPanel <= columns; column += kPanel) {
+        multiply_tile<2, TURNED>(a, panels + column * length + from * kPanel, depth, sums + column, columns);
+    }
+    if (column < columns) {
+        multiply_tile<1, TURNED>(a, panels + column * length + from * kLanes, depth, sums + column, columns);
+    }
+}
+
+// Where column o of row k lies in panels of `length` rows and `columns` (padded) columns.
+inline int64_t panel_at(int64_t k, int64_t o, int64_t length, int64_t columns) {
+    const int64_t start = o / kPanel * kPanel;
+    return start * length + k * std::min<int64_t>(kPanel, columns - start) + (o - start);
+}
+
+// Copies `count` elements, `stride` apart and `step` apart, as another type.
+template <typename To, typename From>
+SF_INLINE void convert(const From* __restrict source, int64_t stride, int64_t count, To* __restrict target,
+                       int64_t step = 1) {
+    const auto one = [](From value) {
+        if constexpr (std::is_same_v<To, From>) {
+            return value;
+        } else {
+            return from_float<To>(to_float(value));
+        }
+    };
+    if (stride == 1 && step == 1) {
+        for (int64_t i = 0; i < count; ++i) target[i] = one(source[i]);
+    } else {
+        for (int64_t i = 0; i < count; ++i) target[i * step] = one(source[i * stride]);
+    }
+}
+
+// Inputs [input, input + depth) of `count` pixels of a slice, as rows `stride` apart.
+template <typename To, typename From>
+void copy_pixels(const Slab& slab, const From* slice, int64_t pixel, int64_t count, int64_t input, int64_t depth,
+                 To* __restrict rows, int64_t stride) {
+    const int64_t channel_stride = slab.features.stride[1];
+    int64_t y = pixel / slab.width, x = pixel % slab.width;
+    for (int64_t r = 0; r < count; ++r) {
+        const From* source = slice + y * slab.features.stride[2] + x * slab.features.stride[3];
+        convert(source + input * channel_stride, channel_stride, depth, rows + r * stride);
+        if (++x == slab.width) x = 0, ++y;
+    }
+}
+
+// total += sums [count, columns], from a pixel on.
+template <typename T>
+void add_sums(const Slab& slab, int64_t item, int64_t slice, int64_t pixel, int64_t count,
+              const float* __restrict sums, int64_t columns) {
+    T* total = static_cast<T*>(slab.total.data);
+    const int64_t channel_stride = slab.total.stride[1];
+    if (channel_stride == 1) {
+        for (int64_t r = 0; r < count; ++r) {
+            T* __restrict row = total + slab.total_at(item, slice, pixel + r);
+            for (int64_t o = 0; o < slab.outputs; ++o) {
+                row[o] = from_float<T>(to_float(row[o]) + sums[r * columns + o]);
+            }
+        }
+        return;
+    }
+    int64_t places[kChunkRows];
+    for (int64_t r = 0; r < count; ++r) places[r] = slab.total_at(item, slice, pixel + r);
+    for (int64_t o = 0; o < slab.outputs; ++o) {
+        for (int64_t r = 0; r < count; ++r) {
+            T& cell = total[places[r] + o * channel_stride];
+            cell = from_float<T>(to_float(cell) + sums[r * columns + o]);
+        }
+    }
+}
+
+// The weight as panels of s I rows and O columns; a Number holds one or two rows.
+template <typename Number>
+Scratch<char> pack_weight(const Slab& slab) {
+    using Part = typename Number::Part;
+    constexpr int64_t kParts = sizeof(Number) / sizeof(Part);
+    const int64_t length = slab.scale * slab.inputs, columns = padded(slab.outputs);
+    const int64_t numbers = (length + kParts - 1) / kParts;
+    Scratch<char> packed(numbers * columns * sizeof(Number));
+    Number* panels = reinterpret_cast<Number*>(packed.get());
+    const auto stride = slab.weight.stride;
+    dispatch(slab.weight.dtype, [&](auto* as) {
+        const auto* source = static_cast<decltype(as)>(slab.weight.data);
+        for (int64_t column = 0; column < columns; column += kPanel) {
+            const int64_t count = std::min<int64_t>(kPanel, slab.outputs - column);
+            for (int64_t k = 0; k < length; ++k) {
+                const auto* row = source + k % slab.inputs * stride[1] + k / slab.inputs * stride[2];
+                Part* target = reinterpret_cast<Part*>(panels + panel_at(k / kParts, column, numbers, columns));
+                convert(row + column * stride[0], stride[0], count, target + k % kParts, kParts);
+            }
+        }
+    });
+    return packed;
+}
+
+// Adds the chunks [begin, end) of kChunkRows pixels, all slices in a row, to the total.
+template <typename T, typename Number>
+void add_chunks(const Slab& slab, const Number* panels, int64_t begin, int64_t end) {
+    using Part = typename Number::Part;
+    constexpr int64_t kParts = sizeof(Number) / sizeof(Part);
+    const int64_t columns = padded(slab.outputs), length = slab.scale * slab.inputs;
+    const int64_t numbers = (length + kParts - 1) / kParts;
+    const int64_t chunks = (slab.pixels + kChunkRows - 1) / kChunkRows;
+    const T* features = static_cast<const T*>(slab.features.data);
+    Scratch<float> sums(kChunkRows * columns);
+    Scratch<Number> rows(kRows * kDepth);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+        const int64_t item = chunk / chunks / slab.coarse, slice = chunk / chunks % slab.coarse;
+        const int64_t pixel = chunk % chunks * kChunkRows, count = std::min(kChunkRows, slab.pixels - pixel);
+        std::fill_n(sums.get(), kChunkRows * columns, 0.0f);
+        for (int64_t from = 0; from < numbers; from += kDepth) {
+            const int64_t depth = std::min(kDepth, numbers - from), stop = std::min(length, (from + depth) * kParts);
+            for (int64_t r = 0; r < count; r += kRows) {
+                // A run of the summed axis may pass from one slice to the next.
+                for (int64_t k = from * kParts; k < stop;) {
+                    const int64_t jj = k / slab.inputs, input = k % slab.inputs;
+                    const int64_t run = std::min(stop - k, slab.inputs - input);
+                    copy_pixels(slab, features + slab.slice_at(item, slice, jj), pixel + r,
+                                std::min<int64_t>(kRows, count - r), input, run,
+                                reinterpret_cast<Part*>(rows.get()) + (k - from * kParts), kDepth * kParts);
+                    k += run;
+                }
+                if (stop - from * kParts < depth * kParts) {
+                    for (int64_t row = 0; row < kRows; ++row) {
+                        reinterpret_cast<Part*>(rows.get() + row * kDepth)[stop - from * kParts] = Part();
+                    }
+                }
+                multiply_rows<false>(rows.get(), panels, numbers, from, depth, sums.get() + r * columns, columns);
+            }
+        }
+        dispatch(slab.total.dtype, [&](auto* as) {
+            add_sums<std::remove_pointer_t<decltype(as)>>(slab, item, slice, pixel, count, sums.get(), columns);
+        });
+    }
+}
+
+// Adds a range of chunks in float32.
+inline void add_range(const Slab& slab, const char* panels, int64_t begin, int64_t end) {
+    dispatch(slab.features.dtype, [&](auto* as) {
+        using T = std::remove_pointer_t<decltype(as)>;
+        add_chunks<T>(slab, reinterpret_cast<const Single*>(panels), begin, end);
+    });
+}
+
+// The gradient's pixels [pixel, pixel + count) as panels of kChunkRows rows and O columns, in float32.
+inline void pack_gradient(const Slab& slab, int64_t item, int64_t slice, int64_t pixel, int64_t count,
+                          Single* panels) {
+    const int64_t columns = padded(slab.outputs), channel_stride = slab.total.stride[1];
+    dispatch(slab.total.dtype, [&](auto* as) {
+        const auto* source = static_cast<decltype(as)>(slab.total.data);
+        for (int64_t r = 0; r < count; ++r) {
+            const auto* row = source + slab.total_at(item, slice, pixel + r);
+            for (int64_t column = 0; column < columns; column += kPanel) {
+                convert(row + column * channel_stride, channel_stride,
+                        std::min<int64_t>(kPanel, slab.outputs - column),
+                        &panels[panel_at(r, column, kChunkRows, columns)].value);
+            }
+        }
+    });
+}
+
+// The weight's gradient for groups [begin, end) of kGroup inputs of one jj: over all pixels, in float32 within a
+// slice and float64 across slices, in an order that no number of threads changes.
+template <typename T>
+void backward_groups(const Slab& slab, int64_t begin, int64_t end) {
+    const int64_t columns = padded(slab.outputs), groups = (slab.inputs + kGroup - 1) / kGroup;
+    const T* features = static_cast<const T*>(slab.features.data);
+    float* out = static_cast<float*>(slab.weight.data);
+    const auto stride = slab.weight.stride;
+    Scratch<float> sums(kGroup * columns);
+    Scratch<Single> rows(kChunkRows * kGroup), panels(kChunkRows * columns);
+    Scratch<double> whole(kGroup * columns);
+    for (int64_t group = begin; group < end; ++group) {
+        const int64_t jj = group / groups, input = group % groups * kGroup;
+        const int64_t inputs = std::min<int64_t>(kGroup, slab.inputs - input);
+        std::fill_n(whole.get(), kGroup * columns, 0.0);
+        for (int64_t slice = 0; slice < slab.batch * slab.coarse; ++slice) {
+            const int64_t item = slice / slab.coarse, place = slice % slab.coarse;
+            std::fill_n(sums.get(), kGroup * columns, 0.0f);
+            for (int64_t pixel = 0; pixel < slab.pixels; pixel += kChunkRows) {
+                const int64_t count = std::min(kChunkRows, slab.pixels - pixel);
+                pack_gradient(slab, item, place, pixel, count, panels.get());
+                copy_pixels(slab, features + slab.slice_at(item, place, jj), pixel, count, input, inputs,
+                            &rows.get()->value, kGroup);
+                for (int64_t r = 0; r < inputs; r += kRows) {
+                    multiply_rows<true>(rows.get() + r, panels.get(), kChunkRows, 0, count, sums.get() + r * columns,
+                                        columns);
+                }
+            }
+            for (int64_t cell = 0; cell < kGroup * columns; ++cell) whole.get()[cell] += sums.get()[cell];
+        }
+        for (int64_t r = 0; r < inputs; ++r) {
+            for (int64_t o = 0; o < slab.outputs; ++o) {
+                out[o * stride[0] + (input + r) * stride[1] + jj * stride[2]] =
+                    static_cast<float>(whole.get()[r * columns + o]);
+            }
+        }
+    }
+}
+
+inline void backward_range(const Slab& slab, int64_t begin, int64_t end) {
+    dispatch(slab.features.dtype,
+             [&](auto* as) { backward_groups<std::remove_pointer_t<decltype(as)>>(slab, begin, end); });
+}
+
+#if defined(SF_PAIRS)
+// bfloat16 features through a bfloat16 weight, two products at a time.
+inline void add_pairs(const Slab& slab, const char* panels, int64_t begin, int64_t end) {
+    add_chunks<BFloat16>(slab, reinterpret_cast<const Pair*>(panels), begin, end);
+}
+#endif
