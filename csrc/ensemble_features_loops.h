@@ -2,7 +2,6 @@
 // that has defined kLanes (floats in a register) and kRows (rows of a register tile), so that the compiler sees
 // vectors of the width it will run; no include guard, no #include.
 
-constexpr int kPanel = 2 * kLanes;
 constexpr int kGroup = 4 * kRows;  // inputs whose weight gradient is made at a time
 
 #if defined(__GNUC__)
@@ -22,6 +21,11 @@ struct Vector {
 #endif
 
 inline int64_t padded(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
+
+// Columns of a panel: two registers, or three where there are enough and none is left over.
+inline int64_t panel_width(int64_t columns) {
+    return kLanes == 16 && columns % (3 * kLanes) == 0 ? 3 * kLanes : 2 * kLanes;
+}
 
 // One step of the product: kLanes sums += x times kLanes weights. A Number is what a step takes at a time.
 SF_INLINE void multiply_add(Vector& sum, Single x, const Single* weights) {
@@ -56,23 +60,28 @@ void multiply_tile(const Number* __restrict a, const Number* __restrict panel, i
     }
 }
 
-// All columns of kRows rows. panels: for each kPanel columns [length, kPanel], of which rows [from, from + depth).
+// All columns of kRows rows. panels: for each panel's columns [length, width], of which rows [from, from + depth).
 template <bool TURNED, typename Number>
 void multiply_rows(const Number* a, const Number* panels, int64_t length, int64_t from, int64_t depth, float* sums,
                    int64_t columns) {
-    int64_t column = 0;
-    for (; column + kPanel <= columns; column += kPanel) {
-        multiply_tile<2, TURNED>(a, panels + column * length + from * kPanel, depth, sums + column, columns);
-    }
-    if (column < columns) {
-        multiply_tile<1, TURNED>(a, panels + column * length + from * kLanes, depth, sums + column, columns);
+    const int64_t panel = panel_width(columns);
+    for (int64_t column = 0; column < columns; column += panel) {
+        const int64_t width = std::min(panel, columns - column);
+        const Number* part = panels + column * length + from * width;
+        if (width == kLanes) {
+            multiply_tile<1, TURNED>(a, part, depth, sums + column, columns);
+        } else if (width == 2 * kLanes) {
+            multiply_tile<2, TURNED>(a, part, depth, sums + column, columns);
+        } else {
+            if constexpr (kLanes == 16) multiply_tile<3, TURNED>(a, part, depth, sums + column, columns);
+        }
     }
 }
 
 // Where column o of row k lies in panels of `length` rows and `columns` (padded) columns.
 inline int64_t panel_at(int64_t k, int64_t o, int64_t length, int64_t columns) {
-    const int64_t start = o / kPanel * kPanel;
-    return start * length + k * std::min<int64_t>(kPanel, columns - start) + (o - start);
+    const int64_t panel = panel_width(columns), start = o / panel * panel;
+    return start * length + k * std::min(panel, columns - start) + (o - start);
 }
 
 // Copies `count` elements, `stride` apart and `step` apart, as another type.
@@ -143,8 +152,8 @@ Scratch<char> pack_weight(const Slab& slab) {
     const auto stride = slab.weight.stride;
     dispatch(slab.weight.dtype, [&](auto* as) {
         const auto* source = static_cast<decltype(as)>(slab.weight.data);
-        for (int64_t column = 0; column < columns; column += kPanel) {
-            const int64_t count = std::min<int64_t>(kPanel, slab.outputs - column);
+        for (int64_t column = 0; column < columns; column += panel_width(columns)) {
+            const int64_t count = std::min(panel_width(columns), slab.outputs - column);
             for (int64_t k = 0; k < length; ++k) {
                 const auto* row = source + k % slab.inputs * stride[1] + k / slab.inputs * stride[2];
                 Part* target = reinterpret_cast<Part*>(panels + panel_at(k / kParts, column, numbers, columns));
@@ -212,9 +221,9 @@ inline void pack_gradient(const Slab& slab, int64_t item, int64_t slice, int64_t
         const auto* source = static_cast<decltype(as)>(slab.total.data);
         for (int64_t r = 0; r < count; ++r) {
             const auto* row = source + slab.total_at(item, slice, pixel + r);
-            for (int64_t column = 0; column < columns; column += kPanel) {
+            for (int64_t column = 0; column < columns; column += panel_width(columns)) {
                 convert(row + column * channel_stride, channel_stride,
-                        std::min<int64_t>(kPanel, slab.outputs - column),
+                        std::min(panel_width(columns), slab.outputs - column),
                         &panels[panel_at(r, column, kChunkRows, columns)].value);
             }
         }
