@@ -136,9 +136,7 @@ def _add_slab(
 
 
 @_add_slab.register_fake
-def _(
-    total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int, backend: str | None
-) -> None:
+def _(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int, backend: str | None) -> None:
     return None
 
 
@@ -152,9 +150,7 @@ def _new_total(
 
 
 @_new_total.register_fake
-def _(
-    total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int, backend: str | None
-) -> Tensor:
+def _(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int, backend: str | None) -> Tensor:
     return total.clone()
 
 
