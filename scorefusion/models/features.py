@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.ensemble_features import ensemble_features
 from .config import Plane
 from .planes import AXIS, as_slices
 
@@ -40,9 +41,10 @@ class FeatureLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def start(self, size: Sequence[int], batch: int) -> Tensor:
-        """A fresh accumulator ``[B, outputs, D/s, H/s, W/s]`` that holds the bias."""
+        """A fresh accumulator ``[B, outputs, D/s, H/s, W/s]`` that holds the bias, channels last."""
         grid = [length // self.scale for length in size]
-        return self.bias[None, :, None, None, None].expand(batch, -1, *grid).contiguous()
+        bias = self.bias[None, :, None, None, None].expand(batch, -1, *grid)
+        return bias.contiguous(memory_format=torch.channels_last_3d)
 
     def add(self, total: Tensor, features: Tensor, branch: int, plane: Plane, start: int) -> Tensor:
         """Add a slab of one branch's features.
@@ -57,30 +59,20 @@ class FeatureLayer(nn.Module):
         Returns:
             The accumulator: the same tensor, changed in place, unless autograd needs a new one.
         """
-        stack = as_slices(total, plane)
-        weight = self.weights[branch].to(features.dtype)
+        weight = self.weights[branch]
         if self.kernel == 1:
-            share, first = self._own(features, weight, total.shape[0]), start // self.scale
-        else:
-            weight = weight.movedim(AXIS[plane], 2)
-            share, first = self._neighbours(features, weight, total.shape[0]), start - 1
-            share = share[:, max(0, -first) : stack.shape[1] - first]
-            first = max(0, first)
-        share = share.to(total.dtype)
+            return ensemble_features(total, features, weight, plane, start)
+        stack = as_slices(total, plane)
+        weight = weight.to(features.dtype).movedim(AXIS[plane], 2)
+        share = self._neighbours(features, weight, total.shape[0])
+        share = share[:, max(0, 1 - start) : stack.shape[1] + 1 - start].to(total.dtype)
+        first = max(0, start - 1)
         last = first + share.shape[1]
         if torch.is_grad_enabled() and weight.requires_grad:
             zeros = torch.zeros_like(stack)
             return total + _back(torch.cat([zeros[:, :first], share, zeros[:, last:]], dim=1), plane)
         stack[:, first:last] += share
         return total
-
-    def _own(self, features: Tensor, weight: Tensor, batch: int) -> Tensor:
-        """The slab's coarse slices ``[B, n/s, outputs, h/s, w/s]``: s slices make one."""
-        coarse = features.shape[0] // (batch * self.scale)
-        inputs = self.scale * features.shape[1]
-        grouped = features.contiguous().reshape(batch * coarse, inputs, *features.shape[2:])
-        matrix = weight.movedim(2, 1).flatten(1)[:, :, None, None]
-        return F.conv2d(grouped, matrix).unflatten(0, (batch, coarse))
 
     def _neighbours(self, features: Tensor, weight: Tensor, batch: int) -> Tensor:
         """What the slab gives to its slices and one beyond on either side, ``[B, n + 2, outputs, h, w]``."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput, ScoreFusionError, unknown_name
 from .config import ModelConfig, read_config
+from .features import FeatureLayer
 from .score_fusion import ScoreFusion
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -148,7 +149,7 @@ def check_tensors(
 
 
 def channels_last(model: Model) -> Model:
-    """Lay out the weights of every convolution channels last, in place: what CPUs and GPUs are fast at.
+    """Lay out the weights as the kernels read them, channels last, in place.
 
     Returns:
         The model.
@@ -157,6 +158,9 @@ def channels_last(model: Model) -> Model:
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             memory = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
             module.weight.data = module.weight.data.contiguous(memory_format=memory)
+        elif isinstance(module, FeatureLayer) and module.kernel == 1:
+            for weight in module.weights:
+                weight.data = weight.data.permute(2, 1, 0).contiguous().permute(2, 1, 0)
     return model
 
 
