@@ -1,20 +1,27 @@
 """Timing on request: `pytest benchmarks --benchmark`; without the flag each body runs once, as a smoke test.
 
-The first case of a group, marked by `reference=True`, is what the others are compared with.
+A case marked by `reference=True` is what the others of its group are compared with. `--benchmark-json=FILE`
+keeps it all, and `scorefusion bench-report FILE` draws it.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 
+from benchmarks.ceilings import CONVOLUTION, COPY, PRODUCT, ceiling
+from scorefusion.bench_report import result_line
+from scorefusion.compute import probe_cpu
+
 NO_CUDA = "not run: no CUDA device"
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_CUDA)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,83 +33,109 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_disable = True
 
 
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Say in the JSON file what this processor is fast at, beside pytest-benchmark's own account of it."""
+    machine_info["instructions"] = list(probe_cpu().instructions)
+    machine_info["threads"] = torch.get_num_threads()
+    machine_info["torch"] = torch.__version__
+    if torch.cuda.is_available():
+        machine_info["gpu"] = torch.cuda.get_device_name()
+
+
 @pytest.fixture(scope="session")
 def timed(request: pytest.FixtureRequest) -> bool:
     """Whether to time, on sizes worth timing."""
     return bool(request.config.getoption("--benchmark"))
 
 
-@pytest.fixture(scope="session")
-def ceilings(timed: bool) -> dict[tuple[str, str], float]:
-    """What each device reached a moment ago: bytes a second copied, float32 FLOP a second multiplied."""
-    found = {}
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        if timed:
-            source = torch.ones(2**25, device=device)
-            target = torch.empty_like(source)
-            square = torch.ones(1024, 1024, device=device)
-            found[device, "bytes"] = 2 * 4 * source.numel() / _best(_finished(target.copy_, source))
-            found[device, "FLOP"] = 2 * 1024**3 / _best(_finished(torch.matmul, square, square))
-    return found
-
-
-def _finished(function: Callable[..., Any], *arguments: torch.Tensor) -> Callable[[], None]:
-    def run() -> None:
-        function(*arguments)
-        if arguments[0].device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return run
-
-
-def _best(run: Callable[[], None], times: int = 7) -> float:
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 @pytest.fixture
-def measure(benchmark: Any, ceilings: dict[tuple[str, str], float]) -> Callable[..., Any]:
+def measure(benchmark: Any, timed: bool) -> Callable[..., Any]:
     """Run a body, timed if asked.
 
-    `measure(body, group=..., device=..., reference=True, bytes=...)`: the group to compare within, where it
-    runs, whether it is the group's reference, and the bytes it must move or the FLOP it must do.
+    `measure(body, group=..., device=..., reference=True, dtype=..., bytes=..., FLOP=..., like=...)`: the
+    group to compare within, where it runs, whether it is the group's reference, the dtype it computes in, the
+    bytes it must move, the FLOP it must do, and whether these are most `like` a matrix product or a
+    convolution.
     """
 
     def run(
-        body: Callable[[], Any], *, group: str, device: str = "cpu", reference: bool = False, **work: float
+        body: Callable[[], Any],
+        *,
+        group: str,
+        device: str = "cpu",
+        reference: bool = False,
+        dtype: torch.dtype = torch.float32,
+        like: str = PRODUCT,
+        **work: float,
     ) -> Any:
+        if not work.keys() <= {"bytes", "FLOP"} or like not in (PRODUCT, CONVOLUTION):
+            raise ValueError(
+                f"measure takes bytes, FLOP and like='{PRODUCT}' or '{CONVOLUTION}'; got {work}, {like}"
+            )
+        name = str(dtype).removeprefix("torch.")
         benchmark.group = group
-        benchmark.extra_info["reference"] = reference
-        for unit, amount in work.items():
-            benchmark.extra_info[unit] = amount
-            benchmark.extra_info["ceiling"] = ceilings.get((device, unit), 0.0)
-        return benchmark.pedantic(body, rounds=5, warmup_rounds=1)
+        benchmark.extra_info |= {"reference": reference, "device": device, "dtype": name, **work}
+        benchmark.extra_info["ceilings"] = {}
+        for unit in work if timed else ():
+            kind, given = (COPY, torch.float32) if unit == "bytes" else (like, dtype)
+            rate = ceiling(kind, device, given)
+            text = kind if unit == "bytes" else f"a {name} {kind}"
+            benchmark.extra_info["ceilings"][unit] = {"rate": rate, "kind": text}
+        return benchmark.pedantic(body, rounds=_rounds(body) if timed else 1, warmup_rounds=1)
 
     return run
+
+
+def _rounds(body: Callable[[], Any]) -> int:
+    """Return how often to run: up to 50 times within about two seconds, at least 5 times, if slow 3."""
+    start = time.perf_counter()
+    body()
+    seconds = max(time.perf_counter() - start, 1e-6)
+    return int(min(50, max(5 if seconds < 2.0 else 3, 2.0 / seconds)))
+
+
+@pytest.fixture
+def compiled(timed: bool) -> Callable[[Function], Function]:
+    """`torch.compile`, for a baseline; skips the case, saying why, where it cannot compile.
+
+    Without `--benchmark` it traces and runs what it traced, which is quick.
+    """
+
+    def compiled_function(function: Function) -> Function:
+        reason = _cannot_compile() if timed else None
+        if reason is not None:
+            pytest.skip(f"torch.compile: {reason}")
+        torch._dynamo.reset()
+        return torch.compile(function, dynamic=False, backend="inductor" if timed else "eager")
+
+    return compiled_function
+
+
+@functools.cache
+def _cannot_compile() -> str | None:
+    """Return why PyTorch cannot compile here, or None; tried once."""
+    try:
+        torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(64))
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[0] if lines else type(error).__name__
+    return None
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     groups: dict[str, list[Any]] = defaultdict(list)
     for bench in config._benchmarksession.benchmarks:  # type: ignore[attr-defined]
-        groups[bench.group].append(bench)
+        if not bench.has_error and bench.group:
+            groups[bench.group].append(bench)
     if groups:
         terminalreporter.section("ratios to the reference, by the best of the runs")
-    ceiling = {"bytes": "copying", "FLOP": "a float32 matrix product"}
     for group, benches in groups.items():
         terminalreporter.write_line(group)
-        base = next(bench for bench in benches if bench.extra_info["reference"]).stats.min
+        base = next((bench.stats.min for bench in benches if bench.extra_info.get("reference")), None)
         for bench in benches:
-            best, info = bench.stats.min, bench.extra_info
-            line = f"  {bench.name:<58} {best * 1e3:10.2f} ms  {base / best:6.2f}×"
-            for unit in ceiling.keys() & info.keys():
-                rate = info[unit] / best
-                share = f"{rate / info['ceiling']:.0%} of {ceiling[unit]}"
-                line += f"  {rate / 1e9:7.1f} G{unit}/s, {share}"
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(
+                f"  {result_line(bench.name, bench.stats.min, base, bench.extra_info)}"
+            )
     for report in terminalreporter.stats.get("skipped", []):
         if isinstance(report.longrepr, tuple) and NO_CUDA in report.longrepr[2]:
             terminalreporter.write_line(f"{report.nodeid}: {NO_CUDA}")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.ceilings import CONVOLUTION
 from benchmarks.conftest import needs_cuda
 from scorefusion.compute import choose_dtype
 from scorefusion.diffusion.consistency import BlockPooling
@@ -98,4 +99,6 @@ def test_sample_step(measure: Callable[..., Any], timed: bool, strategy: str, ki
         device=device,
         reference=kind == "reference",
         FLOP=counter.get_total_flops(),
+        dtype=next(model.slice_networks.parameters()).dtype,
+        like=CONVOLUTION,
     )
