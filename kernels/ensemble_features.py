@@ -273,7 +273,10 @@ def ensemble_features_backward(
     block = config.constants
     tiles = scale * triton.cdiv(inputs, block["BLOCK_I"]) * triton.cdiv(outputs, block["BLOCK_O"])
     steps = grad.shape[0] * coarse * triton.cdiv(height * width, block["BLOCK_P"])
-    chunks = min(steps, triton.cdiv(PROGRAMS, tiles))
+    # A chunk's partial sums are at most a twentieth of the bytes that it reads.
+    pixel = scale * inputs * features.element_size() + outputs * grad.element_size()
+    least = triton.cdiv(20 * 4 * scale * inputs * outputs, pixel * block["BLOCK_P"])
+    chunks = max(1, min(steps // least, triton.cdiv(PROGRAMS, tiles)))
     partial = torch.empty((chunks, scale, inputs, outputs), dtype=torch.float32, device=out.device)
     launch(
         _ensemble_features_backward_kernel,
