@@ -7,4 +7,5 @@ PYBIND11_MODULE(_C, m) {
     scorefusion::bind_fuse_scores(m);
     scorefusion::bind_fuse_step(m);
     scorefusion::bind_ensemble_features(m);
+    scorefusion::bind_gather_slices(m);
 }

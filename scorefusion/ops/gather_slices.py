@@ -1,0 +1,187 @@
+"""A slab of 2.5D slices of one plane, cut out of volumes and laid out as the 2D networks read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scorefusion.errors import ScoreFusionError, unknown_name
+from scorefusion.ops.backends import choose
+from scorefusion.ops.view import view
+from scorefusion.reference import gather_slices as reference
+from scorefusion.reference.gather_slices import AXIS
+
+IMPLEMENTED = ("torch", "cpp", "triton")
+ORDERS = ("modality", "slice")
+
+
+def gather_slices(
+    x_t: Tensor,
+    condition: Tensor,
+    common: Tensor | None,
+    plane: str,
+    start: int,
+    stop: int,
+    *,
+    channels: Sequence[int] | None = None,
+    context: int,
+    order: str = "modality",
+    dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
+) -> Tensor:
+    """Cut a slab of 2.5D slices: `[condition with its neighbours, common, x_t]` on the channel axis.
+
+    Each slice of the conditions comes with `context` neighbours on either side; beyond the volume the edge
+    slice is repeated (Zhu et al., ICML 2025). The volumes are read in place, whatever their strides and
+    whichever channels the branch sees. If x_t, condition or common needs a gradient, the PyTorch reference
+    runs.
+
+    Args:
+        x_t: noisy target [B, t, D, H, W].
+        condition: conditions [B, c, D, H, W].
+        common: position and mask channels [B, p, D, H, W], or None.
+        plane: "axial", "coronal" or "sagittal": the plane whose slices are cut.
+        start: first slice.
+        stop: one past the last slice.
+        channels: the condition channels that the branch sees, in its order; all of them if not given.
+        context: neighbours on either side.
+        order: "modality" (all neighbours of one condition, then of the next) or "slice".
+        dtype: of the result; values are rounded to the nearest, ties to even.
+        backend: "torch", "cpp" or "triton"; chosen by `scorefusion.ops.backends` if not given.
+
+    Returns:
+        [B·(stop - start), (2·context + 1)·len(channels) + p + t, h, w], channels last in memory.
+
+    Raises:
+        ScoreFusionError: if shapes, dtypes or devices disagree, the slab or a channel is not there, or the
+            backend cannot run.
+    """
+    seen = None if channels is None else [int(channel) for channel in channels]
+    _check(x_t, condition, common, plane, start, stop, seen, context, order, dtype)
+    if seen == list(range(condition.shape[1])):
+        seen = None
+    volumes = [x_t, condition] if common is None else [x_t, condition, common]
+    if torch.is_grad_enabled() and any(volume.requires_grad for volume in volumes):
+        choose("gather_slices with gradients", x_t.device, backend, ("torch",))
+        return reference.gather_slices(
+            x_t, condition, common, plane, start, stop, seen, context, order, dtype
+        )
+    return _gather_slices(x_t, condition, common, plane, start, stop, seen, context, order, dtype, backend)
+
+
+def _check(
+    x_t: Tensor,
+    condition: Tensor,
+    common: Tensor | None,
+    plane: str,
+    start: int,
+    stop: int,
+    channels: list[int] | None,
+    context: int,
+    order: str,
+    dtype: torch.dtype,
+) -> None:
+    """Raise unless the volumes fit each other and hold what is asked for."""
+    if plane not in AXIS:
+        raise unknown_name("plane", plane, AXIS)
+    if order not in ORDERS:
+        raise unknown_name("order", order, ORDERS)
+    named = {"x_t": x_t, "condition": condition, **({} if common is None else {"common": common})}
+    for name, volume in named.items():
+        if volume.ndim != 5 or volume.shape[:1] + volume.shape[2:] != x_t.shape[:1] + x_t.shape[2:]:
+            shapes = {name: list(volume.shape) for name, volume in named.items()}
+            raise ScoreFusionError(
+                f"gather_slices needs volumes [B, C, D, H, W] that differ only in C; got {shapes}"
+            )
+        if volume.device != x_t.device or not volume.is_floating_point():
+            raise ScoreFusionError(
+                f"gather_slices needs floating volumes on {x_t.device}; "
+                f"got {name} of {volume.dtype} on {volume.device}"
+            )
+    count = x_t.shape[AXIS[plane]]
+    if not 0 <= start <= stop <= count:
+        raise ScoreFusionError(
+            f"gather_slices needs 0 <= start <= stop <= {count} {plane} slices; got {start} to {stop}"
+        )
+    if context < 0:
+        raise ScoreFusionError(f"gather_slices needs a context of 0 or more slices, got {context}")
+    if channels is not None and not all(0 <= channel < condition.shape[1] for channel in channels):
+        raise ScoreFusionError(
+            f"gather_slices needs condition channels within 0..{condition.shape[1] - 1}; got {channels}"
+        )
+    if not dtype.is_floating_point:
+        raise ScoreFusionError(f"gather_slices needs a floating dtype for its result, got {dtype}")
+
+
+def _empty(
+    x_t: Tensor,
+    condition: Tensor,
+    common: Tensor | None,
+    plane: str,
+    slices: int,
+    channels: list[int] | None,
+    context: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    seen = condition.shape[1] if channels is None else len(channels)
+    depth = (2 * context + 1) * seen + (0 if common is None else common.shape[1]) + x_t.shape[1]
+    size = [length for axis, length in enumerate(x_t.shape) if axis not in (0, 1, AXIS[plane])]
+    shape = (x_t.shape[0] * slices, depth, *size)
+    return torch.empty(shape, dtype=dtype, device=x_t.device, memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("scorefusion::gather_slices", mutates_args=())
+def _gather_slices(
+    x_t: Tensor,
+    condition: Tensor,
+    common: Tensor | None,
+    plane: str,
+    start: int,
+    stop: int,
+    channels: list[int] | None,
+    context: int,
+    order: str,
+    dtype: torch.dtype,
+    backend: str | None,
+) -> Tensor:
+    dtypes = [x_t.dtype, condition.dtype, dtype] + ([] if common is None else [common.dtype])
+    chosen = choose("gather_slices", x_t.device, backend, IMPLEMENTED, dtypes)
+    if chosen == "torch":
+        return reference.gather_slices(
+            x_t, condition, common, plane, start, stop, channels, context, order, dtype
+        )
+    out = _empty(x_t, condition, common, plane, stop - start, channels, context, dtype)
+    if out.numel() == 0:
+        return out
+    seen = list(range(condition.shape[1])) if channels is None else channels
+    if chosen == "cpp":
+        from scorefusion import _C
+
+        shared = None if common is None else view(common)
+        sources = view(x_t), view(condition), shared, seen
+        by_slice, threads = order == "slice", torch.get_num_threads()
+        _C.gather_slices(view(out), *sources, AXIS[plane], start, stop, context, by_slice, threads)
+    else:
+        from scorefusion.kernels.gather_slices import gather_slices as kernel
+
+        kernel(out, x_t, condition, common, AXIS[plane], start, stop, seen, context, order)
+    return out
+
+
+@_gather_slices.register_fake
+def _(
+    x_t: Tensor,
+    condition: Tensor,
+    common: Tensor | None,
+    plane: str,
+    start: int,
+    stop: int,
+    channels: list[int] | None,
+    context: int,
+    order: str,
+    dtype: torch.dtype,
+    backend: str | None,
+) -> Tensor:
+    return _empty(x_t, condition, common, plane, stop - start, channels, context, dtype)
