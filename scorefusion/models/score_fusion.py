@@ -15,9 +15,10 @@ from ..diffusion.level import NoiseLevel, input_scale, prediction_coefficients
 from ..diffusion.schedule import paper_sampling
 from ..errors import ScoreFusionError
 from ..ops.fuse_scores import Fusion, fuse_scores
+from ..ops.gather_slices import gather_slices
 from .config import PLANES, ModelConfig, Plane, UNetConfig, require_strategy
 from .features import FeatureLayer
-from .planes import AXIS, gather_slices, slice_count
+from .planes import AXIS, slice_count
 from .unet import UNet
 
 Scores = tuple[Tensor, ...]
@@ -288,7 +289,6 @@ class ScoreFusion(nn.Module):
             branch = self.config.branches[k]
             network = cast(UNet, self.slice_networks[branch.network])
             dtype = next(network.parameters()).dtype
-            condition = inputs.condition[:, list(branch.conditions)]
             count = slice_count(x, branch.plane)
             rows = self._rows(slab, x.numel() // count)
             axis = AXIS[branch.plane]
@@ -297,7 +297,7 @@ class ScoreFusion(nn.Module):
             for start in range(0, count, rows):
                 stop = min(start + rows, count)
                 cut = gather_slices(
-                    x, condition, inputs.common, branch.plane, start, stop,
+                    x, inputs.condition, inputs.common, branch.plane, start, stop, channels=branch.conditions,
                     context=self.config.context, order=self.config.context_order, dtype=dtype,
                 )  # fmt: skip
                 time = network_time(network.config, level, self.config.halved_slice_time)

@@ -17,8 +17,9 @@ from ..diffusion.consistency import block_mean
 from ..diffusion.level import NoiseLevel, add_noise, training_target
 from ..diffusion.schedule import paper_sampling, paper_training, sigma_to_abar
 from ..models.config import PLANES, BranchConfig, ModelConfig
-from ..models.planes import AXIS, gather_slices
+from ..models.planes import AXIS
 from ..models.score_fusion import Inputs, ScoreFusion, network_time
+from ..ops.gather_slices import gather_slices
 from ..preprocess import base_volume
 from .config import StageConfig
 from .crops import CropSampler
@@ -116,8 +117,8 @@ def _slab(
     )
     inputs = model.prepare(condition, origin=origin, full=crop.full)
     slab = gather_slices(
-        model.padded(noisy), inputs.condition[:, list(branch.conditions)], inputs.common, branch.plane,
-        first, first + count, context=config.context, order=config.context_order,
+        model.padded(noisy), inputs.condition, inputs.common, branch.plane, first, first + count,
+        channels=branch.conditions, context=config.context, order=config.context_order,
     )  # fmt: skip
     target = training_target(config.prediction, clean, noise, level.abar, config.sigma_data)
     return slab, target, level.abar, torch.full((count,), PLANES.index(branch.plane))
