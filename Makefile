@@ -13,7 +13,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-SOURCES := constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+SOURCES := constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/cuda/*)
 
 .PHONY: demo test weights data lint bench clean
 .DELETE_ON_ERROR:
@@ -40,7 +40,7 @@ bench: .venv/.dev
 	$(BIN)/python -m pytest benchmarks --benchmark
 
 clean:
-	rm -rf .venv build dist *.egg-info scorefusion/_C*.so scorefusion/_C*.pyd demo_out
+	rm -rf .venv build dist *.egg-info scorefusion/_C*.so scorefusion/_C*.pyd scorefusion/_cuda*.so scorefusion/_cuda*.pyd demo_out
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,8 +1,9 @@
-"""Build the optional C++ extension with CMake and Ninja; pyproject.toml holds everything else.
+"""Build the optional C++ and CUDA extensions with CMake and Ninja; pyproject.toml holds everything else.
 
 Without a compiler or CMake the installation goes through, says so in one line, and the package uses PyTorch.
-SCOREFUSION_NO_EXTENSION=1 skips the extension on purpose; SCOREFUSION_REQUIRE_EXTENSION=1 makes its failure
-an error, for building wheels.
+SCOREFUSION_NO_EXTENSION=1 skips the extensions on purpose; SCOREFUSION_REQUIRE_EXTENSION=1 makes a failure of
+the C++ one an error, for building wheels. The CUDA one is built where nvcc is; SCOREFUSION_CUDA=OFF skips it,
+SCOREFUSION_CUDA=ON makes its failure an error.
 """
 
 import os
@@ -16,34 +17,44 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+INSTEAD = {
+    "C++": "PyTorch will be used instead",
+    "CUDA": "Triton or PyTorch will be used instead",
+}
 
 
 class CMakeBuild(build_ext):
-    """Run CMake for the extension, or go on without it."""
+    """Run CMake for each extension, or go on without it."""
 
     def run(self) -> None:
         """Build, reporting a failure in one line unless the extension is required."""
+        cpp, cuda = self.extensions
         if os.environ.get("SCOREFUSION_NO_EXTENSION") == "1":
-            self._skip("SCOREFUSION_NO_EXTENSION is set")
+            self._skip(cpp, "C++", "SCOREFUSION_NO_EXTENSION is set")
+            self._skip(cuda, "CUDA", "SCOREFUSION_NO_EXTENSION is set")
             return
-        try:
-            self.build_with_cmake()
-        except Exception as error:
-            if os.environ.get("SCOREFUSION_REQUIRE_EXTENSION") == "1":
-                raise
-            self._skip(_reason(error))
+        required = os.environ.get("SCOREFUSION_REQUIRE_EXTENSION") == "1"
+        self._try(cpp, "C++", required, "-DSCOREFUSION_CUDA=OFF")
+        wanted = os.environ.get("SCOREFUSION_CUDA", "AUTO").upper()
+        if wanted == "OFF":
+            self._skip(cuda, "CUDA", "SCOREFUSION_CUDA is OFF")
+        elif wanted == "AUTO" and not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
+            self._skip(cuda, "CUDA", "there is no nvcc")
+        else:
+            self._try(cuda, "CUDA", wanted == "ON", "-DSCOREFUSION_CUDA=ON")
 
-    def build_with_cmake(self) -> None:
-        """Configure and build into the folder setuptools collects from."""
+    def build_with_cmake(self, extension: Extension, option: str) -> None:
+        """Configure and build one extension into the folder setuptools collects from."""
         import pybind11
 
         cmake = shutil.which("cmake")
         if cmake is None:
             raise RuntimeError("cmake not found")
-        target = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve().parent
+        module = extension.name.rpartition(".")[2]
+        target = Path(self.get_ext_fullpath(extension.name)).resolve().parent
         build = (
             Path(self.build_temp).resolve()
-            / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}{module}"
         )
         build.mkdir(parents=True, exist_ok=True)
         (build / "CMakeCache.txt").unlink(missing_ok=True)
@@ -54,6 +65,7 @@ class CMakeBuild(build_ext):
             "-B",
             str(build),
             "-DCMAKE_BUILD_TYPE=Release",
+            option,
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
@@ -62,18 +74,24 @@ class CMakeBuild(build_ext):
         ninja = shutil.which("ninja")
         if ninja is not None:
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-        for command in (configure, [cmake, "--build", str(build), "--config", "Release"]):
+        for command in (configure, [cmake, "--build", str(build), "--target", module, "--config", "Release"]):
             subprocess.run(command, check=True, capture_output=True, text=True)
 
     def get_outputs(self) -> list[str]:
         """Return what was built, which may be nothing."""
         return [path for path in super().get_outputs() if Path(path).exists()]
 
-    def _skip(self, reason: str) -> None:
-        self.extensions[0].optional = True
-        print(
-            f"scorefusion: C++ extension not built ({reason}); PyTorch will be used instead", file=sys.stderr
-        )
+    def _try(self, extension: Extension, kind: str, required: bool, option: str) -> None:
+        try:
+            self.build_with_cmake(extension, option)
+        except Exception as error:
+            if required:
+                raise
+            self._skip(extension, kind, _reason(error))
+
+    def _skip(self, extension: Extension, kind: str, reason: str) -> None:
+        extension.optional = True
+        print(f"scorefusion: {kind} extension not built ({reason}); {INSTEAD[kind]}", file=sys.stderr)
 
 
 def _reason(error: Exception) -> str:
@@ -94,6 +112,8 @@ setup(
     packages=[*sorted(folders), "scorefusion.kernels"],
     package_dir={"scorefusion.kernels": "kernels"},
     package_data={"scorefusion": ["py.typed", "assets/**/*"]},
-    ext_modules=[Extension("scorefusion._C", sources=[], optional=True)],
+    ext_modules=[
+        Extension(name, sources=[], optional=True) for name in ("scorefusion._C", "scorefusion._cuda")
+    ],
     cmdclass={"build_ext": CMakeBuild},
 )

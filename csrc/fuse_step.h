@@ -3,6 +3,8 @@
 //     x0 = project(clamp(P x_t + Q m))         x' = A x_t + B x0 + C x0_prev + S z
 #pragma once
 
+#include <cstdint>
+
 #include "host_device.h"
 
 namespace scorefusion {

@@ -16,7 +16,9 @@ struct Words {
 };
 
 SF_INLINE Words philox4x32_10(Words c, uint32_t k0, uint32_t k1) {
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#elif defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
     for (int round = 0; round < 10; ++round) {

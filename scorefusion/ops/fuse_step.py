@@ -15,7 +15,8 @@ from scorefusion.ops.noise import check_box
 from scorefusion.ops.view import view
 from scorefusion.reference import fuse_step as reference
 
-IMPLEMENTED = ("torch", "cpp", "triton")
+IMPLEMENTED = ("torch", "cpp", "triton", "cuda")
+CUDA_EDGE = 32  # of a block in y and x: the CUDA kernel's tile
 COLUMNS = ("P", "Q", "A", "B", "C", "S")
 
 
@@ -63,7 +64,7 @@ def fuse_step(
         measured: [B, C, D/rz, H/ry, W/rx] means that the blocks get instead of zero.
         origin: (z, y, x) of the box's first voxel in the original volume.
         sample: index of the sample.
-        backend: "torch", "cpp" or "triton"; chosen by `scorefusion.ops.backends` if not given.
+        backend: "torch", "cpp", "triton" or "cuda"; chosen by `scorefusion.ops.backends` if not given.
 
     Returns:
         x' and x0, contiguous, in x_t's dtype and shape.
@@ -171,7 +172,8 @@ def _fuse_step(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     dtypes = [scores[0].dtype, x_t.dtype, *(extra.dtype for extra in (maps, measured) if extra is not None)]
-    chosen = choose("fuse_step", x_t.device, backend, IMPLEMENTED, dtypes)
+    implemented = IMPLEMENTED if max(factor[1:]) <= CUDA_EDGE else IMPLEMENTED[:-1]
+    chosen = choose("fuse_step", x_t.device, backend, implemented, dtypes)
     if x_t.device.type == "cpu" and not 0 <= int(index) < rows.shape[0]:
         raise ScoreFusionError(f"fuse_step has {rows.shape[0]} rows, from 0; got index {int(index)}")
     if x_t.numel() == 0:
