@@ -29,15 +29,15 @@ CONFIGS = (
     ),
     Config(
         "128x16",
-        "sixteen slices, for planes that are contiguous across slices: 64 bytes of float32, whole sectors",
+        "sixteen slices, for planes contiguous across slices: whole sectors; eight elements a thread",
         {"BLOCK": 128, "BLOCK_S": 16},
-        num_warps=4,
+        num_warps=8,
     ),
     Config(
         "256x8",
         "eight slices, a sector of float32, for short slabs of such planes: no idle lanes",
         {"BLOCK": 256, "BLOCK_S": 8},
-        num_warps=4,
+        num_warps=8,
     ),
 )
 
