@@ -1,8 +1,7 @@
 """Feature layers: every backend against PyTorch's permute + conv3d of the same slab, in the same run.
 
 The reference convolves a permuted, channels-last copy of the slab with kernel = stride = s along the plane's
-axis and adds the result; beside it the definition (a grouped conv2d) eager and compiled. FLOP are compared
-with a float32 matrix product, also where the operands are bfloat16.
+axis and adds the result; beside it the definition (a grouped conv2d) eager and compiled.
 """
 
 from __future__ import annotations
@@ -121,5 +120,6 @@ def test_ensemble_features(
             group=f"ensemble_features, {name}, {plane}, {dtype}, {device}",
             device=device,
             reference=kind == "conv3d",
+            dtype=DTYPES[dtype],
             FLOP=2 * features.numel() * slab.outputs,
         )
