@@ -5,9 +5,9 @@
 LayerNorm is one kernel: a program has whole voxels in registers, takes the mean and then the variance about
 it, and reads and writes each element once. GroupNorm is three. The first takes each channel's mean and sum
 of squares about it (Welford 1962) over a chunk of voxels, measured from the channel's first voxel so that a
-large mean costs no digits; the second combines chunks and channels in a fixed order (Chan et al. 1983) and folds
-everything into a centre, slope and offset a channel; the third applies them, reading and writing each element
-once. Both kernels that write also write the halo: from the nearest voxel, or zeros without reading.
+large mean costs no digits; the second combines chunks and channels in a fixed order (Chan et al. 1983) and
+folds everything into a centre, slope and offset a channel; the third applies them, reading and writing each
+element once. Both kernels that write also write the halo: from the nearest voxel, or zeros without reading.
 """
 
 from __future__ import annotations

@@ -298,7 +298,9 @@ def test_gradcheck(name: str) -> None:
             x, other, groups=groups, weight=weight, bias=bias, pad=1, pad_mode="replicate", **film
         )
 
-    assert torch.autograd.gradcheck(function, [leaf.double().requires_grad_() for leaf in leaves], fast_mode=True)
+    assert torch.autograd.gradcheck(
+        function, [leaf.double().requires_grad_() for leaf in leaves], fast_mode=True
+    )
 
 
 def test_gradients_are_the_references() -> None:
