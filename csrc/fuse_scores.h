@@ -16,21 +16,24 @@ struct Fusion {
     double gain;
 };
 
-// Writes the fused score of a tile into total, a row-major [kTileY, kTileX].
-SF_INLINE void fuse_tile(const Fusion& fusion, const Tile& tile, float* __restrict total) {
+// Writes the fused score of a tile into total, a row-major [kTileY, kTileX], while the next tile is on its way.
+SF_INLINE void fuse_tile(const Fusion& fusion, const Tile& tile, const Tile& next, float* __restrict total) {
     alignas(64) float last_copy[kTileCells], other_copy[kTileCells], share_copy[kTileCells];
     const int branches = static_cast<int>(fusion.scores.size());
     const Floats last = read_tile(fusion.scores[branches - 1], tile, last_copy);
+    prefetch_tile(fusion.scores[branches - 1], next);
     const float own = static_cast<float>(fusion.base[branches - 1]);
     for (int y = 0; y < tile.rows; ++y) {
         const float* __restrict s = last.row(y);
         for (int x = 0; x < tile.columns; ++x) total[y * kTileX + x] = own * s[x];
     }
-    Tile map = tile;
+    Tile map = tile, next_map = next;
     for (int k = 0; k + 1 < branches; ++k) {
         const float weight = static_cast<float>(fusion.base[k]);
         const Floats other = read_tile(fusion.scores[k], tile, other_copy);
-        map.channel = k;
+        prefetch_tile(fusion.scores[k], next);
+        map.channel = next_map.channel = k;
+        if (fusion.maps != nullptr) prefetch_tile(*fusion.maps, next_map);
         const Floats share = fusion.maps == nullptr ? other : read_tile(*fusion.maps, map, share_copy);
         for (int y = 0; y < tile.rows; ++y) {
             const float *s = other.row(y), *w = share.row(y), *end = last.row(y);
@@ -44,7 +47,8 @@ SF_INLINE void fuse_tile(const Fusion& fusion, const Tile& tile, float* __restri
     }
     if (fusion.maps != nullptr) {
         const float gain = static_cast<float>(fusion.gain);
-        map.channel = branches - 1;
+        map.channel = next_map.channel = branches - 1;
+        prefetch_tile(*fusion.maps, next_map);
         const Floats residual = read_tile(*fusion.maps, map, share_copy);
         for (int y = 0; y < tile.rows; ++y) {
             const float* __restrict r = residual.row(y);

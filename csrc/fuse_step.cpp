@@ -47,8 +47,11 @@ struct Columns {
 SF_VECTOR_CLONES
 void clean_tile(const Step& step, const Tile& tile, Columns& columns) {
     alignas(64) float m[kTileCells], copy[kTileCells];
-    fuse_tile(step.fusion, tile, m);
+    const Tile next = following(tile, step.x0, step.factor[0]);
+    fuse_tile(step.fusion, tile, next, m);
     const Floats x_t = read_tile(step.x_t, tile, copy);
+    prefetch_tile(step.x_t, next);
+    if (step.row.c != 0.0f) prefetch_tile(step.x0_prev, next);
     for (int y = 0; y < tile.rows; ++y) {
         const float* __restrict now = x_t.row(y);
         float* __restrict x0 = row_of(step.x0, tile, y);

@@ -91,6 +91,37 @@ SF_INLINE void widen_tile(const View& view, const Tile& tile, float* __restrict 
     }
 }
 
+// The tile after this one in a box: along x, then y, then z, where the next is `deep` planes on.
+inline Tile following(const Tile& tile, const View& box, int64_t deep) {
+    Tile next = tile;
+    next.x += tile.columns;
+    if (next.x < box.size[4]) return next;
+    next.x = 0;
+    next.y += tile.rows;
+    if (next.y < box.size[3]) return next;
+    next.y = 0;
+    next.z += deep;
+    return next;
+}
+
+// Asks for a tile's cache lines ahead of time; one outside the view does no harm.
+SF_INLINE void prefetch_tile(const View& view, const Tile& tile) {
+#if defined(__GNUC__)
+    const int64_t each = view.dtype == DType::kFloat32 ? 4 : 2;
+    const bool along_x = view.stride[4] == 1;
+    if (!along_x && view.stride[3] != 1) return;
+    const int64_t offset = tile.item * view.stride[0] + tile.channel * view.stride[1] + tile.z * view.stride[2] +
+                           tile.y * view.stride[3] + tile.x * view.stride[4];
+    const char* const start = static_cast<const char*>(view.data) + each * offset;
+    const int64_t pitch = each * (along_x ? view.stride[3] : view.stride[4]);
+    const int64_t bytes = each * (along_x ? tile.columns : tile.rows);
+    const int lines = along_x ? tile.rows : tile.columns;
+    for (int i = 0; i < lines; ++i) {
+        for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(start + i * pitch + byte, 0, 2);
+    }
+#endif
+}
+
 // Returns a tile as floats; out [kTileY, kTileX] holds it where it had to be widened or turned around.
 SF_INLINE Floats read_tile(const View& view, const Tile& tile, float* __restrict out) {
     switch (view.dtype) {
