@@ -13,7 +13,9 @@ namespace {
 SF_VECTOR_CLONES
 void fuse_one(const Fusion& fusion, const View& out, const Tile& tile) {
     alignas(64) float total[kTileCells];
-    fuse_tile(fusion, tile, following(tile, out, 1), total);
+    const Tile next = following(tile, out, 1);
+    prefetch_tile<true>(out, next);
+    fuse_tile(fusion, tile, next, total);
     for (int y = 0; y < tile.rows; ++y) {
         float* __restrict row = row_of(out, tile, y);
         for (int x = 0; x < tile.columns; ++x) row[x] = total[y * kTileX + x];

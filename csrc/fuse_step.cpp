@@ -51,6 +51,8 @@ void clean_tile(const Step& step, const Tile& tile, Columns& columns) {
     fuse_tile(step.fusion, tile, next, m);
     const Floats x_t = read_tile(step.x_t, tile, copy);
     prefetch_tile(step.x_t, next);
+    prefetch_tile<true>(step.x0, next);
+    prefetch_tile<true>(step.x_next, next);
     if (step.row.c != 0.0f) prefetch_tile(step.x0_prev, next);
     for (int y = 0; y < tile.rows; ++y) {
         const float* __restrict now = x_t.row(y);

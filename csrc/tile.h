@@ -104,7 +104,8 @@ inline Tile following(const Tile& tile, const View& box, int64_t deep) {
     return next;
 }
 
-// Asks for a tile's cache lines ahead of time; one outside the view does no harm.
+// Asks for a tile's cache lines ahead of time, to be read or written; one outside the view does no harm.
+template <bool kWrite = false>
 SF_INLINE void prefetch_tile(const View& view, const Tile& tile) {
 #if defined(__GNUC__)
     const int64_t each = view.dtype == DType::kFloat32 ? 4 : 2;
@@ -117,7 +118,7 @@ SF_INLINE void prefetch_tile(const View& view, const Tile& tile) {
     const int64_t bytes = each * (along_x ? tile.columns : tile.rows);
     const int lines = along_x ? tile.rows : tile.columns;
     for (int i = 0; i < lines; ++i) {
-        for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(start + i * pitch + byte, 0, 2);
+        for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(start + i * pitch + byte, kWrite ? 1 : 0, 2);
     }
 #endif
 }
