@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.norm_act import norm_act
 from .config import UNetConfig
 
 Resample = Literal["none", "down", "up"]
@@ -26,19 +27,34 @@ def convolution(
     return layer(inputs, outputs, kernel, stride=stride, padding=kernel // 2, padding_mode=edges)
 
 
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each voxel: no statistic depends on the box a network is shown."""
+class Normalisation(nn.Module):
+    """What stands before a convolution: normalise, scale and shift, SiLU, in one operation.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x [N, C, ...]`` over C."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+    ``group`` is GroupNorm; ``channel`` is LayerNorm over the channels of each voxel, where no statistic
+    depends on the box a network is shown.
+    """
 
+    def __init__(self, channels: int, config: UNetConfig):
+        super().__init__()
+        self.groups = config.groups if config.norm == "group" else None
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
-def normalisation(channels: int, config: UNetConfig) -> nn.Module:
-    """The normalisation layer that ``config`` names."""
-    if config.norm == "channel":
-        return ChannelNorm(channels, eps=1e-5)
-    return nn.GroupNorm(config.groups, channels, eps=1e-5)
+    def forward(
+        self,
+        x: Tensor,
+        other: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        add: Tensor | None = None,
+        act: Literal["silu", "none"] = "silu",
+    ) -> Tensor:
+        """``silu(norm([x, other] + add) · (1 + scale) + shift)``, channels last; see :func:`ops.norm_act`."""
+        return norm_act(
+            x, other, groups=self.groups, weight=self.weight, bias=self.bias,
+            scale=scale, shift=shift, add=add, act=act,
+        )  # fmt: skip
 
 
 def sinusoid(value: Tensor, channels: int, max_period: float) -> Tensor:
@@ -62,26 +78,36 @@ class ResBlock(nn.Module):
         super().__init__()
         film = config.conditioning == "film"
         self.dims, self.resample, self.film = dims, resample, film
-        self.norm1 = normalisation(inputs, config)
+        self.norm1 = Normalisation(inputs, config)
         self.conv1 = convolution(dims, inputs, outputs)
         self.embed = nn.Linear(config.time.hidden, 2 * outputs if film else outputs)
-        self.norm2 = normalisation(outputs, config)
+        self.norm2 = Normalisation(outputs, config)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = convolution(dims, outputs, outputs)
         self.skip = convolution(dims, inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``x [N, C, ...]`` and ``embedding [N, hidden]`` (already through SiLU) to ``[N, outputs, ...]``."""
-        hidden = F.silu(self.norm1(x))
-        hidden, x = self._resampled(hidden), self._resampled(x)
-        hidden = self.conv1(hidden)
-        told = self.embed(embedding)[(...,) + (None,) * self.dims]
+    def forward(self, x: Tensor, embedding: Tensor, other: Tensor | None = None) -> Tensor:
+        """``x [N, C, ...]`` and ``embedding [N, hidden]`` (already through SiLU) to ``[N, outputs, ...]``.
+
+        ``other`` holds further input channels, such as a skip connection's: the two are never concatenated.
+        """
+        hidden = self.conv1(self._resampled(self.norm1(x, other)))
+        told = self.embed(embedding)
         if self.film:
             scale, shift = told.chunk(2, dim=1)
-            hidden = torch.addcmul(shift, self.norm2(hidden), 1 + scale)
+            hidden = self.norm2(hidden, scale=scale, shift=shift)
         else:
-            hidden = self.norm2(hidden + told)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(hidden)))
+            hidden = self.norm2(hidden, add=told)
+        return self._skipped(x, other) + self.conv2(self.dropout(hidden))
+
+    def _skipped(self, x: Tensor, other: Tensor | None) -> Tensor:
+        if other is None:
+            return self.skip(self._resampled(x))
+        if not isinstance(self.skip, nn.Conv2d | nn.Conv3d):
+            return self._resampled(torch.cat([x, other], dim=1))
+        convolve = F.conv2d if self.dims == 2 else F.conv3d
+        first, second = self.skip.weight.split([x.shape[1], other.shape[1]], dim=1)
+        return convolve(self._resampled(x), first, self.skip.bias) + convolve(self._resampled(other), second)
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "down":
@@ -129,14 +155,14 @@ class Attention(nn.Module):
     def __init__(self, channels: int, config: UNetConfig):
         super().__init__()
         self.heads = channels // config.head_channels
-        self.norm = normalisation(channels, config)
+        self.norm = Normalisation(channels, config)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """``[N, C, ...]`` to the same shape; the embedding is not used."""
         flat = x.flatten(2)
-        qkv = self.qkv(self.norm(x).flatten(2)).unflatten(1, (self.heads, -1)).transpose(2, 3)
+        qkv = self.qkv(self.norm(x, act="none").flatten(2)).unflatten(1, (self.heads, -1)).transpose(2, 3)
         query, key, value = (part.contiguous() for part in qkv.chunk(3, dim=-1))
         mixed = F.scaled_dot_product_attention(query, key, value)
         return (flat + self.proj(mixed.transpose(2, 3).flatten(1, 2))).reshape(x.shape)

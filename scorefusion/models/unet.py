@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from .blocks import (
     Attention,
     LinearUp,
+    Normalisation,
     ResBlock,
     StridedDown,
     convolution,
     fold,
-    normalisation,
     sinusoid,
     unfold,
 )
@@ -89,7 +89,7 @@ class UNet(nn.Module):
                         up(dims, channels) if up else ResBlock(dims, channels, channels, config, "up")
                     )
                 self.decoder.append(stage)
-        self.norm = normalisation(channels, config)
+        self.norm = Normalisation(channels, config)
         self.output = convolution(dims, channels, outputs * cells, edges=config.edges)
         for block in self.modules():
             if isinstance(block, ResBlock):
@@ -149,14 +149,14 @@ class UNet(nn.Module):
             hidden = block(hidden, embedding)
         features: dict[int, Tensor] = {}
         for index, stage in enumerate(cast("list[nn.ModuleList]", list(self.decoder))):
-            hidden = stage[0](torch.cat([hidden, skips.pop()], dim=1), embedding)
+            hidden = stage[0](hidden, embedding, skips.pop())
             level, first = divmod(index, config.blocks + 1)
             scale = config.scales[-1 - level]
             if first == 0 and scale in scales:
                 features[scale] = hidden
             if len(stage) > 1:
                 hidden = stage[1](hidden, embedding)
-        return unfold(self.output(F.silu(self.norm(hidden))), config.patch), features
+        return unfold(self.output(self.norm(hidden)), config.patch), features
 
 
 def _zero(layer: nn.Module) -> None:
