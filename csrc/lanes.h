@@ -38,9 +38,30 @@ SF_INLINE void narrow_lanes(Lanes value, BFloat16* to) {
     typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
     const LaneBits bits = (LaneBits)value;
     const LaneBits rounded = (bits + (0x7FFFu + ((bits >> 16) & 1u))) >> 16;
-    const LaneBits quiet = (bits >> 16) | 0x40u;
-    const Halves halves = __builtin_convertvector(value == value ? rounded : quiet, Halves);
+    const LaneBits nan = LaneBits{} + 0x7FC0u;
+    const Halves halves = __builtin_convertvector(value == value ? rounded : nan, Halves);
     std::memcpy(to, &halves, sizeof halves);
+}
+
+#if defined(__clang__)
+#define SF_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, LaneBits{__VA_ARGS__})
+#endif
+
+// Lane i is the sum of the lanes of rows[i]: three rounds of adding neighbours, quarters and halves.
+SF_INLINE Lanes sums_of(const Lanes* rows) {
+    Lanes pairs[4], quads[2];
+    for (int i = 0; i < 4; ++i) {
+        const Lanes a = rows[2 * i], b = rows[2 * i + 1];
+        pairs[i] = SF_SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + SF_SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int i = 0; i < 2; ++i) {
+        const Lanes a = pairs[2 * i], b = pairs[2 * i + 1];
+        quads[i] = SF_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SF_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    return SF_SHUFFLE(quads[0], quads[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+           SF_SHUFFLE(quads[0], quads[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
 #else
@@ -80,6 +101,15 @@ SF_INLINE Lanes half_power(Lanes biased) {
     return biased;
 }
 
+SF_INLINE Lanes sums_of(const Lanes* rows) {
+    Lanes out;
+    for (int i = 0; i < kLanes; ++i) {
+        out.lane[i] = 0.0f;
+        for (int j = 0; j < kLanes; ++j) out.lane[i] += rows[i].lane[j];
+    }
+    return out;
+}
+
 SF_INLINE void narrow_lanes(Lanes value, BFloat16* to) { narrow_each(value.lane, to); }
 
 #endif
@@ -99,8 +129,6 @@ SF_INLINE void narrow_lanes(Lanes value, Float16* to) {
     store_lanes(values, value);
     narrow_each(values, to);
 }
-
-SF_INLINE float sum_lanes(Lanes v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 
 // y / (1 + exp(-y)). -y = n ln(2) - r, n whole and |r| <= ln(2) / 2, so exp(-y) = 2^n exp(-r): the polynomial is
 // Cephes' expf, doubled because 2^128 has no float but 2^127 has. Within the bounds nothing is lost: 1 + exp(-y)

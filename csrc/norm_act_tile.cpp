@@ -39,23 +39,34 @@ SF_INLINE void load_as(const View& view, int64_t start, int64_t step, int64_t vo
     }
 }
 
-// Mean of a row, what rounding left of it, and the variance, by two passes.
-SF_INLINE void moments(const float* h, int64_t count, Lanes last, float& mean, float& rest, float& variance) {
-    const int64_t whole = padded(count) - kLanes;
-    Lanes sums = load_lanes(h + whole);
-    for (int64_t c = 0; c < whole; c += kLanes) sums = sums + load_lanes(h + c);
-    const float share = 1.0f / static_cast<float>(count);
-    mean = sum_lanes(sums) * share;
-    const Lanes centre = spread(mean);
-    Lanes rests = (load_lanes(h + whole) - centre) * last;
-    Lanes squares = rests * rests;
-    for (int64_t c = 0; c < whole; c += kLanes) {
-        const Lanes apart = load_lanes(h + c) - centre;
-        rests = rests + apart;
-        squares = squares + apart * apart;
+// Of `voxels` <= kLanes rows: mean, what rounding left of it, and variance, by two passes. Eight voxels at once,
+// because summing across the lanes of one takes longer than summing its channels.
+SF_INLINE void moments(const float* h, int64_t voxels, int64_t count, Lanes last, float* mean, float* rest,
+                       float* variance) {
+    const int64_t row = padded(count), whole = row - kLanes;
+    const Lanes none = spread(0.0f), share = spread(1.0f / static_cast<float>(count));
+    Lanes sums[kLanes], squares[kLanes];
+    for (int v = 0; v < kLanes; ++v) sums[v] = squares[v] = none;
+    for (int64_t v = 0; v < voxels; ++v) {
+        Lanes sum = load_lanes(h + v * row + whole);
+        for (int64_t c = 0; c < whole; c += kLanes) sum = sum + load_lanes(h + v * row + c);
+        sums[v] = sum;
     }
-    rest = sum_lanes(rests) * share;
-    variance = sum_lanes(squares) * share - rest * rest;
+    store_lanes(mean, sums_of(sums) * share);
+    for (int64_t v = 0; v < voxels; ++v) {
+        const Lanes centre = spread(mean[v]);
+        Lanes sum = (load_lanes(h + v * row + whole) - centre) * last, square = sum * sum;
+        for (int64_t c = 0; c < whole; c += kLanes) {
+            const Lanes apart = load_lanes(h + v * row + c) - centre;
+            sum = sum + apart;
+            square = square + apart * apart;
+        }
+        sums[v] = sum;
+        squares[v] = square;
+    }
+    const Lanes left = sums_of(sums) * share;
+    store_lanes(rest, left);
+    store_lanes(variance, sums_of(squares) * share - left * left);
 }
 
 // Ones, and zeros beyond the channels of the last vector of a row.
@@ -84,12 +95,13 @@ SF_INLINE void layer_as(float* tile, int64_t voxels, const Fold& fold, float eps
     const Lanes last = last_lanes(channels);
     // All voxels' moments before any voxel's activation: the long chains of several then run side by side.
     float mean[kTile / kLanes], rest[kTile / kLanes], variance[kTile / kLanes];
-    for (int64_t v = 0; v < voxels; ++v) {
+    for (int64_t v = 0; fold.shifted && v < voxels; ++v) {
         float* h = tile + v * row;
-        for (int64_t c = 0; fold.shifted && c < row; c += kLanes) {
-            store_lanes(h + c, load_lanes(h + c) - load_lanes(centre + c));
-        }
-        moments(h, channels, last, mean[v], rest[v], variance[v]);
+        for (int64_t c = 0; c < row; c += kLanes) store_lanes(h + c, load_lanes(h + c) - load_lanes(centre + c));
+    }
+    for (int64_t v = 0; v < voxels; v += kLanes) {
+        moments(tile + v * row, std::min<int64_t>(kLanes, voxels - v), channels, last, mean + v, rest + v,
+                variance + v);
     }
     for (int64_t v = 0; v < voxels; ++v) {
         const float* h = tile + v * row;

@@ -17,9 +17,9 @@ def cases(device: str) -> Iterator[Case]:
     """Yield the callers' shapes on "meta"; on "cpu", slabs of the same planes or channels."""
     small = device == "cpu"
     half, single = torch.bfloat16, torch.float32
-    plane, coarse = ((64, 192), (6, 24)) if small else ((192, 192), (24, 24))
-    volume = (4, 40, 192) if small else (152, 192, 192)
-    deep = (2, 24, 24) if small else (19, 24, 24)
+    plane, coarse = ((16, 192), (6, 24)) if small else ((192, 192), (24, 24))
+    volume = (6, 8, 192) if small else (152, 192, 192)
+    deep = (2, 12, 24) if small else (19, 24, 24)
     count = 1 if small else SLICES
     yield _case("2D 64 bf16", device, count, (64,), plane, half, 32, fast=True)
     yield _case("2D 128+64 bf16, skip", device, count, (128, 64), plane, half, 32)
