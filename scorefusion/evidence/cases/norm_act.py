@@ -58,14 +58,14 @@ def _case(
 
     def run(config: Config) -> None:
         parts = [features(width) for width in widths]
-        weight = torch.zeros(channels, device=device)
+        weight, bias = torch.zeros(channels, device=device), torch.zeros(channels, device=device)
         told = torch.zeros(count, 2 * channels, device=device)
         kernel.norm_act(
             features(channels, 2),
             parts[0],
             parts[1] if len(parts) > 1 else None,
             weight,
-            weight,
+            bias,
             told[:, :channels],
             told[:, channels:],
             None,
