@@ -128,8 +128,9 @@ def test_norm_act(
         wide = {key: value.double() if isinstance(value, Tensor) else value for key, value in given.items()}
         expected = norm_act(**wide, backend="torch")
         body = body_of(kind, given)
-        # Separate operations round to bfloat16 after each: two of its units at values of up to 40.
-        rtol, atol = (1e-5, 1e-5) if dtype == "float32" else (2**-6, 0.15)
+        # Separate operations round to bfloat16 after each: two of its units at values of up to 40. In float32
+        # PyTorch's channels-last GroupNorm adds up a whole volume in one float.
+        rtol, atol = (1e-5, 1e-5 if kind != "eager" else 1e-2) if dtype == "float32" else (2**-6, 0.15)
         torch.testing.assert_close(body().double(), expected, rtol=rtol, atol=atol)
 
         def finished() -> None:
