@@ -1,132 +1,76 @@
-// Threads that wait for work, because starting one costs as much as a small operation.
-//
-// Each worker sleeps on its own condition and is lent to one caller at a time. Callers in several Python threads
-// borrow different workers; one that finds too few starts more, and their number stays at what callers asked
-// for at once. A forked child has none of its parent's threads, so it begins with an empty pool of its own.
+// Work goes to the threads that PyTorch already has: its OpenMP runtime keeps them spinning for a while after each
+// of its own loops, so a second set of threads would wait for a core, and starting one costs as much as a small
+// operation. The runtime is GNU OpenMP, loaded by PyTorch into the process and found there by name; nothing is
+// linked. Where there is none (macOS, Windows), and in a forked child, where the runtime's threads are gone and it
+// would wait for them, threads are started.
 #include "parallel.h"
 
-#include <condition_variable>
-#include <memory>
-#include <mutex>
 #include <thread>
 
-#if defined(__unix__) || defined(__APPLE__)
+#if defined(__linux__)
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
 namespace scorefusion {
 namespace {
 
-class Worker {
-public:
-    Worker() : thread_([this] { loop(); }) {}
-
-    ~Worker() {
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            state_ = State::kStop;
-        }
-        changed_.notify_all();
-        thread_.join();
-    }
-
-    void start(void (*task)(void*, int64_t), void* context, int64_t part) {
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            task_ = task;
-            context_ = context;
-            part_ = part;
-            state_ = State::kWork;
-        }
-        changed_.notify_all();
-    }
-
-    void finish() {
-        std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, [this] { return state_ == State::kIdle; });
-    }
-
-private:
-    enum class State { kIdle, kWork, kStop };
-
-    void loop() {
-        std::unique_lock<std::mutex> lock(mutex_);
-        while (true) {
-            changed_.wait(lock, [this] { return state_ != State::kIdle; });
-            if (state_ == State::kStop) return;
-            lock.unlock();
-            task_(context_, part_);
-            lock.lock();
-            state_ = State::kIdle;
-            changed_.notify_all();
-        }
-    }
-
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    State state_ = State::kIdle;
-    void (*task_)(void*, int64_t) = nullptr;
-    void* context_ = nullptr;
-    int64_t part_ = 0;
-    std::thread thread_;  // last: it uses the others
+struct Parts {
+    int64_t count;
+    void (*task)(void*, int64_t);
+    void* context;
 };
 
-using Workers = std::vector<std::unique_ptr<Worker>>;
-
-class Pool {
-public:
-    Workers borrow(int64_t count) {
-        Workers lent;
-        lent.reserve(count);
-        const std::lock_guard<std::mutex> lock(mutex_);
-        while (static_cast<int64_t>(lent.size()) < count && !idle_.empty()) {
-            lent.push_back(std::move(idle_.back()));
-            idle_.pop_back();
-        }
-        return lent;
-    }
-
-    void give_back(Workers lent) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        for (auto& worker : lent) idle_.push_back(std::move(worker));
-    }
-
-private:
-    std::mutex mutex_;
-    Workers idle_;
+#if defined(__linux__)
+struct OpenMP {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+    int (*thread_number)();
+    int (*thread_count)();
 };
 
-// The pool of this process; its threads are joined when the module's statics are destroyed.
-std::unique_ptr<Pool>& pool() {
-    static std::unique_ptr<Pool> current = [] {
-#if defined(__unix__) || defined(__APPLE__)
-        // The parent's pool is left as it is, locks and all: none of its threads live in the child.
-        pthread_atfork(nullptr, nullptr, [] {
-            pool().release();
-            pool() = std::make_unique<Pool>();
-        });
-#endif
-        return std::make_unique<Pool>();
-    }();
-    return current;
+template <typename Function>
+void find(Function& function, const char* name) {
+    function = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
 }
+
+OpenMP& openmp() {
+    static OpenMP found = [] {
+        OpenMP runtime{};
+        find(runtime.parallel, "GOMP_parallel");
+        find(runtime.thread_number, "omp_get_thread_num");
+        find(runtime.thread_count, "omp_get_num_threads");
+        if (runtime.thread_number == nullptr || runtime.thread_count == nullptr) runtime.parallel = nullptr;
+        pthread_atfork(nullptr, nullptr, [] { openmp().parallel = nullptr; });
+        return runtime;
+    }();
+    return found;
+}
+
+// What each thread of the team does; the team may be smaller than asked for.
+void share(void* given) {
+    const auto& parts = *static_cast<const Parts*>(given);
+    const int64_t stride = openmp().thread_count();
+    for (int64_t part = openmp().thread_number(); part < parts.count; part += stride) {
+        parts.task(parts.context, part);
+    }
+}
+#endif
 
 }  // namespace
 
-void run_parts(int64_t parts, void (*task)(void*, int64_t), void* context) {
-    Pool& home = *pool();
-    Workers lent = home.borrow(parts - 1);
-    try {
-        while (static_cast<int64_t>(lent.size()) < parts - 1) lent.push_back(std::make_unique<Worker>());
-    } catch (...) {
-        home.give_back(std::move(lent));  // no more threads to be had: the caller's own does it all
-        for (int64_t part = 0; part < parts; ++part) task(context, part);
+void run_parts(int64_t count, void (*task)(void*, int64_t), void* context) {
+#if defined(__linux__)
+    if (openmp().parallel != nullptr) {
+        Parts parts{count, task, context};
+        openmp().parallel(share, &parts, static_cast<unsigned>(count), 0);
         return;
     }
-    for (int64_t part = 1; part < parts; ++part) lent[part - 1]->start(task, context, part);
+#endif
+    std::vector<std::thread> workers;
+    workers.reserve(count - 1);
+    for (int64_t part = 1; part < count; ++part) workers.emplace_back(task, context, part);
     task(context, 0);
-    for (auto& worker : lent) worker->finish();
-    home.give_back(std::move(lent));
+    for (auto& worker : workers) worker.join();
 }
 
 }  // namespace scorefusion

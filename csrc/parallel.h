@@ -1,5 +1,4 @@
-// Splits a range among threads. The caller says how many (torch's count), so nothing is oversubscribed, and no
-// second OpenMP runtime meets torch's.
+// Splits a range among threads. The caller says how many (torch's count).
 #pragma once
 
 #include <algorithm>
@@ -9,8 +8,8 @@
 
 namespace scorefusion {
 
-// Calls task(context, part) for part = 1 .. parts - 1 on waiting threads and part 0 here; returns when all are
-// done. The task must not throw. See parallel.cpp.
+// Calls task(context, part) once for each part of [0, parts), on several threads; returns when all are done. The
+// task must not throw. See parallel.cpp.
 void run_parts(int64_t parts, void (*task)(void*, int64_t), void* context);
 
 // Calls body(begin, end) on contiguous parts of [0, count), each of at least `grain` items, one a thread.
