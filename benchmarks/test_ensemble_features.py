@@ -19,7 +19,7 @@ from benchmarks.conftest import needs_cuda
 from scorefusion.ops import backends
 from scorefusion.ops.ensemble_features import ensemble_features
 from scorefusion.reference import ensemble_features as definition
-from scorefusion.reference.ensemble_features import AXIS
+from scorefusion.reference.planes import AXIS
 
 CASES = [
     pytest.param("conv3d", "cpu", id="permute + conv3d"),

@@ -19,7 +19,7 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.ops import backends
 from scorefusion.ops.ensemble_features import ensemble_features
 from scorefusion.reference import ensemble_features as reference
-from scorefusion.reference.ensemble_features import AXIS
+from scorefusion.reference.planes import AXIS
 
 PLANES = tuple(AXIS)
 CPU_BACKENDS = [

@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.ops import backends
-from scorefusion.ops.gather_slices import AXIS, gather_slices
+from scorefusion.ops.gather_slices import gather_slices
 from scorefusion.reference import gather_slices as reference
+from scorefusion.reference.planes import AXIS
 
 CPU_BACKENDS = [
     "torch",
@@ -115,6 +116,28 @@ def check(
         torch.empty = empty
     assert result.dtype == dtype and result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result, wide.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("plane", AXIS)
+@pytest.mark.parametrize("order", ["modality", "slice"])
+@pytest.mark.parametrize("context", [0, 2])
+def test_matches_loops(plane: str, order: str, context: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, condition, common = (torch.randn(2, c, 3, 4, 5, generator=generator) for c in (1, 2, 3))
+    axis, offsets = AXIS[plane] - 1, range(-context, context + 1)
+
+    def cut(volume: Tensor, index: int) -> Tensor:
+        return volume.select(axis, min(max(index, 0), volume.shape[axis] - 1))
+
+    expected = []
+    for item in range(2):
+        for n in range(1, x.shape[axis + 1]):
+            pairs = [(c, o) for c in range(2) for o in offsets]
+            pairs = pairs if order == "modality" else sorted(pairs, key=lambda pair: pair[::-1])
+            near = [cut(condition[item, c : c + 1], n + o) for c, o in pairs]
+            expected.append(torch.cat([*near, cut(common[item], n), cut(x[item], n)]))
+    got = gather_slices(x, condition, common, plane, 1, x.shape[axis + 1], context=context, order=order)
+    assert torch.equal(got, torch.stack(expected))
 
 
 def test_reference_by_hand() -> None:

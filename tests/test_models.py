@@ -24,7 +24,6 @@ from scorefusion.models.config import (
     parse,
 )
 from scorefusion.models.features import FeatureLayer
-from scorefusion.models.planes import as_slices, gather_slices, scatter_slices
 from scorefusion.models.presets import PRESETS, preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet
@@ -294,46 +293,6 @@ def test_a_wrong_config_is_refused_by_name(change, message):
     values = json.loads(tiny_config().model_dump_json()) | change
     with pytest.raises(ScoreFusionError, match=message):
         parse(ModelConfig, values, "config.json")
-
-
-def naive_slice(volume: Tensor, plane: str, index: int) -> Tensor:
-    """``[C, h, w]`` of ``[C, D, H, W]``, the index clamped."""
-    axis = 1 + PLANES.index(plane)
-    return volume.select(axis, min(max(index, 0), volume.shape[axis] - 1))
-
-
-@pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("order", ["modality", "slice"])
-@pytest.mark.parametrize("context", [0, 2])
-def test_gather_and_scatter_match_loops(plane, order, context):
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(2, 1, 3, 4, 5, generator=generator)
-    condition = torch.randn(2, 2, 3, 4, 5, generator=generator)
-    common = torch.randn(2, 3, 3, 4, 5, generator=generator)
-    count = as_slices(x, plane).shape[1]
-    got = gather_slices(x, condition, common, plane, 1, count, context=context, order=order)
-    expected = []
-    offsets = range(-context, context + 1)
-    for item in range(2):
-        for index in range(1, count):
-            if order == "modality":
-                near = [
-                    naive_slice(condition[item, c : c + 1], plane, index + o)
-                    for c in range(2)
-                    for o in offsets
-                ]
-            else:
-                near = [naive_slice(condition[item], plane, index + offset) for offset in offsets]
-            expected.append(
-                torch.cat(
-                    [*near, naive_slice(common[item], plane, index), naive_slice(x[item], plane, index)]
-                )
-            )
-    assert torch.equal(got, torch.stack(expected))
-    back = torch.full_like(x, float("nan"))
-    scatter_slices(gather_slices(x, condition, None, plane, 0, 2, context=0)[:, -1:], back, plane, 0)
-    scatter_slices(gather_slices(x, condition, None, plane, 2, count, context=0)[:, -1:], back, plane, 2)
-    assert torch.equal(back, x)
 
 
 def as_conv3d(layer: FeatureLayer, branch: int, plane: str) -> Tensor:

@@ -34,9 +34,10 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.importers.official import describe, load_official
 from scorefusion.models.config import PLANES
 from scorefusion.models.folder import from_pretrained
-from scorefusion.models.planes import gather_slices, slice_count
+from scorefusion.models.planes import slice_count
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion, network_time
+from scorefusion.ops.gather_slices import gather_slices
 
 TOLERANCE = 1e-4
 OURS = {"2D": "single", "merge": "average", "3D": "fuse", "3D_feature": "fuse+features"}

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.ensemble_features import ensemble_features
+from ..reference.planes import AXIS
 from .config import Plane
-from .planes import AXIS, as_slices
+from .planes import as_slices
 
 
 class FeatureLayer(nn.Module):

@@ -16,9 +16,10 @@ from ..diffusion.schedule import paper_sampling
 from ..errors import ScoreFusionError
 from ..ops.fuse_scores import Fusion, fuse_scores
 from ..ops.gather_slices import gather_slices
+from ..reference.planes import AXIS
 from .config import PLANES, ModelConfig, Plane, UNetConfig, require_strategy
 from .features import FeatureLayer
-from .planes import AXIS, slice_count
+from .planes import slice_count
 from .unet import UNet
 
 Scores = tuple[Tensor, ...]

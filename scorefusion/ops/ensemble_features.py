@@ -11,7 +11,7 @@ from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.ops.backends import choose
 from scorefusion.ops.view import view
 from scorefusion.reference import ensemble_features as reference
-from scorefusion.reference.ensemble_features import AXIS
+from scorefusion.reference.planes import AXIS
 
 IMPLEMENTED = ("torch", "cpp", "triton")
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AXIS = {"axial": 2, "coronal": 3, "sagittal": 4}
+from scorefusion.reference.planes import AXIS
 
 
 def slab_share(features: Tensor, weight: Tensor, batch: int) -> Tensor:

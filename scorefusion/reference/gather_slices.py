@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-AXIS: dict[str, int] = {"axial": 2, "coronal": 3, "sagittal": 4}
+from scorefusion.reference.planes import AXIS
+
 """The axis of a volume [B, C, D, H, W] that a plane fixes."""
 
 

@@ -17,10 +17,10 @@ from ..diffusion.consistency import block_mean
 from ..diffusion.level import NoiseLevel, add_noise, training_target
 from ..diffusion.schedule import paper_sampling, paper_training, sigma_to_abar
 from ..models.config import PLANES, BranchConfig, ModelConfig
-from ..models.planes import AXIS
 from ..models.score_fusion import Inputs, ScoreFusion, network_time
 from ..ops.gather_slices import gather_slices
 from ..preprocess import base_volume
+from ..reference.planes import AXIS
 from .config import StageConfig
 from .crops import CropSampler
 
