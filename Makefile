@@ -64,5 +64,5 @@ data/oasis_t1.nii.gz: | .venv/.made
 
 .venv/.dev: .venv/.made $(SOURCES)
 	@echo "installing into .venv; a few minutes the first time"
-	$(PIP) -e '.[train,triton,dev]'
+	$(PIP) -e '.[train,triton,tensorrt,dev]'
 	@touch $@ .venv/.run

@@ -63,15 +63,15 @@ def test_no_file_without_a_subject() -> None:
     assert not [path for path in files() if path.stem in ("utils", "util", "helpers", "misc", "common")]
 
 
-SHARED = ("__init__", "backends", "view")
+SHARED = ("__init__", "backends", "decompositions", "view")
 OPS = sorted(path.stem for path in (ROOT / "scorefusion/ops").glob("*.py") if path.stem not in SHARED)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_an_operation_has_one_name_everywhere(op: str) -> None:
-    needed = [f"scorefusion/reference/{op}.py", f"tests/test_{op}.py", f"benchmarks/test_{op}.py"]
-    assert not [name for name in needed if not (ROOT / name).is_file()]
-    assert (ROOT / f"kernels/{op}.py").is_file() or list((ROOT / "csrc").glob(f"{op}.*"))
+    folders = ("scorefusion/reference/{}", "scorefusion/evidence/cases/{}", "kernels/{}", "tests/test_{}")
+    needed = [f"{folder.format(op)}.py" for folder in (*folders, "benchmarks/test_{}")]
+    assert not [name for name in [*needed, f"csrc/{op}.cpp"] if not (ROOT / name).is_file()]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "NOTICE", "docs"])
