@@ -1,8 +1,8 @@
 """One step of sampling: noise, the model, the solver's row and the projection, strategy by strategy.
 
 The reference is the same model with its weights as PyTorch makes them and the reference noise, in float32.
-Beside it: channels-last weights and this machine's noise, as `from_pretrained` and the pipeline have it, and
-the same in the dtype that `--dtype auto` chooses here.
+Beside it: channels-last weights and this machine's kernels, as `from_pretrained` and the pipeline have it, the
+same under `torch.compile`, and the same in the dtype that `--dtype auto` chooses here.
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.ops.backends import use_backend
+from scorefusion.ops.fuse_scores import Fusion
 
 CASES = [
     pytest.param("reference", "cpu", id="torch reference"),
     pytest.param("channels last", "cpu", id="channels last"),
+    pytest.param("compiled", "cpu", id="channels last, torch.compile"),
     pytest.param("auto", "cpu", id="channels last, dtype auto"),
     pytest.param("auto", "cuda", id="cuda, dtype auto", marks=[needs_cuda, pytest.mark.gpu]),
 ]
+
+
+Networks = Callable[..., Fusion]
 
 
 @functools.cache
@@ -59,9 +64,12 @@ def prepared(model: ScoreFusion, kind: str, device: str) -> ScoreFusion:
     return model
 
 
-def one_step(model: ScoreFusion, condition: Tensor, strategy: str) -> Tensor:
+def one_step(
+    model: ScoreFusion, condition: Tensor, strategy: str, networks: Networks | None = None
+) -> Tensor:
+    networks = networks or model.unfused
     return sample(
-        lambda x_t, level: model(x_t, condition, level, strategy=strategy),
+        lambda x_t, level: networks(x_t, condition, level, strategy=strategy),
         condition,
         table_for(model.config, steps=1),
         seeds=[0],
@@ -71,17 +79,25 @@ def one_step(model: ScoreFusion, condition: Tensor, strategy: str) -> Tensor:
 
 @pytest.mark.parametrize("strategy", ["single", "average", "fuse", "fuse+features"])
 @pytest.mark.parametrize(("kind", "device"), CASES)
-def test_sample_step(measure: Callable[..., Any], timed: bool, strategy: str, kind: str, device: str) -> None:
+def test_sample_step(
+    measure: Callable[..., Any],
+    compiled: Callable[[Networks], Networks],
+    timed: bool,
+    strategy: str,
+    kind: str,
+    device: str,
+) -> None:
     reference = random_model("t1-sr4" if timed else "small")
     size = (32, 48, 48) if timed else (8, 8, 8)
     condition = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
     with use_backend("torch"), FlopCounterMode(display=False) as counter:
         expected = one_step(reference, condition, strategy)
     model, given = prepared(reference, kind, device), condition.to(device)
+    networks = compiled(model.unfused) if kind == "compiled" else None
     short = next(model.slice_networks.parameters()).dtype != torch.float32
     # Layouts change the order of sums, bfloat16 keeps 8 bits of each.
     tolerance = 0.1 if short else 1e-3
-    apart = (one_step(model, given, strategy).cpu() - expected).abs().max()
+    apart = (one_step(model, given, strategy, networks).cpu() - expected).abs().max()
     assert apart < tolerance * expected.abs().max()
 
     def body() -> None:
@@ -89,7 +105,7 @@ def test_sample_step(measure: Callable[..., Any], timed: bool, strategy: str, ki
             with use_backend("torch"):
                 one_step(model, given, strategy)
         else:
-            one_step(model, given, strategy)
+            one_step(model, given, strategy, networks)
         if device == "cuda":
             torch.cuda.synchronize()
 
