@@ -83,12 +83,14 @@ def convolution(plane: str, weight: Tensor) -> Callable[[Tensor, Tensor], None]:
     return add
 
 
-def body_of(kind: str, plane: str, weight: Tensor) -> Callable[[Tensor, Tensor], Any]:
+def body_of(
+    kind: str, plane: str, weight: Tensor, compiled: Callable[..., Any]
+) -> Callable[[Tensor, Tensor], Any]:
     if kind == "conv3d":
         return convolution(plane, weight)
     if kind == "compiled":
-        compiled = torch.compile(definition.ensemble_features_)
-        return lambda total, features: compiled(total, features, weight, plane, 0)
+        add = compiled(definition.ensemble_features_)
+        return lambda total, features: add(total, features, weight, plane, 0)
     return lambda total, features: ensemble_features(total, features, weight, plane, 0, backend=kind)
 
 
@@ -96,14 +98,21 @@ def body_of(kind: str, plane: str, weight: Tensor) -> Callable[[Tensor, Tensor],
 @pytest.mark.parametrize(("name", "plane"), RUNS, ids=[f"{name}, {plane}" for name, plane in RUNS])
 @pytest.mark.parametrize(("kind", "device"), CASES)
 def test_ensemble_features(
-    measure: Callable[..., Any], timed: bool, name: str, plane: str, dtype: str, kind: str, device: str
+    measure: Callable[..., Any],
+    compiled: Callable[..., Any],
+    timed: bool,
+    name: str,
+    plane: str,
+    dtype: str,
+    kind: str,
+    device: str,
 ) -> None:
     slab = SLABS[name] if timed else Slab(SLABS[name].scale, 6, 5, 2 * SLABS[name].scale, (4, 3))
     total, features, weight = tensors(slab, plane, DTYPES[dtype], device)
     expected = total.clone()
     with torch.no_grad():
         definition.ensemble_features_(expected, features, weight, plane, 0)
-        add = body_of(kind, plane, weight)
+        add = body_of(kind, plane, weight, compiled)
         result = total.clone()
         add(result, features)
         # A bfloat16 convolution rounds its result before it is added.

@@ -47,7 +47,13 @@ def slice_major(planes: str, size: tuple[int, int, int], dtype: torch.dtype) -> 
 @pytest.mark.parametrize("name", PLANES)
 @pytest.mark.parametrize(("backend", "device"), CASES)
 def test_fuse_scores(
-    measure: Callable[..., Any], timed: bool, backend: str, device: str, name: str, dtype: torch.dtype
+    measure: Callable[..., Any],
+    compiled: Callable[..., Any],
+    timed: bool,
+    backend: str,
+    device: str,
+    name: str,
+    dtype: torch.dtype,
 ) -> None:
     count = len(PLANES[name])
     scores = slice_major(PLANES[name], SIZES[timed], dtype)
@@ -55,7 +61,7 @@ def test_fuse_scores(
     base = [1.0 / count] * count
     expected = reference.fuse_scores(scores, maps, base, 1.0)
     here = ([score.to(device) for score in scores], maps.to(device), base, 1.0)
-    run = torch.compile(reference.fuse_scores) if backend == "compile" else fuse_scores
+    run = compiled(reference.fuse_scores) if backend == "compile" else fuse_scores
     keywords = {} if backend == "compile" else {"backend": backend}
 
     def body() -> Tensor:
@@ -76,7 +82,9 @@ def test_fuse_scores(
 
 
 @pytest.mark.parametrize(("backend", "device"), CASES)
-def test_fuse_scores_backward(measure: Callable[..., Any], timed: bool, backend: str, device: str) -> None:
+def test_fuse_scores_backward(
+    measure: Callable[..., Any], compiled: Callable[..., Any], timed: bool, backend: str, device: str
+) -> None:
     scores = slice_major("acs", SIZES[timed], torch.float32)
     grad = torch.randn(1, 1, *SIZES[timed])
     maps = torch.randn(1, 3, *SIZES[timed])
@@ -85,11 +93,11 @@ def test_fuse_scores_backward(measure: Callable[..., Any], timed: bool, backend:
     leaf = maps.to(device).requires_grad_()
     chosen = None if backend == "compile" else backend
     fused = fuse_scores(there, leaf, [1 / 3] * 3, 1.0, backend=chosen)
-    compiled = torch.compile(reference.fuse_scores_backward)
+    definition = compiled(reference.fuse_scores_backward) if backend == "compile" else None
 
     def body() -> Tensor:
-        if backend == "compile":
-            return compiled(slope, there, 1.0)
+        if definition is not None:
+            return definition(slope, there, 1.0)
         (result,) = torch.autograd.grad(fused, leaf, slope, retain_graph=True)
         if device == "cuda":
             torch.cuda.synchronize()

@@ -26,6 +26,7 @@ FACTORS = {"4x4x4 blocks": (4, 4, 4), "no projection": (1, 1, 1)}
 @pytest.mark.parametrize(("backend", "device"), CASES)
 def test_fuse_step(
     measure: Callable[..., Any],
+    compiled: Callable[..., Any],
     timed: bool,
     backend: str,
     device: str,
@@ -47,11 +48,11 @@ def test_fuse_step(
     expected = reference.fuse_step(*arguments, *tail)
     there = tuple(value.to(device) if isinstance(value, Tensor) else value for value in arguments[1:])
     here = ([score.to(device) for score in scores], *there)
-    compiled = torch.compile(reference.fuse_step)
+    definition = compiled(reference.fuse_step) if backend == "compile" else None
 
     def body() -> tuple[Tensor, Tensor]:
-        if backend == "compile":
-            return compiled(*here, *tail)
+        if definition is not None:
+            return definition(*here, *tail)
         result = fuse_step(*here, clamp=1.0, factor=FACTORS[blocks], backend=backend)
         if device == "cuda":
             torch.cuda.synchronize()

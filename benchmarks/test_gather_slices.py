@@ -40,6 +40,7 @@ CONTEXT = 2
 @pytest.mark.parametrize(("backend", "device"), CASES)
 def test_gather_slices(
     measure: Callable[..., Any],
+    compiled: Callable[..., Any],
     timed: bool,
     backend: str,
     device: str,
@@ -58,7 +59,7 @@ def test_gather_slices(
     )
     run: Callable[[], torch.Tensor] = functools.partial(cut, backend=backend)
     if backend == "compiled":
-        run = functools.partial(torch.compile(reference.gather_slices), *arguments)
+        run = functools.partial(compiled(reference.gather_slices), *arguments)
     elif backend == "cpp, memory at hand":
         from scorefusion import _C
 

@@ -103,13 +103,13 @@ def separate(
     return F.pad(hidden, (pad,) * (2 * (x.ndim - 2))) if pad else hidden
 
 
-def body_of(kind: str, given: dict[str, Any]) -> Callable[[], Tensor]:
+def body_of(kind: str, given: dict[str, Any], compiled: Callable[..., Any]) -> Callable[[], Tensor]:
     if kind == "eager":
         return lambda: separate(**given)
     if kind == "compiled":
-        compiled = torch.compile(definition.norm_act, dynamic=False)
+        run = compiled(definition.norm_act)
         rest = {"eps": 1e-5, "add": None, "act": "silu", "pad_mode": "zeros"}
-        return lambda: compiled(**given, **rest)
+        return lambda: run(**given, **rest)
     return lambda: norm_act(**given, backend=kind)
 
 
@@ -117,7 +117,13 @@ def body_of(kind: str, given: dict[str, Any]) -> Callable[[], Tensor]:
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize(("kind", "device"), CASES)
 def test_norm_act(
-    measure: Callable[..., Any], timed: bool, name: str, dtype: str, kind: str, device: str
+    measure: Callable[..., Any],
+    compiled: Callable[..., Any],
+    timed: bool,
+    name: str,
+    dtype: str,
+    kind: str,
+    device: str,
 ) -> None:
     block = BLOCKS[name]
     if not timed:
@@ -127,7 +133,7 @@ def test_norm_act(
     with torch.no_grad():
         wide = {key: value.double() if isinstance(value, Tensor) else value for key, value in given.items()}
         expected = norm_act(**wide, backend="torch")
-        body = body_of(kind, given)
+        body = body_of(kind, given, compiled)
         # Separate operations round to bfloat16 after each: two of its units at values of up to 40. In float32
         # PyTorch's channels-last GroupNorm adds up a whole volume in one float.
         rtol, atol = (1e-5, 1e-5 if kind != "eager" else 1e-2) if dtype == "float32" else (2**-6, 0.15)

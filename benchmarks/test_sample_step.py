@@ -1,8 +1,8 @@
 """One step of sampling: noise, the model, the solver's row and the projection, strategy by strategy.
 
 The reference is the same model with its weights as PyTorch makes them and the reference noise, in float32.
-Beside it: channels-last weights and this machine's kernels, as `from_pretrained` and the pipeline have it, the
-same under `torch.compile`, and the same in the dtype that `--dtype auto` chooses here.
+Beside it: channels-last weights and this machine's kernels, as `from_pretrained` and the pipeline have them;
+the same under `torch.compile`; and the same in the dtype that `--dtype auto` chooses here.
 """
 
 from __future__ import annotations

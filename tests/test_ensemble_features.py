@@ -217,7 +217,8 @@ def test_slabs_add_up_to_the_whole(backend: str) -> None:
     whole = ensemble_features(total.clone(), features, weight, "sagittal", 0, backend=backend)
     for start, stop in ((0, 2), (2, 6), (6, 8)):
         ensemble_features(total, features[start:stop], weight, "sagittal", start, backend=backend)
-    assert torch.equal(total, whole)
+    # A matrix product of PyTorch's adds in an order that depends on its size; the C++ one does not.
+    assert torch.allclose(total, whole, rtol=0.0, atol=1e-5 if backend == "torch" else 0.0)
 
 
 @pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))

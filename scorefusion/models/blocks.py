@@ -161,11 +161,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """``[N, C, ...]`` to the same shape; the embedding is not used."""
-        flat = x.flatten(2)
-        qkv = self.qkv(self.norm(x, act="none").flatten(2)).unflatten(1, (self.heads, -1)).transpose(2, 3)
+        tokens = self.norm(x, act="none").flatten(2).transpose(1, 2)  # [N, positions, C]: channels are last
+        qkv = F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
+        qkv = qkv.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         query, key, value = (part.contiguous() for part in qkv.chunk(3, dim=-1))
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return (flat + self.proj(mixed.transpose(2, 3).flatten(1, 2))).reshape(x.shape)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        mixed = F.linear(mixed, self.proj.weight[:, :, 0], self.proj.bias)
+        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 def fold(x: Tensor, patch: int) -> Tensor:
