@@ -1,18 +1,9 @@
-// Eight floats at a time, for loops that the compiler does not turn into vector instructions by itself:
-// running sums, and clamps that keep NaN.
-#pragma once
+// Floats side by side, for loops that the compiler does not turn into vector instructions by itself: running sums,
+// and clamps that keep NaN. Included once for each instruction set, inside a namespace of its own that has defined
+// kLanes (8, or 16 with SF_WIDE, where the instructions of x86-64-v4 are there; SF_NARROW if those of bfloat16 too),
+// so that vectors are never split for a narrower machine; no include guard, no #include.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#include "view.h"
-
-namespace scorefusion {
-
-constexpr int kLanes = 8;  // of an AVX2 register; SSE and NEON take two
-
-// Rounds eight floats to an element type, side by side.
+// Converts a vector's elements, side by side.
 template <typename T>
 SF_INLINE void narrow_each(const float* from, T* to) {
     for (int i = 0; i < kLanes; ++i) to[i] = from_float<T>(from[i]);
@@ -26,42 +17,65 @@ typedef uint32_t LaneBits __attribute__((vector_size(4 * kLanes)));
 SF_INLINE Lanes spread(float value) { return Lanes{} + value; }
 
 // min(high, z) and max(low, z), NaN where z is.
+#if defined(SF_WIDE)
+SF_INLINE Lanes clamp_lanes(Lanes z, float low, float high) {
+    return (Lanes)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)z));
+}
+#else
 SF_INLINE Lanes clamp_lanes(Lanes z, float low, float high) {
     const Lanes under = spread(high) < z ? spread(high) : z;
     return spread(low) > under ? spread(low) : under;
 }
+#endif
 
 // 2^(n - 1) for n in [-125, 128] (0 for -126), given 1.5 · 2^23 + n, whose low bits are n.
 SF_INLINE Lanes half_power(Lanes biased) { return (Lanes)(((LaneBits)biased << 23) + 0x3F000000u); }
 
 SF_INLINE void narrow_lanes(Lanes value, BFloat16* to) {
+#if defined(SF_NARROW)
+    const __m256bh halves = _mm512_cvtneps_pbh((__m512)value);
+#else
     typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
     const LaneBits bits = (LaneBits)value;
     const LaneBits rounded = (bits + (0x7FFFu + ((bits >> 16) & 1u))) >> 16;
     const LaneBits nan = LaneBits{} + 0x7FC0u;
     const Halves halves = __builtin_convertvector(value == value ? rounded : nan, Halves);
+#endif
     std::memcpy(to, &halves, sizeof halves);
 }
 
 #if defined(__clang__)
 #define SF_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define SF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, LaneBits{__VA_ARGS__})
+#define SF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, EightBits{__VA_ARGS__})
 #endif
 
-// Lane i is the sum of the lanes of rows[i]: three rounds of adding neighbours, quarters and halves.
-SF_INLINE Lanes sums_of(const Lanes* rows) {
-    Lanes pairs[4], quads[2];
+typedef float Eight __attribute__((vector_size(32)));
+typedef uint32_t EightBits __attribute__((vector_size(32)));
+
+SF_INLINE Eight eight(Lanes value) {
+#if defined(SF_WIDE)
+    return (Eight)_mm512_castps512_ps256((__m512)value) + (Eight)_mm512_extractf32x8_ps((__m512)value, 1);
+#else
+    return value;
+#endif
+}
+
+// to[i] is `share` times the sum of the lanes of rows[i]: rounds of adding halves, neighbours, quarters and halves.
+SF_INLINE void store_sums(const Lanes* rows, float share, float* to) {
+    Eight pairs[4], quads[2];
     for (int i = 0; i < 4; ++i) {
-        const Lanes a = rows[2 * i], b = rows[2 * i + 1];
+        const Eight a = eight(rows[2 * i]), b = eight(rows[2 * i + 1]);
         pairs[i] = SF_SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + SF_SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
     }
     for (int i = 0; i < 2; ++i) {
-        const Lanes a = pairs[2 * i], b = pairs[2 * i + 1];
+        const Eight a = pairs[2 * i], b = pairs[2 * i + 1];
         quads[i] = SF_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SF_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
     }
-    return SF_SHUFFLE(quads[0], quads[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-           SF_SHUFFLE(quads[0], quads[1], 4, 5, 6, 7, 12, 13, 14, 15);
+    const Eight sums = SF_SHUFFLE(quads[0], quads[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+                       SF_SHUFFLE(quads[0], quads[1], 4, 5, 6, 7, 12, 13, 14, 15);
+    const Eight shares = sums * share;
+    std::memcpy(to, &shares, sizeof shares);
 }
 
 #else
@@ -101,13 +115,12 @@ SF_INLINE Lanes half_power(Lanes biased) {
     return biased;
 }
 
-SF_INLINE Lanes sums_of(const Lanes* rows) {
-    Lanes out;
-    for (int i = 0; i < kLanes; ++i) {
-        out.lane[i] = 0.0f;
-        for (int j = 0; j < kLanes; ++j) out.lane[i] += rows[i].lane[j];
+SF_INLINE void store_sums(const Lanes* rows, float share, float* to) {
+    for (int i = 0; i < 8; ++i) {
+        float sum = 0.0f;
+        for (int j = 0; j < kLanes; ++j) sum += rows[i].lane[j];
+        to[i] = sum * share;
     }
-    return out;
 }
 
 SF_INLINE void narrow_lanes(Lanes value, BFloat16* to) { narrow_each(value.lane, to); }
@@ -125,11 +138,53 @@ SF_INLINE void store_lanes(float* to, Lanes value) { std::memcpy(to, &value, siz
 SF_INLINE void narrow_lanes(Lanes value, float* to) { store_lanes(to, value); }
 
 SF_INLINE void narrow_lanes(Lanes value, Float16* to) {
+#if defined(SF_WIDE)
+    const __m256i halves = _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT);
+    std::memcpy(to, &halves, sizeof halves);
+#else
     float values[kLanes];
     store_lanes(values, value);
     narrow_each(values, to);
+#endif
 }
 
+SF_INLINE Lanes widen_lanes(const float* from) { return load_lanes(from); }
+
+template <typename T>
+SF_INLINE Lanes widen_lanes(const T* from) {
+    float values[kLanes];
+    for (int i = 0; i < kLanes; ++i) values[i] = to_float(from[i]);
+    return load_lanes(values);
+}
+
+#if defined(SF_WIDE)
+SF_INLINE Lanes widen_lanes(const BFloat16* from) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+}
+
+SF_INLINE Lanes widen_lanes(const Float16* from) {
+    return (Lanes)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+// y / (1 + exp(-y)). exp(-y) = 2^n 2^f, n whole and |f| <= 1/2; the polynomial is minimax for the relative error,
+// 2e-7. Within the bounds nothing is lost: 1 + exp(-y) is 1 for y above 17 and infinite below -88.73, where the
+// result is -0, as PyTorch's. NaN stays NaN. One step of Newton's doubles the 14 bits of a reciprocal.
+SF_INLINE Lanes silu(Lanes y) {
+    const __m512 z = (__m512)clamp_lanes(y, -89.0f, 87.0f), one = _mm512_set1_ps(1.0f);
+    const __m512 turn = _mm512_set1_ps(-1.44269502e+00f), rest = _mm512_set1_ps(-1.92596303e-08f);
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(z, turn), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_fmadd_ps(z, rest, _mm512_fmsub_ps(z, turn, n));
+    __m512 p = _mm512_set1_ps(1.326472720e-03f);
+    for (const float next : {9.671512820e-03f, 5.550733745e-02f, 2.402224208e-01f, 6.931469776e-01f, 1.0f}) {
+        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(next));
+    }
+    const __m512 d = _mm512_add_ps(_mm512_scalef_ps(p, n), one);
+    const __m512 r = _mm512_rcp14_ps(d);
+    const __mmask16 finite = _mm512_cmp_ps_mask(d, _mm512_set1_ps(INFINITY), _CMP_NEQ_UQ);
+    return y * (Lanes)_mm512_mask_fmadd_ps(r, finite, _mm512_fnmadd_ps(d, r, one), r);
+}
+#else
 // y / (1 + exp(-y)). -y = n ln(2) - r, n whole and |r| <= ln(2) / 2, so exp(-y) = 2^n exp(-r): the polynomial is
 // Cephes' expf, doubled because 2^128 has no float but 2^127 has. Within the bounds nothing is lost: 1 + exp(-y)
 // is 1 for y above 17 and infinite below -88.73, where the result is -0, as PyTorch's. NaN stays NaN.
@@ -148,5 +203,4 @@ SF_INLINE Lanes silu(Lanes y) {
     p = p * (r * r) + (spread(2.0f) - (r + r));
     return y / (p * half_power(biased) + spread(1.0f));
 }
-
-}  // namespace scorefusion
+#endif

@@ -6,6 +6,7 @@
 #include "norm_act.h"
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "bind.h"
@@ -83,6 +84,7 @@ int64_t chunks_of(const Job& job) { return (job.voxels() + kChunk - 1) / kChunk;
 // Statistics of voxels [begin, end) of sample n, channel by channel: blocks by two passes, combined as Chan,
 // Golub and LeVeque do.
 void chunk_moments(const Job& job, int64_t n, int64_t begin, int64_t end, double* mean, double* square) {
+    const TileLoops& loops = tile_loops();
     alignas(64) float tile[kBlock * kBlock] = {}, first[kBlock], rest[kBlock], squares[kBlock];
     const int64_t height = job.inner(1), width = job.inner(2);
     const bool dense = std::all_of(job.parts.begin(), job.parts.end(), [&](const View& part) {
@@ -103,8 +105,8 @@ void chunk_moments(const Job& job, int64_t n, int64_t begin, int64_t end, double
                                   line % height * part.stride[3] + x * part.stride[4];
             for (int64_t own = 0; own < part.size[1]; own += kBlock) {
                 const int64_t channels = std::min<int64_t>(kBlock, part.size[1] - own);
-                load_voxels(part, start + own * part.stride[1], part.stride[4], size, channels, tile, kBlock);
-                block_moments(tile, size, channels, first, rest, squares);
+                loops.load_voxels(part, start + own * part.stride[1], part.stride[4], size, channels, tile, kBlock);
+                loops.block_moments(tile, size, channels, first, rest, squares);
                 for (int64_t i = 0; i < channels; ++i, ++c) {
                     const double apart = static_cast<double>(first[i]) + rest[i] - mean[c];
                     mean[c] += apart * weight;
@@ -163,6 +165,7 @@ void write_row(const Job& job, const Fold& fold, int64_t n, int64_t z, int64_t y
         std::memset(row, 0, voxel * job.out.size[4]);
         return;
     }
+    const TileLoops& loops = tile_loops();
     char* const first = row + job.pad[2] * voxel;
     const int64_t step = voxels_of_tile(channels);
     for (int64_t x = 0; x < width; x += step) {
@@ -171,13 +174,13 @@ void write_row(const Job& job, const Fold& fold, int64_t n, int64_t z, int64_t y
         for (const View& part : job.parts) {
             const int64_t start = n * part.stride[0] + from_z * part.stride[2] + from_y * part.stride[3] +
                                   x * part.stride[4];
-            load_voxels(part, start, part.stride[4], size, part.size[1], tile + c, padded(channels));
+            loops.load_voxels(part, start, part.stride[4], size, part.size[1], tile + c, padded(channels));
             c += part.size[1];
         }
         if (job.groups == 0) {
-            finish_layer(tile, size, fold, static_cast<float>(job.eps), job.silu, job.out.dtype, first + x * voxel);
+            loops.finish_layer(tile, size, fold, static_cast<float>(job.eps), job.silu, job.out.dtype, first + x * voxel);
         } else {
-            finish_group(tile, size, fold, job.silu, job.out.dtype, first + x * voxel);
+            loops.finish_group(tile, size, fold, job.silu, job.out.dtype, first + x * voxel);
         }
     }
     char* const last = first + (width - 1) * voxel;

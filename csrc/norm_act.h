@@ -3,7 +3,6 @@
 
 #include <vector>
 
-#include "lanes.h"
 #include "view.h"
 
 namespace scorefusion {
@@ -11,8 +10,10 @@ namespace scorefusion {
 constexpr int64_t kTile = 4096;  // floats of a tile of whole voxels, unless one voxel has more
 constexpr int kBlock = 64;  // voxels, and channels, of a block of statistics: 16 KiB of floats
 
+constexpr int kRow = 16;  // floats of the widest vector
+
 // A tile's rows are whole vectors.
-SF_INLINE int64_t padded(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
+SF_INLINE int64_t padded(int64_t channels) { return (channels + kRow - 1) / kRow * kRow; }
 
 // y = (h - centre) * slope + offset, by channel; zeros up to a whole vector.
 struct Fold {
@@ -23,20 +24,23 @@ struct Fold {
     std::vector<float> centre, slope, offset;
 };
 
-// Widens `voxels` voxels, `step` elements apart from element `start`, into rows of `tile`, `row` floats apart.
-void load_voxels(const View& view, int64_t start, int64_t step, int64_t voxels, int64_t channels, float* tile,
-                 int64_t row);
+// The loops of one instruction set.
+struct TileLoops {
+    // Widens `voxels` voxels, `step` elements apart from element `start`, into rows of `tile`, `row` floats apart.
+    void (*load_voxels)(const View& view, int64_t start, int64_t step, int64_t voxels, int64_t channels, float* tile,
+                        int64_t row);
+    // Over the voxels of a tile whose rows are kBlock floats: a first mean of each channel, what it lacks, and the
+    // sum of squares about the mean.
+    void (*block_moments)(const float* tile, int64_t voxels, int64_t channels, float* first, float* rest,
+                          float* squares);
+    // Of at most kTile / kRow voxels, normalises each over its channels (fold.centre is subtracted before), folds,
+    // activates, stores.
+    void (*finish_layer)(float* tile, int64_t voxels, const Fold& fold, float eps, bool silu, DType dtype, void* out);
+    // Folds, activates and stores.
+    void (*finish_group)(const float* tile, int64_t voxels, const Fold& fold, bool silu, DType dtype, void* out);
+};
 
-// Over the voxels of a tile whose rows are kBlock floats: a first mean of each channel, what it lacks, and the
-// sum of squares about the mean.
-void block_moments(const float* tile, int64_t voxels, int64_t channels, float* first, float* rest,
-                   float* squares);
-
-// Of at most kTile / kLanes voxels, normalises each over its channels (fold.centre is subtracted before), folds,
-// activates, stores.
-void finish_layer(float* tile, int64_t voxels, const Fold& fold, float eps, bool silu, DType dtype, void* out);
-
-// Folds, activates and stores.
-void finish_group(const float* tile, int64_t voxels, const Fold& fold, bool silu, DType dtype, void* out);
+// The best that this processor has.
+const TileLoops& tile_loops();
 
 }  // namespace scorefusion

@@ -1,0 +1,194 @@
+// The vector loops of norm_act, over one tile in the first-level cache, for one instruction set: included after
+// lanes.h, in the same namespace; no include guard, no #include.
+
+constexpr int kSquare = 8;  // voxels, and channels, that are turned, or summed, together
+
+// Floats of a row that the loops pass over: whole vectors.
+SF_INLINE int64_t filled(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
+
+template <typename T>
+SF_INLINE void load_as(const View& view, int64_t start, int64_t step, int64_t voxels, int64_t channels,
+                       float* __restrict tile, int64_t row) {
+    const T* __restrict source = static_cast<const T*>(view.data) + start;
+    const int64_t across = view.stride[1];
+    if (across == 1) {
+        for (int64_t v = 0; v < voxels; ++v) {
+            int64_t c = 0;
+            for (; c + kLanes <= channels; c += kLanes) store_lanes(tile + v * row + c, widen_lanes(source + v * step + c));
+            for (; c < channels; ++c) tile[v * row + c] = to_float(source[v * step + c]);
+        }
+        return;
+    }
+    // Eight voxels and eight channels at a time through a square that the compiler turns in registers.
+    int64_t c = 0;
+    for (; step == 1 && c + kSquare <= channels; c += kSquare) {
+        int64_t v = 0;
+        for (; v + kSquare <= voxels; v += kSquare) {
+            float square[kSquare][kSquare];
+            for (int i = 0; i < kSquare; ++i) {
+                for (int j = 0; j < kSquare; ++j) square[i][j] = to_float(source[(c + i) * across + v + j]);
+            }
+            for (int j = 0; j < kSquare; ++j) {
+                for (int i = 0; i < kSquare; ++i) tile[(v + j) * row + c + i] = square[i][j];
+            }
+        }
+        for (; v < voxels; ++v) {
+            for (int i = 0; i < kSquare; ++i) tile[v * row + c + i] = to_float(source[(c + i) * across + v]);
+        }
+    }
+    for (; c < channels; ++c) {
+        for (int64_t v = 0; v < voxels; ++v) tile[v * row + c] = to_float(source[c * across + v * step]);
+    }
+}
+
+// Of `voxels` <= kSquare rows: mean, what rounding left of it, and variance, by two passes. Eight voxels at once,
+// because summing across the lanes of one takes longer than summing its channels.
+SF_INLINE void moments(const float* h, int64_t voxels, int64_t count, Lanes last, float* mean, float* rest,
+                       float* variance) {
+    const int64_t row = padded(count), whole = filled(count) - kLanes;
+    const Lanes none = spread(0.0f);
+    const float share = 1.0f / static_cast<float>(count);
+    Lanes sums[kSquare], squares[kSquare];
+    for (int v = 0; v < kSquare; ++v) sums[v] = squares[v] = none;
+    for (int64_t v = 0; v < voxels; ++v) {
+        Lanes sum = load_lanes(h + v * row + whole);
+        for (int64_t c = 0; c < whole; c += kLanes) sum = sum + load_lanes(h + v * row + c);
+        sums[v] = sum;
+    }
+    store_sums(sums, share, mean);
+    for (int64_t v = 0; v < voxels; ++v) {
+        const Lanes centre = spread(mean[v]);
+        Lanes sum = (load_lanes(h + v * row + whole) - centre) * last, square = sum * sum;
+        for (int64_t c = 0; c < whole; c += kLanes) {
+            const Lanes apart = load_lanes(h + v * row + c) - centre;
+            sum = sum + apart;
+            square = square + apart * apart;
+        }
+        sums[v] = sum;
+        squares[v] = square;
+    }
+    store_sums(sums, share, rest);
+    store_sums(squares, share, variance);
+    for (int v = 0; v < kSquare; ++v) variance[v] -= rest[v] * rest[v];
+}
+
+// Ones, and zeros beyond the channels of the last vector of a row.
+SF_INLINE Lanes last_lanes(int64_t channels) {
+    float ones[kLanes];
+    for (int i = 0; i < kLanes; ++i) ones[i] = filled(channels) - kLanes + i < channels ? 1.0f : 0.0f;
+    return load_lanes(ones);
+}
+
+// Writes y(c) of every vector of a voxel; the last may be partial. What is stored is never read back here: a wide
+// load of two narrower stores would wait for both to reach the cache.
+template <bool kSilu, typename T, typename Value>
+SF_INLINE void write_voxel(int64_t channels, T* __restrict out, const Value& y) {
+    const int64_t whole = channels / kLanes * kLanes;
+    for (int64_t c = 0; c < whole; c += kLanes) narrow_lanes(kSilu ? silu(y(c)) : y(c), out + c);
+    if (whole == channels) return;
+    T rest[kLanes];
+    narrow_lanes(kSilu ? silu(y(whole)) : y(whole), rest);
+    for (int64_t c = whole; c < channels; ++c) out[c] = rest[c - whole];
+}
+
+template <bool kSilu, typename T>
+SF_INLINE void layer_as(float* tile, int64_t voxels, const Fold& fold, float eps, T* out) {
+    const int64_t channels = fold.channels, row = padded(channels);
+    const float *centre = fold.centre.data(), *slope = fold.slope.data(), *offset = fold.offset.data();
+    const Lanes last = last_lanes(channels);
+    // All voxels' moments before any voxel's activation: the long chains of several then run side by side.
+    float mean[kTile / kRow], rest[kTile / kRow], variance[kTile / kRow];
+    for (int64_t v = 0; fold.shifted && v < voxels; ++v) {
+        float* h = tile + v * row;
+        for (int64_t c = 0; c < row; c += kLanes) store_lanes(h + c, load_lanes(h + c) - load_lanes(centre + c));
+    }
+    for (int64_t v = 0; v < voxels; v += kSquare) {
+        moments(tile + v * row, std::min<int64_t>(kSquare, voxels - v), channels, last, mean + v, rest + v,
+                variance + v);
+    }
+    for (int64_t v = 0; v < voxels; ++v) {
+        const float* h = tile + v * row;
+        // (h - mean) * rstd - rest * rstd has mean 0 and variance 1.
+        const float rstd = 1.0f / std::sqrt(std::max(variance[v], 0.0f) + eps);
+        const Lanes first = spread(mean[v]), times = spread(rstd), moved = spread(-rest[v] * rstd);
+        write_voxel<kSilu>(channels, out + v * channels, [&](int64_t c) SF_LAMBDA_INLINE {
+            const Lanes unit = (load_lanes(h + c) - first) * times + moved;
+            return unit * load_lanes(slope + c) + load_lanes(offset + c);
+        });
+    }
+}
+
+template <bool kSilu, typename T>
+SF_INLINE void group_as(const float* tile, int64_t voxels, const Fold& fold, T* out) {
+    const int64_t channels = fold.channels, row = padded(channels);
+    const float *centre = fold.centre.data(), *slope = fold.slope.data(), *offset = fold.offset.data();
+    for (int64_t v = 0; v < voxels; ++v) {
+        const float* h = tile + v * row;
+        write_voxel<kSilu>(channels, out + v * channels, [&](int64_t c) SF_LAMBDA_INLINE {
+            return (load_lanes(h + c) - load_lanes(centre + c)) * load_lanes(slope + c) + load_lanes(offset + c);
+        });
+    }
+}
+
+inline void load_voxels(const View& view, int64_t start, int64_t step, int64_t voxels, int64_t channels, float* tile,
+                 int64_t row) {
+    switch (view.dtype) {
+        case DType::kBFloat16: load_as<BFloat16>(view, start, step, voxels, channels, tile, row); return;
+        case DType::kFloat16: load_as<Float16>(view, start, step, voxels, channels, tile, row); return;
+        default: load_as<float>(view, start, step, voxels, channels, tile, row); return;
+    }
+}
+
+inline void block_moments(const float* tile, int64_t voxels, int64_t channels, float* first, float* rest,
+                   float* squares) {
+    const Lanes none = spread(0.0f), share = spread(1.0f / static_cast<float>(voxels));
+    for (int64_t c = 0; c < channels; c += kLanes) {
+        const float* from = tile + c;
+        Lanes means[4] = {none, none, none, none}, rests[2] = {none, none}, powers[2] = {none, none};
+        for (int64_t v = 0; v < voxels; ++v) means[v % 4] = means[v % 4] + load_lanes(from + v * kBlock);
+        const Lanes mean = ((means[0] + means[1]) + (means[2] + means[3])) * share;
+        for (int64_t v = 0; v < voxels; ++v) {
+            const Lanes apart = load_lanes(from + v * kBlock) - mean;
+            rests[v % 2] = rests[v % 2] + apart;
+            powers[v % 2] = powers[v % 2] + apart * apart;
+        }
+        const Lanes left = rests[0] + rests[1];
+        store_lanes(first + c, mean);
+        store_lanes(rest + c, left * share);
+        store_lanes(squares + c, (powers[0] + powers[1]) - left * left * share);
+    }
+}
+
+inline void finish_layer(float* tile, int64_t voxels, const Fold& fold, float eps, bool silu, DType dtype, void* out) {
+    switch (dtype) {
+        case DType::kBFloat16:
+            silu ? layer_as<true>(tile, voxels, fold, eps, static_cast<BFloat16*>(out))
+                 : layer_as<false>(tile, voxels, fold, eps, static_cast<BFloat16*>(out));
+            return;
+        case DType::kFloat16:
+            silu ? layer_as<true>(tile, voxels, fold, eps, static_cast<Float16*>(out))
+                 : layer_as<false>(tile, voxels, fold, eps, static_cast<Float16*>(out));
+            return;
+        default:
+            silu ? layer_as<true>(tile, voxels, fold, eps, static_cast<float*>(out))
+                 : layer_as<false>(tile, voxels, fold, eps, static_cast<float*>(out));
+            return;
+    }
+}
+
+inline void finish_group(const float* tile, int64_t voxels, const Fold& fold, bool silu, DType dtype, void* out) {
+    switch (dtype) {
+        case DType::kBFloat16:
+            silu ? group_as<true>(tile, voxels, fold, static_cast<BFloat16*>(out))
+                 : group_as<false>(tile, voxels, fold, static_cast<BFloat16*>(out));
+            return;
+        case DType::kFloat16:
+            silu ? group_as<true>(tile, voxels, fold, static_cast<Float16*>(out))
+                 : group_as<false>(tile, voxels, fold, static_cast<Float16*>(out));
+            return;
+        default:
+            silu ? group_as<true>(tile, voxels, fold, static_cast<float*>(out))
+                 : group_as<false>(tile, voxels, fold, static_cast<float*>(out));
+            return;
+    }
+}
