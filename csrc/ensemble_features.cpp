@@ -9,6 +9,7 @@
 
 #include "bind.h"
 #include "parallel.h"
+#include "processor.h"
 
 #if defined(SF_HAS_TARGET_CLONES) && defined(__x86_64__) && !defined(__clang__)
 #define SF_HAS_WIDE_LOOPS
@@ -60,18 +61,15 @@ struct Loops {
 // The best that this processor has, for products of bfloat16 pairs or of float32.
 Loops loops(bool pairs) {
 #if defined(SF_HAS_WIDE_LOOPS)
-    static const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                           __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-    static const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("avx512vl");
-    static const bool bf16 = v4 && __builtin_cpu_supports("avx512bf16");
-    if (v4) {
+    const InstructionSet here = instruction_set();
+    if (here >= InstructionSet::kAvx512) {
         const Loops wide{avx512::pack_weight<Single>, avx512::add_range, avx512::backward_range, avx512::kGroup};
-        if (!pairs || !bf16) return wide;
+        if (!pairs || here != InstructionSet::kAvx512BF16) return wide;
         return {avx512_bf16::pack_weight<Pair>, avx512_bf16::add_pairs, wide.backward, wide.group};
     }
-    if (v3) return {avx2::pack_weight<Single>, avx2::add_range, avx2::backward_range, avx2::kGroup};
+    if (here == InstructionSet::kAvx2) {
+        return {avx2::pack_weight<Single>, avx2::add_range, avx2::backward_range, avx2::kGroup};
+    }
 #endif
     (void)pairs;
     return {baseline::pack_weight<Single>, baseline::add_range, baseline::backward_range, baseline::kGroup};

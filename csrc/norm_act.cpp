@@ -178,7 +178,8 @@ void write_row(const Job& job, const Fold& fold, int64_t n, int64_t z, int64_t y
             c += part.size[1];
         }
         if (job.groups == 0) {
-            loops.finish_layer(tile, size, fold, static_cast<float>(job.eps), job.silu, job.out.dtype, first + x * voxel);
+            const auto eps = static_cast<float>(job.eps);
+            loops.finish_layer(tile, size, fold, eps, job.silu, job.out.dtype, first + x * voxel);
         } else {
             loops.finish_group(tile, size, fold, job.silu, job.out.dtype, first + x * voxel);
         }

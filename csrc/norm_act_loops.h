@@ -14,7 +14,9 @@ SF_INLINE void load_as(const View& view, int64_t start, int64_t step, int64_t vo
     if (across == 1) {
         for (int64_t v = 0; v < voxels; ++v) {
             int64_t c = 0;
-            for (; c + kLanes <= channels; c += kLanes) store_lanes(tile + v * row + c, widen_lanes(source + v * step + c));
+            for (; c + kLanes <= channels; c += kLanes) {
+                store_lanes(tile + v * row + c, widen_lanes(source + v * step + c));
+            }
             for (; c < channels; ++c) tile[v * row + c] = to_float(source[v * step + c]);
         }
         return;

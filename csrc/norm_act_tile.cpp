@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "norm_act.h"
+#include "processor.h"
 
 #if defined(SF_HAS_TARGET_CLONES) && defined(__x86_64__) && !defined(__clang__)
 #define SF_HAS_WIDE_LOOPS
@@ -51,17 +52,16 @@ constexpr int kLanes = 16;
 
 TileLoops best() {
 #if defined(SF_HAS_WIDE_LOOPS)
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512vl");
-    if (v4 && __builtin_cpu_supports("avx512bf16")) {
-        return {avx512_bf16::load_voxels, avx512_bf16::block_moments, avx512_bf16::finish_layer,
-                avx512_bf16::finish_group};
+    switch (instruction_set()) {
+        case InstructionSet::kAvx512BF16:
+            return {avx512_bf16::load_voxels, avx512_bf16::block_moments, avx512_bf16::finish_layer,
+                    avx512_bf16::finish_group};
+        case InstructionSet::kAvx512:
+            return {avx512::load_voxels, avx512::block_moments, avx512::finish_layer, avx512::finish_group};
+        case InstructionSet::kAvx2:
+            return {avx2::load_voxels, avx2::block_moments, avx2::finish_layer, avx2::finish_group};
+        default: break;
     }
-    if (v4) return {avx512::load_voxels, avx512::block_moments, avx512::finish_layer, avx512::finish_group};
-    if (v3) return {avx2::load_voxels, avx2::block_moments, avx2::finish_layer, avx2::finish_group};
 #endif
     return {baseline::load_voxels, baseline::block_moments, baseline::finish_layer, baseline::finish_group};
 }
