@@ -9,11 +9,8 @@
 #include <optional>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "bind.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace scorefusion {
@@ -22,7 +19,6 @@ namespace {
 constexpr int kSlices = 16;   // slices whose rows are held at once: a cache line of floats
 constexpr int kPixels = 256;  // pixels of a block
 constexpr int kGroup = 4;     // the interleaving's unit, and the alignment of a block's channels
-constexpr int64_t kHuge = int64_t{1} << 21;
 
 struct Source {  // one channel of a volume, as stacks of slices
     const void* data;
@@ -271,18 +267,6 @@ struct Worker {
     }
 };
 
-// Asks for huge pages under a large result that has just been allocated: its first touch is otherwise dearer than
-// all the rest. A hint; where it cannot be followed, nothing changes.
-void prefer_huge_pages(const View& out, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const auto begin = (reinterpret_cast<uintptr_t>(out.data) + kHuge - 1) / kHuge * kHuge;
-    const auto end = (reinterpret_cast<uintptr_t>(out.data) + bytes) / kHuge * kHuge;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)out, (void)bytes;
-#endif
-}
-
 template <typename E>
 void gather_as(const Slab& slab, int64_t batch, int threads) {
     const int64_t blocks = (slab.width + kPixels - 1) / kPixels;
@@ -307,7 +291,7 @@ void gather(Slab& slab, int64_t batch, int threads) {
     const int64_t elements = slab.out.size[0] * slab.height * slab.width * static_cast<int64_t>(slab.picks.size());
     if (elements == 0) return;
     const bool single = slab.out.dtype == DType::kFloat32;
-    prefer_huge_pages(slab.out, elements * (single ? 4 : 2));
+    prefer_huge_pages(slab.out);
     if (single) {
         gather_as<uint32_t>(slab, batch, threads);
     } else {

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "bind.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace scorefusion {
@@ -250,6 +251,7 @@ void bind_norm_act(pybind11::module_& m) {
            const Optional& scale, const Optional& shift, const Optional& add, int64_t groups, double eps, bool silu,
            int64_t pad, bool replicate, int threads) {
             py::gil_scoped_release unlocked;
+            prefer_huge_pages(out);
             Job job;
             job.out = as_volume(out);
             job.parts.push_back(as_volume(x));
