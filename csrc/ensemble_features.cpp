@@ -75,7 +75,7 @@ Loops loops(bool pairs) {
     return {baseline::pack_weight<Single>, baseline::add_range, baseline::backward_range, baseline::kGroup};
 }
 
-constexpr double kWorthAThread = 4e6;  // multiply-adds: a thread's start costs as much as a hundredth of them
+constexpr double kWorthAThread = 4e6;  // multiply-adds that a thread gets at least
 
 void add_slab(const Slab& slab, int threads) {
     const Loops fit = loops(slab.features.dtype == DType::kBFloat16 && slab.weight.dtype == DType::kBFloat16);
