@@ -105,7 +105,7 @@ def _fused(
     """One pass over the volume a step: `ops.fuse_step`, which finds its row on the device."""
     rows = torch.tensor(table.rows[:, 2:], dtype=x.dtype, device=x.device)
     numbers = torch.arange(len(table), dtype=torch.int32, device=x.device)
-    keys = torch.tensor([_signed(int(seed)) for seed in seeds], dtype=torch.int64, device=x.device)
+    keys = torch.tensor([signed(int(seed)) for seed in seeds], dtype=torch.int64, device=x.device)
     factor, measured = (1, 1, 1), None
     if project is not None:
         project.check(x)
@@ -141,6 +141,6 @@ def _composed(
     return update
 
 
-def _signed(seed: int) -> int:
-    """The seed's 64-bit two's complement."""
+def signed(seed: int) -> int:
+    """Return a seed's 64-bit two's complement."""
     return seed - 2**64 if seed >= 2**63 else seed

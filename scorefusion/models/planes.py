@@ -20,3 +20,17 @@ def slice_count(volume: Tensor, plane: Plane) -> int:
 def as_slices(volume: Tensor, plane: Plane) -> Tensor:
     """View a volume ``[B, C, D, H, W]`` as ``[B, n, C, h, w]``, slice-major; nothing is copied."""
     return volume.movedim(AXIS[plane], 1)
+
+
+def slab_rows(count: int, pixels: int, unit: int, slab: int | None = None) -> int:
+    """Slices that a 2D network is given at once: whole blocks of the coarsest feature scale, evenly shared.
+
+    Args:
+        count: slices there are, a multiple of ``unit``.
+        pixels: pixels of a slice, over the batch.
+        unit: slices of a block, the largest of the model's feature scales.
+        slab: slices wanted at once, rounded up to whole blocks; about 2^17 pixels when None.
+    """
+    blocks = max(1, 2**17 // (pixels * unit)) if slab is None else max(1, -(-slab // unit))
+    slabs = -(-count // (min(blocks, count // unit) * unit))
+    return -(-count // (slabs * unit)) * unit

@@ -19,7 +19,7 @@ from ..ops.gather_slices import gather_slices
 from ..reference.planes import AXIS
 from .config import PLANES, ModelConfig, Plane, UNetConfig, require_strategy
 from .features import FeatureLayer
-from .planes import slice_count
+from .planes import slab_rows, slice_count
 from .unet import UNet
 
 Scores = tuple[Tensor, ...]
@@ -181,7 +181,8 @@ class ScoreFusion(nn.Module):
         if isinstance(inputs, Tensor):
             inputs = self.prepare(inputs)
         x = self.padded(self.scaled(x_t, level))
-        use = self._planes_used(strategy, planes, step)
+        use = planes_used(self.config, strategy, planes)
+        use = (use[step % len(use)],) if strategy == "alternate" else use
         if strategy in ("single", "alternate", "average"):
             chosen = [k for k, branch in enumerate(self.config.branches) if branch.plane in use]
             scores, _ = self.branch_outputs(x, inputs, level, chosen, slab=slab)
@@ -250,20 +251,6 @@ class ScoreFusion(nn.Module):
         """Fuse the branches' outputs: ``[B, 1, D, H, W]`` on the padded grid."""
         return fuse_scores(*self.fusion_of(x, inputs, level, scores, totals))
 
-    def _planes_used(self, strategy: str, planes: Sequence[Plane] | None, step: int) -> tuple[Plane, ...]:
-        have = tuple(plane for plane in PLANES if any(b.plane == plane for b in self.config.branches))
-        if planes is not None and not set(planes) <= set(have):
-            raise ScoreFusionError(
-                f"the model has branches for {', '.join(have)}; got planes {', '.join(planes)}"
-            )
-        if strategy == "single":
-            only = self.config.sampling.single_plane
-            return tuple(planes) if planes else (only,) if only else have[:1]
-        if strategy == "alternate":
-            cycle = tuple(planes) if planes else have
-            return (cycle[step % len(cycle)],)
-        return have
-
     def branch_outputs(
         self,
         x: Tensor,
@@ -291,7 +278,8 @@ class ScoreFusion(nn.Module):
             network = cast(UNet, self.slice_networks[branch.network])
             dtype = next(network.parameters()).dtype
             count = slice_count(x, branch.plane)
-            rows = self._rows(slab, x.numel() // count)
+            unit = max(self.config.feature_scales, default=1)
+            rows = slab_rows(count, x.numel() // count, unit, slab)
             axis = AXIS[branch.plane]
             plane_size = [length for place, length in enumerate(size, start=2) if place != axis]
             stack = x.new_empty(batch, count, 1, *plane_size, dtype=dtype)
@@ -339,10 +327,22 @@ class ScoreFusion(nn.Module):
             return volume
         return F.pad(volume, (0, pads[2], 0, pads[1], 0, pads[0]), mode="replicate")
 
-    def _rows(self, slab: int | None, pixels: int) -> int:
-        """Slices at once: ``slab`` or about 2^17 pixels, rounded to a multiple of every feature scale."""
-        unit = max(self.config.feature_scales, default=1)
-        return (max(1, 2**17 // (pixels * unit)) if slab is None else -(-slab // unit)) * unit
+
+def planes_used(config: ModelConfig, strategy: str, planes: Sequence[Plane] | None) -> tuple[Plane, ...]:
+    """The planes that a strategy uses; for ``alternate`` the cycle that steps take turns in.
+
+    Raises:
+        ScoreFusionError: for a plane that the model has no branch for.
+    """
+    have = tuple(plane for plane in PLANES if any(b.plane == plane for b in config.branches))
+    if planes is not None and not set(planes) <= set(have):
+        raise ScoreFusionError(
+            f"the model has branches for {', '.join(have)}; got planes {', '.join(planes)}"
+        )
+    if strategy == "single":
+        only = config.sampling.single_plane
+        return tuple(planes) if planes else (only,) if only else have[:1]
+    return tuple(planes) if planes and strategy == "alternate" else have
 
 
 def cropped(fusion: Fusion, size: Sequence[int]) -> Fusion:

@@ -29,6 +29,7 @@ def gather_slices(
     context: int,
     order: str = "modality",
     dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Cut a slab of 2.5D slices: `[condition with its neighbours, common, x_t]` on the channel axis.
@@ -49,26 +50,49 @@ def gather_slices(
         context: neighbours on either side.
         order: "modality" (all neighbours of one condition, then of the next) or "slice".
         dtype: of the result; values are rounded to the nearest, ties to even.
+        out: where to write instead of a new tensor: of the result's shape and dtype, channels last.
         backend: "torch", "cpp" or "triton"; chosen by `scorefusion.ops.backends` if not given.
 
     Returns:
-        [B·(stop - start), (2·context + 1)·len(channels) + p + t, h, w], channels last in memory.
+        [B·(stop - start), (2·context + 1)·len(channels) + p + t, h, w], channels last in memory: ``out``
+        where it is given.
 
     Raises:
-        ScoreFusionError: if shapes, dtypes or devices disagree, the slab or a channel is not there, or the
-            backend cannot run.
+        ScoreFusionError: if shapes, dtypes or devices disagree, the slab or a channel is not there, ``out``
+            is given where a gradient is needed, or the backend cannot run.
     """
     seen = None if channels is None else [int(channel) for channel in channels]
     _check(x_t, condition, common, plane, start, stop, seen, context, order, dtype)
     if seen == list(range(condition.shape[1])):
         seen = None
     volumes = [x_t, condition] if common is None else [x_t, condition, common]
+    if out is not None:
+        _check_out(out, (x_t, condition, common, plane, stop - start, seen, context, dtype))
     if torch.is_grad_enabled() and any(volume.requires_grad for volume in volumes):
+        if out is not None:
+            raise ScoreFusionError("gather_slices has no gradient where it writes into out")
         choose("gather_slices with gradients", x_t.device, backend, ("torch",))
         return reference.gather_slices(
             x_t, condition, common, plane, start, stop, seen, context, order, dtype
         )
-    return _gather_slices(x_t, condition, common, plane, start, stop, seen, context, order, dtype, backend)
+    if out is None:
+        return _gather_slices(
+            x_t, condition, common, plane, start, stop, seen, context, order, dtype, backend
+        )
+    _gather_slices_into(out, x_t, condition, common, plane, start, stop, seen, context, order, backend)
+    return out
+
+
+def _check_out(out: Tensor, arguments: tuple) -> None:
+    """Raise unless out is laid out as the result would be."""
+    shape, dtype = _shape(*arguments[:-1]), arguments[-1]
+    if list(out.shape) != shape or out.dtype != dtype or out.device != arguments[0].device:
+        raise ScoreFusionError(
+            f"gather_slices needs out {shape} in {dtype} on {arguments[0].device}; "
+            f"got {list(out.shape)} in {out.dtype} on {out.device}"
+        )
+    if not out.is_contiguous(memory_format=torch.channels_last):
+        raise ScoreFusionError(f"gather_slices needs out channels last; got strides {list(out.stride())}")
 
 
 def _check(
@@ -115,7 +139,7 @@ def _check(
         raise ScoreFusionError(f"gather_slices needs a floating dtype for its result, got {dtype}")
 
 
-def _empty(
+def _shape(
     x_t: Tensor,
     condition: Tensor,
     common: Tensor | None,
@@ -123,12 +147,14 @@ def _empty(
     slices: int,
     channels: list[int] | None,
     context: int,
-    dtype: torch.dtype,
-) -> Tensor:
+) -> list[int]:
     seen = condition.shape[1] if channels is None else len(channels)
     depth = (2 * context + 1) * seen + (0 if common is None else common.shape[1]) + x_t.shape[1]
     size = [length for axis, length in enumerate(x_t.shape) if axis not in (0, 1, AXIS[plane])]
-    shape = (x_t.shape[0] * slices, depth, *size)
+    return [x_t.shape[0] * slices, depth, *size]
+
+
+def _empty(x_t: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=x_t.device, memory_format=torch.channels_last)
 
 
@@ -146,17 +172,50 @@ def _gather_slices(
     dtype: torch.dtype,
     backend: str | None,
 ) -> Tensor:
-    dtypes = [x_t.dtype, condition.dtype, dtype] + ([] if common is None else [common.dtype])
+    out = _empty(x_t, _shape(x_t, condition, common, plane, stop - start, channels, context), dtype)
+    _write(out, x_t, condition, common, plane, start, stop, channels, context, order, backend)
+    return out
+
+
+@torch.library.custom_op("scorefusion::gather_slices_into", mutates_args={"out"})
+def _gather_slices_into(
+    out: Tensor,
+    x_t: Tensor,
+    condition: Tensor,
+    common: Tensor | None,
+    plane: str,
+    start: int,
+    stop: int,
+    channels: list[int] | None,
+    context: int,
+    order: str,
+    backend: str | None,
+) -> None:
+    _write(out, x_t, condition, common, plane, start, stop, channels, context, order, backend)
+
+
+def _write(
+    out: Tensor,
+    x_t: Tensor,
+    condition: Tensor,
+    common: Tensor | None,
+    plane: str,
+    start: int,
+    stop: int,
+    channels: list[int] | None,
+    context: int,
+    order: str,
+    backend: str | None,
+) -> None:
+    dtypes = [x_t.dtype, condition.dtype, out.dtype] + ([] if common is None else [common.dtype])
     chosen = choose("gather_slices", x_t.device, backend, IMPLEMENTED, dtypes)
-    if chosen == "torch":
-        return reference.gather_slices(
-            x_t, condition, common, plane, start, stop, channels, context, order, dtype
-        )
-    out = _empty(x_t, condition, common, plane, stop - start, channels, context, dtype)
     if out.numel() == 0:
-        return out
+        return
     seen = list(range(condition.shape[1])) if channels is None else channels
-    if chosen == "cpp":
+    if chosen == "torch":
+        plain = (x_t, condition, common, plane, start, stop, channels, context, order, out.dtype)
+        out.copy_(reference.gather_slices(*plain))
+    elif chosen == "cpp":
         from scorefusion import _C
 
         shared = None if common is None else view(common)
@@ -167,7 +226,6 @@ def _gather_slices(
         from scorefusion.kernels.gather_slices import gather_slices as kernel
 
         kernel(out, x_t, condition, common, AXIS[plane], start, stop, seen, context, order)
-    return out
 
 
 @_gather_slices.register_fake
@@ -184,4 +242,9 @@ def _(
     dtype: torch.dtype,
     backend: str | None,
 ) -> Tensor:
-    return _empty(x_t, condition, common, plane, stop - start, channels, context, dtype)
+    return _empty(x_t, _shape(x_t, condition, common, plane, stop - start, channels, context), dtype)
+
+
+@_gather_slices_into.register_fake
+def _(*arguments: object) -> None:
+    return None

@@ -1,0 +1,318 @@
+"""A denoising step over static buffers: slabs through the 2D networks, features streamed, scores fused.
+
+    for each branch, for each slab of its slices:
+        gather_slices -> cut;  2D network -> scores, features;  ensemble_features: total += features
+    3D network over [x_t, condition, position, mask, scores] and the totals -> maps
+    fuse_step -> x, x0;  index += 1
+
+Whatever the step depends on lies in buffers on the device: the volumes, the solver's rows, the row's number,
+the seeds. So the same launches serve every step, seed and table, and on CUDA one captured graph does.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..diffusion.level import NoiseLevel, input_scale
+from ..diffusion.sample import Callback, signed
+from ..diffusion.solvers import Table
+from ..errors import ScoreFusionError
+from ..models.config import PLANES, Plane
+from ..models.features import FeatureLayer
+from ..models.score_fusion import ScoreFusion, cropped, network_time
+from ..models.unet import UNet
+from ..ops.fuse_scores import Fusion
+from ..ops.fuse_step import fuse_step
+from ..ops.gather_slices import gather_slices
+from ..ops.noise import normal
+from ..reference.planes import AXIS
+from .plan import ROWS, Plan, cut_channels, smaller_slabs
+from .runners import EagerRunner, Runner
+
+Runners = Mapping[str, Runner]
+
+
+class Engine:
+    """Samples volumes of one shape with one strategy; its results are the plain model's.
+
+    Args:
+        model: in evaluation mode; its networks in ``plan.dtype``. Weights changed in place are honoured.
+        plan: the shape, the strategy and the buffers, from :func:`.plan.plan`.
+        runners: how each slice network runs, by name; eagerly when None.
+        device: of the buffers; the model's when None.
+
+    An engine serves one thread at a time.
+    """
+
+    def __init__(
+        self,
+        model: ScoreFusion,
+        plan: Plan,
+        *,
+        runners: Runners | None = None,
+        device: torch.device | None = None,
+    ):
+        self.model, self.plan = model, plan
+        self.device = device or next(model.parameters()).device
+        self.runners: Runners = runners or {
+            name: EagerRunner(cast(UNet, network), plan.scales)
+            for name, network in model.slice_networks.items()
+        }
+        self.buffers = {buffer.name: self._allocate(buffer.shape, buffer.dtype) for buffer in plan.buffers}
+        self.index = torch.zeros(1, dtype=torch.int32, device=self.device)
+        self.rows = torch.zeros(ROWS, 6, device=self.device)
+        self.seeds = torch.zeros(plan.batch, dtype=torch.int64, device=self.device)
+        self.labels = {plane: torch.full((1,), n, device=self.device) for n, plane in enumerate(PLANES)}
+        self._told = [*model.slice_networks] + (["fusion"] if plan.fuses else [])
+        self._levels = torch.zeros(ROWS, len(self._told) + 1, device=self.device)
+        self._level = torch.zeros(1, len(self._told) + 1, device=self.device)
+        self._measured = False
+        self._origin, self._sample, self._turn, self._steps = (0, 0, 0), 0, 0, 0
+
+    def load(
+        self,
+        condition: Tensor,
+        *,
+        origin: Sequence[int] = (0, 0, 0),
+        full: Sequence[int] | None = None,
+        measured: Tensor | None = None,
+    ) -> None:
+        """Take the conditions of the volumes to be drawn.
+
+        Args:
+            condition: ``[B, C, d, h, w]`` in [-1, 1], or with a batch of 1 that all share.
+            origin: (z, y, x) of the box inside the whole volume.
+            full: size of the whole volume; the box's own by default.
+            measured: block means of the residual, ``[B or 1, 1, d/rz, h/ry, w/rx]``; zero when None.
+
+        Raises:
+            ScoreFusionError: for another shape than the plan's.
+        """
+        if tuple(condition.shape[2:]) != self.plan.size or condition.shape[0] not in (1, self.plan.batch):
+            expected = [self.plan.batch, len(self.plan.config.conditions), *self.plan.size]
+            raise ScoreFusionError(f"the engine was made for {expected}, got {list(condition.shape)}")
+        inputs = self.model.prepare(condition, origin=origin, full=full)
+        self._origin = (origin[0], origin[1], origin[2])
+        self.buffers["condition"].copy_(inputs.condition)
+        if inputs.common is not None:
+            self.buffers["common"].copy_(inputs.common)
+        if "measured" in self.buffers:
+            self.buffers["measured"].zero_() if measured is None else self.buffers["measured"].copy_(measured)
+        if "stacked" in self.buffers:
+            stacked = self.buffers["stacked"]
+            stacked.zero_()
+            last = 1 + inputs.condition.shape[1]
+            stacked[:, 1:last].copy_(inputs.condition)
+            if inputs.common is not None:
+                stacked[:, last : last + inputs.common.shape[1]].copy_(inputs.common)
+
+    def start(
+        self, table: Table, seeds: Sequence[int], *, sample: int = 0, prior_mean: Tensor | None = None
+    ) -> None:
+        """Begin at the table's first noise level.
+
+        Args:
+            table: the solver, of at most :data:`.plan.ROWS` rows.
+            seeds: one for each volume.
+            sample: index of the sample.
+            prior_mean: mean of x0 that a late start begins from; zero if not given.
+
+        Raises:
+            ScoreFusionError: for more rows than there is room for, or another number of seeds.
+        """
+        if len(table) > ROWS or len(seeds) != self.plan.batch:
+            raise ScoreFusionError(
+                f"an engine for {self.plan.batch} volumes takes as many seeds and up to {ROWS} steps; "
+                f"got {len(seeds)} seeds and {len(table)} steps"
+            )
+        self._take_levels(table)
+        self.seeds.copy_(torch.tensor([signed(int(seed)) for seed in seeds], dtype=torch.int64))
+        self.index.zero_()
+        self._sample, self._turn, self._steps = sample, 0, len(table)
+        shape = (self.plan.batch, 1, *self.plan.size)
+        x = self.buffers["x"]
+        x.copy_(normal(shape, seeds, 0, origin=self._origin, sample=sample, device=self.device))
+        x.mul_(math.sqrt(1.0 - table.abar_start))
+        if prior_mean is not None:
+            x.add_(prior_mean, alpha=math.sqrt(table.abar_start))
+        self.buffers["x0"].zero_()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One evaluation and one row of the solver; where memory runs out, again with half the slab.
+
+        Raises:
+            ScoreFusionError: after the table's last row.
+        """
+        if self._turn >= self._steps:
+            raise ScoreFusionError(f"the solver has {self._steps} rows, and all are done; call start first")
+        cycle = self.plan.planes
+        planes = (cycle[self._turn % len(cycle)],) if self.plan.strategy == "alternate" else cycle
+        while True:
+            try:
+                self._step(planes)
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or not self._halve():
+                    raise
+        self._turn += 1
+
+    def run(
+        self,
+        table: Table,
+        seeds: Sequence[int],
+        *,
+        sample: int = 0,
+        prior_mean: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Draw one sample of each volume; arguments as for :meth:`start`.
+
+        Args:
+            callback: called as callback(step, total, x0) after each step; raise in it to cancel.
+
+        Returns:
+            A new float32 tensor ``[B, 1, d, h, w]``.
+        """
+        with torch.no_grad():
+            self.start(table, seeds, sample=sample, prior_mean=prior_mean)
+        for step in range(1, len(table) + 1):
+            self.step()
+            if callback is not None:
+                callback(step, len(table), self.buffers["x0"])
+        return self.buffers["x"].clone()
+
+    def _step(self, planes: Sequence[Plane]) -> None:
+        torch.index_select(self._levels, 0, self.index, out=self._level)
+        x = self._padded()
+        branches = [k for k in self.plan.branches if self.plan.fuses or self._plane(k) in planes]
+        for scale in self.plan.scales:
+            layer = cast(FeatureLayer, self.model.features[str(scale)])
+            self.buffers[f"total.{scale}"].copy_(layer.bias[None, :, None, None, None])
+        for k in branches:
+            self._branch(k, x)
+        fusion = cropped(self._fusion(x, branches), self.plan.size)
+        config, buffers = self.plan.config, self.buffers
+        factor = config.degradation.factor if config.degradation.kind == "block-mean" else 1
+        x_next, x0 = fuse_step(
+            *fusion, buffers["x"], buffers["x0"], self.rows, self.index, self.seeds,
+            clamp=config.sampling.clamp, factor=(factor,) * 3, measured=buffers.get("measured"),
+            origin=self._origin, sample=self._sample,
+        )  # fmt: skip
+        buffers["x"].copy_(x_next)
+        buffers["x0"].copy_(x0)
+        self.index.add_(1)
+
+    def _branch(self, k: int, x: Tensor) -> None:
+        """Fill a branch's scores and add its features to the totals, slab by slab."""
+        config, plan, batch = self.plan.config, self.plan, self.plan.batch
+        branch, stack = config.branches[k], self.buffers[f"scores.{k}"]
+        runner, time = self.runners[branch.network], self._time(branch.network)
+        rows, count = plan.rows[branch.plane], plan.slice_count(branch.plane)
+        for start in range(0, count, rows):
+            stop = min(start + rows, count)
+            slices = batch * (stop - start)
+            cut = self._cut(k, slices)
+            gather_slices(
+                x, self.buffers["condition"], self.buffers.get("common"), branch.plane, start, stop,
+                channels=branch.conditions, context=config.context, order=config.context_order,
+                dtype=plan.dtype, out=cut,
+            )  # fmt: skip
+            output, found = runner(cut, time.expand(slices), self.labels[branch.plane].expand(slices))
+            stack[:, start:stop].copy_(output.unflatten(0, (batch, stop - start)))
+            for scale in plan.scales:
+                layer = cast(FeatureLayer, self.model.features[str(scale)])
+                layer.add(self.buffers[f"total.{scale}"], found[scale], k, branch.plane, start)
+
+    def _fusion(self, x: Tensor, branches: Sequence[int]) -> Fusion:
+        """What is to be fused, after the 3D network where there is one."""
+        config, plan = self.plan.config, self.plan
+        scores = tuple(self.buffers[f"scores.{k}"].movedim(1, AXIS[self._plane(k)]) for k in branches)
+        if not plan.fuses:
+            return Fusion(scores, None, (1.0 / len(scores),) * len(scores))
+        stacked, network = self.buffers["stacked"], self.model.fusion
+        assert network is not None
+        stacked[:, :1].copy_(x)
+        first = stacked.shape[1] - len(config.branches)
+        for place, score in enumerate(scores, start=first):
+            stacked[:, place : place + 1].copy_(score)
+        totals = {scale: self.buffers[f"total.{scale}"] for scale in plan.scales}
+        maps = network(stacked, self._time("fusion").expand(plan.batch), inject=totals)
+        if plan.strategy == "volume":
+            return Fusion((maps[:, -1:],), None, (config.residual_gain,))
+        return Fusion(scores, maps, config.weights, config.residual_gain)
+
+    def _padded(self) -> Tensor:
+        """The networks' view of x: scaled, and its edges repeated up to the grid."""
+        x, padded = self.buffers["x"], self.buffers.get("padded")
+        if padded is None:
+            return x
+        d, h, w = self.plan.size
+        torch.mul(x, self._level[0, -1], out=padded[:, :, :d, :h, :w])
+        parts = ((4, w, padded[:, :, :d, :h]), (3, h, padded[:, :, :d]), (2, d, padded))
+        for axis, length, part in parts:
+            edge = part.narrow(axis, length, part.shape[axis] - length)
+            edge.copy_(part.narrow(axis, length - 1, 1).expand_as(edge))
+        return padded
+
+    def _take_levels(self, table: Table) -> None:
+        """Put the solver's rows, and what each network is told at each, on the device."""
+        rows, config = torch.tensor(table.rows), self.plan.config
+        level = NoiseLevel(rows[:, 0], rows[:, 1].to(torch.int64))
+        told = [
+            network_time(config.fusion, level)
+            if name == "fusion" and config.fusion is not None
+            else network_time(config.slice_networks[name], level, config.halved_slice_time)
+            for name in self._told
+        ]
+        told.append(input_scale(config.prediction, level.abar, config.sigma_data))
+        self._levels[: len(table)].copy_(torch.stack([each.to(torch.float32) for each in told], dim=1))
+        self.rows[: len(table)].copy_(rows[:, 2:])
+
+    def _time(self, network: str) -> Tensor:
+        place = self._told.index(network)
+        return self._level[0, place : place + 1]
+
+    def _plane(self, k: int) -> Plane:
+        return self.plan.config.branches[k].plane
+
+    def _cut(self, k: int, slices: int) -> Tensor:
+        """A view of the cut buffer for that many slices of a branch, channels last."""
+        h, w = self.plan.slice_size(self._plane(k))
+        channels = cut_channels(self.plan.config, k)
+        flat = self.buffers["cut"][: slices * channels * h * w]
+        return flat.view(slices, h, w, channels).permute(0, 3, 1, 2)
+
+    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        memory = torch.channels_last_3d if len(shape) == 5 and shape[1] > 1 else torch.contiguous_format
+        return torch.zeros(shape, dtype=dtype, device=self.device).contiguous(memory_format=memory)
+
+    def _halve(self) -> bool:
+        """Go on with half as many slices at once, if there is a half; said once."""
+        smaller = smaller_slabs(self.plan)
+        if smaller is None:
+            return False
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        slices = ", ".join(f"{plane} {rows}" for plane, rows in smaller.rows.items())
+        warnings.warn(
+            f"out of memory in a denoising step; going on with smaller slabs ({slices} slices)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        self.plan = smaller
+        return True
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text

@@ -1,0 +1,93 @@
+"""How a 2D network runs on a slab of slices: as it is, compiled, or as a TensorRT engine.
+
+All are called alike, ``runner(cut, time, label)``, so an engine does not know which it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import unknown_name
+from ..models.unet import UNet
+
+RunnerName = Literal["eager", "compile", "tensorrt"]
+RUNNERS: tuple[RunnerName, ...] = ("eager", "compile", "tensorrt")
+
+Outputs = tuple[Tensor, dict[int, Tensor]]
+
+
+class Runner(Protocol):
+    """Runs one 2D network.
+
+    Attributes:
+        name: one of :data:`RUNNERS`.
+    """
+
+    name: str
+
+    def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> Outputs:
+        """Run the network on a slab.
+
+        Args:
+            cut: ``[N, C, h, w]`` channels last, in the network's dtype.
+            time: float32 ``[N]``, what the network is told of the noise level.
+            label: int64 ``[N]``, the plane's number.
+
+        Returns:
+            The output ``[N, 1, h, w]``, and the features ``[N, width, h/s, w/s]`` by scale s, channels last.
+            The next call may overwrite them.
+        """
+        ...
+
+
+class EagerRunner:
+    """The network as PyTorch runs it."""
+
+    name = "eager"
+
+    def __init__(self, network: UNet, scales: Sequence[int]):
+        self.network, self.scales = network, tuple(scales)
+
+    def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> Outputs:
+        """See :class:`Runner`."""
+        return self.network.forward_with_features(cut, time, self.scales, label=label)
+
+
+class CompiledRunner:
+    """The network through ``torch.compile``, once for each size of slab."""
+
+    name = "compile"
+
+    def __init__(self, network: UNet, scales: Sequence[int]):
+        self.network, self.scales = network, tuple(scales)
+        self._run: Callable[..., Outputs] = torch.compile(network.forward_with_features, dynamic=False)
+
+    def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> Outputs:
+        """See :class:`Runner`."""
+        return self._run(cut, time, self.scales, label=label)
+
+
+def choose_runner(name: str, device: torch.device, *, engines: bool = False) -> tuple[RunnerName, str]:
+    """Which runner to use, and why.
+
+    Args:
+        name: one of :data:`RUNNERS`, or ``auto``.
+        device: where the networks are.
+        engines: whether TensorRT engines of this model are at hand.
+
+    Raises:
+        ScoreFusionError: for an unknown name.
+    """
+    if name != "auto":
+        if name not in RUNNERS:
+            raise unknown_name("runner", name, ("auto", *RUNNERS))
+        return name, "asked for"
+    if device.type == "cuda" and engines:
+        return "tensorrt", "a folder of TensorRT engines was given"
+    if device.type == "cpu":
+        return "eager", "on a CPU nearly all the time is in convolutions, which compiling leaves as they are"
+    return "eager", "no TensorRT engines were given"
