@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.test_fuse_scores import CASES, SIZES, slice_major
 from scorefusion.ops.fuse_step import fuse_step
+from scorefusion.ops.noise import noise_keys
 from scorefusion.reference import fuse_step as reference
 
 ROWS = {
@@ -42,9 +43,9 @@ def test_fuse_step(
         torch.randn(1, 1, *size),
     )
     rows, index = torch.tensor([ROWS[row]]), torch.tensor([0], dtype=torch.int32)
-    seeds = torch.tensor([3])
-    tail = (1.0, FACTORS[blocks], None, (0, 0, 0), 0)
-    arguments = (scores, maps, [1 / 3] * 3, 1.0, x_t, x0_prev, rows, index, seeds)
+    keys = noise_keys([3])
+    tail = (1.0, FACTORS[blocks], None)
+    arguments = (scores, maps, [1 / 3] * 3, 1.0, x_t, x0_prev, rows, index, keys)
     expected = reference.fuse_step(*arguments, *tail)
     there = tuple(value.to(device) if isinstance(value, Tensor) else value for value in arguments[1:])
     here = ([score.to(device) for score in scores], *there)

@@ -24,11 +24,11 @@ struct Step {
     Fusion fusion;
     View x_next, x0, x_t, x0_prev;
     const View* measured;  // [B, C, D/rz, H/ry, W/rx], or null for zero means
-    const uint64_t* seeds;
+    const StepKey* keys;
     StepRow row;
     float limit;
-    std::array<int64_t, 3> factor, origin;
-    uint32_t number, sample;
+    std::array<int64_t, 3> factor;
+    uint32_t number;
 
     bool projects() const { return factor[0] * factor[1] * factor[2] > 1; }
 };
@@ -88,21 +88,22 @@ void find_excess(const Step& step, const Tile& slab, Columns& columns) {
 SF_INLINE int noise_tile(const Step& step, const Tile& tile, float* __restrict out, int& width) {
     alignas(64) uint32_t counters[kTileLanes];
     alignas(64) float lanes[4][kTileLanes];
-    const int64_t first = step.origin[2] + tile.x;
+    const StepKey& key = step.keys[tile.item];
+    const int64_t first = key.x + tile.x;
     const auto group = static_cast<uint32_t>(first / 4);
     const int groups = static_cast<int>((first + tile.columns + 3) / 4 - first / 4);
     const int count = tile.rows * groups;
     for (int y = 0; y < tile.rows; ++y) {
-        const auto high = static_cast<uint32_t>(step.origin[1] + tile.y + y) << 16;
+        const auto high = static_cast<uint32_t>(key.y + tile.y + y) << 16;
         for (int i = 0; i < groups; ++i) counters[y * groups + i] = high | (group + static_cast<uint32_t>(i));
     }
     const int padded = (count + 15) / 16 * 16;
     for (int i = count; i < padded; ++i) counters[i] = 0;
-    const auto z = static_cast<uint32_t>(step.origin[0] + tile.z);
-    const auto channel = static_cast<uint32_t>(tile.channel);
-    const uint64_t seed = step.seeds[tile.item];
+    const auto z = static_cast<uint32_t>(key.z + tile.z);
+    const auto channel = static_cast<uint32_t>(tile.channel), sample = static_cast<uint32_t>(key.sample);
+    const uint64_t seed = key.seed;
     for (int i = 0; i < padded; ++i) {
-        normal4(counters[i], 0, z, channel, step.number, step.sample, seed, lanes[0][i], lanes[1][i], lanes[2][i],
+        normal4(counters[i], 0, z, channel, step.number, sample, seed, lanes[0][i], lanes[1][i], lanes[2][i],
                 lanes[3][i]);
     }
     for (int i = 0; i < padded; ++i) {
@@ -190,9 +191,8 @@ void bind_fuse_step(pybind11::module_& m) {
         "fuse_step",
         [](const View& x_next, const View& x0, const std::vector<View>& scores, const std::optional<View>& maps,
            const std::vector<double>& base, double gain, const View& x_t, const View& x0_prev, uintptr_t rows,
-           uintptr_t index, uintptr_t seeds, std::optional<float> clamp,
-           const std::array<int64_t, 3>& factor, const std::optional<View>& measured,
-           const std::array<int64_t, 3>& origin, uint32_t sample, int threads) {
+           uintptr_t index, uintptr_t keys, std::optional<float> clamp,
+           const std::array<int64_t, 3>& factor, const std::optional<View>& measured, int threads) {
             const int32_t number = *reinterpret_cast<const int32_t*>(index);
             const Step step{{scores, maps ? &*maps : nullptr, base, gain},
                             x_next,
@@ -200,21 +200,18 @@ void bind_fuse_step(pybind11::module_& m) {
                             x_t,
                             x0_prev,
                             measured ? &*measured : nullptr,
-                            reinterpret_cast<const uint64_t*>(seeds),
+                            reinterpret_cast<const StepKey*>(keys),
                             reinterpret_cast<const StepRow*>(rows)[number],
                             clamp.value_or(INFINITY),
                             factor,
-                            origin,
-                            static_cast<uint32_t>(number) + 1,
-                            sample};
+                            static_cast<uint32_t>(number) + 1};
             py::gil_scoped_release unlocked;
             run(step, threads);
         },
         py::arg("x_next"), py::arg("x0"), py::arg("scores"), py::arg("maps"), py::arg("base"), py::arg("gain"),
-        py::arg("x_t"), py::arg("x0_prev"), py::arg("rows"), py::arg("index"), py::arg("seeds"), py::arg("clamp"),
-        py::arg("factor"), py::arg("measured"), py::arg("origin"), py::arg("sample"),
-        py::arg("threads"),
-        "Write float32 `x_next` and `x0` [B, C, D, H, W] of one solver step; rows, index and seeds are addresses.");
+        py::arg("x_t"), py::arg("x0_prev"), py::arg("rows"), py::arg("index"), py::arg("keys"), py::arg("clamp"),
+        py::arg("factor"), py::arg("measured"), py::arg("threads"),
+        "Write float32 `x_next` and `x0` [B, C, D, H, W] of one solver step; rows, index and keys are addresses.");
 }
 
 }  // namespace scorefusion

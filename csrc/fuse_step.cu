@@ -64,17 +64,18 @@ __device__ __forceinline__ void load_lanes(const DeviceView& view, const Box& bo
     }
 }
 
-// Standard normals of four neighbouring voxels from x of the original volume.
+// Standard normals of four neighbouring voxels from x of the box.
 __device__ __forceinline__ void load_noise(const CudaStep& step, const Box& box, int row, int64_t x, uint32_t number,
                                            float (&out)[kLanes]) {
-    const auto y = static_cast<uint32_t>(step.origin[1] + box.y + row);
-    const auto z = static_cast<uint32_t>(step.origin[0] + box.z), channel = static_cast<uint32_t>(box.channel);
+    const StepKey& key = step.keys[box.item];
+    x += key.x;
+    const auto y = static_cast<uint32_t>(key.y + box.y + row), z = static_cast<uint32_t>(key.z + box.z);
+    const auto channel = static_cast<uint32_t>(box.channel), sample = static_cast<uint32_t>(key.sample);
     const auto group = static_cast<uint32_t>(x / 4);
     const int shift = static_cast<int>(x % 4);
-    const uint64_t seed = step.seeds[box.item];
     float a[kLanes], b[kLanes] = {};
-    normal4(group, y, z, channel, number, step.sample, seed, a[0], a[1], a[2], a[3]);
-    if (shift != 0) normal4(group + 1, y, z, channel, number, step.sample, seed, b[0], b[1], b[2], b[3]);
+    normal4(group, y, z, channel, number, sample, key.seed, a[0], a[1], a[2], a[3]);
+    if (shift != 0) normal4(group + 1, y, z, channel, number, sample, key.seed, b[0], b[1], b[2], b[3]);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
         const float from_a = shift + i == 0 ? a[0] : shift + i == 1 ? a[1] : shift + i == 2 ? a[2] : a[3];
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 2) fuse_step_kernel(const __grid_con
             box.z = first + i;
             load_lanes(step.x_t, box, tile, now);
             if (row.c != 0.0f) load_lanes(step.x0_prev, box, tile, before);
-            if (row.s != 0.0f) load_noise(step, box, own_row, step.origin[2] + x + column, number + 1, z);
+            if (row.s != 0.0f) load_noise(step, box, own_row, x + column, number + 1, z);
 #pragma unroll
             for (int lane = 0; lane < kLanes; ++lane) {
                 if (lane >= lanes) continue;

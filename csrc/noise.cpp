@@ -30,7 +30,7 @@ void normal_block(float* __restrict out, int vectors, uint32_t group, uint32_t y
 }  // namespace
 
 void fill_normal(float* out, const int64_t* shape, const uint64_t* seeds, uint32_t step, const int64_t* origin,
-                 uint32_t sample, int threads) {
+                 const uint32_t* samples, int threads) {
     const int64_t channels = shape[1], depth = shape[2], height = shape[3], width = shape[4];
     const int64_t rows = shape[0] * channels * depth * height;
     if (rows == 0 || width == 0) return;
@@ -41,14 +41,15 @@ void fill_normal(float* out, const int64_t* shape, const uint64_t* seeds, uint32
             const auto y = static_cast<uint32_t>(origin[1] + row % height);
             const auto z = static_cast<uint32_t>(origin[0] + row / height % depth);
             const auto channel = static_cast<uint32_t>(row / (height * depth) % channels);
-            const uint64_t seed = seeds[row / (height * depth * channels)];
+            const int64_t item = row / (height * depth * channels);
             float* target = out + row * width;
             const int64_t last = origin[2] + width;
             for (int64_t x = origin[2]; x < last;) {
                 const int64_t first = x / 4 * 4;
                 const int64_t stop = std::min(last, first + 4 * kBlock);
                 const int vectors = static_cast<int>((stop - first + 4 * kVector - 1) / (4 * kVector));
-                normal_block(block, vectors, static_cast<uint32_t>(first / 4), y, z, channel, step, sample, seed);
+                normal_block(block, vectors, static_cast<uint32_t>(first / 4), y, z, channel, step,
+                             samples[item], seeds[item]);
                 std::memcpy(target + (x - origin[2]), block + (x - first), (stop - x) * sizeof(float));
                 x = stop;
             }
@@ -61,13 +62,16 @@ void bind_noise(pybind11::module_& m) {
     m.def(
         "normal",
         [](uintptr_t out, const std::array<int64_t, 5>& shape, const std::vector<uint64_t>& seeds, uint32_t step,
-           const std::array<int64_t, 3>& origin, uint32_t sample, int threads) {
-            if (static_cast<int64_t>(seeds.size()) != shape[0]) throw std::invalid_argument("one seed for each item");
+           const std::array<int64_t, 3>& origin, const std::vector<uint32_t>& samples, int threads) {
+            const auto items = static_cast<size_t>(shape[0]);
+            if (seeds.size() != items || samples.size() != items) {
+                throw std::invalid_argument("one seed and one sample for each item");
+            }
             py::gil_scoped_release unlocked;
-            fill_normal(reinterpret_cast<float*>(out), shape.data(), seeds.data(), step, origin.data(), sample,
-                        threads);
+            fill_normal(reinterpret_cast<float*>(out), shape.data(), seeds.data(), step, origin.data(),
+                        samples.data(), threads);
         },
-        py::arg("out"), py::arg("shape"), py::arg("seeds"), py::arg("step"), py::arg("origin"), py::arg("sample"),
+        py::arg("out"), py::arg("shape"), py::arg("seeds"), py::arg("step"), py::arg("origin"), py::arg("samples"),
         py::arg("threads"), "Fill float32 [B, C, D, H, W] at address `out` with counter-based standard normals.");
 }
 

@@ -103,8 +103,8 @@ SF_INLINE void normal4(uint32_t group, uint32_t y, uint32_t z, uint32_t channel,
     box_muller(words.w2, words.w3, n2, n3);
 }
 
-// Fills a contiguous float32 [B, C, D, H, W]; seeds holds B keys, shape five sizes, origin (z, y, x).
+// Fills a contiguous float32 [B, C, D, H, W]; seeds and samples are one for each item, shape five sizes, origin (z, y, x).
 void fill_normal(float* out, const int64_t* shape, const uint64_t* seeds, uint32_t step, const int64_t* origin,
-                 uint32_t sample, int threads);
+                 const uint32_t* samples, int threads);
 
 }  // namespace scorefusion

@@ -8,8 +8,8 @@ K scores, K maps, x_t and x0_prev are read once (x0_prev only where C is not zer
 once. A program makes a box of whole blocks, one block deep, so that means are found where the voxels are: its
 rows run over z and y, its columns over x. Edges of blocks that are no power of two are padded with idle
 lanes. Noise is drawn only where S is not zero, four voxels a Philox counter where the box is aligned to them.
-Its bits are those of every backend, so the kernel is compiled with enable_fp_fusion=False. The row's number
-is read from memory: a captured graph of a step replays for all of them.
+Its bits are those of every backend, so the kernel is compiled with enable_fp_fusion=False. The row's number,
+seeds, samples and origins are read from memory: a captured graph of a step replays for all of them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _noise_tile(
     return normals
 
 
-@triton.jit(do_not_specialize=["sample", "z0", "y0", "x0"])
+@triton.jit
 def _fuse_step_kernel(
     next_ptr,
     clean_ptr,
@@ -91,21 +91,17 @@ def _fuse_step_kernel(
     measured_strides,
     rows_ptr,
     index_ptr,
-    seeds_ptr,
+    keys_ptr,
     limit,
     channels,
     depth,
     height,
     width,
-    z0,
-    y0,
-    x0,
-    sample,
     K: tl.constexpr,
     HAS_MAPS: tl.constexpr,
     HAS_LIMIT: tl.constexpr,
     HAS_MEASURED: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    WHOLE: tl.constexpr,
     RZ: tl.constexpr,
     RY: tl.constexpr,
     RX: tl.constexpr,
@@ -115,7 +111,10 @@ def _fuse_step_kernel(
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    """R* are a block's edges, P* the same padded to powers of two, BLOCK_* a tile's lanes along y and x."""
+    """R* are a block's edges, P* the same padded to powers of two, BLOCK_* a tile's lanes along y and x.
+
+    WHOLE says that lanes along x are neighbours: where the box begins at a multiple of 4, four a counter.
+    """
     NY: tl.constexpr = BLOCK_Y // PY
     NX: tl.constexpr = BLOCK_X // PX
     ROWS: tl.constexpr = PZ * BLOCK_Y
@@ -169,11 +168,14 @@ def _fuse_step_kernel(
     before = load_tile(previous_ptr, previous_strides, item, channel, z, y, x, asked)
     following = tl.where(c != 0.0, following + c * before, following)
     if s != 0.0:
-        seed = tl.load(seeds_ptr + item)
-        normals = _noise_tile(
-            x + x0, y + y0, z + z0, channel, number + 1, sample, seed, ROWS, BLOCK_X, ALIGNED
-        )
-        following += s * normals
+        key = keys_ptr + item * 5
+        seed, sample = tl.load(key), tl.load(key + 1)
+        z, y, x0 = z + tl.load(key + 2), y + tl.load(key + 3), tl.load(key + 4)
+        x, step = x + x0, number + 1
+        if WHOLE and x0 % 4 == 0:
+            following += s * _noise_tile(x, y, z, channel, step, sample, seed, ROWS, BLOCK_X, True)
+        else:
+            following += s * _noise_tile(x, y, z, channel, step, sample, seed, ROWS, BLOCK_X, False)
     tl.store(next_ptr + target, following, mask=mask)
 
 
@@ -188,12 +190,10 @@ def fuse_step(
     x0_prev: Tensor,  # [B, C, D, H, W] float32
     rows: Tensor,  # [n, 6] float32, contiguous
     index: Tensor,  # one int32
-    seeds: Tensor,  # [B] int64, contiguous
+    keys: Tensor,  # [B, 5] int64, contiguous
     clamp: float | None,
     factor: Sequence[int],
     measured: Tensor | None,  # [B, C, D/rz, H/ry, W/rx], any strides
-    origin: Sequence[int],
-    sample: int,
     config: Config = CONFIGS[0],
 ) -> None:
     """Write x' and x0; arguments are checked by the op."""
@@ -225,19 +225,17 @@ def fuse_step(
         means.stride(),
         rows,
         index,
-        seeds,
+        keys,
         0.0 if clamp is None else clamp,
         channels,
         depth,
         height,
         width,
-        *origin,
-        sample,
         K=len(scores),
         HAS_MAPS=maps is not None,
         HAS_LIMIT=clamp is not None,
         HAS_MEASURED=measured is not None,
-        ALIGNED=origin[2] % 4 == 0 and rx == px,
+        WHOLE=rx == px,
         RZ=rz,
         RY=ry,
         RX=rx,

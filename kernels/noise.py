@@ -82,12 +82,11 @@ def _philox(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@triton.jit(do_not_specialize=["step", "sample", "z0", "y0", "x0"])
+@triton.jit(do_not_specialize=["step", "z0", "y0", "x0"])
 def _noise_kernel(
     out_ptr,
-    seeds_ptr,
+    keys_ptr,
     step,
-    sample,
     channels,
     depth,
     height,
@@ -102,7 +101,8 @@ def _noise_kernel(
 ):
     """Fill BLOCK groups of one z-plane of the [B, C, D, H, W] at out_ptr.
 
-    seeds_ptr is int32 [B, 2], low and high words. A row of x has `groups` groups, a plane `blocks` programs.
+    keys_ptr is int32 [B, 3]: the seed's low and high words, the sample. A row of x has `groups` groups, a
+    plane `blocks` programs.
     ALIGNED says that every group is whole (x0 and width are multiples of 4), so a plane is one run of groups.
     """
     program = tl.program_id(0)
@@ -114,12 +114,13 @@ def _noise_kernel(
     index = start + tl.arange(0, BLOCK)
     y = index // groups
     group = index % groups
-    k0 = tl.load(seeds_ptr + item * 2).to(tl.uint32, bitcast=True)
-    k1 = tl.load(seeds_ptr + item * 2 + 1).to(tl.uint32, bitcast=True)
+    k0 = tl.load(keys_ptr + item * 3).to(tl.uint32, bitcast=True)
+    k1 = tl.load(keys_ptr + item * 3 + 1).to(tl.uint32, bitcast=True)
+    sample = tl.load(keys_ptr + item * 3 + 2).to(tl.uint32, bitcast=True)
     c0 = (x0 // 4 + group).to(tl.uint32) | ((y0 + y).to(tl.uint32) << 16)
     c1 = tl.zeros_like(c0) + ((z0 + z) | (channel << 16)).to(tl.uint32)
     c2 = tl.zeros_like(c0) + step.to(tl.uint32)
-    c3 = tl.zeros_like(c0) + sample.to(tl.uint32)
+    c3 = tl.zeros_like(c0) + sample
     w0, w1, w2, w3 = _philox(c0, c1, c2, c3, k0, k1)
     n0, n1 = _box_muller(w0, w1)
     n2, n3 = _box_muller(w2, w3)
@@ -143,7 +144,7 @@ def fill_normal(
     seeds: Sequence[int],
     step: int,
     origin: Sequence[int],
-    sample: int,
+    samples: Sequence[int],
     config: Config = CONFIGS[0],
 ) -> None:
     """Fill a contiguous float32 [B, C, D, H, W] with standard normals; arguments are checked by the op."""
@@ -151,7 +152,10 @@ def fill_normal(
     z0, y0, x0 = origin
     groups = (x0 + width + 3) // 4 - x0 // 4
     blocks = triton.cdiv(height * groups, config.constants["BLOCK"])
-    words = [[_signed(seed & 0xFFFFFFFF), _signed((seed >> 32) & 0xFFFFFFFF)] for seed in seeds]
+    words = [
+        [_signed(word & 0xFFFFFFFF) for word in (seed, seed >> 32, sample)]
+        for seed, sample in zip(seeds, samples, strict=True)
+    ]
     keys = torch.tensor(words, dtype=torch.int32, device=out.device)
     launch(
         _noise_kernel,
@@ -159,7 +163,6 @@ def fill_normal(
         out,
         keys,
         step,
-        sample,
         channels,
         depth,
         height,

@@ -17,7 +17,6 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.ops.fuse_scores import Fusion
-from scorefusion.ops.noise import normal
 from scorefusion.preprocess import Box, Prepared
 
 Progress = Callable[[int, int], None]
@@ -103,18 +102,15 @@ def _draw_members(
     def denoise(x_t: Tensor, level: NoiseLevel) -> Fusion:
         return model.unfused(x_t, inputs, level, strategy=strategy, planes=planes, step=next(evaluation))
 
-    def noise(number: int) -> Tensor:
-        one = functools.partial(normal, (1, 1, *box.size), [seed], number, origin=box.start)
-        return torch.cat([one(sample=member, device=condition.device) for member in members])
-
     return sample(
         denoise,
         condition,
         table,
         seeds=[seed] * len(members),
+        sample=members,
+        origin=box.start,
         clamp=model.config.sampling.clamp,
         project=project,
-        noise=noise,
         callback=callback,
     )
 

@@ -21,6 +21,7 @@ from scorefusion.diffusion.sample import _fused
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
+from scorefusion.ops.noise import noise_keys
 from tests.fake_cuda import CUDA, Indexing, OnDevice, taken
 
 
@@ -73,7 +74,7 @@ def walk(
         abar, t = table.rows[0, :2].tolist()
         level = NoiseLevel.of(abar, int(t), batch, x.device)
         project = BlockPooling(factor)
-        update = _fused(table, x, list(range(batch)), (0, 0, 0), 0, 1.0, project)
+        update = _fused(table, x, noise_keys(list(range(batch)), device="cuda"), 1.0, project)
         with OnDevice() as watched:
             x_next, x0_next = torch.func.functional_call(step, placed, (x, x0, inputs, level, update))
     return x_next, x0_next, watched.operations

@@ -21,6 +21,7 @@ from scorefusion.diffusion.solvers import make_table
 from scorefusion.errors import ScoreFusionError
 from scorefusion.ops import backends, normal
 from scorefusion.ops.fuse_step import fuse_step
+from scorefusion.ops.noise import noise_keys
 
 BACKENDS = [
     "torch",
@@ -34,6 +35,7 @@ needs_triton = pytest.mark.skipif(bool(backends.missing("triton")), reason=str(b
 # rounding to 16 bits is in the oracle's input too, so it does not loosen anything.
 TOLERANCE = {"rtol": 2e-6, "atol": 4e-6}
 
+SEEDS = [-3, 2**40 + 1]
 EVERYTHING = (1.2, -0.7, 0.6, 0.5, -0.3, 0.4)
 CASES: dict[str, dict[str, Any]] = {
     "one voxel": {"shape": (1, 1, 1, 1, 1), "planes": "axx"},
@@ -100,12 +102,10 @@ def arguments(
         "x0_prev": torch.randn(shape, generator=g),
         "rows": torch.tensor([[0.0] * 6, list(row)]),
         "index": torch.tensor([1], dtype=torch.int32),
-        "seeds": torch.tensor([-3, 2**40 + 1])[:b],
+        "keys": noise_keys(SEEDS[:b], sample=5, origin=origin),
         "clamp": clamp,
         "factor": factor,
         "measured": torch.randn(b, c, *coarse[::-1], generator=g).transpose(2, 4) if measured else None,
-        "origin": origin,
-        "sample": 5,
     }
 
 
@@ -143,8 +143,15 @@ def check_noise(backend: str) -> None:
     ):
         given = arguments(shape, "acs", maps=False, origin=origin, factor=factor, row=(0, 0, 0, 0, 0, 1))
         x_next, _ = fuse_step(**given, backend=backend)
-        expected = normal(shape, given["seeds"].tolist(), 2, origin=origin, sample=5, backend="torch")
+        expected = normal(shape, SEEDS[: shape[0]], 2, origin=origin, sample=5, backend="torch")
         assert torch.equal(x_next.view(torch.int32), expected.view(torch.int32)), (shape, origin, factor)
+    # Items that differ in seed, sample and place, aligned and not.
+    keys = torch.tensor([[-1, 2**32 - 1, 0, 5, 4], [7, 0, 9, 0, 2**18 - 9], [2**62, 3, 1, 2, 3]])
+    given = arguments((3, 2, 2, 3, 9), "acs", maps=False, row=(0, 0, 0, 0, 0, 1))
+    x_next, _ = fuse_step(**{**given, "keys": keys}, backend=backend)
+    for item, (seed, index, *origin) in enumerate(keys.tolist()):
+        expected = normal((1, 2, 2, 3, 9), [seed], 2, origin=origin, sample=index, backend="torch")
+        assert torch.equal(x_next[item : item + 1].view(torch.int32), expected.view(torch.int32)), item
 
 
 def check_skipping(backend: str) -> None:
@@ -230,7 +237,7 @@ def test_known_values(backend: str) -> None:
         torch.tensor([8.0, 16.0]).reshape(volume),
         torch.tensor([[2.0, -1.0, 3.0, 4.0, -1.0, 0.0]]),
         torch.tensor(0, dtype=torch.int32),
-        torch.tensor([0]),
+        noise_keys([0]),
         clamp=1.0,
         factor=(1, 1, 2),
         measured=torch.tensor(0.25).reshape(1, 1, 1, 1, 1),
@@ -270,12 +277,10 @@ def test_is_the_sampling_loop(backend: str, solver: str) -> None:
             x0,
             rows,
             torch.tensor([index], dtype=torch.int32),
-            torch.tensor(seeds),
+            noise_keys(seeds, sample=2, origin=origin),
             clamp=1.0,
             factor=(2, 2, 2),
             measured=measured,
-            origin=origin,
-            sample=2,
             backend=backend,
         )
     # Six steps, each rounded in another order.
@@ -335,16 +340,8 @@ def replaced(name: str, change: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (
-            "scores",
-            lambda scores: [*scores[:2], scores[2][..., :-1]],
-            r"of one shape; got \[\[2, 1, 4, 4, 6\]",
-        ),
-        (
-            "scores",
-            lambda scores: [*scores[:2], scores[2].half()],
-            "one floating dtype and device; got torch.fl",
-        ),
+        ("scores", lambda s: [*s[:2], s[2][..., :-1]], r"of one shape; got \[\[2, 1, 4, 4, 6\]"),
+        ("scores", lambda s: [*s[:2], s[2].half()], "one floating dtype and device; got torch.fl"),
         ("scores", lambda scores: scores[:2], "got 2 scores and 3 weights"),
         ("maps", lambda maps: maps[:, :2], r"needs maps \[2, 3, 4, 4, 6\] for 3 .* got \[2, 2, 4, 4, 6\]"),
         ("maps", lambda maps: maps.to("meta"), "floating maps on cpu; got torch.float32 on meta"),
@@ -362,18 +359,20 @@ def replaced(name: str, change: Any) -> dict[str, Any]:
         ("index", lambda index: index.long(), r"int32 index of one element; got \[1\] in torch.int64"),
         ("index", lambda index: index + 1, "has 2 rows, from 0; got index 2"),
         ("index", lambda index: index - 2, "got index -1"),
-        ("seeds", lambda seeds: seeds[:1], r"int64 seeds \[2\]; got \[1\] in torch.int64"),
-        ("seeds", lambda seeds: seeds.int(), "got .* in torch.int32"),
+        (
+            "keys",
+            lambda k: k[:1],
+            r"int64 keys \[2, 5\] \(seed, sample, z, y, x\); got \[1, 5\] in torch.int64",
+        ),
+        ("keys", lambda keys: keys.int(), "got .* in torch.int32"),
+        ("keys", lambda keys: keys.to("meta"), "needs keys on cpu; it is on meta"),
+        ("keys", lambda keys: keys + 2**18, "fuse_step counts z below 65536, but the box ends at 262148"),
+        ("keys", lambda keys: keys - 6, r"fuse_step sample must be within \[0, 2\^32\), got -1"),
+        ("keys", lambda keys: keys - 1, "fuse_step origin must be .*, none negative, got"),
         ("clamp", lambda clamp: 0.0, "a positive clamp or None; got 0.0"),
         ("factor", lambda factor: (4, 4), r"three edges of at least 1; got \[4, 4\]"),
         ("factor", lambda factor: (4, 4, 4), "4 x 4 x 6 voxels is not a whole number of 4 x 4 x 4 blocks"),
         ("measured", lambda measured: torch.zeros(2, 1, 4, 4, 6), "with a factor above 1 only"),
-        (
-            "origin",
-            lambda origin: (0, 0, 2**18),
-            "fuse_step counts x below 262144, but the box ends at 262150",
-        ),
-        ("sample", lambda number: -1, r"fuse_step sample must be within \[0, 2\^32\), got -1"),
     ],
 )
 def test_rejects_bad_input(name: str, change: Any, message: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.ops import backends, normal
+from scorefusion.ops.noise import noise_keys
 from scorefusion.reference import noise as reference
 
 CPU_BACKENDS = [
@@ -127,6 +128,36 @@ def test_same_bits_whatever_the_batch_and_threads(backend: str) -> None:
             assert same_bits(normal((1, 1, 16, 33, 61), [seed], 1, backend=backend), batch[item : item + 1])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_sample_for_each_item(backend: str) -> None:
+    shape, seeds, samples = (2, 3, 5, 11), [3, 3, -7], range(2**32 - 3, 2**32)
+    batch = normal((3, *shape), seeds, 4, origin=(1, 2, 3), sample=samples, backend=backend)
+    for item, (seed, sample) in enumerate(zip(seeds, samples, strict=True)):
+        one = normal((1, *shape), [seed], 4, origin=(1, 2, 3), sample=sample, backend="torch")
+        assert same_bits(one, batch[item : item + 1])
+    assert not same_bits(batch[:1], batch[1:2])
+
+
+def test_keys_of_a_step() -> None:
+    keys = noise_keys([-1, 2**64 - 1, 2**63, 5], sample=[0, 1, 2, 2**32 - 1], origin=(7, 8, 9))
+    assert keys.dtype == torch.int64
+    assert keys.tolist() == [
+        [-1, 0, 7, 8, 9],
+        [-1, 1, 7, 8, 9],
+        [-(2**63), 2, 7, 8, 9],
+        [5, 2**32 - 1, 7, 8, 9],
+    ]
+    assert noise_keys([]).shape == (0, 5)
+    for wrong, message in (
+        ({"seeds": [2**64]}, "a seed must be within"),
+        ({"sample": [1, 2]}, "a sample for each of 1 items, or one; got 2"),
+        ({"sample": -1}, "noise sample must be within"),
+        ({"origin": (0, 0, -1)}, "none negative"),
+    ):
+        with pytest.raises(ScoreFusionError, match=message):
+            noise_keys(**{"seeds": [0], **wrong})
 
 
 def test_every_part_of_the_counter_matters() -> None:
@@ -244,12 +275,14 @@ def test_triton_gives_the_same_bits() -> None:
     program = """
         import torch
         from scorefusion.ops import normal
+        samples = [2**31, 2**32 - 1]
         for (shape, origin), step in zip(SHAPES.values(), (0, 1, 16, 2**31, 2**32 - 1)):
             seeds = [-1, 2**63 + 12345][: shape[0]]
-            expected = normal(shape, seeds, step, origin=origin, sample=2**31, backend="torch")
+            keys = {"origin": origin, "sample": samples[: shape[0]]}
+            expected = normal(shape, seeds, step, **keys, backend="torch")
             empty = torch.empty
             torch.empty = lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan"))
-            result = normal(shape, seeds, step, origin=origin, sample=2**31, backend="triton")
+            result = normal(shape, seeds, step, **keys, backend="triton")
             torch.empty = empty
             assert torch.equal(result.view(torch.int32), expected.view(torch.int32)), (shape, origin)
         print("same bits")
@@ -282,7 +315,7 @@ def test_triton_compiles_for_each_gpu(capability: int, tmp_path: Any) -> None:
     ):
         constants = {**kernel.CONFIGS[0].constants, "ALIGNED": aligned, **dict.fromkeys(ones, 1)}
         signature = {name: "constexpr" if name in constants else "i32" for name in names}
-        signature |= {"out_ptr": "*fp32", "seeds_ptr": "*i32"}
+        signature |= {"out_ptr": "*fp32", "keys_ptr": "*i32"}
         source = ASTSource(
             kernel._noise_kernel,
             signature,

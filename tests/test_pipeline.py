@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from tiny import AFFINE, same_grid_config, tiny_config, tiny_image, tiny_model, write_tiny
 
 import scorefusion
+from scorefusion.diffusion import sample
 from scorefusion.diffusion.solvers import SOLVERS
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import STRATEGIES, ResidualConfig
+from scorefusion.ops.fuse_step import fuse_step
 from scorefusion.pipeline import Pipeline, Translation
 
 
@@ -99,6 +102,18 @@ def test_samples_are_averaged_whatever_the_batch(pipeline: Pipeline) -> None:
     two = pipeline(tiny_image(), samples=2, solver="ddpm")
     np.testing.assert_allclose(two.spread, np.abs(two.volume - one.volume) * np.sqrt(2), atol=1e-4 * span)
     assert two.consistency_residual is not None and two.consistency_residual.max < 1e-5 * span
+
+
+def test_several_samples_take_one_pass_a_step(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        batches.append(len(arguments[4]))
+        return fuse_step(*arguments, **options)
+
+    monkeypatch.setattr(sample, "fuse_step", counted)
+    pipeline(tiny_image(), samples=3, batch=2, solver="ddpm", steps=4)
+    assert batches == [2] * 4 + [1] * 4
 
 
 def test_the_box_changes_no_noise() -> None:

@@ -81,6 +81,16 @@ def test_one_pass_a_step_is_separate_operations(name: str, backend: str | None) 
         assert torch.allclose(fused, separate, rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_samples_at_once_are_samples_one_by_one(name: str) -> None:
+    condition, options = torch.zeros(3, 1, 4, 6, 7), {"clamp": 0.9, "origin": (1, 2, 4), "seeds": [3, -4, 3]}
+    together = sample(toy, condition, TABLES[name], sample=[2, 0, 5], **options)
+    for item, (seed, index) in enumerate(((3, 2), (-4, 0), (3, 5))):
+        alone = sample(toy, condition[:1], TABLES[name], sample=index, **{**options, "seeds": [seed]})
+        assert torch.allclose(alone, together[item : item + 1], rtol=0.0, atol=1e-5)
+    assert not torch.allclose(together[0], together[2], atol=0.1)
+
+
 def test_samples_and_channels_differ() -> None:
     condition = torch.zeros(1, 1, 4, 4, 4)
     first, second = (
@@ -205,6 +215,8 @@ def test_half_precision_models_and_no_gradients() -> None:
             r"the model returned \[1, 1, 2, 2, 1\], expected \[1, 1, 2, 2, 2\]",
         ),
         ({"origin": (-1, 0, 0)}, "none negative"),
+        ({"sample": [0, 1]}, "a sample for each of 1 items, or one; got 2"),
+        ({"sample": [2**32]}, r"sample must be within \[0, 2\^32\), got 4294967296"),
     ],
 )
 def test_rejects_bad_input(changes: dict[str, Any], message: str) -> None:

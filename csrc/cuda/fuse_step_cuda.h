@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../fuse_step.h"
+
 namespace scorefusion {
 
 constexpr int kMaxCudaBranches = 32;
@@ -23,12 +25,11 @@ struct CudaStep {
     float* x0;
     const float* rows;
     const int32_t* index;
-    const uint64_t* seeds;
+    const StepKey* keys;
     int64_t size[5];
-    int64_t factor[3], origin[3];
+    int64_t factor[3];
     int branches;
     float gain, limit;
-    uint32_t sample;
 };
 
 // Launches the kernel on a stream (a cudaStream_t as a number); returns an error's text, or null.

@@ -18,9 +18,8 @@ DeviceView on_device(const View& view) {
 
 void fuse_step(const View& x_next, const View& x0, const std::vector<View>& scores, const std::optional<View>& maps,
                const std::vector<double>& base, double gain, const View& x_t, const View& x0_prev, uintptr_t rows,
-               uintptr_t index, uintptr_t seeds, std::optional<float> clamp, const std::array<int64_t, 3>& factor,
-               const std::optional<View>& measured, const std::array<int64_t, 3>& origin, uint32_t sample,
-               uintptr_t stream) {
+               uintptr_t index, uintptr_t keys, std::optional<float> clamp, const std::array<int64_t, 3>& factor,
+               const std::optional<View>& measured, uintptr_t stream) {
     CudaStep step{};
     step.branches = static_cast<int>(scores.size());
     if (step.branches > kMaxCudaBranches) throw std::invalid_argument("too many branches");
@@ -36,16 +35,12 @@ void fuse_step(const View& x_next, const View& x0, const std::vector<View>& scor
     step.x0 = static_cast<float*>(x0.data);
     step.rows = reinterpret_cast<const float*>(rows);
     step.index = reinterpret_cast<const int32_t*>(index);
-    step.seeds = reinterpret_cast<const uint64_t*>(seeds);
+    step.keys = reinterpret_cast<const StepKey*>(keys);
     for (int i = 0; i < 5; ++i) step.size[i] = x0.size[i];
-    for (int i = 0; i < 3; ++i) {
-        step.factor[i] = factor[i];
-        step.origin[i] = origin[i];
-    }
+    for (int i = 0; i < 3; ++i) step.factor[i] = factor[i];
     if (factor[1] > kCudaTile || factor[2] > kCudaTile) throw std::invalid_argument("a block wider than a tile");
     step.gain = static_cast<float>(gain);
     step.limit = clamp.value_or(INFINITY);
-    step.sample = sample;
     pybind11::gil_scoped_release unlocked;
     if (const char* error = launch_fuse_step(step, stream)) throw std::runtime_error(std::string("CUDA: ") + error);
 }
@@ -58,7 +53,6 @@ PYBIND11_MODULE(_cuda, m) {
     m.doc() = "CUDA kernels of scorefusion; scorefusion.ops calls them, with checked arguments.";
     m.def("fuse_step", &scorefusion::fuse_step, py::arg("x_next"), py::arg("x0"), py::arg("scores"), py::arg("maps"),
           py::arg("base"), py::arg("gain"), py::arg("x_t"), py::arg("x0_prev"), py::arg("rows"), py::arg("index"),
-          py::arg("seeds"), py::arg("clamp"), py::arg("factor"), py::arg("measured"), py::arg("origin"),
-          py::arg("sample"), py::arg("stream"),
+          py::arg("keys"), py::arg("clamp"), py::arg("factor"), py::arg("measured"), py::arg("stream"),
           "Write float32 `x_next` and `x0` [B, C, D, H, W] of one solver step; pointers and stream are numbers.");
 }

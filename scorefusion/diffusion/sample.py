@@ -15,7 +15,7 @@ from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError
 from scorefusion.ops.fuse_scores import Fusion, fuse_scores
 from scorefusion.ops.fuse_step import fuse_step
-from scorefusion.ops.noise import normal
+from scorefusion.ops.noise import noise_keys, normal
 
 Model = Callable[[Tensor, NoiseLevel], Tensor | Fusion]
 Projection = Callable[[Tensor], Tensor]
@@ -30,7 +30,7 @@ def sample(
     *,
     seeds: Sequence[int],
     origin: Sequence[int] = (0, 0, 0),
-    sample: int = 0,
+    sample: int | Sequence[int] = 0,
     channels: int = 1,
     prior_mean: Tensor | None = None,
     clamp: float | None = None,
@@ -47,7 +47,7 @@ def sample(
         table: the solver.
         seeds: one seed for each item; an item's sample depends on its own seed alone, whatever the batch.
         origin: (z, y, x) of the box in the original volume, so that a crop draws the same noise.
-        sample: index of the sample, for drawing several with one seed; the caller averages them.
+        sample: index of the sample, or one for each item, to draw several with one seed; the caller averages.
         channels: channels of the target.
         prior_mean: mean of x0 that a late start begins from, broadcastable; zero if not given.
         clamp: limit x0 to [-clamp, clamp] before projecting.
@@ -74,7 +74,8 @@ def sample(
     if prior_mean is not None:
         x = x + math.sqrt(table.abar_start) * prior_mean
     if noise is None and (project is None or isinstance(project, BlockPooling)):
-        update = _fused(table, x, seeds, origin, sample, clamp, project)
+        keys = noise_keys(seeds, sample=sample, origin=origin, device=x.device)
+        update = _fused(table, x, keys, clamp, project)
     else:
         update = _composed(table, draw, clamp, project)
     x0 = x
@@ -94,18 +95,11 @@ Update = Callable[[int, Fusion, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def _fused(
-    table: Table,
-    x: Tensor,
-    seeds: Sequence[int],
-    origin: Sequence[int],
-    sample: int,
-    clamp: float | None,
-    project: BlockPooling | None,
+    table: Table, x: Tensor, keys: Tensor, clamp: float | None, project: BlockPooling | None
 ) -> Update:
     """One pass over the volume a step: `ops.fuse_step`, which finds its row on the device."""
     rows = torch.tensor(table.rows[:, 2:], dtype=x.dtype, device=x.device)
     numbers = torch.arange(len(table), dtype=torch.int32, device=x.device)
-    keys = torch.tensor([signed(int(seed)) for seed in seeds], dtype=torch.int64, device=x.device)
     factor, measured = (1, 1, 1), None
     if project is not None:
         project.check(x)
@@ -117,7 +111,7 @@ def _fused(
     def update(step: int, fusion: Fusion, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
         return fuse_step(
             *fusion, x, x0, rows, numbers[step - 1 : step], keys,
-            clamp=clamp, factor=factor, measured=measured, origin=origin, sample=sample,
+            clamp=clamp, factor=factor, measured=measured,
         )  # fmt: skip
 
     return update
@@ -139,8 +133,3 @@ def _composed(
         return (x if s == 0.0 else x + s * draw(step)), x0
 
     return update
-
-
-def signed(seed: int) -> int:
-    """Return a seed's 64-bit two's complement."""
-    return seed - 2**64 if seed >= 2**63 else seed

@@ -6,7 +6,7 @@
     fuse_step -> x, x0;  index += 1
 
 Whatever the step depends on lies in buffers on the device: the volumes, the solver's rows, the row's number,
-the seeds. So the same launches serve every step, seed and table, and on CUDA one captured graph does.
+the noise's keys. So the same launches serve every step, seed and table, and on CUDA one captured graph does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.level import NoiseLevel, input_scale
-from ..diffusion.sample import Callback, signed
+from ..diffusion.sample import Callback
 from ..diffusion.solvers import Table
 from ..errors import ScoreFusionError
 from ..models.config import PLANES, Plane
@@ -30,7 +30,7 @@ from ..models.unet import UNet
 from ..ops.fuse_scores import Fusion
 from ..ops.fuse_step import fuse_step
 from ..ops.gather_slices import gather_slices
-from ..ops.noise import normal
+from ..ops.noise import noise_keys, normal
 from ..reference.planes import AXIS
 from .plan import ROWS, Plan, cut_channels, smaller_slabs
 from .runners import EagerRunner, Runner
@@ -67,13 +67,13 @@ class Engine:
         self.buffers = {buffer.name: self._allocate(buffer.shape, buffer.dtype) for buffer in plan.buffers}
         self.index = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.rows = torch.zeros(ROWS, 6, device=self.device)
-        self.seeds = torch.zeros(plan.batch, dtype=torch.int64, device=self.device)
+        self.keys = torch.zeros(plan.batch, 5, dtype=torch.int64, device=self.device)
         self.labels = {plane: torch.full((1,), n, device=self.device) for n, plane in enumerate(PLANES)}
         self._told = [*model.slice_networks] + (["fusion"] if plan.fuses else [])
         self._levels = torch.zeros(ROWS, len(self._told) + 1, device=self.device)
         self._level = torch.zeros(1, len(self._told) + 1, device=self.device)
         self._measured = False
-        self._origin, self._sample, self._turn, self._steps = (0, 0, 0), 0, 0, 0
+        self._origin, self._turn, self._steps = (0, 0, 0), 0, 0
 
     def load(
         self,
@@ -113,14 +113,19 @@ class Engine:
                 stacked[:, last : last + inputs.common.shape[1]].copy_(inputs.common)
 
     def start(
-        self, table: Table, seeds: Sequence[int], *, sample: int = 0, prior_mean: Tensor | None = None
+        self,
+        table: Table,
+        seeds: Sequence[int],
+        *,
+        sample: int | Sequence[int] = 0,
+        prior_mean: Tensor | None = None,
     ) -> None:
         """Begin at the table's first noise level.
 
         Args:
             table: the solver, of at most :data:`.plan.ROWS` rows.
             seeds: one for each volume.
-            sample: index of the sample.
+            sample: index of the sample, or one for each volume.
             prior_mean: mean of x0 that a late start begins from; zero if not given.
 
         Raises:
@@ -132,9 +137,9 @@ class Engine:
                 f"got {len(seeds)} seeds and {len(table)} steps"
             )
         self._take_levels(table)
-        self.seeds.copy_(torch.tensor([signed(int(seed)) for seed in seeds], dtype=torch.int64))
+        self.keys.copy_(noise_keys(seeds, sample=sample, origin=self._origin))
         self.index.zero_()
-        self._sample, self._turn, self._steps = sample, 0, len(table)
+        self._turn, self._steps = 0, len(table)
         shape = (self.plan.batch, 1, *self.plan.size)
         x = self.buffers["x"]
         x.copy_(normal(shape, seeds, 0, origin=self._origin, sample=sample, device=self.device))
@@ -168,7 +173,7 @@ class Engine:
         table: Table,
         seeds: Sequence[int],
         *,
-        sample: int = 0,
+        sample: int | Sequence[int] = 0,
         prior_mean: Tensor | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
@@ -201,9 +206,8 @@ class Engine:
         config, buffers = self.plan.config, self.buffers
         factor = config.degradation.factor if config.degradation.kind == "block-mean" else 1
         x_next, x0 = fuse_step(
-            *fusion, buffers["x"], buffers["x0"], self.rows, self.index, self.seeds,
+            *fusion, buffers["x"], buffers["x0"], self.rows, self.index, self.keys,
             clamp=config.sampling.clamp, factor=(factor,) * 3, measured=buffers.get("measured"),
-            origin=self._origin, sample=self._sample,
         )  # fmt: skip
         buffers["x"].copy_(x_next)
         buffers["x0"].copy_(x0)

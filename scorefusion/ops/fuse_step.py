@@ -18,6 +18,7 @@ from scorefusion.reference import fuse_step as reference
 IMPLEMENTED = ("torch", "cpp", "triton", "cuda")
 CUDA_EDGE = 32  # of a block in y and x: the CUDA kernel's tile
 COLUMNS = ("P", "Q", "A", "B", "C", "S")
+KEYS = ("seed", "sample", "z", "y", "x")
 
 
 def fuse_step(
@@ -29,13 +30,11 @@ def fuse_step(
     x0_prev: Tensor,
     rows: Tensor,
     index: Tensor,
-    seeds: Tensor,
+    keys: Tensor,
     *,
     clamp: float | None = None,
     factor: Sequence[int] = (1, 1, 1),
     measured: Tensor | None = None,
-    origin: Sequence[int] = (0, 0, 0),
-    sample: int = 0,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (x', x0) of one solver step from the networks' outputs.
@@ -45,8 +44,8 @@ def fuse_step(
         x' = A x_t + B x0 + C x0_prev + S z
 
     Where A, C or S is zero its term is left out, and no noise is drawn for S = 0, as in
-    `scorefusion.diffusion.sample`. The row's number is read on the device, so a captured CUDA graph of a step
-    replays for every step. Differentiable through the PyTorch reference.
+    `scorefusion.diffusion.sample`. The row's number and the keys are read on the device, so a captured CUDA
+    graph of a step replays for every step, seed, sample and box. Differentiable through the reference.
 
     Args:
         scores: K views [B, C, D, H, W] of one dtype, in any strides, as for `fuse_scores`.
@@ -58,12 +57,13 @@ def fuse_step(
         rows: [n, 6] in x_t's dtype and on its device: P, Q, A, B, C, S of every step.
         index: int32 tensor of one element on the same device: the step's row. On a CPU it is checked; on a
             GPU a row that is not there is undefined behaviour.
-        seeds: int64 [B] on the same device; the noise is `normal(shape, seeds, index + 1, origin, sample)`.
+        keys: int64 [B, 5] on the same device, as `noise_keys` makes them: seed (two's complement), sample,
+            and (z, y, x) of the box's first voxel in the original volume. An item's noise is
+            `normal([1, C, D, H, W], [seed], index + 1, origin=(z, y, x), sample=sample)`. Checked on a CPU,
+            undefined behaviour on a GPU, as index.
         clamp: limit x0 to [-clamp, clamp] before projecting; positive.
         factor: (z, y, x) edges of the blocks whose means are subtracted; (1, 1, 1) for no projection.
         measured: [B, C, D/rz, H/ry, W/rx] means that the blocks get instead of zero.
-        origin: (z, y, x) of the box's first voxel in the original volume.
-        sample: index of the sample.
         backend: "torch", "cpp", "triton" or "cuda"; chosen by `scorefusion.ops.backends` if not given.
 
     Returns:
@@ -74,18 +74,18 @@ def fuse_step(
             cannot run.
     """
     views, weights = list(scores), [float(weight) for weight in base]
-    edges, corner, sample = [int(edge) for edge in factor], [int(place) for place in origin], int(sample)
+    edges = [int(edge) for edge in factor]
     check_scores("fuse_step", views, maps, weights)
     _check_volumes(views[0], x_t, x0_prev)
-    _check_table(x_t, rows, index, seeds)
+    _check_table(x_t, rows, index, keys)
     _check_projection(x_t, clamp, edges, measured)
-    check_box("fuse_step", list(x_t.shape), corner, sample)
     limit = None if clamp is None else float(clamp)
-    fused = (views, maps, weights, float(gain), x_t, x0_prev, rows, index, seeds)
-    arguments: tuple[Any, ...] = (*fused, limit, edges, measured, corner, sample)
+    fused = (views, maps, weights, float(gain), x_t, x0_prev, rows, index, keys)
+    arguments: tuple[Any, ...] = (*fused, limit, edges, measured)
     tensors = (*views, x_t, x0_prev, *(tensor for tensor in (maps, measured) if tensor is not None))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         choose("fuse_step with gradients", x_t.device, backend, ("torch",))
+        _check_values(x_t, rows, index, keys)
         return reference.fuse_step(*arguments)
     x_next, x0 = _fuse_step(*arguments, backend)
     return x_next, x0
@@ -107,8 +107,8 @@ def _check_volumes(score: Tensor, x_t: Tensor, x0_prev: Tensor) -> None:
             raise ScoreFusionError(f"fuse_step needs {name} on {score.device}; it is on {volume.device}")
 
 
-def _check_table(x_t: Tensor, rows: Tensor, index: Tensor, seeds: Tensor) -> None:
-    """Raise unless the solver's rows, the row's number and the seeds fit x_t."""
+def _check_table(x_t: Tensor, rows: Tensor, index: Tensor, keys: Tensor) -> None:
+    """Raise unless the solver's rows, the row's number and the keys fit x_t."""
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] != len(COLUMNS) or rows.dtype != x_t.dtype:
         raise ScoreFusionError(
             f"fuse_step needs rows [n, {len(COLUMNS)}] ({', '.join(COLUMNS)}) in {x_t.dtype}; "
@@ -118,13 +118,24 @@ def _check_table(x_t: Tensor, rows: Tensor, index: Tensor, seeds: Tensor) -> Non
         raise ScoreFusionError(
             f"fuse_step needs an int32 index of one element; got {list(index.shape)} in {index.dtype}"
         )
-    if list(seeds.shape) != [x_t.shape[0]] or seeds.dtype != torch.int64:
+    if list(keys.shape) != [x_t.shape[0], len(KEYS)] or keys.dtype != torch.int64:
         raise ScoreFusionError(
-            f"fuse_step needs int64 seeds [{x_t.shape[0]}]; got {list(seeds.shape)} in {seeds.dtype}"
+            f"fuse_step needs int64 keys [{x_t.shape[0]}, {len(KEYS)}] ({', '.join(KEYS)}); "
+            f"got {list(keys.shape)} in {keys.dtype}"
         )
-    for name, tensor in (("rows", rows), ("index", index), ("seeds", seeds)):
+    for name, tensor in (("rows", rows), ("index", index), ("keys", keys)):
         if tensor.device != x_t.device:
             raise ScoreFusionError(f"fuse_step needs {name} on {x_t.device}; it is on {tensor.device}")
+
+
+def _check_values(x_t: Tensor, rows: Tensor, index: Tensor, keys: Tensor) -> None:
+    """Raise unless, on a CPU, there is such a row and the keys are in range. A GPU is not waited for."""
+    if x_t.device.type != "cpu":
+        return
+    if not 0 <= int(index) < rows.shape[0]:
+        raise ScoreFusionError(f"fuse_step has {rows.shape[0]} rows, from 0; got index {int(index)}")
+    for _, sample, *origin in keys.tolist():
+        check_box("fuse_step", list(x_t.shape), origin, sample)
 
 
 def _check_projection(x_t: Tensor, clamp: float | None, factor: list[int], measured: Tensor | None) -> None:
@@ -163,24 +174,21 @@ def _fuse_step(
     x0_prev: Tensor,
     rows: Tensor,
     index: Tensor,
-    seeds: Tensor,
+    keys: Tensor,
     clamp: float | None,
     factor: list[int],
     measured: Tensor | None,
-    origin: list[int],
-    sample: int,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     dtypes = [scores[0].dtype, x_t.dtype, *(extra.dtype for extra in (maps, measured) if extra is not None)]
     implemented = IMPLEMENTED if max(factor[1:]) <= CUDA_EDGE else IMPLEMENTED[:-1]
     chosen = choose("fuse_step", x_t.device, backend, implemented, dtypes)
-    if x_t.device.type == "cpu" and not 0 <= int(index) < rows.shape[0]:
-        raise ScoreFusionError(f"fuse_step has {rows.shape[0]} rows, from 0; got index {int(index)}")
+    _check_values(x_t, rows, index, keys)
     if x_t.numel() == 0:
         return x_t.new_empty(x_t.shape), x_t.new_empty(x_t.shape)
-    rows, seeds = rows.contiguous(), seeds.contiguous()
-    fused = (scores, maps, base, gain, x_t, x0_prev, rows, index, seeds)
-    plain: tuple[Any, ...] = (*fused, clamp, factor, measured, origin, sample)
+    rows, keys = rows.contiguous(), keys.contiguous()
+    fused = (scores, maps, base, gain, x_t, x0_prev, rows, index, keys)
+    plain: tuple[Any, ...] = (*fused, clamp, factor, measured)
     if chosen == "torch":
         return reference.fuse_step(*plain)
     x_next, x0 = (torch.empty(x_t.shape, dtype=torch.float32, device=x_t.device) for _ in range(2))
@@ -198,12 +206,10 @@ def _fuse_step(
         gain,
         view(x_t),
         view(x0_prev),
-        *(tensor.data_ptr() for tensor in (rows, index, seeds)),
+        *(tensor.data_ptr() for tensor in (rows, index, keys)),
         clamp,
         factor,
         None if measured is None else view(measured),
-        origin,
-        sample,
     )
     if chosen == "cpp":
         from scorefusion import _C
@@ -227,12 +233,10 @@ def _(
     x0_prev: Tensor,
     rows: Tensor,
     index: Tensor,
-    seeds: Tensor,
+    keys: Tensor,
     clamp: float | None,
     factor: list[int],
     measured: Tensor | None,
-    origin: list[int],
-    sample: int,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     return x_t.new_empty(x_t.shape), x_t.new_empty(x_t.shape)

@@ -18,7 +18,7 @@ def normal(
     step: int,
     *,
     origin: Sequence[int] = (0, 0, 0),
-    sample: int = 0,
+    sample: int | Sequence[int] = 0,
     device: torch.device | str = "cpu",
     backend: str | None = None,
 ) -> Tensor:
@@ -33,7 +33,7 @@ def normal(
         seeds: B seeds, each within [-2^63, 2^64); a negative one is its 64-bit two's complement.
         step: 0 for the start of sampling, n for the noise of the solver's row n - 1; within [0, 2^32).
         origin: (z, y, x) of the box's first voxel in the original volume, not negative.
-        sample: index of the sample, within [0, 2^32).
+        sample: index of the sample, or one for each item; within [0, 2^32).
         device: where the result lives.
         backend: "torch", "cpp" or "triton"; chosen by `scorefusion.ops.backends` if not given.
 
@@ -42,34 +42,73 @@ def normal(
 
     Raises:
         ScoreFusionError: if a number is out of range (z, y and channel end at 2^16, x at 2^18), there is not
-            a seed for each item, or the backend cannot run.
+            a seed (and, of several samples, a sample) for each item, or the backend cannot run.
     """
     box = [int(size) for size in shape]
     start = [int(corner) for corner in origin]
     keys = [int(seed) for seed in seeds]
-    step, sample, device = int(step), int(sample), torch.device(device)
-    _check(box, keys, step, start, sample)
+    samples = each_sample(sample, len(keys))
+    step, device = int(step), torch.device(device)
+    _check(box, keys, step, start, samples)
     chosen = choose("noise", device, backend, ("torch", "cpp", "triton"))
     if 0 in box:
         return torch.empty(box, dtype=torch.float32, device=device)
     if chosen == "torch":
         # The reference needs float64, which MPS has not.
         home = torch.device("cpu") if device.type == "mps" else device
-        return reference.normal(box, keys, step, start, sample, home).to(device)
+        return reference.normal(box, keys, step, start, samples, home).to(device)
     out = torch.empty(box, dtype=torch.float32, device=device)
     if chosen == "cpp":
         from scorefusion import _C
 
         words = [key % 2**64 for key in keys]
-        _C.normal(out.data_ptr(), box, words, step, start, sample, torch.get_num_threads())
+        _C.normal(out.data_ptr(), box, words, step, start, samples, torch.get_num_threads())
     else:
         from scorefusion.kernels.noise import fill_normal
 
-        fill_normal(out, keys, step, start, sample)
+        fill_normal(out, keys, step, start, samples)
     return out
 
 
-def _check(shape: list[int], seeds: list[int], step: int, origin: list[int], sample: int) -> None:
+def noise_keys(
+    seeds: Sequence[int],
+    *,
+    sample: int | Sequence[int] = 0,
+    origin: Sequence[int] = (0, 0, 0),
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return what `fuse_step` reads of each item's noise: int64 [B, 5] of seed, sample, z, y, x.
+
+    Copied into a tensor that a captured CUDA graph reads, it gives the graph other seeds, samples and boxes.
+
+    Args:
+        seeds: B seeds, each within [-2^63, 2^64); stored as 64-bit two's complement.
+        sample: index of the sample, or one for each item; within [0, 2^32).
+        origin: (z, y, x) of the box's first voxel in the original volume, not negative.
+        device: where the result lives.
+
+    Raises:
+        ScoreFusionError: if a number is out of range or there is not a sample for each item.
+    """
+    start = [int(corner) for corner in origin]
+    rows = []
+    for seed, index in zip(seeds, each_sample(sample, len(seeds)), strict=True):
+        _check_seed(int(seed))
+        check_box("noise", [1, 1, 0, 0, 0], start, index)
+        rows.append([(int(seed) + 2**63) % 2**64 - 2**63, index, *start])
+    return torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 5)
+
+
+def each_sample(sample: int | Sequence[int], items: int) -> list[int]:
+    """Return the sample of each item."""
+    if not isinstance(sample, Sequence):
+        return [int(sample)] * items
+    if len(sample) != items:
+        raise ScoreFusionError(f"noise needs a sample for each of {items} items, or one; got {len(sample)}")
+    return [int(index) for index in sample]
+
+
+def _check(shape: list[int], seeds: list[int], step: int, origin: list[int], samples: list[int]) -> None:
     """Raise unless every part of the counter and the key fits its bits."""
     if len(shape) != 5 or min(shape) < 0:
         raise ScoreFusionError(f"noise needs a shape [B, C, D, H, W], got {shape}")
@@ -78,11 +117,16 @@ def _check(shape: list[int], seeds: list[int], step: int, origin: list[int], sam
             f"noise needs one seed for each item of the batch: {shape[0]} items, {len(seeds)} seeds"
         )
     for seed in seeds:
-        if not -(2**63) <= seed < 2**64:
-            raise ScoreFusionError(f"a seed must be within [-2^63, 2^64), got {seed}")
+        _check_seed(seed)
     if not 0 <= step < 2**32:
         raise ScoreFusionError(f"noise step must be within [0, 2^32), got {step}")
-    check_box("noise", shape, origin, sample)
+    for sample in samples or [0]:
+        check_box("noise", shape, origin, sample)
+
+
+def _check_seed(seed: int) -> None:
+    if not -(2**63) <= seed < 2**64:
+        raise ScoreFusionError(f"a seed must be within [-2^63, 2^64), got {seed}")
 
 
 def check_box(op: str, shape: list[int], origin: list[int], sample: int) -> None:

@@ -29,14 +29,12 @@ def fuse_step(
     x0_prev: Tensor,
     rows: Tensor,
     index: Tensor,
-    seeds: Tensor,
+    keys: Tensor,
     clamp: float | None,
     factor: Sequence[int],
     measured: Tensor | None,
-    origin: Sequence[int],
-    sample: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return (x', x0); arguments are `scorefusion.ops.fuse_step`'s, checked. Reads the row on the host."""
+    """Return (x', x0); arguments are `ops.fuse_step`'s, checked. Reads row and keys on the host."""
     number = int(index)
     p, q, a, b, c, s = rows[number].tolist()
     x0 = p * x_t + q * fuse_scores(scores, maps, base, gain).to(x_t.dtype)
@@ -47,8 +45,9 @@ def fuse_step(
     if s != 0.0:
         # The reference noise needs float64, which MPS has not.
         home = torch.device("cpu") if x_t.device.type == "mps" else x_t.device
-        z = normal(tuple(x_t.shape), seeds.tolist(), number + 1, origin, sample, home)
-        x = x + s * z.to(x_t)
+        one = (1, *x_t.shape[1:])
+        z = [normal(one, [seed], number + 1, origin, sample, home) for seed, sample, *origin in keys.tolist()]
+        x = x + s * torch.cat(z).to(x_t)
     return x.contiguous(), x0.contiguous()
 
 

@@ -97,7 +97,7 @@ def normal(
     seeds: Sequence[int],
     step: int,
     origin: Sequence[int],
-    sample: int,
+    sample: int | Sequence[int],
     device: torch.device,
 ) -> Tensor:
     """Return standard normals, float32 [B, C, D, H, W]; arguments are `scorefusion.ops.normal`'s, checked."""
@@ -121,7 +121,7 @@ def normal(
         x | (y << 16),
         z | (channel << 16),
         words([step], 1, 1, 1, 1, 1),
-        words([sample], 1, 1, 1, 1, 1),
+        words([sample] if isinstance(sample, int) else sample, -1, 1, 1, 1, 1),
     )
     w0, w1, w2, w3 = philox(counter, key)
     lanes = torch.stack((*box_muller(w0, w1), *box_muller(w2, w3)), dim=-1)

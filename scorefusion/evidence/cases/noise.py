@@ -1,4 +1,4 @@
-"""Counter-based noise: nothing is read but the seeds, 4 bytes are written for each voxel."""
+"""Counter-based noise: nothing is read but the seeds and samples, 4 bytes are written for each voxel."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def cases(device: str) -> Iterator[Case]:
         def run(
             config: Config, out: Tensor = out, seeds: list[int] = seeds, origin: tuple[int, ...] = origin
         ) -> None:
-            fill_normal(out, seeds, 1, origin, 0, config=config)
+            fill_normal(out, seeds, 1, origin, [0] * len(seeds), config=config)
 
         yield Case(
             "noise",
             name,
             CONFIGS,
             run,
-            {"_noise_kernel": Work(8 * shape[0], 4 * voxels, _OPERATIONS * voxels, _UNFUSED * voxels)},
+            {"_noise_kernel": Work(12 * shape[0], 4 * voxels, _OPERATIONS * voxels, _UNFUSED * voxels)},
             fast=name == "whole volume",
         )
