@@ -1,0 +1,247 @@
+"""A step over static buffers as a CUDA graph: captured once, replayed for every step, seed and weight.
+
+A captured step is the launches that its body made, with the addresses they were given. Nothing of the host
+is in it: whatever changes from step to step (the solver's row, seeds, volumes, weights) is read from tensors
+that stay where they are. `torch.cuda.graph` records; what of it is used here goes through `Graphs`, so that
+the rules of capture can be tested where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Body = Callable[[], object]
+
+
+class Segment(NamedTuple):
+    """A part of a step.
+
+    Attributes:
+        name: for the warning.
+        run: takes and returns nothing; it reads and writes static buffers.
+        capturable: False for what may refuse capture, such as a TensorRT engine; it then runs eagerly between
+            graphs of the parts around it.
+    """
+
+    name: str
+    run: Body
+    capturable: bool = True
+
+
+class Graphs(Protocol):
+    """The part of PyTorch's CUDA graphs that a step needs."""
+
+    def pool(self) -> Any:
+        """Return a private memory pool that nothing has used."""
+        ...
+
+    def aside(self, body: Body) -> None:
+        """Run `body` on the stream that captures, in order with the current stream."""
+        ...
+
+    def capture(self, body: Body, pool: Any) -> Body:
+        """Record what `body` launches, with memory from the pool; return what replays it.
+
+        Raises:
+            Exception: what `body` did that cannot be captured; the current stream is as before.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        ...
+
+
+class CudaGraphs:
+    """`Graphs` of a CUDA device: one side stream, which warms up and captures.
+
+    The stream is one because libraries keep handles and workspaces for each stream, and making them while
+    capturing is an error. Capture minds only this thread (`thread_local`): others may allocate meanwhile.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def pool(self) -> Any:
+        """See :class:`Graphs`."""
+        return torch.cuda.graph_pool_handle()
+
+    def aside(self, body: Body) -> None:
+        """See :class:`Graphs`."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            body()
+        current.wait_stream(self.stream)
+
+    def capture(self, body: Body, pool: Any) -> Body:
+        """See :class:`Graphs`."""
+        gc.collect()  # a graph destroyed by the collector within the capture would invalidate it
+        graph = torch.cuda.CUDAGraph()
+        # After a refused capture torch.cuda.graph leaves its stream current; the outer context does not.
+        with (
+            torch.cuda.stream(self.stream),
+            torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
+            body()
+        return graph.replay
+
+    def synchronize(self) -> None:
+        """See :class:`Graphs`."""
+        torch.cuda.synchronize(self.device)
+
+
+class CapturedStep:
+    """Replays a step that was captured as a CUDA graph; runs it eagerly where capture is refused.
+
+    The whole body is tried first. If it is refused and consists of segments, each run of capturable ones
+    becomes a graph and the others run eagerly in between; else everything runs eagerly. One warning says what
+    and why.
+
+    Args:
+        body: a function of static buffers, or the segments of one, in order. It must neither wait for the
+            device nor keep a tensor that it made.
+        device: where it runs; only on CUDA is anything captured.
+        state: the buffers that the body changes and reads again in the next step. Warming up runs the body,
+            so they are put back each time.
+        watch: returns the tensors whose addresses are in the graph and that others own, such as a model's
+            parameters. Written in place they need nothing; where one is in another place, :meth:`prepare`
+            captures again.
+        warmup: runs before the capture: kernels are compiled, libraries and workspaces made. At least 1.
+        graphs: stands in for `CudaGraphs`.
+
+    Attributes:
+        captured: how many graphs a step consists of; 0 where it runs eagerly or was not prepared yet.
+        reason: why part of it runs eagerly, or None.
+    """
+
+    def __init__(
+        self,
+        body: Body | Sequence[Segment],
+        *,
+        device: torch.device,
+        state: Sequence[Tensor] = (),
+        watch: Callable[[], Iterable[Tensor]] | None = None,
+        warmup: int = 2,
+        graphs: Graphs | None = None,
+    ):
+        self.segments = (Segment("the step", body),) if callable(body) else tuple(body)
+        self.state, self.warmup = tuple(state), max(1, warmup)
+        self.captured, self.reason = 0, None if device.type == "cuda" else f"the device is {device.type}"
+        self._watch = watch or tuple
+        self._graphs = CudaGraphs(device) if graphs is None and device.type == "cuda" else graphs
+        self._calls: list[Body] = []
+        self._addresses: list[tuple[object, ...]] = []
+        self._warned = False
+
+    def __call__(self) -> None:
+        """Run a step; the first captures it."""
+        if not self._calls:
+            self.prepare()
+        for call in self._calls:
+            call()
+
+    @torch.no_grad()
+    def prepare(self) -> bool:
+        """Capture the step unless that was done and all tensors are where they were; say whether it did.
+
+        Call it before a series of steps, when the buffers are ready for the first: warming up runs that step.
+        If nothing has changed it costs a comparison of addresses.
+
+        Raises:
+            Exception: what the body raises when it warms up, and where memory runs out.
+        """
+        addresses = [_address(tensor) for tensor in itertools.chain(self.state, self._watch())]
+        if self._calls and addresses == self._addresses:
+            return False
+        self.reset()
+        if self._graphs is None:
+            calls: list[Body] = [_together(self.segments)]
+        else:
+            saved = [tensor.clone() for tensor in self.state]
+            try:
+                for _ in range(self.warmup):
+                    self._graphs.aside(_together(self.segments))
+                    self._put_back(saved)
+                self._graphs.synchronize()
+                calls = self._capture(self._graphs)
+            finally:
+                self._put_back(saved)
+        self._calls, self._addresses = calls, addresses
+        return True
+
+    def reset(self) -> None:
+        """Forget the graphs and free their memory; the next step captures again."""
+        if self._calls and self._graphs is not None:
+            self._graphs.synchronize()
+        self._calls, self.captured = [], 0
+
+    def _put_back(self, saved: Sequence[Tensor]) -> None:
+        for tensor, value in zip(self.state, saved, strict=True):
+            tensor.copy_(value)
+
+    def _capture(self, graphs: Graphs) -> list[Body]:
+        """One graph of the whole, or graphs and functions in turn."""
+        whole, refusal = _try(graphs, self.segments, graphs.pool())
+        if whole is not None:
+            self.captured, self.reason = 1, None
+            return [whole]
+        calls: list[Body] = []
+        eager: list[str] = []
+        pool = graphs.pool()
+        runs = [tuple(run) for _, run in itertools.groupby(self.segments, lambda segment: segment.capturable)]
+        for run in runs if len(runs) > 1 else ():
+            replay, _ = _try(graphs, run, pool) if run[0].capturable else (None, refusal)
+            if replay is None:
+                eager += [segment.name for segment in run]
+                # Nothing is known of the pool of a refused capture.
+                pool = graphs.pool() if run[0].capturable else pool
+            self.captured += replay is not None
+            calls.append(replay or _together(run))
+        if not self.captured:
+            calls, eager = [_together(self.segments)], ["all of it"]
+        self.reason = f"{', '.join(dict.fromkeys(eager))}: {refusal}"
+        if not self._warned:
+            warnings.warn(
+                f"a CUDA graph of the step was refused, so part of it runs eagerly: {self.reason}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            self._warned = True
+        return calls
+
+
+def _try(graphs: Graphs, segments: Sequence[Segment], pool: Any) -> tuple[Body | None, str]:
+    """Return what replays the segments, or None and why they cannot be captured."""
+    try:
+        return graphs.capture(_together(segments), pool), ""
+    except Exception as error:
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        if isinstance(first, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(first).lower():
+            raise
+        return None, f"{type(first).__name__}: {str(first).strip().splitlines()[0] if str(first) else ''}"
+
+
+def _together(segments: Sequence[Segment]) -> Body:
+    """The segments as one function."""
+
+    def run() -> None:
+        for segment in segments:
+            segment.run()
+
+    return run
+
+
+def _address(tensor: Tensor) -> tuple[object, ...]:
+    """Where a tensor lies and how: what a captured launch was given of it."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

@@ -1,0 +1,263 @@
+"""Capturing a step and replaying it: the rules of CUDA graphs, kept by a stand-in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scorefusion.engine.engine import Engine
+from scorefusion.engine.graph import CapturedStep, CudaGraphs
+from scorefusion.engine.plan import plan
+from scorefusion.models.presets import preset
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.table import table_for
+from tests.tape_graphs import Still, TapeGraphs
+from tests.toy_step import CPU, CUDA, Toy, captured, needs_cuda
+
+
+def test_replays_are_the_eager_steps() -> None:
+    toy, graphs = Toy(), TapeGraphs()
+    step = captured(toy.step, graphs, state=toy.state, watch=toy.network.parameters)
+    expected = toy.run(toy.step, (3, -4))
+    assert step.prepare() and step.captured == 1 and step.reason is None
+    assert torch.equal(toy.run(step, (3, -4)), expected)
+    assert graphs.warmed == 2 and graphs.replayed == 3 and len(graphs.tapes) == 1
+
+
+def test_the_first_step_captures_and_changes_nothing_but_once() -> None:
+    toy = Toy()
+    expected = toy.run(toy.step, (3, -4))
+    step = captured(toy.step, None, state=toy.state)
+    assert torch.equal(toy.run(step, (3, -4)), expected)
+
+
+def test_seeds_and_weights_need_no_second_capture() -> None:
+    toy, graphs = Toy(), TapeGraphs()
+    step = captured(toy.step, graphs, state=toy.state, watch=toy.network.parameters)
+    step.prepare()
+    seen = []
+    for turn, seeds in enumerate(((3, -4), (2**40, 5), (3, 5))):
+        with torch.no_grad():
+            toy.network.weight.copy_((0.3 * turn + 1) * toy.network.weight)
+            toy.rows[0, 5] += 0.1
+        assert not step.prepare()
+        replayed = toy.run(step, seeds)
+        assert torch.equal(replayed, toy.run(toy.step, seeds))
+        seen.append(replayed)
+    assert len(graphs.attempts) == 1
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
+
+
+def test_nothing_is_run_or_allocated_beside_the_replay() -> None:
+    toy = Toy()
+    step = captured(toy.step, None, state=toy.state)
+    step.prepare()
+    expected = toy.run(toy.step, (3, -4))
+    toy.start((3, -4))
+    with Still():
+        for _ in range(3):
+            step()
+    assert torch.equal(toy.x, expected)
+
+
+def test_a_number_of_the_host_is_stale() -> None:
+    """What the stand-in is for: a step that reads its row's number on the host repeats the first row."""
+    toy, row = Toy(), [0]
+
+    def body() -> None:
+        toy.index.fill_(row[0])
+        toy.step()
+
+    def by_host(step: Callable[[], object]) -> Tensor:
+        toy.start((3, -4))
+        for row[0] in range(3):
+            step()
+        return toy.x.clone()
+
+    step = captured(body, None, state=toy.state)
+    expected = by_host(body)
+    assert not torch.equal(by_host(step), expected)
+    step.reset()
+    assert not torch.equal(by_host(step), expected)
+
+
+def test_outputs_that_nothing_computes_are_not_numbers() -> None:
+    """Capturing computes nothing, so memory that was made then holds nothing."""
+    made, out = [torch.ones(3)], torch.zeros(3)
+
+    def body() -> None:
+        out.copy_(made[0] + 1.0)
+
+    tapes = TapeGraphs()
+    replay = tapes.capture(body, tapes.pool())
+    assert torch.equal(out, torch.zeros(3))
+    made[0].fill_(4.0)
+    replay()
+    assert torch.equal(out, torch.full((3,), 5.0))
+    assert tapes.tapes[0].operations[0][3][0].tolist() == [5.0] * 3
+    tapes.tapes[0].finish()
+    assert tapes.tapes[0].operations[0][3][0].isnan().all()
+
+
+def test_replaced_storage_is_captured_again() -> None:
+    toy, graphs = Toy(), TapeGraphs()
+    step = captured(toy.step, graphs, state=toy.state, watch=lambda: toy.network.parameters())
+    stale = toy.run(step, (3, -4))
+    toy.network.weight.data = 2.0 * toy.network.weight.data
+    assert torch.equal(toy.run(step, (3, -4)), stale), "a captured address is still the old one"
+    expected = toy.run(toy.step, (3, -4))
+    assert not torch.equal(stale, expected)
+    assert step.prepare() and len(graphs.tapes) == 2
+    assert torch.equal(toy.run(step, (3, -4)), expected)
+    toy.network.load_state_dict(
+        {name: 3.0 * value for name, value in toy.network.state_dict().items()}, assign=True
+    )
+    expected = toy.run(toy.step, (3, -4))
+    assert step.prepare() and len(graphs.tapes) == 3
+    assert torch.equal(toy.run(step, (3, -4)), expected)
+    assert not step.prepare()
+    # Each capture has a pool of its own, and waits before the graphs before it are freed.
+    assert len(set(map(id, graphs.attempts))) == 3 and graphs.waited == 5
+
+
+def engine_of(strategy: str, size: tuple[int, int, int], batch: int = 1, slab: int | None = None) -> Engine:
+    """An engine of a model in which nothing is zero, its conditions loaded."""
+    config = preset("small")
+    torch.manual_seed(0)
+    model = ScoreFusion(config).eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    engine = Engine(model, plan(config, size, batch=batch, strategy=strategy, slab=slab))
+    engine.load(torch.rand(batch, len(config.conditions), *size) - 0.5, origin=(2, 4, 6), full=(32, 32, 32))
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("strategy", "size", "batch", "slab"),
+    [("fuse+features", (8, 12, 8), 1, 8), ("fuse", (4, 8, 8), 2, None), ("average", (8, 4, 12), 1, 4)],
+    ids=["features in slabs", "two volumes", "average"],
+)
+def test_an_engines_step(strategy: str, size: tuple[int, int, int], batch: int, slab: int | None) -> None:
+    """Three replays of one capture are three steps of the engine, bit for bit, whatever seed and weights."""
+    engine = engine_of(strategy, size, batch, slab)
+    cycle, graphs = engine.plan.planes, TapeGraphs()
+    table = table_for(engine.plan.config, solver="ddpm", steps=3)
+    state = (engine.buffers["x"], engine.buffers["x0"], engine.index)
+    step = captured(lambda: engine._step(cycle), graphs, state=state, watch=lambda: engine.model.parameters())
+    results = []
+    for seed, sample, scale in ((3, 0, 1.0), (2**40, 7, 0.9)):
+        with torch.no_grad():
+            for parameter in engine.model.parameters():
+                parameter.mul_(scale)
+        seeds = [seed - item for item in range(batch)]
+        expected = engine.run(table, seeds, sample=sample)
+        engine.start(table, seeds, sample=sample)
+        assert step.prepare() == (scale == 1.0)
+        with Still():
+            for _ in range(3):
+                step()
+        assert torch.equal(engine.buffers["x"], expected)
+        results.append(expected)
+    assert step.captured == 1 and len(graphs.attempts) == 1 and not torch.equal(*results)
+
+
+def test_elsewhere_a_step_runs_as_it_is() -> None:
+    toy = Toy()
+    step = CapturedStep(toy.step, device=CPU, state=toy.state)
+    assert torch.equal(toy.run(step, (3, -4)), toy.run(toy.step, (3, -4)))
+    assert step.captured == 0 and step.reason == "the device is cpu"
+
+
+def test_pytorch_is_called_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments fit PyTorch's signatures, streams nest, and the first error is the reason."""
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, name: object) -> None:
+            self.name = str(name)
+
+        def wait_stream(self, other: Stream) -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Context:
+        def __init__(self, name: str, fails: bool = False) -> None:
+            self.name, self.fails = name, fails
+
+        def __enter__(self) -> None:
+            log.append(f"enter {self.name}")
+
+        def __exit__(self, *raised: object) -> None:
+            log.append(f"leave {self.name}")
+            if self.fails and raised[0] is not None:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    signature = inspect.signature(torch.cuda.graph)
+
+    def graph(*args: Any, **kwargs: Any) -> Context:
+        bound = signature.bind(*args, **kwargs).arguments
+        assert bound["pool"] == "pool" and bound["capture_error_mode"] == "thread_local"
+        assert bound["stream"].name == "cuda:0"
+        return Context("capture", fails=True)
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    for name, value in {
+        "Stream": Stream,
+        "current_stream": lambda device: Stream("current"),
+        "stream": lambda stream: Context(f"stream {stream.name}"),
+        "graph": graph,
+        "CUDAGraph": Graph,
+        "graph_pool_handle": lambda: "pool",
+        "synchronize": lambda device: log.append(f"wait for {device}"),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    graphs = CudaGraphs(torch.device("cuda:0"))
+    step = CapturedStep(lambda: log.append("body"), device=graphs.device, graphs=graphs, warmup=1)
+    step()
+    aside = ["cuda:0 waits for current", "enter stream cuda:0", "body", "leave stream cuda:0"]
+    inside = ["enter stream cuda:0", "enter capture", "body", "leave capture", "leave stream cuda:0"]
+    assert log == [*aside, "current waits for cuda:0", "wait for cuda:0", *inside, "replay"]
+    log.clear()
+
+    def refuses() -> None:
+        if "enter capture" in log:
+            raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+
+    step = CapturedStep(refuses, device=graphs.device, graphs=graphs, warmup=1)
+    with pytest.warns(
+        RuntimeWarning, match="all of it: RuntimeError: operation not permitted when .* capturing$"
+    ):
+        step.prepare()
+    assert log[-2:] == ["leave capture", "leave stream cuda:0"]
+
+
+@needs_cuda
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    toy = Toy(CUDA)
+    step = CapturedStep(toy.step, device=CUDA, state=toy.state, watch=lambda: toy.network.parameters())
+    expected = toy.run(toy.step, (3, -4))
+    assert step.prepare() and step.captured == 1
+    torch.testing.assert_close(toy.run(step, (3, -4)), expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        toy.network.weight.mul_(1.5)
+    assert not step.prepare()
+    expected = toy.run(toy.step, (8, 9))
+    torch.testing.assert_close(toy.run(step, (8, 9)), expected, rtol=1e-5, atol=1e-5)
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    for _ in range(5):
+        toy.index.zero_()
+        step()
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    toy.network.weight.data = 2.0 * toy.network.weight.data
+    expected = toy.run(toy.step, (3, -4))
+    assert step.prepare()
+    torch.testing.assert_close(toy.run(step, (3, -4)), expected, rtol=1e-5, atol=1e-5)
