@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.norm_act import norm_act
+from .by_depth import added, convolved_linear_up, convolved_norm, is_large
 from .config import UNetConfig
 
 Resample = Literal["none", "down", "up"]
@@ -49,11 +51,13 @@ class Normalisation(nn.Module):
         shift: Tensor | None = None,
         add: Tensor | None = None,
         act: Literal["silu", "none"] = "silu",
+        pad: int = 0,
+        pad_mode: Edges = "zeros",
     ) -> Tensor:
         """``silu(norm([x, other] + add) · (1 + scale) + shift)``, channels last; see :func:`ops.norm_act`."""
         return norm_act(
             x, other, groups=self.groups, weight=self.weight, bias=self.bias,
-            scale=scale, shift=shift, add=add, act=act,
+            scale=scale, shift=shift, add=add, act=act, pad=pad, pad_mode=pad_mode,
         )  # fmt: skip
 
 
@@ -91,23 +95,33 @@ class ResBlock(nn.Module):
 
         ``other`` holds further input channels, such as a skip connection's: the two are never concatenated.
         """
-        hidden = self.conv1(self._resampled(self.norm1(x, other)))
+        if self.resample == "none" and is_large(x, self.conv1.in_channels):
+            hidden = convolved_norm(self.conv1, self.norm1, x, other)
+        else:
+            hidden = self.conv1(self._resampled(self.norm1(x, other)))
         told = self.embed(embedding)
         if self.film:
             scale, shift = told.chunk(2, dim=1)
             hidden = self.norm2(hidden, scale=scale, shift=shift)
         else:
             hidden = self.norm2(hidden, add=told)
-        return self._skipped(x, other) + self.conv2(self.dropout(hidden))
+        hidden = self.conv2(self.dropout(hidden))
+        for part in self._skipped(x, other):
+            hidden = added(hidden, part)
+            del part  # before the next one is made
+        return hidden
 
-    def _skipped(self, x: Tensor, other: Tensor | None) -> Tensor:
+    def _skipped(self, x: Tensor, other: Tensor | None) -> Iterator[Tensor]:
+        """What is added to the result, made one after another."""
         if other is None:
-            return self.skip(self._resampled(x))
-        if not isinstance(self.skip, nn.Conv2d | nn.Conv3d):
-            return self._resampled(torch.cat([x, other], dim=1))
-        convolve = F.conv2d if self.dims == 2 else F.conv3d
-        first, second = self.skip.weight.split([x.shape[1], other.shape[1]], dim=1)
-        return convolve(self._resampled(x), first, self.skip.bias) + convolve(self._resampled(other), second)
+            yield self.skip(self._resampled(x))
+        elif not isinstance(self.skip, nn.Conv2d | nn.Conv3d):
+            yield self._resampled(torch.cat([x, other], dim=1))
+        else:
+            convolve = F.conv2d if self.dims == 2 else F.conv3d
+            first, second = self.skip.weight.split([x.shape[1], other.shape[1]], dim=1)
+            yield convolve(self._resampled(x), first, self.skip.bias)
+            yield convolve(self._resampled(other), second)
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "down":
@@ -146,6 +160,8 @@ class LinearUp(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """``[N, C, ...]`` to twice the size on every axis; the embedding is not used."""
+        if is_large(x, 8 * x.shape[1]):
+            return convolved_linear_up(self.conv, x)
         return self.conv(F.interpolate(x, scale_factor=2, mode=self.mode))
 
 
@@ -167,7 +183,7 @@ class Attention(nn.Module):
         query, key, value = (part.contiguous() for part in qkv.chunk(3, dim=-1))
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         mixed = F.linear(mixed, self.proj.weight[:, :, 0], self.proj.bias)
-        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+        return added(mixed.transpose(1, 2).unflatten(2, x.shape[2:]), x)
 
 
 def fold(x: Tensor, patch: int) -> Tensor:

@@ -156,7 +156,15 @@ class UNet(nn.Module):
                 features[scale] = hidden
             if len(stage) > 1:
                 hidden = stage[1](hidden, embedding)
-        return unfold(self.output(self.norm(hidden)), config.patch), features
+        return unfold(self._last(hidden), config.patch), features
+
+    def _last(self, hidden: Tensor) -> Tensor:
+        """Normalise and convolve; where edges repeat, the one pads for the other."""
+        if self.config.edges == "zeros":
+            return self.output(self.norm(hidden))
+        convolve = F.conv2d if self.dims == 2 else F.conv3d
+        hidden = self.norm(hidden, pad=1, pad_mode=self.config.edges)
+        return convolve(hidden, self.output.weight, self.output.bias)
 
 
 def _zero(layer: nn.Module) -> None:

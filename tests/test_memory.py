@@ -1,0 +1,142 @@
+"""What a function takes, measured on meta tensors: against counting by hand, and against this process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scorefusion.engine.memory import measure
+from scorefusion.models import by_depth
+from scorefusion.models.config import TimeConfig, UNetConfig
+from scorefusion.models.presets import preset
+from scorefusion.models.unet import UNet
+from scorefusion.ops.ensemble_features import ensemble_features
+
+TIME = TimeConfig(channels=8, hidden=16)
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def test_a_tensor_counts_until_its_last_view_is_gone():
+    x = empty(1000)
+
+    def function():
+        a = x + 1  # 4000 bytes
+        b = a[:500].view(50, 10)
+        del a
+        c = b.to(torch.float64)  # 4000 more, which is the peak
+        del b
+        return c.sum()
+
+    usage = measure(function)
+    assert usage.peak_bytes == 8000 and usage.result_bytes == 8
+    assert [(held.bytes, held.shape) for held in usage.held] == [(4000, (1000,)), (4000, (50, 10))]
+    assert "_to_copy" in usage.operation
+
+
+def test_inputs_and_what_is_done_in_place_do_not_count():
+    x = empty(100)
+    assert measure(lambda: x.add_(1).mul_(2).view(10, 10)).peak_bytes == 0
+
+
+def test_pooling_in_3d_makes_its_input_contiguous():
+    x = empty(1, 8, 8, 8, 8).contiguous(memory_format=torch.channels_last_3d)
+    assert measure(lambda: F.avg_pool3d(x, 2)).peak_bytes == 4 * (8 * 8**3 + 8 * 4**3)
+
+
+def test_flop():
+    image, kernel = empty(2, 3, 8, 8), empty(5, 3, 3, 3)
+    assert measure(lambda: F.conv2d(image, kernel, padding=1)).flop == 2 * 2 * 5 * 3 * 9 * 64
+    assert measure(lambda: F.linear(empty(7, 11), empty(13, 11), empty(13))).flop == 2 * 7 * 11 * 13
+    query = empty(2, 4, 100, 16)
+    attention = measure(lambda: F.scaled_dot_product_attention(query, query, query))
+    assert attention.flop == 2 * (2 * 2 * 4 * 100 * 100 * 16)
+    assert attention.peak_bytes == query.numel() * 4  # the matrix of weights is never whole
+    total, features = empty(2, 6, 4, 4, 4), empty(2 * 8, 5, 4, 4)
+    added = measure(lambda: ensemble_features(total, features, empty(6, 5, 2), "axial", 0))
+    assert added.flop == 2 * total.numel() * 5 * 2
+
+
+@pytest.mark.parametrize("norm", ["group", "channel"])
+@pytest.mark.parametrize("resample", ["conv", "res"])
+def test_a_large_volume_by_depth_has_the_same_numbers(monkeypatch, norm, resample):
+    config = UNetConfig(widths=(8, 16), blocks=1, groups=4, norm=norm, resample=resample, time=TIME)
+    network = UNet(3, 3, 2, config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2 + 0.05
+    x = torch.randn(2, 3, 12, 8, 8, generator=generator) + 3.0
+    time = torch.tensor([0.1, 0.7])
+    with torch.no_grad():
+        whole = network(x, time)
+        rows = []
+        pieces = by_depth._pieces
+        monkeypatch.setattr(by_depth, "_pieces", lambda *args: rows.append(args) or pieces(*args))
+        for large in (1, 20_000):
+            monkeypatch.setattr(by_depth, "LARGE", large)
+            torch.testing.assert_close(network(x, time), whole, rtol=1e-5, atol=1e-5)
+        assert rows
+    assert network(x, time).requires_grad
+
+
+def test_the_fusion_networks_peak(monkeypatch):
+    """In full-resolution tensors of 64 channels: 3 skips, 2 of input, 1 convolved, 1 normalised, pieces."""
+    with torch.device("meta"):
+        network = UNet(3, 9, 3, preset("paper").fusion).eval().bfloat16()
+    size = (32, 64, 64)
+    unit = 64 * 32 * 64 * 64 * 2
+    x, time = empty(1, 9, *size, dtype=torch.bfloat16), empty(1)
+    assert measure(lambda: network(x, time)).peak_bytes < 9.1 * unit
+    monkeypatch.setattr(by_depth, "LARGE", unit // 8)
+    usage = measure(lambda: network(x, time))
+    assert 6.0 * unit < usage.peak_bytes < 7.05 * unit
+
+
+REAL = """
+import gc, sys, torch
+from scorefusion.engine.memory import measure
+from scorefusion.models.folder import channels_last, from_pretrained
+torch.set_num_threads(1)
+
+def status(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+def case(device):
+    network = from_pretrained("t1-sr4").to(device).slice_networks["slice"].to(getattr(torch, sys.argv[1]))
+    cut = torch.zeros(8, 6, 96, 96, device=device, dtype=next(network.parameters()).dtype)
+    cut = cut.contiguous(memory_format=torch.channels_last)
+    time, label = torch.zeros(8, device=device), torch.zeros(8, dtype=torch.long, device=device)
+    return lambda: network.forward_with_features(cut, time, (2, 4), label=label)
+
+planned = measure(case("meta")).peak_bytes
+run = case("cpu")
+with torch.no_grad():
+    run()
+    gc.collect()
+    before = status("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")
+    run()
+print(planned, status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("dtype", ["float32"])
+def test_the_peak_is_that_of_a_process(dtype):
+    """The second run's: in the first PyTorch compiles its convolutions (about 20 MB)."""
+    result = subprocess.run(
+        [sys.executable, "-c", REAL, dtype],
+        capture_output=True, text=True, check=True,
+        env={"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1", "PATH": ""},
+    )  # fmt: skip
+    planned, found = (int(word) for word in result.stdout.split())
+    assert planned > 2e7
+    assert abs(found / planned - 1) < 0.1
