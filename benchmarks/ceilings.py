@@ -8,8 +8,9 @@ is measured by that run alone.
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -39,6 +40,15 @@ def ceiling(kind: str, device: str, dtype: torch.dtype) -> float:
         return small if small < floor else max(small, measure(device, dtype, False))
 
 
+def best_convolution(dtypes: Iterable[torch.dtype]) -> float:
+    """Return FLOP a second of the fastest convolution on this CPU, of any dtype given, either layout."""
+    best = 0.0
+    with torch.no_grad():
+        for dtype, channels, last in itertools.product(dtypes, (64, 256), (False, True)):
+            best = max(best, _convolution("cpu", dtype, False, channels=channels, last=last))
+    return best
+
+
 def copy_bytes(device: str) -> int:
     """Return the bytes of a buffer that no cache holds: four times the last level's, at least 128 MiB."""
     largest = 0
@@ -55,21 +65,24 @@ def _product(device: str, dtype: torch.dtype, small: bool) -> float:
     return 2 * side**3 / _best(lambda: square @ square, device)
 
 
-def _convolution(device: str, dtype: torch.dtype, small: bool) -> float:
-    """The better of a 2D and a 3D one, 3 voxels wide, 64 channels to 64, channels last."""
-    side = 8 if small else 32
-    slices = torch.full((4, 64, 2 * side, 2 * side), 0.5, device=device, dtype=dtype)
-    volume = torch.full((1, 64, side, side, side), 0.5, device=device, dtype=dtype)
+def _convolution(
+    device: str, dtype: torch.dtype, small: bool, *, channels: int = 64, last: bool = True
+) -> float:
+    """The better of a 2D and a 3D one, 3 voxels wide, as many channels out as in, channels last or first."""
+    side = 8 if small else 32 if channels <= 64 else 16
+    slices = torch.full((4, channels, 2 * side, 2 * side), 0.5, device=device, dtype=dtype)
+    volume = torch.full((1, channels, side, side, side), 0.5, device=device, dtype=dtype)
     rates = []
     for run, given, memory in (
         (F.conv2d, slices, torch.channels_last),
         (F.conv3d, volume, torch.channels_last_3d),
     ):
+        memory = memory if last else torch.contiguous_format
         given = given.contiguous(memory_format=memory)
         extent = (3,) * (given.ndim - 2)
-        weight = torch.full((64, 64, *extent), 0.5, device=device, dtype=dtype)
+        weight = torch.full((channels, channels, *extent), 0.5, device=device, dtype=dtype)
         weight = weight.contiguous(memory_format=memory)
-        flop = 2 * 64 * weight[0].numel() * given[0, 0].numel() * given.shape[0]
+        flop = 2 * channels * weight[0].numel() * given[0, 0].numel() * given.shape[0]
         seconds = _best(lambda: run(given, weight, padding=1), device)  # noqa: B023
         rates.append(flop / seconds)
     return max(rates)

@@ -41,8 +41,9 @@ SLICES = 8
 class Plain(nn.Module):
     """A model's networks, plainly: ``plain(x_t, inputs, level)`` is the model's ``fuse+features``."""
 
-    def __init__(self, model: ScoreFusion):
+    def __init__(self, model: ScoreFusion, *, compiled: bool = False):
         super().__init__()
+        self.network = torch.compile(network_plainly, dynamic=False) if compiled else network_plainly
         self.model = copy.deepcopy(model).float().eval()
         for module in self.model.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -67,7 +68,7 @@ class Plain(nn.Module):
                 time = network_time(network.config, level, config.halved_slice_time)
                 time = time.repeat_interleave(stop - start)
                 label = torch.full_like(time, PLANES.index(branch.plane), dtype=torch.long)
-                found.append(network_plainly(network, cut, time, label=label, scales=config.feature_scales))
+                found.append(self.network(network, cut, time, label=label, scales=config.feature_scales))
             scores.append(as_volume([output for output, _ in found], x.shape[0], axis))
             staged.append(
                 {s: as_volume([f[s] for _, f in found], x.shape[0], axis) for s in config.feature_scales}
@@ -78,7 +79,7 @@ class Plain(nn.Module):
         }
         parts = [x, inputs.condition, *([inputs.common] if inputs.common is not None else []), *scores]
         fusion = cast(UNet, model.fusion)
-        maps, _ = network_plainly(
+        maps, _ = self.network(
             fusion, torch.cat(parts, dim=1), network_time(fusion.config, level), inject=inject
         )
         weights = torch.cat([maps[:, :-1], -maps[:, :-1].sum(1, keepdim=True)], dim=1)

@@ -176,9 +176,9 @@ def test_a_step_allocates_nothing_of_its_own() -> None:
     engine.step()
     with Allocations(engine) as allocations:
         engine.step()
-        assert set(allocations.found) <= {"scorefusion.fuse_step.default"}
+        assert allocations.found == []
         engine.buffers["x"] + 1.0
-    assert allocations.found[-1] == "aten.add.Tensor"
+    assert allocations.found == ["aten.add.Tensor"]
 
 
 def test_out_of_memory_halves_the_slab_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,8 @@ def test_a_plan_counts_its_bytes() -> None:
     layout = plan(config, (8, 12, 16), dtype=torch.bfloat16, slab=4)
     voxels = 8 * 12 * 16
     expected = {
-        "x": 4 * voxels, "x0": 4 * voxels, "condition": 4 * voxels, "measured": 4 * voxels // 64,
+        "x": 4 * voxels, "x0": 4 * voxels, "x.next": 4 * voxels, "x0.next": 4 * voxels,
+        "condition": 4 * voxels, "measured": 4 * voxels // 64,
         "cut": 2 * 4 * 6 * 12 * 16, "scores.0": 2 * voxels, "scores.1": 2 * voxels, "scores.2": 2 * voxels,
         "stacked": 2 * 5 * voxels, "total.1": 2 * 32 * voxels, "total.2": 2 * 32 * voxels // 8,
     }  # fmt: skip

@@ -310,6 +310,8 @@ def test_empty(shape: tuple[int, ...], backend: str) -> None:
 def test_opcheck() -> None:
     given = arguments((2, 1, 2, 4, 6), "acs", factor=(2, 2, 2), measured=True)
     torch.library.opcheck(torch.ops.scorefusion.fuse_step.default, (*given.values(), None))
+    out = torch.zeros(2, *given["x_t"].shape).unbind()
+    torch.library.opcheck(torch.ops.scorefusion.fuse_step_into.default, (*out, *given.values(), None))
 
 
 def test_gradcheck() -> None:

@@ -278,6 +278,10 @@ def test_opcheck() -> None:
         arguments = (x_t, condition, shared, "coronal", 1, 4, channels, 2, "slice", torch.bfloat16, backend)
         torch.library.opcheck(torch.ops.scorefusion.gather_slices.default, arguments)
 
+    out = torch.empty_like(gather_slices(x_t, condition, common, "coronal", 1, 5, context=2))
+    arguments = (out, x_t, condition, common, "coronal", 1, 5, None, 2, "slice", None)
+    torch.library.opcheck(torch.ops.scorefusion.gather_slices_into.default, arguments)
+
 
 def test_fake_cuda() -> None:
     with FakeTensorMode():

@@ -205,12 +205,13 @@ class Engine:
         fusion = cropped(self._fusion(x, branches), self.plan.size)
         config, buffers = self.plan.config, self.buffers
         factor = config.degradation.factor if config.degradation.kind == "block-mean" else 1
-        x_next, x0 = fuse_step(
+        fuse_step(
             *fusion, buffers["x"], buffers["x0"], self.rows, self.index, self.keys,
             clamp=config.sampling.clamp, factor=(factor,) * 3, measured=buffers.get("measured"),
+            out=(buffers["x.next"], buffers["x0.next"]),
         )  # fmt: skip
-        buffers["x"].copy_(x_next)
-        buffers["x0"].copy_(x0)
+        for name in ("x", "x0"):
+            buffers[name].copy_(buffers[f"{name}.next"])
         self.index.add_(1)
 
     def _branch(self, k: int, x: Tensor) -> None:

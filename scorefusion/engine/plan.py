@@ -181,6 +181,8 @@ def _buffers(layout: Plan) -> tuple[Buffer, ...]:
     found = [
         Buffer("x", own, float32, "noisy volume"),
         Buffer("x0", own, float32, "clean volume of the step before"),
+        Buffer("x.next", own, float32, "noisy volume of the step to come"),
+        Buffer("x0.next", own, float32, "clean volume of this step"),
         Buffer("condition", (batch, conditions, *layout.grid), float32, "conditions"),
     ]
     if config.degradation.kind == "block-mean":

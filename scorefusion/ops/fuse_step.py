@@ -35,6 +35,7 @@ def fuse_step(
     clamp: float | None = None,
     factor: Sequence[int] = (1, 1, 1),
     measured: Tensor | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (x', x0) of one solver step from the networks' outputs.
@@ -64,14 +65,16 @@ def fuse_step(
         clamp: limit x0 to [-clamp, clamp] before projecting; positive.
         factor: (z, y, x) edges of the blocks whose means are subtracted; (1, 1, 1) for no projection.
         measured: [B, C, D/rz, H/ry, W/rx] means that the blocks get instead of zero.
+        out: where to write x' and x0 instead of new tensors: contiguous, of x_t's shape and dtype, and apart
+            from everything that is read.
         backend: "torch", "cpp", "triton" or "cuda"; chosen by `scorefusion.ops.backends` if not given.
 
     Returns:
-        x' and x0, contiguous, in x_t's dtype and shape.
+        x' and x0, contiguous, in x_t's dtype and shape; `out` where it is given.
 
     Raises:
-        ScoreFusionError: if shapes, dtypes or devices disagree, a number is out of range, or the backend
-            cannot run.
+        ScoreFusionError: if shapes, dtypes or devices disagree, a number is out of range, `out` is given
+            where a gradient is needed, or the backend cannot run.
     """
     views, weights = list(scores), [float(weight) for weight in base]
     edges = [int(edge) for edge in factor]
@@ -83,12 +86,33 @@ def fuse_step(
     fused = (views, maps, weights, float(gain), x_t, x0_prev, rows, index, keys)
     arguments: tuple[Any, ...] = (*fused, limit, edges, measured)
     tensors = (*views, x_t, x0_prev, *(tensor for tensor in (maps, measured) if tensor is not None))
+    if out is not None:
+        _check_out(out, x_t, tensors)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         choose("fuse_step with gradients", x_t.device, backend, ("torch",))
+        if out is not None:
+            raise ScoreFusionError("fuse_step has no gradient where it writes into out")
         _check_values(x_t, rows, index, keys)
         return reference.fuse_step(*arguments)
+    if out is not None:
+        _fuse_step_into(*out, *arguments, backend)
+        return out
     x_next, x0 = _fuse_step(*arguments, backend)
     return x_next, x0
+
+
+def _check_out(out: tuple[Tensor, Tensor], x_t: Tensor, read: Sequence[Tensor]) -> None:
+    """Raise unless there are two volumes like x_t that share no memory with what is read."""
+    for volume in out:
+        if volume.shape != x_t.shape or volume.dtype != x_t.dtype or volume.device != x_t.device:
+            raise ScoreFusionError(
+                f"fuse_step needs out of two tensors {list(x_t.shape)} in {x_t.dtype} on {x_t.device}; "
+                f"got {list(volume.shape)} in {volume.dtype} on {volume.device}"
+            )
+        if not volume.is_contiguous():
+            raise ScoreFusionError(f"fuse_step needs contiguous out; got strides {list(volume.stride())}")
+    if any(volume is other for volume in out for other in read) or out[0] is out[1]:
+        raise ScoreFusionError("fuse_step cannot write over what it reads; give out tensors of their own")
 
 
 def _check_volumes(score: Tensor, x_t: Tensor, x0_prev: Tensor) -> None:
@@ -180,23 +204,69 @@ def _fuse_step(
     measured: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
+    x_next, x0 = (torch.empty(x_t.shape, dtype=x_t.dtype, device=x_t.device) for _ in range(2))
+    fused = (scores, maps, base, gain, x_t, x0_prev, rows, index, keys)
+    _write(x_next, x0, *fused, clamp, factor, measured, backend)
+    return x_next, x0
+
+
+@torch.library.custom_op("scorefusion::fuse_step_into", mutates_args={"x_next", "x0"})
+def _fuse_step_into(
+    x_next: Tensor,
+    x0: Tensor,
+    scores: list[Tensor],
+    maps: Tensor | None,
+    base: list[float],
+    gain: float,
+    x_t: Tensor,
+    x0_prev: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    keys: Tensor,
+    clamp: float | None,
+    factor: list[int],
+    measured: Tensor | None,
+    backend: str | None,
+) -> None:
+    fused = (scores, maps, base, gain, x_t, x0_prev, rows, index, keys)
+    _write(x_next, x0, *fused, clamp, factor, measured, backend)
+
+
+def _write(
+    x_next: Tensor,
+    x0: Tensor,
+    scores: list[Tensor],
+    maps: Tensor | None,
+    base: list[float],
+    gain: float,
+    x_t: Tensor,
+    x0_prev: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    keys: Tensor,
+    clamp: float | None,
+    factor: list[int],
+    measured: Tensor | None,
+    backend: str | None,
+) -> None:
     dtypes = [scores[0].dtype, x_t.dtype, *(extra.dtype for extra in (maps, measured) if extra is not None)]
     implemented = IMPLEMENTED if max(factor[1:]) <= CUDA_EDGE else IMPLEMENTED[:-1]
     chosen = choose("fuse_step", x_t.device, backend, implemented, dtypes)
     _check_values(x_t, rows, index, keys)
     if x_t.numel() == 0:
-        return x_t.new_empty(x_t.shape), x_t.new_empty(x_t.shape)
+        return
     rows, keys = rows.contiguous(), keys.contiguous()
     fused = (scores, maps, base, gain, x_t, x0_prev, rows, index, keys)
     plain: tuple[Any, ...] = (*fused, clamp, factor, measured)
     if chosen == "torch":
-        return reference.fuse_step(*plain)
-    x_next, x0 = (torch.empty(x_t.shape, dtype=torch.float32, device=x_t.device) for _ in range(2))
+        for volume, found in zip((x_next, x0), reference.fuse_step(*plain), strict=True):
+            volume.copy_(found)
+        return
     if chosen == "triton":
         from scorefusion.kernels.fuse_step import fuse_step as kernel
 
         kernel(x_next, x0, *plain)
-        return x_next, x0
+        return
     arguments = (
         view(x_next),
         view(x0),
@@ -220,7 +290,6 @@ def _fuse_step(
 
         with torch.cuda.device(x_t.device):
             _cuda.fuse_step(*arguments, torch.cuda.current_stream().cuda_stream)
-    return x_next, x0
 
 
 @_fuse_step.register_fake
@@ -240,3 +309,8 @@ def _(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     return x_t.new_empty(x_t.shape), x_t.new_empty(x_t.shape)
+
+
+@_fuse_step_into.register_fake
+def _(*arguments: object) -> None:
+    return None

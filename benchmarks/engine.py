@@ -1,0 +1,152 @@
+"""The engine against the plain implementation: a step, a volume, memory, and how time grows with voxels.
+
+    python -m benchmarks.engine step                    # paper widths, 32×64×64 and 64×96×96
+    python -m benchmarks.engine step --compile          # torch.compile of the plain implementation as well
+    python -m benchmarks.engine volume data/oasis_t1.nii.gz
+    python -m benchmarks.engine memory --size 152 192 192 --max-memory 9GiB
+    python -m benchmarks.engine growth
+
+Times are the least of a few turns, taken in turn; what counts is their ratio. Nothing else should be running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.ceilings import best_convolution
+from benchmarks.plain import Plain
+from scorefusion.compute import choose_dtype, cpu_instructions
+from scorefusion.diffusion.level import NoiseLevel
+from scorefusion.engine.engine import Engine
+from scorefusion.engine.plan import plan
+from scorefusion.models.folder import channels_last
+from scorefusion.models.presets import preset
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.table import table_for
+
+SIZES = ((32, 64, 64), (64, 96, 96))
+
+
+def seeded(name: str) -> ScoreFusion:
+    """A preset's model in which no weight is left at zero."""
+    torch.manual_seed(0)
+    model = ScoreFusion(preset(name)).eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return channels_last(model)
+
+
+def engine_for(model: ScoreFusion, size: Sequence[int], dtype: torch.dtype, **choice: Any) -> Engine:
+    """An engine with random conditions, at the start of a solver of several steps."""
+    model.slice_networks.to(dtype)
+    assert model.fusion is not None
+    model.fusion.to(dtype)
+    engine = Engine(model, plan(model.config, size, strategy="fuse+features", dtype=dtype, **choice))
+    engine.load(condition_of(model, size))
+    engine.start(table_for(model.config, solver="ddpm", steps=50), [0])
+    return engine
+
+
+def condition_of(model: ScoreFusion, size: Sequence[int]) -> Tensor:
+    """Random conditions ``[1, C, D, H, W]``."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(1, len(model.config.conditions), *size, generator=generator).clamp(-1, 1)
+
+
+def in_turn(bodies: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
+    """The least seconds of each body; each is run once before."""
+    best = dict.fromkeys(bodies, math.inf)
+    for turn in range(turns + 1):
+        for name, body in bodies.items():
+            start = time.perf_counter()
+            body()
+            best[name] = min(best[name], time.perf_counter() - start) if turn else math.inf
+    return best
+
+
+@torch.no_grad()
+def step(sizes: Sequence[Sequence[int]], turns: int, compiled: bool, name: str) -> list[dict[str, Any]]:
+    """One step of the fused model: plainly, by the engine in float32, and in the dtype that is fast here."""
+    ceiling = best_convolution(dict.fromkeys((torch.float32, choose_dtype("auto"))))
+    print(json.dumps({"best convolution, GFLOP/s": ceiling / 1e9}), flush=True)
+    found = []
+    for size in sizes:
+        model, fast = seeded(name), choose_dtype("auto")
+        plain, x = Plain(model), torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(2))
+        inputs, level = model.prepare(condition_of(model, size)), NoiseLevel.of(0.5, 300, 1, "cpu")
+        with FlopCounterMode(display=False) as counter:
+            expected = plain(x, inputs, level)
+        bodies: dict[str, Callable[[], Any]] = {"plain float32": partial(plain, x, inputs, level)}
+        if compiled:
+            bodies["plain float32, torch.compile"] = partial(Plain(model, compiled=True), x, inputs, level)
+        apart = {}
+        for dtype in dict.fromkeys((torch.float32, fast)):
+            own = seeded(name)
+            engine = engine_for(own, size, dtype)
+            result = own(x, inputs, level, strategy="fuse+features")
+            label = f"engine {str(dtype).removeprefix('torch.')}"
+            apart[label] = float((result - expected).norm() / expected.norm())
+            bodies[label] = engine.step
+        seconds = in_turn(bodies, turns)
+        flop = counter.get_total_flops()
+        for label, least in seconds.items():
+            row = {
+                "model": name, "size": "×".join(map(str, size)), "what": label, "seconds": least,
+                "ratio": seconds["plain float32"] / least, "GFLOP/s": flop / least / 1e9,
+                "of best convolution": flop / least / ceiling,
+                "relative error": apart.get(label, 0.0),
+            }  # fmt: skip
+            found.append(row)
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+    return found
+
+
+@torch.no_grad()
+def growth(turns: int, name: str) -> list[dict[str, Any]]:
+    """Seconds of a step against voxels, and the exponent between the smallest and the largest size."""
+    found: list[dict[str, Any]] = []
+    for size in ((32, 64, 64), (64, 64, 64), (64, 128, 128), (128, 128, 128)):
+        engine = engine_for(seeded(name), size, choose_dtype("auto"))
+        seconds = in_turn({"step": engine.step}, turns)["step"]
+        row = {"model": name, "size": "×".join(map(str, size)), "voxels": math.prod(size), "seconds": seconds}
+        if found:
+            ratio = math.log(seconds / found[0]["seconds"])
+            row["exponent"] = ratio / math.log(row["voxels"] / found[0]["voxels"])
+        found.append(row)
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+    return found
+
+
+def main() -> None:
+    """Run one measurement and print a line of JSON a row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=("step", "growth"))
+    parser.add_argument("--size", type=int, nargs=3)
+    parser.add_argument("--model", default="paper", help="preset")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--compile", action="store_true")
+    given = parser.parse_args()
+    about = {
+        "instructions": sorted({"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & cpu_instructions()),
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+    }  # fmt: skip
+    print(json.dumps(about), flush=True)
+    if given.what == "step":
+        step([given.size] if given.size else SIZES, given.turns, given.compile, given.model)
+    else:
+        growth(given.turns, given.model)
+
+
+if __name__ == "__main__":
+    main()
