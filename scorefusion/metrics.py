@@ -8,6 +8,7 @@ import numpy as np
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.optional import need
+from scorefusion.spectrum import compare_spectra
 
 
 def psnr(volume: np.ndarray, truth: np.ndarray, data_range: float | None = None) -> float:
@@ -61,34 +62,7 @@ def power_spectrum_error(volume: np.ndarray, truth: np.ndarray) -> float:
     Raises:
         ScoreFusionError: for different shapes, or axes shorter than 8.
     """
-    _same(volume, truth)
-    shape = truth.shape
-    if min(shape) < 8:
-        raise ScoreFusionError(f"a power spectrum needs at least 8 voxels an axis, got shape {list(shape)}")
-    axes = [np.fft.fftfreq(n) for n in shape[:-1]] + [np.fft.rfftfreq(shape[-1])]
-    squares = [
-        (f**2).reshape([-1 if i == axis else 1 for i in range(len(axes))]) for axis, f in enumerate(axes)
-    ]
-    count = min(shape) // 2
-    band = np.floor(np.sqrt(sum(squares)) * (2 * count)).astype(np.int64).ravel()
-    # A real volume's spectrum is symmetric: all but the first and last planes of the half stand for two.
-    weight = np.full(axes[-1].shape, 2.0)
-    weight[0] = 1.0
-    if shape[-1] % 2 == 0:
-        weight[-1] = 1.0
-    weights = np.broadcast_to(weight, [len(axis) for axis in axes]).ravel()
-    power = [_band_power(array, band, weights, count) for array in (volume, truth)]
-    floor = np.finfo(np.float64).tiny
-    ratio = np.log10(np.maximum(power[0], floor)) - np.log10(np.maximum(power[1], floor))
-    return float(np.abs(ratio[count // 2 :]).mean())
-
-
-def _band_power(array: np.ndarray, band: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
-    spectrum = np.fft.rfftn(np.asarray(array, np.float64))
-    power = (spectrum.real**2 + spectrum.imag**2).ravel() * weights
-    inside = band < count
-    total = np.bincount(band[inside], power[inside], minlength=count)
-    return total / np.bincount(band[inside], weights[inside], minlength=count)
+    return compare_spectra(volume, truth).error
 
 
 def _range(volume: np.ndarray, truth: np.ndarray, data_range: float | None) -> float:
