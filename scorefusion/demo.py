@@ -150,7 +150,7 @@ def make_case(
         truth=truth,
         pooled=pooled,
         prepared=prepared,
-        box=_box(prepared.condition, size, start, multiple, factor),
+        box=choose_box(prepared.condition, size, start, multiple, factor),
         affine=coarser_affine(scan.ras_affine, coarsen),
         factor=factor,
     )
@@ -254,10 +254,21 @@ def _array(volume: Tensor) -> np.ndarray:
     return np.ascontiguousarray(volume[0, 0].float().cpu().numpy())
 
 
-def _box(
+def choose_box(
     condition: Tensor, size: Sequence[int], start: Sequence[int] | None, multiple: int, block: int
 ) -> Box:
-    """A box of about ``size``, aligned to blocks: at ``start``, or in the middle of the head."""
+    """A box of about ``size``, aligned to blocks: at ``start``, or in the middle of the head.
+
+    Args:
+        condition: normalised ``[1, C, D, H, W]``.
+        size: (z, y, x), rounded down to ``multiple`` and to what there is.
+        start: the box's first voxel, rounded down to ``block``.
+        multiple: of the box's size.
+        block: of the box's first voxel.
+
+    Raises:
+        ScoreFusionError: if the box would be too small.
+    """
     whole = condition.shape[2:]
     size = [min(n, most) // multiple * multiple for n, most in zip(size, whole, strict=True)]
     if min(size) < max(multiple, _LEAST):

@@ -1,7 +1,7 @@
 """A volume and the truth compared frequency by frequency: power, and how far the phases agree.
 
-A radial band is a shell of spatial frequency |f|. In each, with V and T the discrete Fourier transforms of the
-volume and of the truth,
+A radial band is a shell of spatial frequency |f|. In each, with V and T the discrete Fourier transforms of
+the volume and of the truth,
 
     power ratio = sum |V|² / sum |T|²
     Fourier shell correlation = Re sum V conj(T) / sqrt(sum |V|² · sum |T|²)
@@ -54,7 +54,7 @@ class Spectra:
 
     @property
     def error(self) -> float:
-        """Mean ``|log10 power ratio|`` of the upper half: 0 is perfect, 1 ten times too much or too little."""
+        """Mean ``|log10 power ratio|`` of the upper half: 0 is perfect, 1 ten times too much or little."""
         return float(np.abs(self.log_ratio[self.upper]).mean())
 
     @property

@@ -1,4 +1,4 @@
-"""Spectra against closed forms: white noise, scaled and shifted copies, a sinusoid, noise added to the truth."""
+"""Spectra against closed forms: white noise, scaled and shifted copies, a sinusoid, noise on the truth."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_noise_on_the_truth_has_the_correlation_of_its_share() -> None:
 
 
 def test_a_copy_shifted_by_a_voxel_keeps_its_power_and_turns_its_phases() -> None:
-    """A shift turns the phase of frequency (fz, fy, fx) by 2 pi fx: a band's correlation is the mean cosine."""
+    """A shift turns the phase of (fz, fy, fx) by 2 pi fx: a band's correlation is the mean cosine."""
     found = compare_spectra(np.roll(TRUTH, 1, axis=2), TRUTH)
     np.testing.assert_allclose(found.log_ratio, 0.0, atol=1e-12)
     z, y, x = np.meshgrid(*(np.fft.fftfreq(n) for n in SHAPE), indexing="ij")

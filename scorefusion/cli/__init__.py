@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from scorefusion import __version__
 from scorefusion.errors import ScoreFusionError
 
-_FIRST = ("translate", "demo", "train", "import-official", "denoise-error", "doctor")
+_FIRST = ("translate", "demo", "train", "import-official", "denoise-error", "tune", "doctor")
 
 
 class Verbs(TyperGroup):

@@ -99,7 +99,11 @@ class DegradationConfig(Frozen):
 
 
 class SamplingConfig(Frozen):
-    """What the model is sampled with when the caller does not say."""
+    """What the model is sampled with when the caller does not say.
+
+    ``sigma_max``, ``sigma_min`` and ``rho`` place the levels of the ``karras`` schedule; ``eta`` is for the
+    solvers that take it.
+    """
 
     strategy: Strategy = "fuse+features"
     single_plane: Plane | None = None
@@ -109,6 +113,7 @@ class SamplingConfig(Frozen):
     sigma_max: float = 20.0
     sigma_min: float = 0.02
     rho: float = 7.0
+    eta: float | None = None
     clamp: float | None = None
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import BadInput, ScoreFusionError, unknown_name
+from ..io.atomic import written_beside
 from .config import ModelConfig, read_config
 from .features import FeatureLayer
 from .score_fusion import ScoreFusion
@@ -56,7 +57,7 @@ def save_pretrained(
     """
     target = Path(folder)
     state = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
-    config = json.dumps(model.config.model_dump(mode="json"), indent=2) + "\n"
+    config = _json(model.config)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -91,7 +92,7 @@ def from_pretrained(model: str | os.PathLike[str], *, device: torch.device | str
         BadInput: for a folder without its files, a configuration that does not validate, a pickled or damaged
             weights file, and missing, unexpected or mis-shaped tensors, each named.
     """
-    folder = _find(model)
+    folder = find_folder(model)
     config = read_config(ModelConfig, folder / CONFIG)
     weights = folder / WEIGHTS
     _refuse_pickle(folder, weights)
@@ -109,6 +110,21 @@ def from_pretrained(model: str | os.PathLike[str], *, device: torch.device | str
         raise BadInput(weights, f"cannot be read ({error})", "Give a model folder.") from None
     result.load_state_dict(state, assign=True)
     return channels_last(result).eval()
+
+
+def write_config(config: ModelConfig, folder: str | os.PathLike[str]) -> Path:
+    """Replace a model folder's ``config.json``; the weights and the card stay.
+
+    Returns:
+        The file.
+
+    Raises:
+        BadInput: if it cannot be written.
+    """
+    file = Path(folder) / CONFIG
+    with written_beside(file) as beside:
+        beside.write_text(_json(config))
+    return file
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
@@ -164,6 +180,10 @@ def channels_last(model: Model) -> Model:
     return model
 
 
+def _json(config: ModelConfig) -> str:
+    return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
+
+
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     if dtype is None or not tensor.is_floating_point():
@@ -174,7 +194,13 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return small
 
 
-def _find(model: str | os.PathLike[str]) -> Path:
+def find_folder(model: str | os.PathLike[str]) -> Path:
+    """The folder of a model, or of a bundled model by name.
+
+    Raises:
+        ScoreFusionError: for a name that is no model's, with the nearest one.
+        BadInput: for a file, or a folder without a configuration.
+    """
     folder = Path(model)
     if folder.suffix in PICKLED and not folder.is_dir():
         raise BadInput(folder, "is a pickled checkpoint where a model folder is expected", USE_SAFETENSORS)
