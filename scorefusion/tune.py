@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -21,11 +22,12 @@ from scorefusion.metrics import psnr, ssim
 from scorefusion.models.config import ModelConfig, SamplingConfig, require_strategy
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
+from scorefusion.patch_distance import patch_distance
 from scorefusion.shared_start import SharedStart, StrategyRun, strategy_runs
 from scorefusion.spectrum import compare_spectra
 
 EVALUATIONS = (1, 2, 3, 4, 6, 8, 12)
-SOLVERS_TRIED = ("ddpm", "ddim", "ddim:0.5", "dpmpp_2m")
+SOLVERS_TRIED = ("ddpm", "ddim", "ddim:0.5", "ddim:0:0.2", "dpmpp_2m")
 REFERENCE_STEPS = 50
 
 Progress = Callable[[int, int], None]
@@ -38,12 +40,14 @@ class Slack:
     Attributes:
         psnr: dB.
         spectrum: of the mean |log10 power ratio|.
+        patches: of the patch distance.
         correlation: of the mean Fourier shell correlation.
     """
 
     psnr: float = 0.02
     spectrum: float = 0.01
-    correlation: float = 0.005
+    patches: float = 2e-4
+    correlation: float = 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,7 @@ class Point:
         ssim: 1 is perfect.
         spectrum: mean |log10 power ratio| of the upper half of the bands; 0 is perfect.
         bias: the same with its sign; below 0 is too smooth.
+        patches: distance of the patches from the truth's; 0 is perfect.
         correlation: mean Fourier shell correlation of the upper half with the truth; 1 is perfect.
         frequency: ``[bands]``, cycles a voxel.
         log_ratio: ``[bands]``, log10 power ratio.
@@ -71,16 +76,18 @@ class Point:
     ssim: float
     spectrum: float
     bias: float
+    patches: float
     correlation: float
     frequency: np.ndarray
     log_ratio: np.ndarray
     shells: np.ndarray
 
     def no_worse(self, other: Point, slack: Slack) -> bool:
-        """Whether PSNR, power spectrum and correlation are all no worse than another's, to the slack."""
+        """Whether PSNR, spectrum, patches and correlation are all no worse than another's, to the slack."""
         return (
             self.psnr >= other.psnr - slack.psnr
             and self.spectrum <= other.spectrum + slack.spectrum
+            and self.patches <= other.patches + slack.patches
             and self.correlation >= other.correlation - slack.correlation
         )
 
@@ -103,23 +110,31 @@ class Curve:
 
 
 def solver_name(sampling: SamplingConfig) -> str:
-    """The solver, with its eta where it has one: ``ddim:0.5``."""
-    return sampling.solver if sampling.eta is None else f"{sampling.solver}:{sampling.eta:g}"
+    """The solver, with its eta and spread where it has them: ``ddim:0.5:0.2``."""
+    parts = [sampling.eta, sampling.spread]
+    while parts and parts[-1] is None:
+        parts.pop()
+    return ":".join([sampling.solver, *(f"{part or 0.0:g}" for part in parts)])
 
 
-def parse_solver(text: str) -> tuple[str, float | None]:
-    """Read ``SOLVER`` or ``SOLVER:ETA``.
+def parse_solver(text: str) -> dict[str, Any]:
+    """Read ``SOLVER``, ``SOLVER:ETA`` or ``SOLVER:ETA:SPREAD`` as the keys of a ``SamplingConfig``.
 
     Raises:
-        ScoreFusionError: for an unknown solver, with the nearest, or an eta that is no number.
+        ScoreFusionError: for an unknown solver, with the nearest, or what is no number.
     """
-    name, colon, eta = text.partition(":")
+    name, *given = text.split(":")
     if name not in SOLVERS:
         raise unknown_name("solver", name, SOLVERS)
     try:
-        return name, float(eta) if colon else None
+        values = [float(number) for number in given]
     except ValueError:
-        raise ScoreFusionError(f"a solver is NAME or NAME:ETA, such as ddim:0.5; got '{text}'") from None
+        values = []
+    if len(values) != len(given) or len(values) > 2:
+        raise ScoreFusionError(
+            f"a solver is NAME, NAME:ETA or NAME:ETA:SPREAD, such as ddim:0.5; got '{text}'"
+        )
+    return {"solver": name, "eta": None, "spread": None, **dict(zip(("eta", "spread"), values, strict=False))}
 
 
 def candidates(
@@ -155,21 +170,16 @@ def candidates(
         (own.sigma_min, 2 * own.sigma_min, 4 * own.sigma_min) if ranged else (own.sigma_min,)
     )
     found: dict[bytes, SamplingConfig] = {}
-    for name, eta in map(parse_solver, solvers):
+    for solver in map(parse_solver, solvers):
         for high in sigma_max or (own.sigma_max,):
             for low in lows:
                 for count in evaluations:
-                    if name == "heun" and count % 2 == 0:
+                    heun = solver["solver"] == "heun"
+                    if heun and count % 2 == 0:
                         continue
-                    steps = (count + 1) // 2 if name == "heun" else count
-                    changes = {
-                        "solver": name,
-                        "steps": steps,
-                        "eta": eta,
-                        "sigma_min": low,
-                        "sigma_max": high,
-                    }
-                    sampling = own.model_copy(update=changes)
+                    steps = (count + 1) // 2 if heun else count
+                    levels = {"steps": steps, "sigma_min": low, "sigma_max": high}
+                    sampling = own.model_copy(update=solver | levels)
                     found.setdefault(table_of(config, sampling).rows.tobytes(), sampling)
     return list(found.values())
 
@@ -177,7 +187,7 @@ def candidates(
 def reference_sampling(config: ModelConfig, steps: int = REFERENCE_STEPS) -> SamplingConfig:
     """Many ancestral steps over the model's own noise levels; for imported models the authors' sampler."""
     solver = "official" if config.sampling.solver == "official" else "ddpm"
-    return config.sampling.model_copy(update={"solver": solver, "steps": steps, "eta": None})
+    return config.sampling.model_copy(update={"solver": solver, "steps": steps, "eta": None, "spread": None})
 
 
 def table_of(config: ModelConfig, sampling: SamplingConfig) -> Table:
@@ -302,6 +312,7 @@ def _measure(subject: Subject, volume: np.ndarray, way: SamplingConfig, evaluati
         ssim=ssim(volume, subject.truth, subject.data_range),
         spectrum=spectra.error,
         bias=spectra.bias,
+        patches=patch_distance(volume, subject.truth),
         correlation=spectra.upper_correlation,
         frequency=spectra.frequency,
         log_ratio=spectra.log_ratio,
@@ -328,6 +339,7 @@ def _mean(points: Sequence[Point]) -> Point:
         ssim=mean("ssim"),
         spectrum=mean("spectrum"),
         bias=mean("bias"),
+        patches=mean("patches"),
         correlation=mean("correlation"),
         frequency=at,
         log_ratio=curve("log_ratio"),

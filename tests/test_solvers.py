@@ -46,6 +46,33 @@ def test_ddim_rows_by_hand() -> None:
     )
 
 
+def test_ddim_with_spread_by_hand() -> None:
+    """From sigma² 3 to 0.5625: a = (sqrt((v + 0.5625)(v + 3)) - v)/3 and A = a sqrt(0.64/0.25)."""
+    table = solvers.make_table("ddim", levels=TWO, spread=1.0)
+    a = (math.sqrt(1.5625 * 4.0) - 1.0) / 3.0 * 1.6
+    assert table.rows[0, 4:] == pytest.approx([a, 0.8 - 0.5 * a, 0.0, 0.0])
+    assert table.rows[1, 4:] == pytest.approx([0.0, 1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(solvers.ddim(TWO, spread=0.0).rows, solvers.ddim(TWO).rows)
+    with pytest.raises(ScoreFusionError, match="spread at least 0"):
+        solvers.ddim(TWO, spread=-0.1)
+    with pytest.raises(ScoreFusionError, match="'ddpm' takes no spread"):
+        solvers.make_table("ddpm", levels=TWO, spread=0.1)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [2, 3, 12])
+def test_spread_is_exact_for_gaussian_data(steps: int, eta: float) -> None:
+    """Data N(0, v): at every level x_sigma has variance v + sigma², however few the steps."""
+    v = 0.3
+    levels = Karras(0.1, 20.0).respaced(steps)
+    rows = solvers.ddim(levels, eta=eta, spread=v).rows
+    variance = levels.abar[0] * v + 1 - levels.abar[0]
+    for row, abar, after in zip(rows[:-1], levels.abar[:-1], levels.abar[1:], strict=True):
+        mean = math.sqrt(abar) * v / (abar * v + 1 - abar)
+        variance = (row[4] + row[5] * mean) ** 2 * variance + row[7] ** 2
+        assert variance == pytest.approx(after * v + 1 - after)
+
+
 def test_dpmpp_rows_by_hand() -> None:
     """Three levels of sigma 8, 2, 1: h = ln 4 then ln 2, so 1/(2r) = 1/4 in the second row."""
     levels = Levels(1.0 / (1.0 + np.array([8.0, 2.0, 1.0]) ** 2), np.array([-1, -1, -1]))

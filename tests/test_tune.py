@@ -155,27 +155,36 @@ def test_conditions_and_their_target(folder: Path) -> None:
         read_subjects(files[:2], config, size=(8, 8, 8))
 
 
-def point(evaluations: int, psnr: float, spectrum: float, correlation: float) -> Point:
+def point(evaluations: int, psnr: float, spectrum: float, patches: float, correlation: float = 0.5) -> Point:
     none = np.zeros(1)
-    return Point(SAMPLING, evaluations, 1.0, psnr, 0.9, spectrum, -spectrum, correlation, none, none, none)
+    quality = (psnr, 0.9, spectrum, -spectrum, patches, correlation)
+    return Point(SAMPLING, evaluations, 1.0, *quality, none, none, none)
 
 
 def test_the_cheapest_that_is_no_worse_is_chosen() -> None:
-    reference = point(50, 30.0, 0.2, 0.5)
-    blurred, grainy = point(1, 31.0, 0.5, 0.6), point(2, 30.5, 0.1, 0.4)
-    good, better, dear = point(4, 30.0, 0.2, 0.5), point(4, 30.0, 0.15, 0.5), point(6, 31.0, 0.0, 0.9)
+    reference = point(50, 30.0, 0.2, 2e-3)
+    blurred, grainy = point(1, 31.0, 0.5, 4e-3, 0.6), point(2, 30.5, 0.1, 1e-3, 0.4)
+    good, better, dear = point(4, 30.0, 0.2, 2e-3), point(4, 30.0, 0.15, 2e-3), point(6, 31.0, 0.0, 0.0)
     assert choose([dear, blurred, good, better, grainy], reference, Slack()) is better
     assert choose([blurred, grainy], reference, Slack()) is None
-    nearly = replace(reference, psnr=29.99, spectrum=0.209, correlation=0.496)
-    assert nearly.no_worse(reference, Slack()) and not nearly.no_worse(reference, Slack(0, 0, 0))
+    nearly = replace(reference, psnr=29.99, spectrum=0.209, patches=2.1e-3, correlation=0.48)
+    exact = Slack(0.0, 0.0, 0.0, 0.0)
+    assert nearly.no_worse(reference, Slack()) and reference.no_worse(reference, exact)
+    for worse in ({"psnr": 29.0}, {"spectrum": 0.3}, {"patches": 3e-3}, {"correlation": 0.4}):
+        assert not replace(reference, **worse).no_worse(reference, Slack())
 
 
 def test_parse_solver() -> None:
-    assert parse_solver("ddim:0.5") == ("ddim", 0.5) and parse_solver("ddpm") == ("ddpm", None)
+    assert parse_solver("ddpm") == {"solver": "ddpm", "eta": None, "spread": None}
+    assert parse_solver("ddim:0.5") == {"solver": "ddim", "eta": 0.5, "spread": None}
+    given = SamplingConfig(**parse_solver("ddim:0:0.2"))
+    assert (given.eta, given.spread) == (0.0, 0.2) and solver_name(given) == "ddim:0:0.2"
+    assert solver_name(SamplingConfig(spread=0.2)) == "ddim:0:0.2"
     with pytest.raises(ScoreFusionError, match="unknown solver 'ddmi'; did you mean 'ddim'"):
         parse_solver("ddmi")
-    with pytest.raises(ScoreFusionError, match="NAME:ETA"):
-        parse_solver("ddim:much")
+    for wrong in ("ddim:much", "ddim:0:0:0"):
+        with pytest.raises(ScoreFusionError, match=f"NAME:ETA:SPREAD.*'{wrong}'"):
+            parse_solver(wrong)
 
 
 def command(folder: Path, *options: str) -> list[str]:

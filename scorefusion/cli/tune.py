@@ -23,8 +23,8 @@ def tune(
         str | None, typer.Option(help="How scores are fused; the model's own choice.")
     ] = None,
     solvers: Annotated[
-        str, typer.Option(help="Solvers to try, NAME or NAME:ETA.")
-    ] = "ddpm,ddim,ddim:0.5,dpmpp_2m",
+        str, typer.Option(help="Solvers to try, NAME, NAME:ETA or NAME:ETA:SPREAD.")
+    ] = "ddpm,ddim,ddim:0.5,ddim:0:0.2,dpmpp_2m",
     evaluations: Annotated[str, typer.Option(help="Numbers of evaluations to try.")] = "1,2,3,4,6,8,12",
     sigma_min: Annotated[
         str | None, typer.Option(help="Where the noise ends; the model's own, 2 and 4 times that.")
@@ -53,8 +53,9 @@ def tune(
 ) -> None:
     """Sample volumes of known truth in many ways, and choose the cheapest as good as many ancestral steps.
 
-    As good is: PSNR, power spectrum and Fourier shell correlation all no worse than the reference's. Leaves
-    tune.json, tune.csv and tune.png in the output folder. Choose on volumes that no result is reported on.
+    As good is: PSNR, power spectrum, patch distance and Fourier shell correlation no worse than the
+    reference's, to the slack in docs/models.md. Leaves tune.json, tune.csv and tune.png in the output folder.
+    Choose on volumes that no result is reported on.
 
     \b
     Examples:

@@ -80,21 +80,42 @@ def ddpm(levels: Levels, prediction: str = "eps", sigma_data: float = 1.0) -> Ta
     return _table("ddpm", levels, prediction, sigma_data, a, b, np.zeros_like(a), s)
 
 
-def ddim(levels: Levels, prediction: str = "eps", sigma_data: float = 1.0, eta: float = 0.0) -> Table:
+def ddim(
+    levels: Levels,
+    prediction: str = "eps",
+    sigma_data: float = 1.0,
+    eta: float = 0.0,
+    spread: float = 0.0,
+) -> Table:
     """DDIM (Song et al. 2021, equations 12 and 16); eta 0 is deterministic, eta 1 is `ddpm`.
 
     S = eta s' sqrt(1 - alpha)/s, A = sqrt(s'^2 - S^2)/s, B = sqrt(abar') - A sqrt(abar). The noise that A and
     B reuse is that implied by the clamped and projected x0.
 
+    A step puts the network's mean where one of all possible x0 should be, so few and large steps leave out
+    the variance that x0 has about its mean, and the result is too smooth. ``spread`` v is that variance: the
+    step is then the one that is exact where, all inputs but x given, x0 is Gaussian with variance v. It goes
+    from sigma to r, r^2 = sigma'^2 (1 - the share of it that is fresh noise), by
+
+        x_r = x0 + a (x_sigma - x0),  a = (sqrt((v + r^2) (v + sigma^2)) - v)/sigma^2
+
+    which is r/sigma for v = 0, and A = a sqrt(abar'/abar). The last step, to the clean image, is unchanged.
+
     Raises:
-        ScoreFusionError: unless 0 <= eta <= 1.
+        ScoreFusionError: unless 0 <= eta <= 1 and spread >= 0.
     """
     if not 0.0 <= eta <= 1.0:
         raise ScoreFusionError(f"ddim needs eta within 0..1, got {eta}")
+    if spread < 0.0:
+        raise ScoreFusionError(f"ddim needs spread at least 0, got {spread}")
     abar, after = levels.abar, _after(levels)
     noise, noise_after = 1.0 - abar, 1.0 - after
     variance = eta**2 * noise_after / noise * (1.0 - abar / after)
     a = np.sqrt(np.maximum(noise_after - variance, 0.0) / noise)
+    if spread > 0.0:
+        ratio = np.sqrt(after / abar)
+        sigma, reached = levels.sigma, a * levels.sigma / ratio
+        a[:-1] = ((np.sqrt((spread + reached**2) * (spread + sigma**2)) - spread) / sigma**2 * ratio)[:-1]
     b = np.sqrt(after) - a * np.sqrt(abar)
     return _table("ddim", levels, prediction, sigma_data, a, b, np.zeros_like(a), np.sqrt(variance))
 
@@ -186,6 +207,7 @@ def make_table(
     prediction: str = "eps",
     sigma_data: float = 1.0,
     eta: float | None = None,
+    spread: float | None = None,
 ) -> Table:
     """Return a solver's table by name.
 
@@ -199,6 +221,7 @@ def make_table(
         prediction: what the network outputs: "eps", "v", "x0" or "edm".
         sigma_data: the data's standard deviation, used by "edm".
         eta: how much fresh noise ddim (0 if not given) and dpmpp_2m_sde (1) add.
+        spread: the variance of x0 about its mean that ddim's steps allow for (0 if not given).
 
     Raises:
         ScoreFusionError: for an unknown solver, naming the nearest, or arguments that do not go together.
@@ -207,6 +230,8 @@ def make_table(
         raise unknown_name("solver", solver, SOLVERS)
     if eta is not None and solver not in _TAKES_ETA:
         raise ScoreFusionError(f"solver '{solver}' takes no eta; {' and '.join(_TAKES_ETA)} do")
+    if spread is not None and solver != "ddim":
+        raise ScoreFusionError(f"solver '{solver}' takes no spread; ddim does")
     if solver == "official":
         if levels is not None or (schedule is not None and schedule.name != "paper_sampling"):
             raise ScoreFusionError(
@@ -220,7 +245,7 @@ def make_table(
         raise ScoreFusionError(
             f"levels are given ({len(levels)}), so schedule, steps and start_abar cannot be"
         )
-    options = {} if eta is None else {"eta": eta}
+    options = {name: value for name, value in (("eta", eta), ("spread", spread)) if value is not None}
     return _SOLVERS[solver](levels, prediction, sigma_data, **options)
 
 

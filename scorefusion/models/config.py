@@ -101,8 +101,8 @@ class DegradationConfig(Frozen):
 class SamplingConfig(Frozen):
     """What the model is sampled with when the caller does not say.
 
-    ``sigma_max``, ``sigma_min`` and ``rho`` place the levels of the ``karras`` schedule; ``eta`` is for the
-    solvers that take it.
+    ``sigma_max``, ``sigma_min`` and ``rho`` place the levels of the ``karras`` schedule; ``eta`` and
+    ``spread`` are for the solvers that take them.
     """
 
     strategy: Strategy = "fuse+features"
@@ -114,6 +114,7 @@ class SamplingConfig(Frozen):
     sigma_min: float = 0.02
     rho: float = 7.0
     eta: float | None = None
+    spread: float | None = None
     clamp: float | None = None
 
 

@@ -18,14 +18,14 @@ def table_for(
 ) -> Table:
     """The table of ``solver`` with ``steps`` noise levels; the model's own defaults where None.
 
-    The model's ``eta`` goes with its own solver only.
+    The model's ``eta`` and ``spread`` go with its own solver only.
 
     Raises:
         ScoreFusionError: for an unknown solver, with the nearest, or numbers it cannot take.
     """
     name = config.sampling.solver if solver is None else solver
     count = config.sampling.steps if steps is None else steps
-    own_eta = config.sampling.eta if name == config.sampling.solver else None
+    own = config.sampling if name == config.sampling.solver else SamplingConfig()
     if name not in SOLVERS:
         raise unknown_name("solver", name, SOLVERS)
     if count < 1:
@@ -37,7 +37,8 @@ def table_for(
         start_abar=start_abar,
         prediction=config.prediction,
         sigma_data=config.sigma_data,
-        eta=own_eta if eta is None else eta,
+        eta=own.eta if eta is None else eta,
+        spread=own.spread,
     )
 
 
