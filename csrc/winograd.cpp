@@ -1,0 +1,150 @@
+// Minimal filtering: the convolution of a tile is a product of matrices at each of its transformed positions.
+#include "winograd.h"
+
+#include <cmath>
+
+#include "bind.h"
+#include "parallel.h"
+#include "processor.h"
+
+#if defined(SF_HAS_TARGET_CLONES) && defined(__x86_64__) && !defined(__clang__)
+#define SF_HAS_WIDE_LOOPS
+#include <immintrin.h>
+#endif
+
+namespace scorefusion {
+namespace {
+
+struct Release {
+    void operator()(char* data) const { ::operator delete(data, std::align_val_t(64)); }
+};
+
+// This thread's own memory, kept from call to call.
+char* thread_scratch(int64_t bytes) {
+    thread_local std::unique_ptr<char, Release> data;
+    thread_local int64_t size = 0;
+    if (bytes > size) {
+        data.reset();
+        data.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(64))));
+        std::memset(data.get(), 0, bytes);
+        size = bytes;
+    }
+    return data.get();
+}
+
+#define SF_POINT_A 0.70710678f
+#define SF_POINT_B 1.41421356f
+
+namespace baseline {
+constexpr int kLanes = 8, kMost = 2;
+#include "lanes.h"
+#include "winograd_loops.h"
+}  // namespace baseline
+
+#if defined(SF_HAS_WIDE_LOOPS)
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+namespace avx2 {
+constexpr int kLanes = 8, kMost = 2;
+#include "lanes.h"
+#include "winograd_loops.h"
+}  // namespace avx2
+#pragma GCC pop_options
+#define SF_WIDE
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+namespace avx512 {
+constexpr int kLanes = 16, kMost = 4;
+#include "lanes.h"
+#include "winograd_loops.h"
+}  // namespace avx512
+#pragma GCC pop_options
+#define SF_NARROW
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,avx512bf16")
+namespace avx512_bf16 {
+constexpr int kLanes = 16, kMost = 4;
+#include "lanes.h"
+#include "winograd_loops.h"
+}  // namespace avx512_bf16
+#pragma GCC pop_options
+#undef SF_NARROW
+#undef SF_WIDE
+#endif
+
+}  // namespace
+
+WinogradLoops loops(bool pairs) {
+#if defined(SF_HAS_WIDE_LOOPS)
+    switch (instruction_set()) {
+        case InstructionSet::kAvx512BF16:
+            if (pairs) return {avx512_bf16::run<Pair>, avx512_bf16::kLanes, avx512_bf16::kMost};
+            return {avx512_bf16::run<Single>, avx512_bf16::kLanes, avx512_bf16::kMost};
+        case InstructionSet::kAvx512: return {avx512::run<Single>, avx512::kLanes, avx512::kMost};
+        case InstructionSet::kAvx2: return {avx2::run<Single>, avx2::kLanes, avx2::kMost};
+        default: break;
+    }
+#endif
+    (void)pairs;
+    return {baseline::run<Single>, baseline::kLanes, baseline::kMost};
+}
+
+void convolve(const Winograd& job, int threads) {
+    const WinogradLoops fit = loops(job.pairs);
+    const int64_t blocks = (job.count() + kBlockTiles - 1) / kBlockTiles;
+    parallel_for(blocks, 1, threads, [&](int64_t begin, int64_t end) {
+        fit.run(job, begin * kBlockTiles, std::min(end * kBlockTiles, job.count()));
+    });
+}
+
+// [O, C, ...] as [N, C, D, H, W], D being 1 for slices.
+View as_volume(View view) {
+    if (view.dims == 5) return view;
+    for (int axis = 4; axis > 2; --axis) {
+        view.size[axis] = view.size[axis - 1];
+        view.stride[axis] = view.stride[axis - 1];
+    }
+    view.size[2] = 1;
+    view.stride[2] = 0;
+    view.dims = 5;
+    return view;
+}
+
+void bind_winograd(pybind11::module_& m) {
+    namespace py = pybind11;
+    m.def(
+        "winograd_layout",
+        [](bool pairs) {
+            const WinogradLoops fit = loops(pairs);
+            return py::make_tuple(fit.lanes, fit.most);
+        },
+        py::arg("pairs"), "(floats of a vector, vectors of a panel) of the packed weights.");
+    m.def(
+        "winograd_pairs",
+        [] { return instruction_set() == InstructionSet::kAvx512BF16; },
+        "Whether this processor multiplies pairs of bfloat16.");
+    m.def(
+        "winograd",
+        [](const View& out, const View& x, const View& weights, const View& bias, const std::optional<View>& residual,
+           bool pairs, int deep, int wide, bool replicate, int threads) {
+            py::gil_scoped_release unlocked;
+            Winograd job;
+            job.x = as_volume(x), job.out = as_volume(out);
+            job.has_residual = residual.has_value();
+            if (residual) job.residual = as_volume(*residual);
+            job.pairs = pairs, job.deep = deep, job.wide = wide, job.replicate = replicate;
+            job.inputs = x.size[1], job.outputs = out.size[1];
+            job.bias = static_cast<const float*>(bias.data);
+            job.weights = static_cast<const char*>(weights.data);
+            const int tile[3] = {std::max(deep, 1), wide, wide};
+            for (int axis = 0; axis < 3; ++axis) {
+                job.tiles[axis] = (job.out.size[axis + 2] + tile[axis] - 1) / tile[axis];
+            }
+            convolve(job, threads);
+        },
+        py::arg("out"), py::arg("x"), py::arg("weights"), py::arg("bias"), py::arg("residual"), py::arg("pairs"),
+        py::arg("deep"), py::arg("wide"), py::arg("replicate"), py::arg("threads"),
+        "Convolve channels-last x [N, C, ...] into channels-last `out`.");
+}
+
+}  // namespace scorefusion

@@ -1,0 +1,306 @@
+// The loops of winograd for one instruction set: included after lanes.h, in the same namespace, which has defined
+// kLanes and kMost (vectors of a panel, 2 or 4); no include guard, no #include.
+
+constexpr int rows_of(int vectors) { return kMost == 2 ? (vectors == 1 ? 12 : 6) : 24 / vectors; }
+
+#define SF_UNROLL _Pragma("GCC unroll 64")
+
+// The transforms of a line: kTaps numbers in for kOuts results, and what turns products into results.
+template <int M>
+struct Line;
+
+// No kernel along this axis.
+template <>
+struct Line<0> {
+    static constexpr int kOuts = 1, kTaps = 1;
+    SF_INLINE static void in(const Lanes* x, Lanes* y, int step, int out_step) { (void)step, (void)out_step, y[0] = x[0]; }
+    SF_INLINE static void out(const Lanes* x, Lanes* y, int step, int out_step) { (void)step, (void)out_step, y[0] = x[0]; }
+};
+
+// Points 0, 1, -1 and infinity.
+template <>
+struct Line<2> {
+    static constexpr int kOuts = 2, kTaps = 4;
+    SF_INLINE static void in(const Lanes* x, Lanes* y, int step, int out_step) {
+        const Lanes a = x[0], b = x[step], c = x[2 * step], d = x[3 * step];
+        y[0] = a - c;
+        y[out_step] = b + c;
+        y[2 * out_step] = c - b;
+        y[3 * out_step] = d - b;
+    }
+    SF_INLINE static void out(const Lanes* x, Lanes* y, int step, int out_step) {
+        const Lanes a = x[0], b = x[step], c = x[2 * step], d = x[3 * step];
+        y[0] = a + b + c;
+        y[out_step] = b - c + d;
+    }
+};
+
+// Points 0, a, -a, b, -b and infinity.
+template <>
+struct Line<4> {
+    static constexpr int kOuts = 4, kTaps = 6;
+    static constexpr float kA = SF_POINT_A, kB = SF_POINT_B, kAA = kA * kA, kBB = kB * kB;
+    SF_INLINE static void in(const Lanes* x, Lanes* y, int step, int out_step) {
+        const Lanes x0 = x[0], x1 = x[step], x2 = x[2 * step], x3 = x[3 * step], x4 = x[4 * step], x5 = x[5 * step];
+        const Lanes even_a = x4 - x2 * kBB, odd_a = (x3 - x1 * kBB) * kA;
+        const Lanes even_b = x4 - x2 * kAA, odd_b = (x3 - x1 * kAA) * kB;
+        y[0] = x0 * (kAA * kBB) - x2 * (kAA + kBB) + x4;
+        y[out_step] = even_a + odd_a;
+        y[2 * out_step] = even_a - odd_a;
+        y[3 * out_step] = even_b + odd_b;
+        y[4 * out_step] = even_b - odd_b;
+        y[5 * out_step] = x1 * (kAA * kBB) - x3 * (kAA + kBB) + x5;
+    }
+    SF_INLINE static void out(const Lanes* x, Lanes* y, int step, int out_step) {
+        const Lanes sum_a = x[step] + x[2 * step], apart_a = x[step] - x[2 * step];
+        const Lanes sum_b = x[3 * step] + x[4 * step], apart_b = x[3 * step] - x[4 * step];
+        y[0] = x[0] + sum_a + sum_b;
+        y[out_step] = apart_a * kA + apart_b * kB;
+        y[2 * out_step] = sum_a * kAA + sum_b * kBB;
+        y[3 * out_step] = apart_a * (kA * kAA) + apart_b * (kB * kBB) + x[5 * step];
+    }
+};
+
+// One step of the product: kLanes sums += x times kLanes weights.
+SF_INLINE void multiply_add(Lanes& sum, Single x, const Single* weights) {
+    sum += x.value * load_lanes(&weights->value);
+}
+
+#if defined(SF_NARROW)
+SF_INLINE void multiply_add(Lanes& sum, Pair x, const Pair* weights) {
+    sum = (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(static_cast<int>(x.bits)),
+                                  (__m512bh)_mm512_loadu_si512(weights));
+}
+#endif
+
+// sums [R, V kLanes] = a [R, depth] · panel [depth, V kLanes], held in registers.
+template <int R, int V, typename Number>
+void multiply(const Number* __restrict a, int64_t row, const Number* __restrict panel, int64_t depth,
+              float* __restrict sums) {
+    Lanes sum[R][V];
+    SF_UNROLL for (int r = 0; r < R; ++r) {
+        SF_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = spread(0.0f);
+    }
+    for (int64_t k = 0; k < depth; ++k, panel += V * kLanes) {
+        SF_UNROLL for (int r = 0; r < R; ++r) {
+            const Number x = a[r * row + k];
+            SF_UNROLL for (int v = 0; v < V; ++v) multiply_add(sum[r][v], x, panel + v * kLanes);
+        }
+    }
+    SF_UNROLL for (int r = 0; r < R; ++r) {
+        SF_UNROLL for (int v = 0; v < V; ++v) store_lanes(sums + (r * V + v) * kLanes, sum[r][v]);
+    }
+}
+
+// Where a tile's outputs begin.
+struct Corner {
+    int64_t item, at[3];
+};
+
+template <int MD, int M>
+SF_INLINE Corner corner(const Winograd& job, int64_t tile) {
+    const int64_t x = tile % job.tiles[2], above = tile / job.tiles[2];
+    const int64_t y = above % job.tiles[1], behind = above / job.tiles[1];
+    return {behind / job.tiles[0], {behind % job.tiles[0] * Line<MD>::kOuts, y * M, x * M}};
+}
+
+// The transformed tiles of one block, [position][tile][input]: how far apart positions are, in Parts. The odd cache
+// line keeps positions out of each other's place in the first-level cache.
+template <typename Part>
+SF_INLINE int64_t position_step(int64_t width) {
+    return kBlockTiles * width + static_cast<int64_t>(64 / sizeof(Part));
+}
+
+template <int MD, int M, typename X, typename Part>
+void transform_in(const Winograd& job, int64_t tile, const X* nothing, Part* __restrict to) {
+    constexpr int kDeep = Line<MD>::kTaps, kWide = Line<M>::kTaps, kPlane = kWide * kWide;
+    const Corner at = corner<MD, M>(job, tile);
+    const auto* const source = static_cast<const X*>(job.x.data) + at.item * job.x.stride[0];
+    const X* from[kDeep * kPlane];
+    const auto place = [&](int axis, int64_t i) {
+        const int64_t last = job.x.size[axis + 2] - 1;
+        if (job.replicate) return std::min(std::max<int64_t>(i, 0), last) * job.x.stride[axis + 2];
+        return i < 0 || i > last ? int64_t{-1} : i * job.x.stride[axis + 2];
+    };
+    int64_t across[kWide];
+    for (int j = 0; j < kWide; ++j) across[j] = place(2, at.at[2] + j - 1);
+    for (int d = 0; d < kDeep; ++d) {
+        const int64_t behind = MD == 0 ? 0 : place(0, at.at[0] + d - 1);
+        for (int i = 0; i < kWide; ++i) {
+            const int64_t below = place(1, at.at[1] + i - 1);
+            for (int j = 0; j < kWide; ++j) {
+                const bool outside = behind < 0 || below < 0 || across[j] < 0;
+                from[(d * kWide + i) * kWide + j] = outside ? nullptr : source + behind + below + across[j];
+            }
+        }
+    }
+    for (const X*& pixel : from) pixel = pixel == nullptr ? nothing : pixel;
+    const int64_t step = position_step<Part>(job.inputs);
+    for (int64_t c = 0; c < job.inputs; c += kLanes) {
+        Lanes planes[kDeep][kPlane];
+        for (int d = 0; d < kDeep; ++d) {
+            Lanes rows[kPlane];
+            SF_UNROLL for (int i = 0; i < kWide; ++i) {
+                Lanes row[kWide];
+                SF_UNROLL for (int j = 0; j < kWide; ++j) row[j] = widen_lanes(from[(d * kWide + i) * kWide + j] + c);
+                Line<M>::in(row, rows + i * kWide, 1, 1);
+            }
+            SF_UNROLL for (int j = 0; j < kWide; ++j) {
+                Lanes column[kWide];
+                Line<M>::in(rows + j, column, kWide, 1);
+                SF_UNROLL for (int i = 0; i < kWide; ++i) {
+                    const int p = i * kWide + j;
+                    if constexpr (MD == 0) narrow_lanes(column[i], to + p * step + c);
+                    else planes[d][p] = column[i];
+                }
+            }
+        }
+        if constexpr (MD != 0) {
+            for (int p = 0; p < kPlane; ++p) {
+                Lanes line[kDeep];
+                Line<MD>::in(&planes[0][p], line, kPlane, 1);
+                SF_UNROLL for (int d = 0; d < kDeep; ++d) narrow_lanes(line[d], to + (d * kPlane + p) * step + c);
+            }
+        }
+    }
+}
+
+// The sums of one panel to outputs [first, first + width) of one tile; what lies beyond the edge goes to `nowhere`.
+template <int MD, int M, bool kAdd, typename X>
+void transform_out(const Winograd& job, int64_t tile, const float* sums, int64_t step, int64_t first, int64_t width,
+                   X* nowhere) {
+    constexpr int kDeep = Line<MD>::kTaps, kWide = Line<M>::kTaps, kPlane = kWide * kWide;
+    constexpr int kDepth = Line<MD>::kOuts;
+    const Corner at = corner<MD, M>(job, tile);
+    X* to[kDepth][M * M];
+    const X* add[kDepth][M * M];
+    const auto start = [&](const View& view) {
+        int64_t offset = at.item * view.stride[0] + first;
+        for (int axis = 0; axis < 3; ++axis) offset += at.at[axis] * view.stride[axis + 2];
+        return static_cast<X*>(view.data) + offset;
+    };
+    X* const out = start(job.out);
+    const X* const residual = kAdd ? start(job.residual) : nullptr;
+    const auto inside = [&](int axis, int i) { return at.at[axis] + i < job.out.size[axis + 2]; };
+    for (int d = 0; d < kDepth; ++d) {
+        for (int i = 0; i < M; ++i) {
+            for (int j = 0; j < M; ++j) {
+                const bool here = inside(0, d) && inside(1, i) && inside(2, j);
+                const auto place = [&](const View& view) {
+                    return d * view.stride[2] + i * view.stride[3] + j * view.stride[4];
+                };
+                to[d][i * M + j] = here ? out + place(job.out) : nowhere;
+                if (kAdd) add[d][i * M + j] = here ? residual + place(job.residual) : nowhere;
+            }
+        }
+    }
+    for (int64_t c = 0; c < width; c += kLanes) {
+        Lanes planes[kDepth][kPlane];
+        if constexpr (MD != 0) {
+            for (int p = 0; p < kPlane; ++p) {
+                Lanes line[kDeep];
+                SF_UNROLL for (int d = 0; d < kDeep; ++d) line[d] = load_lanes(sums + (d * kPlane + p) * step + c);
+                Line<MD>::out(line, &planes[0][p], 1, kPlane);
+            }
+        }
+        const Lanes bias = load_lanes(job.bias + first + c);
+        for (int d = 0; d < kDepth; ++d) {
+            Lanes rows[M * kWide];
+            SF_UNROLL for (int j = 0; j < kWide; ++j) {
+                Lanes column[kWide];
+                SF_UNROLL for (int i = 0; i < kWide; ++i) {
+                    const int p = i * kWide + j;
+                    if constexpr (MD == 0) column[i] = load_lanes(sums + p * step + c);
+                    else column[i] = planes[d][p];
+                }
+                Line<M>::out(column, rows + j, 1, kWide);
+            }
+            SF_UNROLL for (int i = 0; i < M; ++i) {
+                Lanes results[M];
+                Line<M>::out(rows + i * kWide, results, 1, 1);
+                SF_UNROLL for (int j = 0; j < M; ++j) {
+                    Lanes result = results[j] + bias;
+                    if constexpr (kAdd) result = result + widen_lanes(add[d][i * M + j] + c);
+                    narrow_lanes(result, to[d][i * M + j] + c);
+                }
+            }
+        }
+    }
+}
+
+// Products of one panel, V vectors wide, at every position.
+template <int V, typename Number>
+void multiply_panel(const Winograd& job, int64_t tiles, const typename Number::Part* from, const Number* weights,
+                    float* sums) {
+    constexpr int kRows = rows_of(V);
+    constexpr int64_t kParts = sizeof(Number) / sizeof(typename Number::Part);
+    const int64_t depth = job.inputs / kParts, step = position_step<typename Number::Part>(job.inputs);
+    const int64_t out_step = position_step<float>(V * kLanes);
+    for (int64_t p = 0; p < job.positions(); ++p) {
+        for (int64_t t = 0; t < tiles; t += kRows) {
+            multiply<kRows, V>(reinterpret_cast<const Number*>(from + p * step + t * job.inputs), depth,
+                               weights + p * depth * V * kLanes, depth, sums + p * out_step + t * V * kLanes);
+        }
+    }
+}
+
+template <int MD, int M, typename X, typename Number>
+void run_as(const Winograd& job, int64_t begin, int64_t end) {
+    using Part = typename Number::Part;
+    constexpr int64_t kParts = sizeof(Number) / sizeof(Part);
+    const int64_t positions = job.positions(), depth = job.inputs / kParts;
+    const Panels panels(job.outputs / kLanes, kMost);
+    const int64_t in_bytes = positions * position_step<Part>(job.inputs) * sizeof(Part);
+    const int64_t out_bytes = positions * position_step<float>(kMost * kLanes) * sizeof(float);
+    const int64_t channels = std::max(job.inputs, job.outputs);
+    char* const scratch = thread_scratch(in_bytes + out_bytes + 2 * channels * sizeof(X));
+    auto* const from = reinterpret_cast<Part*>(scratch);
+    auto* const sums = reinterpret_cast<float*>(scratch + in_bytes);
+    auto* const nothing = reinterpret_cast<X*>(scratch + in_bytes + out_bytes);
+    X* const nowhere = nothing + channels;
+    std::memset(static_cast<void*>(nothing), 0, 2 * channels * sizeof(X));
+    for (; begin < end; begin += kBlockTiles) {
+        const int64_t tiles = std::min(kBlockTiles, end - begin);
+        for (int64_t t = 0; t < tiles; ++t) {
+            transform_in<MD, M, X>(job, begin + t, nothing, from + t * job.inputs);
+        }
+        for (int64_t panel = 0; panel < panels.count; ++panel) {
+            const int64_t first = panels.begin(panel), vectors = panels.begin(panel + 1) - first;
+            const auto* const weights =
+                reinterpret_cast<const Number*>(job.weights) + positions * depth * first * kLanes;
+            switch (vectors) {
+                case 1: multiply_panel<1>(job, tiles, from, weights, sums); break;
+                case 2: multiply_panel<2>(job, tiles, from, weights, sums); break;
+                case 3: multiply_panel<3>(job, tiles, from, weights, sums); break;
+                default: multiply_panel<4>(job, tiles, from, weights, sums); break;
+            }
+            const auto finish = job.has_residual ? transform_out<MD, M, true, X> : transform_out<MD, M, false, X>;
+            for (int64_t t = 0; t < tiles; ++t) {
+                finish(job, begin + t, sums + t * vectors * kLanes, position_step<float>(vectors * kLanes),
+                       first * kLanes, vectors * kLanes, nowhere);
+            }
+        }
+    }
+}
+
+template <typename X, typename Number>
+void run_tiles(const Winograd& job, int64_t begin, int64_t end) {
+    if (job.wide == 2) {
+        job.deep == 0 ? run_as<0, 2, X, Number>(job, begin, end) : run_as<2, 2, X, Number>(job, begin, end);
+    } else if (job.deep < 4) {
+        job.deep == 0 ? run_as<0, 4, X, Number>(job, begin, end) : run_as<2, 4, X, Number>(job, begin, end);
+    } else {
+        run_as<4, 4, X, Number>(job, begin, end);
+    }
+}
+
+template <typename Number>
+void run(const Winograd& job, int64_t begin, int64_t end) {
+    if (job.x.dtype == DType::kBFloat16) {
+        run_tiles<BFloat16, Number>(job, begin, end);
+    } else {
+        run_tiles<float, Number>(job, begin, end);
+    }
+}
+
+#undef SF_UNROLL
