@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "products.h"
 #include "view.h"
 
 namespace scorefusion {
@@ -35,16 +36,6 @@ struct Slab {
     int64_t slice_at(int64_t item, int64_t slice, int64_t jj) const {
         return ((item * coarse + slice) * scale + jj) * features.stride[0];
     }
-};
-
-// What one step of a product multiplies: a float32, or two bfloat16 whose products are added.
-struct Single {
-    using Part = float;
-    float value;
-};
-struct Pair {
-    using Part = BFloat16;
-    uint32_t bits;
 };
 
 // Zeroed memory on a cache line's boundary.

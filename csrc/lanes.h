@@ -102,6 +102,8 @@ SF_INLINE Lanes operator-(Lanes a, Lanes b) { return each(a, b, [](float x, floa
 SF_INLINE Lanes operator*(Lanes a, Lanes b) { return each(a, b, [](float x, float y) { return x * y; }); }
 SF_INLINE Lanes operator/(Lanes a, Lanes b) { return each(a, b, [](float x, float y) { return x / y; }); }
 
+SF_INLINE Lanes operator*(Lanes a, float b) { return a * spread(b); }
+
 SF_INLINE Lanes clamp_lanes(Lanes z, float low, float high) {
     const Lanes under = each(z, spread(high), [](float x, float y) { return y < x ? y : x; });
     return each(under, spread(low), [](float x, float y) { return y > x ? y : x; });

@@ -1,9 +1,17 @@
-// Minimal filtering: the convolution of a tile is a product of matrices at each of its transformed positions.
+// Winograd's minimal filtering (Lavin and Gray 2016): F(2, 3) or F(4, 3) along each axis.
+//
+//     y = A' [sum_c (G w_c) (B' x_c)] + bias + residual
+//
+// with each transform applied along every axis. At each of the transformed positions the sum over channels is a matrix
+// product, tiles by channels, which takes 4 numbers instead of 2 x 3 along an axis, or 6 instead of 4 x 3.
 #include "winograd.h"
 
 #include <cmath>
+#include <memory>
+#include <new>
 
 #include "bind.h"
+#include "pages.h"
 #include "parallel.h"
 #include "processor.h"
 
@@ -32,8 +40,11 @@ char* thread_scratch(int64_t bytes) {
     return data.get();
 }
 
-#define SF_POINT_A 0.70710678f
-#define SF_POINT_B 1.41421356f
+#if defined(__GNUC__)
+#define SF_UNROLL _Pragma("GCC unroll 64")
+#else
+#define SF_UNROLL
+#endif
 
 namespace baseline {
 constexpr int kLanes = 8, kMost = 2;
@@ -72,8 +83,7 @@ constexpr int kLanes = 16, kMost = 4;
 #undef SF_WIDE
 #endif
 
-}  // namespace
-
+// The best that this processor has, for products of bfloat16 pairs or of float32.
 WinogradLoops loops(bool pairs) {
 #if defined(SF_HAS_WIDE_LOOPS)
     switch (instruction_set()) {
@@ -89,15 +99,18 @@ WinogradLoops loops(bool pairs) {
     return {baseline::run<Single>, baseline::kLanes, baseline::kMost};
 }
 
-void convolve(const Winograd& job, int threads) {
-    const WinogradLoops fit = loops(job.pairs);
-    const int64_t blocks = (job.count() + kBlockTiles - 1) / kBlockTiles;
+// Blocks of as many tiles as leave the scratch in the second-level cache, twice that where the weights, each read once
+// a block, are not there either; fewer where there would not be one for each thread.
+void convolve(Winograd& job, const WinogradLoops& fit, int threads) {
+    const int64_t count = job.count(), most = job.inputs < 256 ? kTiles : 2 * kTiles;
+    const int64_t blocks = std::max((count + most - 1) / most, std::min<int64_t>(threads, (count + 5) / 6));
+    job.block = (count + blocks - 1) / blocks;
     parallel_for(blocks, 1, threads, [&](int64_t begin, int64_t end) {
-        fit.run(job, begin * kBlockTiles, std::min(end * kBlockTiles, job.count()));
+        fit.run(job, begin * job.block, std::min(end * job.block, count));
     });
 }
 
-// [O, C, ...] as [N, C, D, H, W], D being 1 for slices.
+// [N, C, H, W] as [N, C, 1, H, W].
 View as_volume(View view) {
     if (view.dims == 5) return view;
     for (int axis = 4; axis > 2; --axis) {
@@ -110,6 +123,8 @@ View as_volume(View view) {
     return view;
 }
 
+}  // namespace
+
 void bind_winograd(pybind11::module_& m) {
     namespace py = pybind11;
     m.def(
@@ -121,26 +136,37 @@ void bind_winograd(pybind11::module_& m) {
         py::arg("pairs"), "(floats of a vector, vectors of a panel) of the packed weights.");
     m.def(
         "winograd_pairs",
-        [] { return instruction_set() == InstructionSet::kAvx512BF16; },
-        "Whether this processor multiplies pairs of bfloat16.");
+        [] {
+#if defined(SF_HAS_WIDE_LOOPS)
+            return instruction_set() == InstructionSet::kAvx512BF16;
+#else
+            return false;
+#endif
+        },
+        "Whether products of bfloat16 pairs are here.");
     m.def(
         "winograd",
         [](const View& out, const View& x, const View& weights, const View& bias, const std::optional<View>& residual,
            bool pairs, int deep, int wide, bool replicate, int threads) {
             py::gil_scoped_release unlocked;
+            prefer_huge_pages(out);
             Winograd job;
-            job.x = as_volume(x), job.out = as_volume(out);
+            job.x = as_volume(x);
+            job.out = as_volume(out);
             job.has_residual = residual.has_value();
             if (residual) job.residual = as_volume(*residual);
-            job.pairs = pairs, job.deep = deep, job.wide = wide, job.replicate = replicate;
-            job.inputs = x.size[1], job.outputs = out.size[1];
+            job.deep = deep;
+            job.wide = wide;
+            job.replicate = replicate;
+            job.inputs = x.size[1];
+            job.outputs = out.size[1];
             job.bias = static_cast<const float*>(bias.data);
             job.weights = static_cast<const char*>(weights.data);
             const int tile[3] = {std::max(deep, 1), wide, wide};
             for (int axis = 0; axis < 3; ++axis) {
                 job.tiles[axis] = (job.out.size[axis + 2] + tile[axis] - 1) / tile[axis];
             }
-            convolve(job, threads);
+            convolve(job, loops(pairs), threads);
         },
         py::arg("out"), py::arg("x"), py::arg("weights"), py::arg("bias"), py::arg("residual"), py::arg("pairs"),
         py::arg("deep"), py::arg("wide"), py::arg("replicate"), py::arg("threads"),

@@ -1,11 +1,12 @@
 // The loops of winograd for one instruction set: included after lanes.h, in the same namespace, which has defined
-// kLanes and kMost (vectors of a panel, 2 or 4); no include guard, no #include.
+// kLanes and kMost (vectors of a panel: 2 where there are 16 registers, 4 where there are 32), after thread_scratch
+// and SF_UNROLL; no include guard, no #include.
 
-constexpr int rows_of(int vectors) { return kMost == 2 ? (vectors == 1 ? 12 : 6) : 24 / vectors; }
+// Tiles that a product takes at a time: sums fill 12 of 16 registers, or 24 of 32.
+constexpr int rows_of(int vectors) { return 6 * kMost / vectors; }
 
-#define SF_UNROLL _Pragma("GCC unroll 64")
-
-// The transforms of a line: kTaps numbers in for kOuts results, and what turns products into results.
+// The transforms of a line, three weights long: kTaps numbers in, and of as many products kOuts results. Elements are
+// `step` apart in x and `out_step` in y.
 template <int M>
 struct Line;
 
@@ -13,8 +14,8 @@ struct Line;
 template <>
 struct Line<0> {
     static constexpr int kOuts = 1, kTaps = 1;
-    SF_INLINE static void in(const Lanes* x, Lanes* y, int step, int out_step) { (void)step, (void)out_step, y[0] = x[0]; }
-    SF_INLINE static void out(const Lanes* x, Lanes* y, int step, int out_step) { (void)step, (void)out_step, y[0] = x[0]; }
+    SF_INLINE static void in(const Lanes* x, Lanes* y, int, int) { y[0] = x[0]; }
+    SF_INLINE static void out(const Lanes* x, Lanes* y, int, int) { y[0] = x[0]; }
 };
 
 // Points 0, 1, -1 and infinity.
@@ -35,11 +36,12 @@ struct Line<2> {
     }
 };
 
-// Points 0, a, -a, b, -b and infinity.
+// Points 0, a, -a, b, -b and infinity, a² = 1/2 and b² = 2: of such points these lose the fewest digits, and half as
+// many as 1 and 2 do.
 template <>
 struct Line<4> {
     static constexpr int kOuts = 4, kTaps = 6;
-    static constexpr float kA = SF_POINT_A, kB = SF_POINT_B, kAA = kA * kA, kBB = kB * kB;
+    static constexpr float kA = 0.70710678f, kB = 1.41421356f, kAA = 0.5f, kBB = 2.0f;
     SF_INLINE static void in(const Lanes* x, Lanes* y, int step, int out_step) {
         const Lanes x0 = x[0], x1 = x[step], x2 = x[2 * step], x3 = x[3 * step], x4 = x[4 * step], x5 = x[5 * step];
         const Lanes even_a = x4 - x2 * kBB, odd_a = (x3 - x1 * kBB) * kA;
@@ -63,7 +65,7 @@ struct Line<4> {
 
 // One step of the product: kLanes sums += x times kLanes weights.
 SF_INLINE void multiply_add(Lanes& sum, Single x, const Single* weights) {
-    sum += x.value * load_lanes(&weights->value);
+    sum = sum + load_lanes(&weights->value) * x.value;
 }
 
 #if defined(SF_NARROW)
@@ -104,13 +106,14 @@ SF_INLINE Corner corner(const Winograd& job, int64_t tile) {
     return {behind / job.tiles[0], {behind % job.tiles[0] * Line<MD>::kOuts, y * M, x * M}};
 }
 
-// The transformed tiles of one block, [position][tile][input]: how far apart positions are, in Parts. The odd cache
-// line keeps positions out of each other's place in the first-level cache.
+// How far apart positions are in [position][tile][width]: the odd cache line keeps them out of each other's place in
+// the first-level cache.
 template <typename Part>
-SF_INLINE int64_t position_step(int64_t width) {
-    return kBlockTiles * width + static_cast<int64_t>(64 / sizeof(Part));
+SF_INLINE int64_t position_step(const Winograd& job, int64_t width) {
+    return (job.block + kTiles - 1) / kTiles * kTiles * width + static_cast<int64_t>(64 / sizeof(Part));
 }
 
+// One tile of inputs, to one tile of every position; `nothing` is zeros, which surround the grid.
 template <int MD, int M, typename X, typename Part>
 void transform_in(const Winograd& job, int64_t tile, const X* nothing, Part* __restrict to) {
     constexpr int kDeep = Line<MD>::kTaps, kWide = Line<M>::kTaps, kPlane = kWide * kWide;
@@ -135,7 +138,7 @@ void transform_in(const Winograd& job, int64_t tile, const X* nothing, Part* __r
         }
     }
     for (const X*& pixel : from) pixel = pixel == nullptr ? nothing : pixel;
-    const int64_t step = position_step<Part>(job.inputs);
+    const int64_t step = position_step<Part>(job, job.inputs);
     for (int64_t c = 0; c < job.inputs; c += kLanes) {
         Lanes planes[kDeep][kPlane];
         for (int d = 0; d < kDeep; ++d) {
@@ -234,8 +237,8 @@ void multiply_panel(const Winograd& job, int64_t tiles, const typename Number::P
                     float* sums) {
     constexpr int kRows = rows_of(V);
     constexpr int64_t kParts = sizeof(Number) / sizeof(typename Number::Part);
-    const int64_t depth = job.inputs / kParts, step = position_step<typename Number::Part>(job.inputs);
-    const int64_t out_step = position_step<float>(V * kLanes);
+    const int64_t depth = job.inputs / kParts, step = position_step<typename Number::Part>(job, job.inputs);
+    const int64_t out_step = position_step<float>(job, V * kLanes);
     for (int64_t p = 0; p < job.positions(); ++p) {
         for (int64_t t = 0; t < tiles; t += kRows) {
             multiply<kRows, V>(reinterpret_cast<const Number*>(from + p * step + t * job.inputs), depth,
@@ -244,14 +247,16 @@ void multiply_panel(const Winograd& job, int64_t tiles, const typename Number::P
     }
 }
 
+// A block of tiles at a time, in memory that stays in the second-level cache: transform, multiply by a panel of the
+// weights at every position, transform back.
 template <int MD, int M, typename X, typename Number>
 void run_as(const Winograd& job, int64_t begin, int64_t end) {
     using Part = typename Number::Part;
     constexpr int64_t kParts = sizeof(Number) / sizeof(Part);
     const int64_t positions = job.positions(), depth = job.inputs / kParts;
     const Panels panels(job.outputs / kLanes, kMost);
-    const int64_t in_bytes = positions * position_step<Part>(job.inputs) * sizeof(Part);
-    const int64_t out_bytes = positions * position_step<float>(kMost * kLanes) * sizeof(float);
+    const int64_t in_bytes = positions * position_step<Part>(job, job.inputs) * sizeof(Part);
+    const int64_t out_bytes = positions * position_step<float>(job, kMost * kLanes) * sizeof(float);
     const int64_t channels = std::max(job.inputs, job.outputs);
     char* const scratch = thread_scratch(in_bytes + out_bytes + 2 * channels * sizeof(X));
     auto* const from = reinterpret_cast<Part*>(scratch);
@@ -259,8 +264,8 @@ void run_as(const Winograd& job, int64_t begin, int64_t end) {
     auto* const nothing = reinterpret_cast<X*>(scratch + in_bytes + out_bytes);
     X* const nowhere = nothing + channels;
     std::memset(static_cast<void*>(nothing), 0, 2 * channels * sizeof(X));
-    for (; begin < end; begin += kBlockTiles) {
-        const int64_t tiles = std::min(kBlockTiles, end - begin);
+    for (; begin < end; begin += job.block) {
+        const int64_t tiles = std::min(job.block, end - begin);
         for (int64_t t = 0; t < tiles; ++t) {
             transform_in<MD, M, X>(job, begin + t, nothing, from + t * job.inputs);
         }
@@ -276,7 +281,7 @@ void run_as(const Winograd& job, int64_t begin, int64_t end) {
             }
             const auto finish = job.has_residual ? transform_out<MD, M, true, X> : transform_out<MD, M, false, X>;
             for (int64_t t = 0; t < tiles; ++t) {
-                finish(job, begin + t, sums + t * vectors * kLanes, position_step<float>(vectors * kLanes),
+                finish(job, begin + t, sums + t * vectors * kLanes, position_step<float>(job, vectors * kLanes),
                        first * kLanes, vectors * kLanes, nowhere);
             }
         }
@@ -302,5 +307,3 @@ void run(const Winograd& job, int64_t begin, int64_t end) {
         run_tiles<float, Number>(job, begin, end);
     }
 }
-
-#undef SF_UNROLL
