@@ -105,8 +105,15 @@ class ResBlock(nn.Module):
             hidden = self.norm2(hidden, scale=scale, shift=shift)
         else:
             hidden = self.norm2(hidden, add=told)
-        hidden = self.conv2(self.dropout(hidden))
-        for part in self._skipped(x, other):
+        parts = self._skipped(x, other)
+        together = getattr(self.conv2, "plus", None)
+        if together is None:
+            hidden = self.conv2(self.dropout(hidden))
+        else:
+            part = next(parts)
+            hidden = together(self.dropout(hidden), part, overwrite=part is not x)
+            del part
+        for part in parts:
             hidden = added(hidden, part)
             del part  # before the next one is made
         return hidden
