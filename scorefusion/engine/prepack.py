@@ -1,8 +1,8 @@
 """A network whose convolutions are prepared once for the CPU it runs on, by what was measured there.
 
-A layer of extent 3 can be computed directly, by PyTorch, or with fewer multiplications from a transformed copy of
-its weight (:func:`scorefusion.ops.winograd.winograd`). Which is faster depends on the processor, the channels and
-the grid, so each kind of layer is timed both ways, once a process, and the faster is kept.
+A layer of extent 3 can be computed directly, by PyTorch, or with fewer multiplications from a transformed
+copy of its weight (:func:`scorefusion.ops.winograd.winograd`). Which is faster depends on the processor, the
+channels and the grid, so each kind of layer is timed both ways, once a process, and the faster is kept.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FLOP, _ROUNDS = 1.2e9, 3
 
 @dataclass(frozen=True)
 class Packing:
-    """How a layer is computed: `winograd`'s tile and dtype of products, and how many times as fast as directly."""
+    """How a layer is computed: `winograd`'s tile, dtype of products, and how many times as fast as directly."""
 
     tile: tuple[int, ...]
     products: torch.dtype
@@ -51,7 +51,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Layer:
-    """What decides which way is faster: ``[N, *size]`` voxels, channels, dtype, threads, and the errors allowed."""
+    """What decides which way is faster: ``[N, *size]`` voxels, channels, dtype, threads, the errors allowed."""
 
     samples: int
     size: tuple[int, ...]
@@ -75,9 +75,10 @@ class Layer:
 class PackedConvolution(nn.Module):
     """A convolution of extent 3 that keeps the grid, with its weight packed; for inference.
 
-    It holds the original's parameters, under the same names, and packs again when they have changed: when they
-    are written in place, or their memory is another. (What is written through ``parameter.data`` goes unnoticed;
-    then call :meth:`repack`.) Where gradients are recorded, or for another dtype, it convolves directly.
+    It holds the original's parameters, under the same names, and packs again when they have changed: when
+    they are written in place, or their memory is another. (What is written in place through
+    ``parameter.data`` goes unnoticed: then call :meth:`repack`.) Where gradients are recorded, or for another
+    dtype, it convolves directly.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Conv3d, packing: Packing):
@@ -132,8 +133,8 @@ class PackedConvolution(nn.Module):
 def prepacked(network: UNet, shape: tuple[int, ...], *, tolerance: float = TOLERANCE) -> UNet:
     """Return a network that computes the same with convolutions packed where that is faster.
 
-    Parameters are shared with the original, and changes of theirs are honoured. Packed weights take memory beside
-    them: 1.8 times the elements for tiles of 2 outputs in 2D, 4 for tiles of 4, in 3D 2.4 to 8 times.
+    Parameters are shared with the original, and changes of theirs are honoured. Packed weights take memory
+    beside them: 1.8 times the elements for tiles of 2 outputs in 2D, 4 for tiles of 4, in 3D 2.4 to 8 times.
 
     Args:
         network: on the CPU, in evaluation mode.
@@ -195,7 +196,7 @@ def layer_shapes(network: UNet, shape: tuple[int, ...]) -> dict[str, torch.Size]
 
 @functools.cache
 def fastest(layer: Layer) -> Packing | None:
-    """Time a kind of layer both ways and return the packing that is clearly faster, or None; once a process."""
+    """Time a kind of layer both ways; return the packing that is clearly faster, or None. Once a process."""
     choices = [
         Packing(tile, products, 1.0)
         for (dtype, products), errors in ERRORS.items()
@@ -211,8 +212,10 @@ def fastest(layer: Layer) -> Packing | None:
     bias = torch.zeros(small.outputs)
     ready = [(x, pack(weight, tile=each.tile, products=each.products), bias) for each in choices]
     with torch.no_grad():
-        runs = [functools.partial(_direct, x, weight, bias.to(small.dtype), "zeros")]
-        runs += [functools.partial(winograd, *given) for given in ready]
+        runs: list[Callable[[], Tensor]] = [
+            functools.partial(_direct, x, weight, bias.to(small.dtype), "zeros"),
+            *(functools.partial(winograd, *given) for given in ready),
+        ]
         direct, *packed = _shortest(runs)
     best = min(range(len(packed)), key=packed.__getitem__)
     ratio = direct / packed[best]

@@ -1,4 +1,4 @@
-"""Convolutions of extent 3 with fewer multiplications, on CPUs: weights packed once, bias and residual fused."""
+"""Convolutions of extent 3 with fewer multiplications, on CPUs; weights are packed once."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ def multiplies_pairs() -> bool:
     return bool(_C.winograd_pairs())
 
 
-def pack(
-    weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch.float32
-) -> PackedWeight:
+def pack(weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch.float32) -> PackedWeight:
     """Transform a weight, in float64, and lay it out for this processor.
 
     Args:
@@ -148,9 +146,7 @@ def winograd(
     with torch.no_grad():
         if chosen == "torch":
             weights, tile = _unpacked(packed), _tile3(packed.tile)
-            return out.copy_(
-                reference.winograd(x, weights, bias, residual, tile, packed.products, pad_mode)
-            )
+            return out.copy_(reference.winograd(x, weights, bias, residual, tile, packed.products, pad_mode))
         return _cpp(out, x, packed, bias, residual, pad_mode)
 
 
@@ -214,7 +210,8 @@ def _check(
     for name, tensor in {"residual": residual, "out": out}.items():
         if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != x.dtype):
             raise ScoreFusionError(
-                f"winograd needs {name} {list(shape)} of {x.dtype}; got {list(tensor.shape)} of {tensor.dtype}"
+                f"winograd needs {name} {list(shape)} of {x.dtype}; "
+                f"got {list(tensor.shape)} of {tensor.dtype}"
             )
     if out is not None and not _has_rows(out):
         raise ScoreFusionError(

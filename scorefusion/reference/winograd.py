@@ -3,9 +3,9 @@
     y = A' [sum_c (G w_c) (B' x_c)] + bias + residual
 
 for a tile of m outputs from m + 2 inputs along each axis (F(m, 3); Winograd 1980, Lavin and Gray 2016), every
-transform applied along every axis. B, G and A follow from the points at which the polynomials are evaluated:
-0, 1, -1 and infinity for m = 2; 0, ±sqrt(1/2), ±sqrt(2) and infinity for m = 4, which lose half as many digits as
-the usual 0, ±1, ±2.
+transform applied along every axis. B, G and A follow from the points at which polynomials are evaluated: 0, 1,
+-1 and infinity for m = 2; 0, ±sqrt(1/2), ±sqrt(2) and infinity for m = 4, where errors are half those of the
+usual 0, ±1, ±2.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _POINT_A, _POINT_B = math.sqrt(0.5), math.sqrt(2.0)
 
 
 def transforms(outputs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `(B', G, A')` in float64 for a tile of 2 or 4 outputs; of 0, ones for an axis without a kernel."""
+    """Return `(B', G, A')` in float64 for a tile of 2 or 4 outputs, or for 0: an axis without a kernel."""
     if outputs == 0:
         return (torch.ones(1, 1, dtype=torch.float64),) * 3
     if outputs == 2:
-        rows = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]
-        weights = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
-        results = [[1, 1, 1, 0], [0, 1, -1, 1]]
+        rows = [[1.0, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]
+        weights = [[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
+        results = [[1.0, 1, 1, 0], [0, 1, -1, 1]]
         return _tensor(rows), _tensor(weights), _tensor(results)
     aa, bb = _POINT_A**2, _POINT_B**2
     points = (_POINT_A, -_POINT_A, _POINT_B, -_POINT_B)

@@ -1,0 +1,152 @@
+"""Packed networks: the same results, the same parameters, never silently stale."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scorefusion.engine import prepack
+from scorefusion.engine.prepack import (
+    Layer,
+    PackedConvolution,
+    Packing,
+    fastest,
+    layer_shapes,
+    packed_layers,
+    prepacked,
+)
+from scorefusion.errors import ScoreFusionError
+from scorefusion.models.config import UNetConfig
+from scorefusion.models.unet import UNet
+from scorefusion.ops import backends
+
+pytestmark = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+
+
+@pytest.fixture(autouse=True)
+def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this busy machine's clock says, layers are packed."""
+
+    def chosen(layer: Layer) -> Packing:
+        return Packing((4,) * len(layer.size), torch.float32, 2.0)
+
+    monkeypatch.setattr(prepack, "fastest", chosen)
+
+
+def network(dims: int, **options: object) -> UNet:
+    torch.manual_seed(dims)
+    config = UNetConfig(widths=(16, 32), blocks=1, groups=8, **options)  # type: ignore[arg-type]
+    made = UNet(dims, 5, 1, config, labels=3).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return made
+
+
+def given(dims: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(2, 5, *(6, 10, 14)[-dims:]), torch.rand(2)
+
+
+def run(net: UNet, x: Tensor, time: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net(x, time, label=torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("resample", ["res", "conv"])
+def test_computes_the_same(dims: int, resample: str) -> None:
+    net, (x, time) = network(dims, resample=resample, edges="replicate"), given(dims)
+    fast = prepacked(net, tuple(x.shape))
+    # The first has 5 channels, the last gives 1; a halving convolution has stride 2.
+    layers = packed_layers(fast)
+    assert "encoder.0" not in layers and "output" not in layers and not any("skip" in name for name in layers)
+    assert {"encoder.1.conv1", "middle.0.conv2", "decoder.0.0.conv1"} <= layers.keys()
+    torch.testing.assert_close(run(fast, x, time), run(net, x, time), rtol=1e-4, atol=1e-5)
+    assert all(layer.packed_bytes > 0 for layer in layers.values())
+
+
+def test_shares_its_parameters() -> None:
+    net = network(2)
+    fast = prepacked(net, (2, 5, 8, 8))
+    assert list(fast.state_dict()) == list(net.state_dict())
+    assert all(a is b for a, b in zip(net.parameters(), fast.parameters(), strict=True))
+    assert not packed_layers(net)
+
+
+def test_is_never_stale() -> None:
+    net, (x, time) = network(2), given(2)
+    fast = prepacked(net, tuple(x.shape))
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    before = run(fast, x, time)
+    net.load_state_dict(other.state_dict())
+    after = run(fast, x, time)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, run(net, x, time), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        for layer in packed_layers(fast).values():
+            layer.weight.data = layer.weight.data * 0.5
+    torch.testing.assert_close(run(fast, x, time), run(net, x, time), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_and_other_dtypes_go_the_direct_way() -> None:
+    net, (x, time) = network(2), given(2)
+    fast = prepacked(net, tuple(x.shape))
+    label = torch.tensor([0, 2])
+    fast(x, time, label=label).sum().backward()
+    assert all(layer.weight.grad is not None for layer in packed_layers(fast).values())
+    short, slow = fast.bfloat16(), copy.deepcopy(net)
+    result = run(short, x.bfloat16(), time)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), run(slow.float(), x, time), rtol=0.1, atol=0.1)
+
+
+def test_walks_the_shapes_without_computing() -> None:
+    shapes = layer_shapes(network(2), (3, 5, 8, 12))
+    assert shapes["encoder.1.conv1"] == (3, 16, 8, 12) and shapes["middle.0.conv1"] == (3, 32, 4, 6)
+    assert shapes["decoder.0.0.conv1"] == (3, 64, 4, 6)
+
+
+def test_only_convolutions_that_keep_the_grid() -> None:
+    def packs(layer: nn.Module) -> bool:
+        return prepack._fits(layer)
+
+    assert packs(nn.Conv2d(16, 32, 3, padding=1)) and packs(nn.Conv3d(16, 16, 3, padding=1, bias=False))
+    assert not packs(nn.Conv2d(16, 32, 3, padding=1, stride=2)) and not packs(nn.Conv2d(16, 32, 1))
+    assert not packs(nn.Conv2d(16, 32, 3, padding=1, padding_mode="circular"))
+    assert not packs(nn.Conv2d(16, 32, 3, padding=1, groups=2)) and not packs(nn.Conv2d(16, 8, 3, padding=1))
+    assert not packs(nn.Conv2d(16, 32, 3, padding=2, dilation=2)) and not packs(nn.Linear(3, 3))
+
+
+def test_without_a_bias() -> None:
+    layer = nn.Conv3d(16, 16, 3, padding=1, bias=False, padding_mode="replicate")
+    packed = PackedConvolution(layer, Packing((2, 4, 4), torch.float32, 2.0))
+    x, add = torch.randn(1, 16, 3, 5, 4), torch.randn(1, 16, 3, 5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(packed.plus(x, add), layer(x) + add, rtol=1e-4, atol=1e-5)
+    assert "tile=2x4x4" in repr(packed)
+
+
+def test_the_faster_is_kept() -> None:
+    """By the clock: whatever it says of a small layer, it says once, and what it keeps is faster."""
+    layer = Layer(1, (8, 8), 16, 16, torch.float32, torch.get_num_threads(), 3.2)
+    found = fastest(layer)
+    assert found is fastest(layer)
+    assert found is None or (found.ratio >= prepack.CLEARLY and found.tile in ((2, 2), (4, 4)))
+    assert fastest(Layer(1, (8, 8), 16, 16, torch.float16, 1, 3.2)) is None
+
+
+def test_what_is_timed_is_small_and_alike() -> None:
+    large = Layer(32, (96, 192, 192), 64, 64, torch.float32, 2, 3.2).cut()
+    assert large.samples == 1 and large.size[2] == 192 and min(large.size) >= 8
+    assert Layer(2, (8, 8), 16, 16, torch.float32, 2, 3.2).cut().size == (8, 8)
+
+
+def test_refuses_a_network_that_trains() -> None:
+    with pytest.raises(ScoreFusionError, match="evaluation mode; got one on cpu, training"):
+        prepacked(network(2).train(), (2, 5, 8, 8))
