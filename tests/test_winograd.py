@@ -34,8 +34,8 @@ GRIDS = [
 # Channels in and out: panels of one to four vectors, alone and in unequal parts.
 CHANNELS = {"one vector": (16, 16), "panels of 3 and 2": (32, 80), "bundled": (48, 48), "widening": (16, 112)}
 
-# Root-mean-square errors, as parts of the result's. In bfloat16 rounding the result gives 2^-9 / sqrt(3); where
-# the products are rounded too, that many times as much, as the op's table has it.
+# Root-mean-square errors, as parts of the result's. In bfloat16 rounding the result gives 2^-9 / sqrt(3);
+# where the products are rounded too, that many times as much, as the op's table has it.
 FLOAT32 = {(2, 2): 3e-7, (4, 4): 1e-6, (2, 2, 2): 4e-7, (2, 4, 4): 1e-6, (4, 4, 4): 2e-6}
 ROUNDED = 2**-9
 PAIRS = {(2, 2): 2.2, (4, 4): 6.0, (2, 2, 2): 2.6, (2, 4, 4): 7.5, (4, 4, 4): 13.0}

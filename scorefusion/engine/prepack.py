@@ -42,7 +42,7 @@ _FLOP, _ROUNDS = 1.2e9, 3
 
 @dataclass(frozen=True)
 class Packing:
-    """How a layer is computed: `winograd`'s tile, dtype of products, and how many times as fast as directly."""
+    """How a layer is computed: `winograd`'s tile, dtype of products, how many times as fast as directly."""
 
     tile: tuple[int, ...]
     products: torch.dtype
@@ -51,7 +51,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Layer:
-    """What decides which way is faster: ``[N, *size]`` voxels, channels, dtype, threads, the errors allowed."""
+    """What decides which way is faster: ``[N, *size]`` voxels, channels, dtype, threads, errors allowed."""
 
     samples: int
     size: tuple[int, ...]

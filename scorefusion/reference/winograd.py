@@ -2,10 +2,10 @@
 
     y = A' [sum_c (G w_c) (B' x_c)] + bias + residual
 
-for a tile of m outputs from m + 2 inputs along each axis (F(m, 3); Winograd 1980, Lavin and Gray 2016), every
-transform applied along every axis. B, G and A follow from the points at which polynomials are evaluated: 0, 1,
--1 and infinity for m = 2; 0, ±sqrt(1/2), ±sqrt(2) and infinity for m = 4, where errors are half those of the
-usual 0, ±1, ±2.
+for a tile of m outputs from m + 2 inputs along each axis (F(m, 3); Winograd 1980, Lavin and Gray 2016),
+every transform applied along every axis. B, G and A follow from the points where polynomials are evaluated:
+0, ±1 and infinity for m = 2; 0, ±sqrt(1/2), ±sqrt(2) and infinity for m = 4, where errors are half those of
+the usual 0, ±1, ±2.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def transforms(outputs: int) -> tuple[Tensor, Tensor, Tensor]:
     if outputs == 0:
         return (torch.ones(1, 1, dtype=torch.float64),) * 3
     if outputs == 2:
-        rows = [[1.0, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]
-        weights = [[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
-        results = [[1.0, 1, 1, 0], [0, 1, -1, 1]]
+        rows = [[1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, -1.0, 1.0, 0.0], [0.0, -1.0, 0.0, 1.0]]
+        weights = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]]
+        results = [[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, -1.0, 1.0]]
         return _tensor(rows), _tensor(weights), _tensor(results)
     aa, bb = _POINT_A**2, _POINT_B**2
     points = (_POINT_A, -_POINT_A, _POINT_B, -_POINT_B)
