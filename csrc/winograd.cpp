@@ -147,7 +147,7 @@ void bind_winograd(pybind11::module_& m) {
     m.def(
         "winograd",
         [](const View& out, const View& x, const View& weights, const View& bias, const std::optional<View>& residual,
-           bool pairs, int deep, int wide, bool replicate, int threads) {
+           bool pairs, int deep, int wide, int64_t first, bool replicate, int threads) {
             py::gil_scoped_release unlocked;
             prefer_huge_pages(out);
             Winograd job;
@@ -157,6 +157,7 @@ void bind_winograd(pybind11::module_& m) {
             if (residual) job.residual = as_volume(*residual);
             job.deep = deep;
             job.wide = wide;
+            job.first = first;
             job.replicate = replicate;
             job.inputs = x.size[1];
             job.outputs = out.size[1];
@@ -169,7 +170,7 @@ void bind_winograd(pybind11::module_& m) {
             convolve(job, loops(pairs), threads);
         },
         py::arg("out"), py::arg("x"), py::arg("weights"), py::arg("bias"), py::arg("residual"), py::arg("pairs"),
-        py::arg("deep"), py::arg("wide"), py::arg("replicate"), py::arg("threads"),
+        py::arg("deep"), py::arg("wide"), py::arg("first"), py::arg("replicate"), py::arg("threads"),
         "Convolve channels-last x [N, C, ...] into channels-last `out`.");
 }
 

@@ -14,14 +14,14 @@ namespace scorefusion {
 struct Winograd {
     View x, out, residual;
     bool has_residual = false, replicate = false;
-    int64_t inputs = 0, outputs = 0;
+    int64_t inputs = 0, outputs = 0, first = 0;  // first: what depth row of the whole result is out's first
     int deep = 0, wide = 2;
     int64_t tiles[3] = {1, 1, 1}, block = 1;  // along z, y and x; of a block
     const float* bias = nullptr;
     const char* weights = nullptr;  // transformed: [panel][position][input][output of the panel]
 
     int64_t positions() const { return (deep == 0 ? 1 : deep + 2) * (wide + 2) * (wide + 2); }
-    int64_t count() const { return x.size[0] * tiles[0] * tiles[1] * tiles[2]; }
+    int64_t count() const { return out.size[0] * tiles[0] * tiles[1] * tiles[2]; }
 };
 
 constexpr int64_t kTiles = 24;  // a block's scratch has room for a multiple: whole rows of every kernel

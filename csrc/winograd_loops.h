@@ -128,7 +128,7 @@ void transform_in(const Winograd& job, int64_t tile, const X* nothing, Part* __r
     int64_t across[kWide];
     for (int j = 0; j < kWide; ++j) across[j] = place(2, at.at[2] + j - 1);
     for (int d = 0; d < kDeep; ++d) {
-        const int64_t behind = MD == 0 ? 0 : place(0, at.at[0] + d - 1);
+        const int64_t behind = MD == 0 ? 0 : place(0, job.first + at.at[0] + d - 1);
         for (int i = 0; i < kWide; ++i) {
             const int64_t below = place(1, at.at[1] + i - 1);
             for (int j = 0; j < kWide; ++j) {

@@ -19,6 +19,7 @@ from scorefusion.engine.prepack import (
     prepacked,
 )
 from scorefusion.errors import ScoreFusionError
+from scorefusion.models import by_depth
 from scorefusion.models.config import UNetConfig
 from scorefusion.models.unet import UNet
 from scorefusion.ops import backends
@@ -66,6 +67,14 @@ def test_computes_the_same(dims: int, resample: str) -> None:
     assert {"encoder.1.conv1", "middle.0.conv2", "decoder.0.0.conv1"} <= layers.keys()
     torch.testing.assert_close(run(fast, x, time), run(net, x, time), rtol=1e-4, atol=1e-5)
     assert all(layer.packed_bytes > 0 for layer in layers.values())
+
+
+def test_large_volumes_by_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the 3D network makes a few depth rows at a time goes through the packed layers as well."""
+    net, (x, time) = network(3, resample="conv"), given(3)
+    expected = run(net, x, time)
+    monkeypatch.setattr(by_depth, "LARGE", 2**16)
+    torch.testing.assert_close(run(prepacked(net, tuple(x.shape)), x, time), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_shares_its_parameters() -> None:

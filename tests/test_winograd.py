@@ -140,7 +140,7 @@ def test_definition_is_exact_in_float64(tile: tuple[int, ...]) -> None:
     weights = reference.transformed(given["weight"], three)
     for pad_mode in ("zeros", "replicate"):
         found = reference.winograd(
-            given["x"], weights, given["bias"], given["residual"], three, torch.float64, pad_mode
+            given["x"], weights, given["bias"], given["residual"], three, torch.float64, None, pad_mode
         )
         torch.testing.assert_close(found, directly(**given, pad_mode=pad_mode), rtol=1e-12, atol=1e-12)
 
@@ -167,6 +167,21 @@ def test_any_strides() -> None:
         found = winograd(x, packed, given["bias"], residual=given["residual"], out=out)
         assert found is out and error(out, exact) < FLOAT32[4, 4]
         assert bool(roomy[:, 7:].isnan().all() and roomy[..., 32:].isnan().all())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_some_depth_rows(backend: str) -> None:
+    given = layer(3, (7, 5, 6), 16, 32)
+    for tile in TILES[3]:
+        packed = pack(given["weight"], tile=tile)
+        for pad_mode in ("zeros", "replicate"):
+            exact = directly(given["x"], given["weight"], given["bias"], None, pad_mode)
+            for start, stop in ((0, 7), (0, 3), (1, 6), (5, 7), (6, 7), (2, 2)):
+                found = winograd(
+                    given["x"], packed, given["bias"], rows=(start, stop), pad_mode=pad_mode, backend=backend
+                )
+                assert found.shape[2] == stop - start
+                assert stop == start or error(found, exact[:, :, start:stop]) < 1.5 * FLOAT32[tile]
 
 
 @needs_cpp
@@ -233,6 +248,7 @@ def test_rejects_bad_input() -> None:
         ({"residual": torch.zeros(1, 32, 4, 4).bfloat16()}, "residual .* of torch.float32"),
         ({"out": torch.zeros(1, 32, 4, 4)}, "channels-last"),
         ({"residual": torch.zeros(1, 32, 4, 4, device="meta")}, "residual on cpu"),
+        ({"rows": (0, 1)}, r"depth of a volume; got \(0, 1\)"),
         ({"pad_mode": "reflect"}, "zeros, replicate; got 'reflect'"),
         ({"backend": "triton"}, "no triton implementation"),
     ):

@@ -104,25 +104,46 @@ class PackedConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, ...]`` to ``[N, O, ...]``, channels last."""
-        return self._convolved(x, None)
+        return self._directly(x) if self._is_direct(x) else self._packedly(x)
 
-    def plus(self, x: Tensor, add: Tensor) -> Tensor:
-        """The sum of ``add [N, O, ...]`` and the convolution, in one pass."""
-        return self._convolved(x, add)
+    def plus(self, x: Tensor, add: Tensor, *, overwrite: bool = False) -> Tensor:
+        """The sum of ``add [N, O, ...]`` and the convolution, in one pass, and in ``add`` where allowed."""
+        if self._is_direct(x):
+            return add + self._directly(x)
+        fits = overwrite and add.stride(1) == 1
+        return self._packedly(x, residual=add, out=add if fits else None)
+
+    def rows(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Depth rows ``[start, stop)`` of the convolution of ``x [N, C, D, H, W]``."""
+        if self._is_direct(x):
+            return self._directly(x)[:, :, start:stop]
+        return self._packedly(x, rows=(start, stop))
 
     def extra_repr(self) -> str:
         """Channels, tile and dtype of the products."""
         tile = "x".join(map(str, self.packing.tile))
         return f"{self.in_channels}, {self.out_channels}, tile={tile}, products={self.packing.products}"
 
-    def _convolved(self, x: Tensor, add: Tensor | None) -> Tensor:
-        if torch.is_grad_enabled() or x.dtype != self.dtype or self.weight.dtype != self.dtype:
-            y = _direct(x, self.weight, self.bias, self.padding_mode)
-            return y if add is None else add + y
+    def _is_direct(self, x: Tensor) -> bool:
+        return torch.is_grad_enabled() or x.dtype != self.dtype or self.weight.dtype != self.dtype
+
+    def _directly(self, x: Tensor) -> Tensor:
+        return _direct(x, self.weight, self.bias, self.padding_mode)
+
+    def _packedly(
+        self,
+        x: Tensor,
+        *,
+        residual: Tensor | None = None,
+        rows: tuple[int, int] | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
         if self._state() != self._seen:
             self.repack()
         packed = cast(PackedWeight, self._packed)
-        return winograd(x, packed, self._added, residual=add, pad_mode=self.padding_mode)
+        return winograd(
+            x, packed, self._added, residual=residual, rows=rows, pad_mode=self.padding_mode, out=out
+        )
 
     def _state(self) -> tuple[int, ...]:
         parts = [part for part in (self.weight, self.bias) if part is not None]

@@ -81,6 +81,9 @@ def _pieces(x: Tensor, channels: int, depth: int) -> Iterator[tuple[int, int]]:
 
 def _convolved(convolution: nn.Conv2d | nn.Conv3d, rows: Tensor, above: int, below: int) -> Tensor:
     """Convolve rows of which ``above`` and ``below`` are neighbours, zero where there are none."""
+    packed = getattr(convolution, "rows", None)
+    if packed is not None:
+        return packed(rows, above, rows.shape[2] - below)
     rows = F.pad(rows, (0, 0, 0, 0, 1 - above, 1 - below)) if above + below < 2 else rows
     rows = rows.contiguous(memory_format=torch.channels_last_3d)
     return F.conv3d(rows, convolution.weight, convolution.bias, padding=(0, 1, 1))

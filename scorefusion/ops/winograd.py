@@ -103,6 +103,7 @@ def winograd(
     bias: Tensor | None = None,
     *,
     residual: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
     pad_mode: str = "zeros",
     out: Tensor | None = None,
     backend: str | None = None,
@@ -125,29 +126,31 @@ def winograd(
             channels are contiguous.
         packed: of C inputs and O outputs.
         bias: [O], floating.
-        residual: [N, O, *size] of x's dtype, added to the result.
+        residual: of the result's shape and x's dtype, added to it.
+        rows: only these depth rows of the result of a volume, from and up to; all if not given.
         pad_mode: "zeros", or "replicate" for the nearest voxel.
-        out: [N, O, *size] of x's dtype with contiguous channels, to write to; may be `residual`.
+        out: of the result's shape and x's dtype with contiguous channels, to write to; may be `residual`.
         backend: "torch" or "cpp"; chosen by `scorefusion.ops.backends` if not given.
 
     Returns:
-        [N, O, *size] of x's dtype, in channels-last memory; `out` if given.
+        [N, O, *size] of x's dtype, size[0] being that of `rows`, in channels-last memory; `out` if given.
 
     Raises:
         ScoreFusionError: if shapes, dtypes, devices or options are wrong, or the backend cannot run.
     """
-    _check(x, packed, bias, residual, pad_mode, out)
+    shape = _check(x, packed, bias, residual, rows, pad_mode, out)
     dtypes = (x.dtype,) if bias is None else (x.dtype, bias.dtype)
     chosen = choose("winograd", x.device, backend, IMPLEMENTED, dtypes)
     if out is None:
-        out = x.new_empty((x.shape[0], *x.shape[2:], packed.outputs)).movedim(-1, 1)
+        out = x.new_empty((shape[0], *shape[2:], packed.outputs)).movedim(-1, 1)
     if 0 in out.shape:
         return out
     with torch.no_grad():
         if chosen == "torch":
             weights, tile = _unpacked(packed), _tile3(packed.tile)
-            return out.copy_(reference.winograd(x, weights, bias, residual, tile, packed.products, pad_mode))
-        return _cpp(out, x, packed, bias, residual, pad_mode)
+            found = reference.winograd(x, weights, bias, residual, tile, packed.products, rows, pad_mode)
+            return out.copy_(found)
+        return _cpp(out, x, packed, bias, residual, 0 if rows is None else rows[0], pad_mode)
 
 
 def _cpp(
@@ -156,6 +159,7 @@ def _cpp(
     packed: PackedWeight,
     bias: Tensor | None,
     residual: Tensor | None,
+    first: int,
     pad_mode: str,
 ) -> Tensor:
     from scorefusion import _C
@@ -180,6 +184,7 @@ def _cpp(
         pairs,
         deep,
         wide,
+        first,
         pad_mode == "replicate",
         torch.get_num_threads(),
     )
@@ -191,10 +196,11 @@ def _check(
     packed: PackedWeight,
     bias: Tensor | None,
     residual: Tensor | None,
+    rows: tuple[int, int] | None,
     pad_mode: str,
     out: Tensor | None,
-) -> None:
-    """Raise unless everything fits the packed weight."""
+) -> tuple[int, ...]:
+    """Return the result's shape; raise unless everything fits the packed weight."""
     dims = len(packed.tile)
     if x.ndim != dims + 2 or not x.is_floating_point() or x.shape[1] != packed.inputs:
         expected = ["N", packed.inputs, *"DHW"[3 - dims :]]
@@ -207,6 +213,12 @@ def _check(
             f"winograd needs a floating bias [{packed.outputs}]; got {list(bias.shape)} of {bias.dtype}"
         )
     shape = (x.shape[0], packed.outputs, *x.shape[2:])
+    if rows is not None:
+        if dims != 3 or not 0 <= rows[0] <= rows[1] <= x.shape[2]:
+            raise ScoreFusionError(
+                f"winograd needs rows within 0 and the depth of a volume; got {rows} of {list(x.shape)}"
+            )
+        shape = (*shape[:2], rows[1] - rows[0], *shape[3:])
     for name, tensor in {"residual": residual, "out": out}.items():
         if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != x.dtype):
             raise ScoreFusionError(
@@ -222,6 +234,7 @@ def _check(
             raise ScoreFusionError(f"winograd needs {name} on {x.device}, where x is; got {tensor.device}")
     if pad_mode not in PAD_MODES:
         raise ScoreFusionError(f"winograd needs pad_mode one of {', '.join(PAD_MODES)}; got {pad_mode!r}")
+    return shape
 
 
 def _has_rows(tensor: Tensor) -> bool:

@@ -65,6 +65,7 @@ def winograd(
     residual: Tensor | None,
     tile: tuple[int, int, int],
     products: torch.dtype,
+    rows: tuple[int, int] | None,
     pad_mode: str,
 ) -> Tensor:
     """Return `[N, O, *size]` of x's dtype; `weights` as :func:`transformed` makes them, the rest as the op's.
@@ -73,7 +74,7 @@ def winograd(
     """
     if x.ndim == 4:
         deeper = None if residual is None else residual.unsqueeze(2)
-        return winograd(x.unsqueeze(2), weights, bias, deeper, tile, products, pad_mode).squeeze(2)
+        return winograd(x.unsqueeze(2), weights, bias, deeper, tile, products, None, pad_mode).squeeze(2)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     size, steps = x.shape[2:], [max(outputs, 1) for outputs in tile]
     edge = [0 if outputs == 0 else 1 for outputs in tile]
@@ -90,6 +91,8 @@ def winograd(
     sums = sums.unflatten(1, found.shape[3:-1]).unflatten(0, found.shape[:3])
     y = torch.einsum("pqrnzyxo,dp,hq,wr->nozdyhxw", sums, *back).flatten(6).flatten(4, 5).flatten(2, 3)
     y = y[:, :, : size[0], : size[1], : size[2]]
+    if rows is not None:
+        y = y[:, :, rows[0] : rows[1]]
     if bias is not None:
         y = y + bias.to(dtype)[:, None, None, None]
     if residual is not None:
