@@ -79,8 +79,9 @@ def test_a_large_volume_by_depth_has_the_same_numbers(monkeypatch, norm, resampl
         rows = []
         pieces = by_depth._pieces
         monkeypatch.setattr(by_depth, "_pieces", lambda *args: rows.append(args) or pieces(*args))
-        for large in (1, 20_000):
-            monkeypatch.setattr(by_depth, "LARGE", large)
+        monkeypatch.setattr(by_depth, "LARGE", 1)
+        for piece in (1, 20_000):
+            monkeypatch.setattr(by_depth, "PIECE", piece)
             torch.testing.assert_close(network(x, time), whole, rtol=1e-5, atol=1e-5)
         assert rows
     assert network(x, time).requires_grad
@@ -94,7 +95,8 @@ def test_the_fusion_networks_peak(monkeypatch):
     unit = 64 * 32 * 64 * 64 * 2
     x, time = empty(1, 9, *size, dtype=torch.bfloat16), empty(1)
     assert measure(lambda: network(x, time)).peak_bytes < 9.1 * unit
-    monkeypatch.setattr(by_depth, "LARGE", unit // 8)
+    monkeypatch.setattr(by_depth, "LARGE", unit)
+    monkeypatch.setattr(by_depth, "PIECE", unit // 8)
     usage = measure(lambda: network(x, time))
     assert 6.0 * unit < usage.peak_bytes < 7.05 * unit
 

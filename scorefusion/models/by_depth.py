@@ -7,7 +7,6 @@ kernel, and never whole. The numbers are those of the whole layer, up to the ord
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,11 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .blocks import Normalisation
 
-LARGE = 2**27
-"""Bytes from which an intermediate is made piece by piece, and of such a piece."""
+LARGE = 2**30
+"""Bytes from which an intermediate is made piece by piece."""
+
+PIECE = 2**27
+"""Bytes of such a piece, about."""
 
 
 def is_large(x: Tensor, channels: int) -> bool:
@@ -72,9 +74,9 @@ def convolved_linear_up(convolution: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor
 
 
 def _pieces(x: Tensor, channels: int, depth: int) -> Iterator[tuple[int, int]]:
-    """Ranges of depth rows of which ``channels`` take about `LARGE` bytes."""
+    """Ranges of depth rows of which ``channels`` take about `PIECE` bytes."""
     row = x.numel() // (x.shape[1] * depth) * channels * x.element_size()
-    rows = max(1, LARGE // row)
+    rows = max(1, PIECE // row)
     for start in range(0, depth, rows):
         yield start, min(start + rows, depth)
 
@@ -129,9 +131,10 @@ def _normalised(
         channels = slice(first, first + part.shape[1])
         first = channels.stop
         weight, bias = norm.weight[channels].float(), norm.bias[channels].float()
-        for item, start in itertools.product(range(x.shape[0]), range(0, x.shape[2], 4)):
-            here = part[item : item + 1, :, start : start + 4].float()
+        for item in range(x.shape[0]):
             moments = mean[item, channels], variance[item, channels]
-            here = F.batch_norm(here, *moments, weight, bias, training=False, eps=1e-5)
-            result[item : item + 1, channels, start : start + 4] = F.silu(here, inplace=True)
+            for start, stop in _pieces(part[:1], 2 * part.shape[1], part.shape[2]):  # in float32
+                here = part[item : item + 1, :, start:stop].float()
+                here = F.batch_norm(here, *moments, weight, bias, training=False, eps=1e-5)
+                result[item : item + 1, channels, start:stop] = F.silu(here, inplace=True)
     return result

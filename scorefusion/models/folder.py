@@ -127,6 +127,11 @@ def write_config(config: ModelConfig, folder: str | os.PathLike[str]) -> Path:
     return file
 
 
+def load_config(model: str | os.PathLike[str]) -> ModelConfig:
+    """Read what :func:`from_pretrained` would build: a model folder's, or a bundled model's by name."""
+    return read_config(ModelConfig, find_folder(model) / CONFIG)
+
+
 def check_folder(folder: str | os.PathLike[str]) -> None:
     """Find out whether a model folder can be written, before there is something to write.
 

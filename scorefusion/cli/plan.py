@@ -1,0 +1,62 @@
+"""``scorefusion plan``: what a step will need, before anything runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def plan(
+    shape: Annotated[tuple[int, int, int], typer.Option(help="The volume's size: D H W voxels (z, y, x).")],
+    model: Annotated[
+        str, typer.Option(help="A bundled model's name, a model folder, or a preset such as paper.")
+    ] = "t1-sr4",
+    max_memory: Annotated[str | None, typer.Option(help="What may be resident: 9GB, 9GiB, 900MB.")] = None,
+    batch: Annotated[int, typer.Option(help="Volumes at once.")] = 1,
+    devices: Annotated[int, typer.Option(help="How many devices share the work.")] = 1,
+    strategy: Annotated[str | None, typer.Option(help="How scores are fused; the model's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (what is fast here), float32, bfloat16, float16.")
+    ] = "auto",
+) -> None:
+    """Say what one denoising step will need: buffers, weights, workspace, slabs, FLOP, and the peak.
+
+    Nothing is allocated: the networks are walked on tensors that hold nothing. With --max-memory, slabs are
+    made smaller, then sums kept in 16 bits, then the 3D network run on tiles, until it fits; where nothing
+    fits, it says what would, and ends with status 1.
+
+    \b
+    Examples:
+      scorefusion plan --shape 152 192 192
+      scorefusion plan --model paper --shape 152 192 192 --dtype bfloat16 --max-memory 9GiB
+    """
+    import torch
+
+    from ..compute import DTYPES, choose_device, choose_dtype
+    from ..engine.fit import fit, parse_memory
+    from ..engine.placement import place
+    from ..engine.plan import plan as lay_out
+    from ..engine.report import report
+    from ..errors import ScoreFusionError
+    from ..models.folder import bundled_models, load_config
+    from ..models.presets import PRESETS, preset
+
+    if devices < 1:
+        raise ScoreFusionError(f"--devices must be at least 1, got {devices}")
+    limit = None if max_memory is None else parse_memory(max_memory)
+    is_preset = model in PRESETS and model not in bundled_models()
+    config = preset(model) if is_preset else load_config(model)
+    if dtype in DTYPES and device in ("cpu", "cuda"):
+        kind, number = device, DTYPES[dtype]  # not necessarily this machine's
+    else:
+        chosen = choose_device(device)
+        kind, number = chosen.type, choose_dtype(dtype, chosen)
+    assert isinstance(number, torch.dtype)
+    layout = lay_out(config, shape, batch=batch, strategy=strategy, dtype=number)
+    found = fit(layout, limit, device=kind)
+    names = [f"{kind}:{place}" for place in range(devices)]
+    print(report(found, limit, place(found.forecast, names) if devices > 1 else None))
+    if not found.fits:
+        raise typer.Exit(1)
