@@ -10,12 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorefusion.engine.engine import Engine
 from scorefusion.engine.graph import CapturedStep, CudaGraphs
-from scorefusion.engine.plan import plan
-from scorefusion.models.presets import preset
-from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.models.table import table_for
 from tests.tape_graphs import Still, TapeGraphs
 from tests.toy_step import CPU, CUDA, Toy, captured, needs_cuda
 
@@ -123,48 +118,6 @@ def test_replaced_storage_is_captured_again() -> None:
     assert not step.prepare()
     # Each capture has a pool of its own, and waits before the graphs before it are freed.
     assert len(set(map(id, graphs.attempts))) == 3 and graphs.waited == 5
-
-
-def engine_of(strategy: str, size: tuple[int, int, int], batch: int = 1, slab: int | None = None) -> Engine:
-    """An engine of a model in which nothing is zero, its conditions loaded."""
-    config = preset("small")
-    torch.manual_seed(0)
-    model = ScoreFusion(config).eval()
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    engine = Engine(model, plan(config, size, batch=batch, strategy=strategy, slab=slab))
-    engine.load(torch.rand(batch, len(config.conditions), *size) - 0.5, origin=(2, 4, 6), full=(32, 32, 32))
-    return engine
-
-
-@pytest.mark.parametrize(
-    ("strategy", "size", "batch", "slab"),
-    [("fuse+features", (8, 12, 8), 1, 8), ("fuse", (4, 8, 8), 2, None), ("average", (8, 4, 12), 1, 4)],
-    ids=["features in slabs", "two volumes", "average"],
-)
-def test_an_engines_step(strategy: str, size: tuple[int, int, int], batch: int, slab: int | None) -> None:
-    """Three replays of one capture are three steps of the engine, bit for bit, whatever seed and weights."""
-    engine = engine_of(strategy, size, batch, slab)
-    cycle, graphs = engine.plan.planes, TapeGraphs()
-    table = table_for(engine.plan.config, solver="ddpm", steps=3)
-    state = (engine.buffers["x"], engine.buffers["x0"], engine.index)
-    step = captured(lambda: engine._step(cycle), graphs, state=state, watch=lambda: engine.model.parameters())
-    results = []
-    for seed, sample, scale in ((3, 0, 1.0), (2**40, 7, 0.9)):
-        with torch.no_grad():
-            for parameter in engine.model.parameters():
-                parameter.mul_(scale)
-        seeds = [seed - item for item in range(batch)]
-        expected = engine.run(table, seeds, sample=sample)
-        engine.start(table, seeds, sample=sample)
-        assert step.prepare() == (scale == 1.0)
-        with Still():
-            for _ in range(3):
-                step()
-        assert torch.equal(engine.buffers["x"], expected)
-        results.append(expected)
-    assert step.captured == 1 and len(graphs.attempts) == 1 and not torch.equal(*results)
 
 
 def test_elsewhere_a_step_runs_as_it_is() -> None:

@@ -11,9 +11,11 @@ the noise's keys. So the same launches serve every step, seed and table, and on 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -32,8 +34,9 @@ from ..ops.fuse_step import fuse_step
 from ..ops.gather_slices import gather_slices
 from ..ops.noise import noise_keys, normal
 from ..reference.planes import AXIS
+from .graph import CapturedStep, CudaGraphs, Graphs, Segment
 from .plan import ROWS, Plan, cut_channels, smaller_slabs
-from .runners import EagerRunner, Runner
+from .runners import EagerRunner, Outputs, Runner
 
 Runners = Mapping[str, Runner]
 
@@ -46,6 +49,7 @@ class Engine:
         plan: the shape, the strategy and the buffers, from :func:`.plan.plan`.
         runners: how each slice network runs, by name; eagerly when None.
         device: of the buffers; the model's when None.
+        graphs: captures steps; CUDA graphs on CUDA, and nothing elsewhere, when None.
 
     An engine serves one thread at a time.
     """
@@ -57,9 +61,12 @@ class Engine:
         *,
         runners: Runners | None = None,
         device: torch.device | None = None,
+        graphs: Graphs | None = None,
     ):
         self.model, self.plan = model, plan
         self.device = device or next(model.parameters()).device
+        self.captured: dict[tuple[Plane, ...], CapturedStep] = {}
+        self._graphs = CudaGraphs(self.device) if graphs is None and self.device.type == "cuda" else graphs
         self.runners: Runners = runners or {
             name: EagerRunner(cast(UNet, network), plan.scales)
             for name, network in model.slice_networks.items()
@@ -74,6 +81,7 @@ class Engine:
         self._level = torch.zeros(1, len(self._told) + 1, device=self.device)
         self._measured = False
         self._origin, self._turn, self._steps = (0, 0, 0), 0, 0
+        self._found: dict[tuple[int, int], Outputs] = {}
 
     def load(
         self,
@@ -157,11 +165,16 @@ class Engine:
         """
         if self._turn >= self._steps:
             raise ScoreFusionError(f"the solver has {self._steps} rows, and all are done; call start first")
-        cycle = self.plan.planes
-        planes = (cycle[self._turn % len(cycle)],) if self.plan.strategy == "alternate" else cycle
+        cycle: Sequence[tuple[Plane, ...]] = [self.plan.planes]
+        if self.plan.strategy == "alternate":
+            cycle = [(plane,) for plane in self.plan.planes]
+        planes = cycle[self._turn % len(cycle)]
         while True:
             try:
-                self._step(planes)
+                captured = self._captured_step(planes)
+                if self._turn < len(cycle):
+                    captured.prepare()
+                captured()
                 break
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or not self._halve():
@@ -193,16 +206,49 @@ class Engine:
                 callback(step, len(table), self.buffers["x0"])
         return self.buffers["x"].clone()
 
-    def _step(self, planes: Sequence[Plane]) -> None:
-        torch.index_select(self._levels, 0, self.index, out=self._level)
-        x = self._padded()
+    def _captured_step(self, planes: tuple[Plane, ...]) -> CapturedStep:
+        """The step over some planes, which captures itself when it is first called."""
+        if planes not in self.captured:
+            self.captured[planes] = CapturedStep(
+                self._segments(planes),
+                device=self.device,
+                state=(self.buffers["x"], self.buffers["x0"], self.index),
+                watch=self._weights,
+                graphs=self._graphs,
+            )
+        return self.captured[planes]
+
+    def _weights(self) -> Iterable[Tensor]:
+        return itertools.chain(self.model.parameters(), self.model.buffers())
+
+    def _segments(self, planes: Sequence[Plane]) -> list[Segment]:
+        """The step's parts in order. A TensorRT engine is one by itself, since it may refuse capture."""
         branches = [k for k in self.plan.branches if self.plan.fuses or self._plane(k) in planes]
+        parts = [Segment("level and totals", self._begin)]
+        for k in branches:
+            name = self.plan.config.branches[k].network
+            rows, count = self.plan.rows[self._plane(k)], self.plan.slice_count(self._plane(k))
+            for start in range(0, count, rows):
+                slab = (k, start, min(start + rows, count))
+                if self.runners[name].name == "tensorrt":
+                    parts.append(Segment("gather", functools.partial(self._gather, *slab)))
+                    parts.append(Segment(f"network {name}", functools.partial(self._keep, *slab), False))
+                    parts.append(Segment("scores and features", functools.partial(self._collect_kept, *slab)))
+                else:
+                    parts.append(Segment("slab", functools.partial(self._slab, *slab)))
+        return [*parts, Segment("fusion and update", functools.partial(self._finish, branches))]
+
+    def _begin(self) -> None:
+        """The row's noise level, the networks' view of x, and the features' sums before the first branch."""
+        torch.index_select(self._levels, 0, self.index, out=self._level)
+        self._pad()
         for scale in self.plan.scales:
             layer = cast(FeatureLayer, self.model.features[str(scale)])
             self.buffers[f"total.{scale}"].copy_(layer.bias[None, :, None, None, None])
-        for k in branches:
-            self._branch(k, x)
-        fusion = cropped(self._fusion(x, branches), self.plan.size)
+
+    def _finish(self, branches: Sequence[int]) -> None:
+        """The fusion network, and the solver's row."""
+        fusion = cropped(self._fusion(branches), self.plan.size)
         config, buffers = self.plan.config, self.buffers
         factor = config.degradation.factor if config.degradation.kind == "block-mean" else 1
         fuse_step(
@@ -214,28 +260,40 @@ class Engine:
             buffers[name].copy_(buffers[f"{name}.next"])
         self.index.add_(1)
 
-    def _branch(self, k: int, x: Tensor) -> None:
-        """Fill a branch's scores and add its features to the totals, slab by slab."""
-        config, plan, batch = self.plan.config, self.plan, self.plan.batch
-        branch, stack = config.branches[k], self.buffers[f"scores.{k}"]
-        runner, time = self.runners[branch.network], self._time(branch.network)
-        rows, count = plan.rows[branch.plane], plan.slice_count(branch.plane)
-        for start in range(0, count, rows):
-            stop = min(start + rows, count)
-            slices = batch * (stop - start)
-            cut = self._cut(k, slices)
-            gather_slices(
-                x, self.buffers["condition"], self.buffers.get("common"), branch.plane, start, stop,
-                channels=branch.conditions, context=config.context, order=config.context_order,
-                dtype=plan.dtype, out=cut,
-            )  # fmt: skip
-            output, found = runner(cut, time.expand(slices), self.labels[branch.plane].expand(slices))
-            stack[:, start:stop].copy_(output.unflatten(0, (batch, stop - start)))
-            for scale in plan.scales:
-                layer = cast(FeatureLayer, self.model.features[str(scale)])
-                layer.add(self.buffers[f"total.{scale}"], found[scale], k, branch.plane, start)
+    def _slab(self, k: int, start: int, stop: int) -> None:
+        """A slab of a branch, from the volume to its scores and features."""
+        self._gather(k, start, stop)
+        self._collect(k, start, stop, self._network(k, start, stop))
 
-    def _fusion(self, x: Tensor, branches: Sequence[int]) -> Fusion:
+    def _gather(self, k: int, start: int, stop: int) -> None:
+        config, branch = self.plan.config, self.plan.config.branches[k]
+        gather_slices(
+            self._seen, self.buffers["condition"], self.buffers.get("common"), branch.plane, start, stop,
+            channels=branch.conditions, context=config.context, order=config.context_order,
+            dtype=self.plan.dtype, out=self._cut(k, self.plan.batch * (stop - start)),
+        )  # fmt: skip
+
+    def _network(self, k: int, start: int, stop: int) -> Outputs:
+        branch, slices = self.plan.config.branches[k], self.plan.batch * (stop - start)
+        time, label = self._time(branch.network), self.labels[branch.plane]
+        return self.runners[branch.network](self._cut(k, slices), time.expand(slices), label.expand(slices))
+
+    def _keep(self, k: int, start: int, stop: int) -> None:
+        """Run a network whose outputs are the same tensors at every step."""
+        self._found[k, start] = self._network(k, start, stop)
+
+    def _collect_kept(self, k: int, start: int, stop: int) -> None:
+        self._collect(k, start, stop, self._found[k, start])
+
+    def _collect(self, k: int, start: int, stop: int, outputs: Outputs) -> None:
+        """Put a slab's scores into the branch's stack, and add its features to the totals."""
+        output, found = outputs
+        self.buffers[f"scores.{k}"][:, start:stop].copy_(output.unflatten(0, (self.plan.batch, stop - start)))
+        for scale in self.plan.scales:
+            layer = cast(FeatureLayer, self.model.features[str(scale)])
+            layer.add(self.buffers[f"total.{scale}"], found[scale], k, self._plane(k), start)
+
+    def _fusion(self, branches: Sequence[int]) -> Fusion:
         """What is to be fused, after the 3D network where there is one."""
         config, plan = self.plan.config, self.plan
         scores = tuple(self.buffers[f"scores.{k}"].movedim(1, AXIS[self._plane(k)]) for k in branches)
@@ -243,7 +301,7 @@ class Engine:
             return Fusion(scores, None, (1.0 / len(scores),) * len(scores))
         stacked, network = self.buffers["stacked"], self.model.fusion
         assert network is not None
-        stacked[:, :1].copy_(x)
+        stacked[:, :1].copy_(self._seen)
         first = stacked.shape[1] - len(config.branches)
         for place, score in enumerate(scores, start=first):
             stacked[:, place : place + 1].copy_(score)
@@ -253,18 +311,22 @@ class Engine:
             return Fusion((maps[:, -1:],), None, (config.residual_gain,))
         return Fusion(scores, maps, config.weights, config.residual_gain)
 
-    def _padded(self) -> Tensor:
-        """The networks' view of x: scaled, and its edges repeated up to the grid."""
+    @property
+    def _seen(self) -> Tensor:
+        """The networks' view of x, where it is another than x itself."""
+        return self.buffers.get("padded", self.buffers["x"])
+
+    def _pad(self) -> None:
+        """Scale x, and repeat its edges up to the grid."""
         x, padded = self.buffers["x"], self.buffers.get("padded")
         if padded is None:
-            return x
+            return
         d, h, w = self.plan.size
         torch.mul(x, self._level[0, -1], out=padded[:, :, :d, :h, :w])
         parts = ((4, w, padded[:, :, :d, :h]), (3, h, padded[:, :, :d]), (2, d, padded))
         for axis, length, part in parts:
             edge = part.narrow(axis, length, part.shape[axis] - length)
             edge.copy_(part.narrow(axis, length - 1, 1).expand_as(edge))
-        return padded
 
     def _take_levels(self, table: Table) -> None:
         """Put the solver's rows, and what each network is told at each, on the device."""
@@ -303,6 +365,10 @@ class Engine:
         smaller = smaller_slabs(self.plan)
         if smaller is None:
             return False
+        for step in self.captured.values():
+            step.reset()
+        self.captured.clear()
+        self._found.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         slices = ", ".join(f"{plane} {rows}" for plane, rows in smaller.rows.items())

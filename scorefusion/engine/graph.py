@@ -8,6 +8,7 @@ the rules of capture can be tested where there is no GPU.
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import warnings
@@ -68,7 +69,11 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+
+    @functools.cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """The side stream."""
+        return torch.cuda.Stream(self.device)
 
     def pool(self) -> Any:
         """See :class:`Graphs`."""
@@ -116,7 +121,7 @@ class CapturedStep:
             parameters. Written in place they need nothing; where one is in another place, :meth:`prepare`
             captures again.
         warmup: runs before the capture: kernels are compiled, libraries and workspaces made. At least 1.
-        graphs: stands in for `CudaGraphs`.
+        graphs: shared with other steps, or standing in for `CudaGraphs`.
 
     Attributes:
         captured: how many graphs a step consists of; 0 where it runs eagerly or was not prepared yet.
@@ -135,9 +140,9 @@ class CapturedStep:
     ):
         self.segments = (Segment("the step", body),) if callable(body) else tuple(body)
         self.state, self.warmup = tuple(state), max(1, warmup)
-        self.captured, self.reason = 0, None if device.type == "cuda" else f"the device is {device.type}"
         self._watch = watch or tuple
         self._graphs = CudaGraphs(device) if graphs is None and device.type == "cuda" else graphs
+        self.captured, self.reason = 0, None if self._graphs is not None else f"the device is {device.type}"
         self._calls: list[Body] = []
         self._addresses: list[tuple[object, ...]] = []
         self._warned = False
