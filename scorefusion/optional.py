@@ -7,7 +7,13 @@ from typing import Any
 
 from scorefusion.errors import ScoreFusionError
 
-EXTRA = {"matplotlib": "train", "scipy": "train", "skimage": "train"}
+EXTRA = {
+    "matplotlib": "train",
+    "onnx": "tensorrt",
+    "onnxscript": "tensorrt",
+    "scipy": "train",
+    "skimage": "train",
+}
 """The extra of this package that brings each optional module."""
 
 

@@ -3,6 +3,7 @@
 A verb is a module of this package with a function of the module's name, or ``main``, whose arguments Typer
 reads: ``cli/import_official.py`` is ``scorefusion import-official``. Its help is the module's ``HELP`` or the
 function's docstring. It imports PyTorch and the like inside the function, so that ``--help`` is quick. A
+module with verbs of its own, ``cli/engine.py``, has a Typer named ``program`` instead. A
 :class:`~scorefusion.errors.ScoreFusionError` is printed in one line on standard error and ends the program
 with status 2.
 """
@@ -50,6 +51,8 @@ def build() -> typer.Typer:
     verbs: dict[str, tuple[Any, str | None]] = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
+        if hasattr(module, "program"):
+            program.add_typer(module.program, name=info.name.replace("_", "-"))
         function = getattr(module, "main", None) or getattr(module, info.name, None)
         if function is not None:
             verbs[info.name.replace("_", "-")] = function, getattr(module, "HELP", None)

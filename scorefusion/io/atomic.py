@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,45 @@ def written_beside(path: PathLike) -> Iterator[Path]:
         raise BadInput(final, f"could not be written ({error.strerror or error})", fix) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_beside(path: PathLike) -> Iterator[Path]:
+    """Yield a hidden folder to write files into; renamed to ``path`` when the block ends well.
+
+    A folder that is there is replaced whole. Whatever ends the block early removes the hidden folder and
+    leaves the old one; a kill may leave hidden folders beside it.
+
+    Args:
+        path: the final name; folders above it are made.
+
+    Raises:
+        BadInput: if the system refuses to write, naming ``path`` and the system's reason.
+    """
+    final = Path(path).absolute()
+    token = secrets.token_hex(4)
+    beside, old = (final.with_name(f".{token}.{kind}.{final.name}") for kind in ("new", "old"))
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        for file in beside.iterdir():
+            with open(file, "rb+") as stream:
+                os.fsync(stream.fileno())
+        if final.exists():
+            final.rename(old)
+        try:
+            beside.rename(final)
+        except OSError:
+            if old.exists():
+                old.rename(final)
+            raise
+    except OSError as error:
+        fix = "Choose another folder, or free some space."
+        raise BadInput(path, f"could not be written ({error.strerror or error})", fix) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def check_output(path: PathLike, endings: Iterable[str], inputs: Iterable[PathLike] = ()) -> Path:

@@ -1,0 +1,95 @@
+"""``scorefusion engine build``: TensorRT engines of a model's 2D networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HELP = """TensorRT engines of a model's 2D networks, for an NVIDIA GPU.
+
+\b
+Example:
+  scorefusion engine build t1-sr4 -o engines
+"""
+
+program = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@program.callback(help=HELP)
+def _engine() -> None:
+    pass
+
+
+@program.command("build")
+def build(
+    model: Annotated[
+        str, typer.Argument(help="A bundled model's name, or a model folder.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder for the engines and their manifest.", show_default=False),
+    ],
+    shape: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(
+            metavar="D H W", help="Largest volume, in voxels; it is tuned for that. Any up to 256 a side."
+        ),
+    ] = None,
+    slab: Annotated[
+        int | None, typer.Option(help="Most slices at once; it is tuned for that many. Up to 64.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp16, bf16 or fp32: weights, inputs and outputs. Normalisation is float32.")
+    ] = "bf16",
+    workspace: Annotated[
+        float | None, typer.Option(help="GiB of scratch memory allowed; TensorRT's own limit.")
+    ] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not compare the exported networks with PyTorch.")
+    ] = False,
+    keep_onnx: Annotated[bool, typer.Option("--keep-onnx", help="Leave the ONNX files too.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Build a TensorRT engine of each 2D network, for any slab of slices up to a size.
+
+    Needs tensorrt, which builds for the GPU that is there, or tensorrt-rtx, which needs none to build
+    (pip install 'scorefusion[tensorrt]'). Each network is exported as ONNX, compared with PyTorch on the CPU
+    (with onnxruntime), and compiled. The folder appears whole or not at all; one that holds engines is
+    replaced. Loading refuses engines of a model whose weights have changed since: build them again.
+
+    \b
+    Examples:
+      scorefusion engine build t1-sr4 -o engines
+      scorefusion engine build t1-sr4 -o engines --shape 152 192 192 --slab 16
+      scorefusion engine build my_model -o engines --precision fp16
+    """
+    from scorefusion.cli.bars import progress
+    from scorefusion.engine.build import build_engines, check_target
+    from scorefusion.models.score_fusion import ScoreFusion
+
+    check_target(output)
+    loaded = ScoreFusion.from_pretrained(model)
+    with progress("building engines", quiet=quiet) as report:
+        manifest = build_engines(
+            loaded,
+            output,
+            size=shape,
+            slab=slab,
+            precision=precision,
+            workspace=workspace,
+            check=not no_check,
+            keep_onnx=keep_onnx,
+            source=model,
+            report=report,
+        )
+    if quiet:
+        return
+    print(f"{output}: {manifest.library} {manifest.version}, {precision}, for {manifest.target}")
+    for name, entry in manifest.networks.items():
+        times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in entry.seconds.items())
+        print(f"  {name}: {(output / entry.file).stat().st_size / 1e6:.1f} MB; {times}")
+        print(f"    takes {entry.profile}; features at scales {', '.join(map(str, entry.scales)) or 'none'}")
+        differs = "" if entry.onnx_error is None else f"ONNX differs from PyTorch by {entry.onnx_error:.1e}: "
+        print(f"    {differs}{entry.onnx_check}")
