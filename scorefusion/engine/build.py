@@ -70,6 +70,8 @@ def build_engines(
         BadInput: if the folder cannot be written, or holds something else.
     """
     dtype = require_precision(precision)
+    if workspace is not None and workspace <= 0:
+        raise ScoreFusionError(f"the workspace is in GiB and more than 0; got {workspace:g}")
     networks = {name: cast(UNet, network) for name, network in model.slice_networks.items()}
     profiles = {name: profile_for(model.config, name, size, slab) for name in networks}
     check_target(folder)

@@ -21,6 +21,7 @@ from scorefusion.models.score_fusion import ScoreFusion
 
 from .library import Library, logger, this_gpu
 from .manifest import Profile, Shape, require_precision
+from .plan import Plan
 from .refusal import check_engines
 
 ALIGNMENT = 256
@@ -202,6 +203,18 @@ class TensorRTRunner:
         return result
 
 
+def slabs_of(plan: Plan) -> dict[str, set[Shape]]:
+    """The slabs (slices, rows, columns) that each network is given in a step of a plan."""
+    slabs: dict[str, set[Shape]] = {}
+    for k in plan.branches:
+        branch = plan.config.branches[k]
+        rows, count = plan.rows[branch.plane], plan.slice_count(branch.plane)
+        for slices in {min(rows, count), count % rows or min(rows, count)}:
+            shape = (plan.batch * slices, *plan.slice_size(branch.plane))
+            slabs.setdefault(branch.network, set()).add(shape)
+    return slabs
+
+
 def load_engines(
     folder: str | os.PathLike[str],
     model: ScoreFusion,
@@ -214,7 +227,7 @@ def load_engines(
     Args:
         folder: that ``scorefusion engine build`` wrote.
         model: in the dtype that it computes in.
-        shapes: slabs (slices, rows, columns) that each network will be given, for which memory is reserved.
+        shapes: slabs that each network will be given, from :func:`slabs_of`; memory is reserved for them.
         device: a CUDA device.
 
     Returns:
