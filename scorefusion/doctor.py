@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from scorefusion import __version__
 from scorefusion.compute import choose_dtype, probe_cpu
+from scorefusion.engine.runners import choose_runner
 from scorefusion.models.folder import bundled_models
 from scorefusion.ops.backends import missing
 
@@ -98,6 +99,9 @@ def _devices() -> Iterator[Finding]:
     else:
         remedy = "pip install 'scorefusion[tensorrt]', for an NVIDIA GPU."
         yield Finding("TensorRT", "optional", "not installed", remedy)
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        name, reason = choose_runner("auto", torch.device(device))
+        yield Finding(f"2D networks on {device}", "present", f"{name}: {reason}")
 
 
 def _extras() -> Iterator[Finding]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from scorefusion.diffusion.consistency import BlockPooling
-from scorefusion.diffusion.level import NoiseLevel
-from scorefusion.diffusion.sample import Callback, Projection, sample
 from scorefusion.diffusion.solvers import Table
+from scorefusion.engine.pool import EnginePool
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.ops.fuse_scores import Fusion
 from scorefusion.preprocess import Box, Prepared
 
 Progress = Callable[[int, int], None]
@@ -34,6 +31,7 @@ def draw_residuals(
     seed: int = 0,
     batch: int = 1,
     callback: Progress | None = None,
+    engines: EnginePool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Sample a volume's residual, clamped and projected as the model's configuration says.
 
@@ -48,6 +46,7 @@ def draw_residuals(
         seed: of the noise; sample n draws noise of its own with the same seed.
         batch: how many are drawn at once.
         callback: called with (network evaluations done, in all); raise in it to cancel.
+        engines: lends the model's engines; one of its own when None.
 
     Returns:
         Mean and standard deviation (None for one sample) ``[1, 1, d, h, w]`` of the box, in units of
@@ -56,14 +55,18 @@ def draw_residuals(
     Raises:
         ScoreFusionError: if the networks' output is not finite.
     """
-    project = projection(model.config, prepared, box)
+    engines = engines or EnginePool(model)
     total = len(table) * -(-samples // batch)
     mean = torch.zeros_like(prepared.base[box.index])
     squares = torch.zeros_like(mean)
+    condition, whole = prepared.condition[box.index], prepared.base.shape[2:]
+    measured = _measured(model.config, prepared, box)
     for turn, first in enumerate(range(0, samples, batch)):
         members = range(first, min(first + batch, samples))
         tell = None if callback is None else functools.partial(_tell, callback, turn * len(table), total)
-        drawn = _draw_members(model, prepared, box, table, members, strategy, planes, seed, project, tell)
+        with engines.borrow(box.size, batch=len(members), strategy=strategy, planes=planes) as engine:
+            engine.load(condition, origin=box.start, full=whole, measured=measured)
+            drawn = engine.run(table, [seed] * len(members), sample=members, callback=tell)
         for count, residual in enumerate(drawn.split(1), start=first + 1):
             change = residual - mean
             mean += change / count
@@ -77,42 +80,14 @@ def projection(config: ModelConfig, prepared: Prepared, box: Box) -> BlockPoolin
     """What makes a residual in the box agree with the measurement; None where nothing is measured."""
     if config.degradation.kind != "block-mean":
         return None
-    factor, measured = config.degradation.factor, prepared.measured
-    return BlockPooling(factor, None if measured is None else measured[box.coarser(factor).index])
+    return BlockPooling(config.degradation.factor, _measured(config, prepared, box))
 
 
-def _draw_members(
-    model: ScoreFusion,
-    prepared: Prepared,
-    box: Box,
-    table: Table,
-    members: range,
-    strategy: str,
-    planes: Sequence[Plane] | None,
-    seed: int,
-    project: Projection | None,
-    callback: Callback | None,
-) -> Tensor:
-    """The samples numbered ``members``, drawn at once: ``[len(members), 1, d, h, w]``."""
-    condition = prepared.condition[box.index].expand(len(members), -1, -1, -1, -1)
-    with torch.no_grad():
-        inputs = model.prepare(condition, origin=box.start, full=prepared.base.shape[2:])
-    evaluation = itertools.count()
-
-    def denoise(x_t: Tensor, level: NoiseLevel) -> Fusion:
-        return model.unfused(x_t, inputs, level, strategy=strategy, planes=planes, step=next(evaluation))
-
-    return sample(
-        denoise,
-        condition,
-        table,
-        seeds=[seed] * len(members),
-        sample=members,
-        origin=box.start,
-        clamp=model.config.sampling.clamp,
-        project=project,
-        callback=callback,
-    )
+def _measured(config: ModelConfig, prepared: Prepared, box: Box) -> Tensor | None:
+    """The residual's block means in the box, where they are not zero."""
+    if prepared.measured is None:
+        return None
+    return prepared.measured[box.coarser(config.degradation.factor).index]
 
 
 def _tell(callback: Progress, before: int, total: int, step: int, steps: int, x0: Tensor) -> None:

@@ -17,6 +17,7 @@ from scorefusion.compute import choose_device, choose_dtype
 from scorefusion.diffusion.consistency import block_mean
 from scorefusion.diffusion.solvers import Table
 from scorefusion.draw import Progress, draw_residuals
+from scorefusion.engine.pool import EnginePool
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.io.header import MAX_VOXELS
 from scorefusion.io.nifti import NAN_CHOICES, OUTPUT_DTYPES, Scan, check_same_grid, make_image, read_scan
@@ -40,6 +41,11 @@ class Pipeline:
         device: ``auto`` (CUDA where there is a device), or as PyTorch names it.
         dtype: what the networks compute in: ``float32``, ``bfloat16``, ``float16``, or ``auto``, what this
             machine is fast at. The volume being sampled is always float32.
+        runner: how the 2D networks run: ``eager``, ``compile``, ``tensorrt``, or ``auto``, which is TensorRT
+            on CUDA where ``engines`` are given and else eager; ``scorefusion doctor`` says why.
+        engines: folder of TensorRT engines that ``scorefusion engine build`` wrote for this model.
+        max_memory: the most that may be resident, such as ``9GB``: fewer slices go at once, then features are
+            summed in 16 bits, and last of all the 3D network runs on tiles; ``scorefusion plan`` tells.
 
     Raises:
         ScoreFusionError: for an unknown name, a broken model folder, or a device that is not there.
@@ -51,6 +57,9 @@ class Pipeline:
         *,
         device: str | torch.device = "auto",
         dtype: str = "auto",
+        runner: str = "auto",
+        engines: str | os.PathLike[str] | None = None,
+        max_memory: str | int | None = None,
     ):
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
@@ -59,6 +68,7 @@ class Pipeline:
         elif not _ready(model, self.device, self.dtype):
             model = copy.deepcopy(model)
         self.model = model if _ready(model, self.device, self.dtype) else self._placed(model)
+        self._engines = EnginePool(self.model, runner=runner, engines=engines, max_memory=max_memory)
 
     @property
     def config(self) -> ModelConfig:
@@ -144,6 +154,7 @@ class Pipeline:
             seed=seed,
             batch=batch,
             callback=callback,
+            engines=self._engines,
         )
         drawn = time.perf_counter()
 

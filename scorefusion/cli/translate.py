@@ -45,6 +45,16 @@ def translate(
     dtype: Annotated[
         str, typer.Option(help="auto (what is fast here), float32, bfloat16, float16.")
     ] = "auto",
+    runner: Annotated[
+        str, typer.Option(help="How the 2D networks run: auto, eager, compile or tensorrt.")
+    ] = "auto",
+    engines: Annotated[
+        Path | None,
+        typer.Option(help="TensorRT engines from `scorefusion engine build`.", show_default=False),
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="The most memory to use, such as 9GB.", show_default="no limit")
+    ] = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="Compute everywhere, not only around the foreground.")
     ] = False,
@@ -81,6 +91,7 @@ def translate(
       scorefusion translate t1.nii.gz -o fast.nii.gz --strategy average --steps 1
       scorefusion translate t1.nii.gz -o out.nii.gz --solver dpmpp_2m --steps 12 --figure out.png
       scorefusion translate t1.nii.gz t2.nii.gz -o flair.nii.gz --model my_model
+      scorefusion translate t1.nii.gz -o t1_fine.nii.gz --max-memory 4GB
     """
     from scorefusion.errors import ScoreFusionError
     from scorefusion.io.atomic import check_output
@@ -103,7 +114,9 @@ def translate(
     from scorefusion.cli.bars import progress
     from scorefusion.pipeline import Pipeline
 
-    pipeline = Pipeline(model, device=device, dtype=dtype)
+    pipeline = Pipeline(
+        model, device=device, dtype=dtype, runner=runner, engines=engines, max_memory=max_memory
+    )
     with progress("translating", quiet=quiet) as report:
         result = pipeline(
             images,

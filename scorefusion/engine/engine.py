@@ -37,6 +37,7 @@ from ..reference.planes import AXIS
 from .graph import CapturedStep, CudaGraphs, Graphs, Segment
 from .plan import ROWS, Plan, cut_channels, smaller_slabs
 from .runners import EagerRunner, Outputs, Runner
+from .tiles import Tiling, run_tiled
 
 Runners = Mapping[str, Runner]
 
@@ -48,6 +49,7 @@ class Engine:
         model: in evaluation mode; its networks in ``plan.dtype``. Weights changed in place are honoured.
         plan: the shape, the strategy and the buffers, from :func:`.plan.plan`.
         runners: how each slice network runs, by name; eagerly when None.
+        tiling: tiles that the 3D network runs on, with a buffer ``maps`` in the plan; whole when None.
         device: of the buffers; the model's when None.
         graphs: captures steps; CUDA graphs on CUDA, and nothing elsewhere, when None.
 
@@ -60,10 +62,11 @@ class Engine:
         plan: Plan,
         *,
         runners: Runners | None = None,
+        tiling: Tiling | None = None,
         device: torch.device | None = None,
         graphs: Graphs | None = None,
     ):
-        self.model, self.plan = model, plan
+        self.model, self.plan, self.tiling = model, plan, tiling
         self.device = device or next(model.parameters()).device
         self.captured: dict[tuple[Plane, ...], CapturedStep] = {}
         self._graphs = CudaGraphs(self.device) if graphs is None and self.device.type == "cuda" else graphs
@@ -306,7 +309,11 @@ class Engine:
         for place, score in enumerate(scores, start=first):
             stacked[:, place : place + 1].copy_(score)
         totals = {scale: self.buffers[f"total.{scale}"] for scale in plan.scales}
-        maps = network(stacked, self._time("fusion").expand(plan.batch), inject=totals)
+        time = self._time("fusion").expand(plan.batch)
+        if self.tiling is None:
+            maps = network(stacked, time, inject=totals)
+        else:
+            maps = run_tiled(network, stacked, time, totals, self.tiling, self.buffers["maps"])
         if plan.strategy == "volume":
             return Fusion((maps[:, -1:],), None, (config.residual_gain,))
         return Fusion(scores, maps, config.weights, config.residual_gain)

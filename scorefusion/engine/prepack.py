@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ScoreFusionError
+from ..models.score_fusion import ScoreFusion
 from ..models.unet import UNet
 from ..ops.backends import missing
 from ..ops.winograd import VECTOR, PackedWeight, multiplies_pairs, pack, winograd
+from .plan import Plan
 
 CLEARLY = 1.05
 """How many times faster than PyTorch's convolution a packed one has to be."""
@@ -181,6 +183,20 @@ def prepacked(network: UNet, shape: tuple[int, ...], *, tolerance: float = TOLER
         if packing is not None:
             parent, _, child = name.rpartition(".")
             setattr(twin.get_submodule(parent), child, PackedConvolution(layer, packing))
+    return twin
+
+
+def packed_model(model: ScoreFusion, plan: Plan) -> ScoreFusion:
+    """A model whose networks are :func:`prepacked` for a step; parameters are shared with the original."""
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in _tensors(model)})
+    for k in plan.branches:
+        branch = plan.config.branches[k]
+        network = cast(UNet, model.slice_networks[branch.network])
+        slices = plan.batch * plan.rows[branch.plane]
+        shape = (slices, network.inputs, *plan.slice_size(branch.plane))
+        twin.slice_networks[branch.network] = prepacked(network, shape)
+    if plan.fuses and model.fusion is not None:
+        twin.fusion = prepacked(model.fusion, (plan.batch, model.fusion.inputs, *plan.grid))
     return twin
 
 

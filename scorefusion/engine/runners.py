@@ -5,14 +5,17 @@ All are called alike, ``runner(cut, time, label)``, so an engine does not know w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from ..errors import unknown_name
+from ..errors import ScoreFusionError, unknown_name
+from ..models.score_fusion import ScoreFusion
 from ..models.unet import UNet
+from .plan import Plan
 
 RunnerName = Literal["eager", "compile", "tensorrt"]
 RUNNERS: tuple[RunnerName, ...] = ("eager", "compile", "tensorrt")
@@ -69,6 +72,34 @@ class CompiledRunner:
     def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> Outputs:
         """See :class:`Runner`."""
         return self._run(cut, time, self.scales, label=label)
+
+
+def make_runners(
+    name: str, model: ScoreFusion, plan: Plan, *, engines: str | os.PathLike[str] | None = None
+) -> dict[str, Runner]:
+    """A runner for each 2D network of a model.
+
+    Args:
+        name: one of :data:`RUNNERS`.
+        model: in the dtype it computes in.
+        plan: the step they are for.
+        engines: folder of TensorRT engines; needed for ``tensorrt`` alone.
+
+    Raises:
+        ScoreFusionError: for ``tensorrt`` without a folder, and as :func:`.tensorrt.load_engines`.
+    """
+    if name == "tensorrt":
+        if engines is None:
+            raise ScoreFusionError(
+                "runner 'tensorrt' needs a folder of engines; make one with "
+                f"`scorefusion engine build {model.config.name} -o FOLDER` and give it as engines"
+            )
+        from .tensorrt import load_engines, slabs_of
+
+        device = next(model.parameters()).device
+        return dict(load_engines(engines, model, shapes=slabs_of(plan), device=device))
+    kind = CompiledRunner if name == "compile" else EagerRunner
+    return {key: kind(cast(UNet, network), plan.scales) for key, network in model.slice_networks.items()}
 
 
 def choose_runner(name: str, device: torch.device, *, engines: bool = False) -> tuple[RunnerName, str]:

@@ -49,7 +49,7 @@ class UNet(nn.Module):
         zero_output: bool = False,
     ):
         super().__init__()
-        self.dims, self.config = dims, config
+        self.dims, self.config, self.inputs = dims, config, inputs
         cells, widths, last = config.patch**dims, config.widths, len(config.widths) - 1
         hidden = config.time.hidden
         self.embed = nn.Sequential(

@@ -1,0 +1,90 @@
+"""Engines of one model, made when they are first needed and used again for volumes of the same shape."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ..errors import ScoreFusionError
+from ..models.config import Plane
+from ..models.score_fusion import ScoreFusion
+from .engine import Engine
+from .fit import fit
+from .plan import plan
+from .prepack import packed_model
+from .runners import choose_runner, make_runners
+
+Key = tuple[tuple[int, ...], int, str, tuple[Plane, ...] | None]
+
+
+class EnginePool:
+    """Lends engines; safe to use from several threads, each of which gets an engine of its own.
+
+    Args:
+        model: in evaluation mode, its networks in the dtype to compute in.
+        runner: one of :data:`.runners.RUNNERS`, or ``auto``.
+        engines: folder of TensorRT engines that ``scorefusion engine build`` wrote.
+        max_memory: the most that may be resident while an engine runs, as :func:`.fit.parse_memory` reads it.
+
+    Raises:
+        ScoreFusionError: for an unknown runner.
+    """
+
+    def __init__(
+        self,
+        model: ScoreFusion,
+        *,
+        runner: str = "auto",
+        engines: str | os.PathLike[str] | None = None,
+        max_memory: str | int | None = None,
+    ):
+        self.model, self.engines, self.max_memory = model, engines, max_memory
+        self.device = next(model.parameters()).device
+        self.runner, self.reason = choose_runner(runner, self.device, engines=engines is not None)
+        self._lock = threading.Lock()
+        self._idle: tuple[Key, Engine] | None = None
+
+    @contextmanager
+    def borrow(
+        self, size: Sequence[int], *, batch: int = 1, strategy: str, planes: Sequence[Plane] | None = None
+    ) -> Iterator[Engine]:
+        """An engine for volumes of that size: the one last given back if it fits, else a new one.
+
+        Args:
+            size: (z, y, x).
+            batch: volumes at once.
+            strategy: how scores are fused.
+            planes: for ``single`` and ``alternate``.
+
+        Raises:
+            ScoreFusionError: for what the model cannot do, what does not fit into ``max_memory``, and engines
+                that are not this model's.
+        """
+        key: Key = (tuple(size), batch, strategy, tuple(planes) if planes else None)
+        with self._lock:
+            found, self._idle = self._idle, None
+        engine = found[1] if found is not None and found[0] == key else None
+        del found  # its memory is free before another engine takes its own
+        engine = engine or self._make(key)
+        yield engine
+        with self._lock:
+            self._idle = key, engine
+
+    def _make(self, key: Key) -> Engine:
+        size, batch, strategy, planes = key
+        dtype = next(self.model.slice_networks.parameters()).dtype
+        layout = plan(self.model.config, size, batch=batch, strategy=strategy, planes=planes, dtype=dtype)
+        tiling = None
+        if self.max_memory is not None:
+            fitted = fit(layout, self.max_memory, device=self.device.type)
+            if not fitted.fits:
+                raise ScoreFusionError(
+                    f"a volume of {' × '.join(map(str, size))} voxels does not fit into {self.max_memory}: "
+                    f"{'; '.join(fitted.advice)}"
+                )
+            layout, tiling = fitted.plan, fitted.tiling
+        model = packed_model(self.model, layout) if self.device.type == "cpu" else self.model
+        runners = make_runners(self.runner, model, layout, engines=self.engines)
+        return Engine(model, layout, runners=runners, tiling=tiling)
