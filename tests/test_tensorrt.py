@@ -23,7 +23,7 @@ from scorefusion.engine.library import find_library, this_gpu
 from scorefusion.engine.manifest import MANIFEST, Profile, profile_for, read_manifest
 from scorefusion.engine.onnx_export import SliceNetwork, export_network
 from scorefusion.engine.plan import plan
-from scorefusion.engine.refusal import check_engines
+from scorefusion.engine.refusal import Watch, check_engines
 from scorefusion.engine.runners import EagerRunner
 from scorefusion.engine.tensorrt import TensorRTRunner, load_engines, slabs_of
 from scorefusion.errors import BadInput, ScoreFusionError
@@ -281,6 +281,39 @@ def test_the_runner_refuses_what_it_cannot_bind(runner: TensorRTRunner) -> None:
     assert not runner.capturable()
     with pytest.raises(ScoreFusionError, match=r"tensorrt_double 1.0 could not run a slab of \(4, 6, 6\)"):
         runner(cut, time, label)
+
+
+def test_weights_changed_after_loading_are_noticed(folder: Path) -> None:
+    model = half()
+    network = model.slice_networks["other"]
+    watch = Watch(check_engines(folder, model), "other", network, (1,))  # type: ignore[arg-type]
+    watch()
+    weight = next(network.parameters())
+    with torch.no_grad():
+        weight.mul_(1.0)
+    watch()
+    with torch.no_grad():
+        weight.mul_(2.0)
+    for _ in range(2):
+        with pytest.raises(BadInput, match="network 'other' was built from other weights"):
+            watch()
+    with torch.no_grad():
+        weight.mul_(0.5)
+    watch()
+    weight.data = weight.data * 2.0
+    with pytest.raises(BadInput, match="network 'other' was built from other weights"):
+        watch()
+
+
+@needs("onnx", "onnxscript", "onnxruntime")
+def test_a_runner_looks_before_it_runs(runner: TensorRTRunner) -> None:
+    def out_of_date() -> None:
+        raise BadInput("engines", "are out of date")
+
+    runner.watch = out_of_date
+    with pytest.raises(BadInput, match="out of date"):
+        runner(*slab(4, 6, 6))
+    assert not runner.engine.contexts
 
 
 @needs("onnx", "onnxscript", "onnxruntime")

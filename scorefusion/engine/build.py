@@ -148,10 +148,10 @@ def serialized_engine(
     trt = library.module
     log, errors = logger(library)
     builder = trt.Builder(log)
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    if typed is None:
-        raise ScoreFusionError(f"{library.name} {library.version} has no strongly typed networks; 10.0 has")
-    network = builder.create_network(1 << int(typed))
+    if not hasattr(trt.IExecutionContext, "update_device_memory_size_for_shapes"):
+        raise ScoreFusionError(f"{library.name} {library.version} is too old; TensorRT 10.1 is the oldest")
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # from 11.0 on always
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(file):
         errors += [parser.get_error(number).desc() for number in range(parser.num_errors)]
@@ -159,9 +159,8 @@ def serialized_engine(
     config = builder.create_builder_config()
     config.max_aux_streams = 0
     config.clear_flag(trt.BuilderFlag.TF32)
-    user_allocation = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
-    if user_allocation is not None:
-        config.set_flag(user_allocation)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX's condition for CUDA graphs
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace * 2**30))
     ranges = builder.create_optimization_profile()

@@ -80,6 +80,33 @@ def check_engines(
     return Fitting(place, manifest, library)
 
 
+class Watch:
+    """Notices that a network's weights were changed after its engine was checked.
+
+    Calling it costs a look at each parameter's version counter; the weights are hashed again only where one
+    has moved.
+    """
+
+    def __init__(self, fitting: Fitting, name: str, network: UNet, scales: tuple[int, ...]):
+        self.fitting, self.name, self.network, self.scales = fitting, name, network, scales
+        self.seen = self._versions()
+
+    def __call__(self) -> None:
+        """Look.
+
+        Raises:
+            BadInput: if the engine is not this network's any more.
+        """
+        now = self._versions()
+        if now != self.seen:
+            _check_network(self.fitting.folder, self.fitting.manifest, self.name, self.network, self.scales)
+            self.seen = now
+
+    def _versions(self) -> list[tuple[int, int]]:
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
+
+
 def _check_library(folder: Path, manifest: Manifest) -> Library:
     found = import_library(manifest.library)
     if not isinstance(found, Library):

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.unet import UNet
 
 from .library import Library, logger, this_gpu
 from .manifest import Profile, Shape, require_precision
 from .plan import Plan
-from .refusal import check_engines
+from .refusal import Watch, check_engines
 
 ALIGNMENT = 256
 
@@ -53,6 +54,7 @@ class TensorRTRunner:
         dtype: of slices and outputs.
         profile: the slabs it takes.
         device: where the buffers are.
+        watch: called before each run, and raises if the engine is out of date.
     """
 
     name = "tensorrt"
@@ -66,7 +68,9 @@ class TensorRTRunner:
         dtype: torch.dtype,
         profile: Profile,
         device: torch.device,
+        watch: Callable[[], None] | None = None,
     ):
+        self.watch = watch or _nothing
         self.engine, self.library = engine, library
         self.scales, self.dtype, self.profile, self.device = tuple(scales), dtype, profile, device
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
@@ -88,8 +92,10 @@ class TensorRTRunner:
             buffers, channels last.
 
         Raises:
+            BadInput: if the network's weights have changed since the engine was loaded.
             ScoreFusionError: for slices not as described or outside the profile, or if TensorRT fails.
         """
+        self.watch()
         self._check(cut)
         shape = (cut.shape[0], cut.shape[2], cut.shape[3])
         binding = self._bindings.get(shape) or self._bind(shape)
@@ -151,7 +157,7 @@ class TensorRTRunner:
             if name != "label" or self.labelled:
                 self._must(context.set_input_shape(name, lengths), f"take {name} {list(lengths)}")
         outputs, arena = self._carved(context)
-        needed = int(context.update_device_memory_size_for_shapes())
+        needed = max(int(context.update_device_memory_size_for_shapes()), ALIGNMENT)
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed, dtype=torch.uint8, device=self.device)
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
@@ -252,7 +258,7 @@ def load_engines(
     runtime = fits.library.module.Runtime(log)
     runners = {}
     with torch.cuda.device(place):
-        for name in model.slice_networks:
+        for name, network in model.slice_networks.items():
             entry = fits.manifest.networks[name]
             file = fits.folder / entry.file
             engine = runtime.deserialize_cuda_engine(file.read_bytes())
@@ -267,7 +273,12 @@ def load_engines(
                 dtype=require_precision(fits.manifest.precision),
                 profile=entry.profile,
                 device=place,
+                watch=Watch(fits, name, cast(UNet, network), model.config.feature_scales),
             )
             runner.reserve((shapes or {}).get(name, ()))
             runners[name] = runner
     return runners
+
+
+def _nothing() -> None:
+    """An engine that nobody watches."""
