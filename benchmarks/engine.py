@@ -12,11 +12,14 @@ Times are the least of a few turns, taken in turn; what counts is their ratio. N
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
+import resource
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,13 +29,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.ceilings import best_convolution
 from benchmarks.plain import Plain
 from scorefusion.compute import choose_dtype, cpu_instructions
+from scorefusion.demo import BOX, make_case
 from scorefusion.diffusion.level import NoiseLevel
+from scorefusion.diffusion.sample import sample
+from scorefusion.draw import draw_residuals, projection
 from scorefusion.engine.engine import Engine
-from scorefusion.engine.plan import plan
+from scorefusion.engine.fit import parse_memory
+from scorefusion.engine.forecast import forecast
+from scorefusion.engine.pool import EnginePool
+from scorefusion.io.nifti import read_scan
+from scorefusion.metrics import psnr, ssim
 from scorefusion.models.folder import channels_last
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
+from scorefusion.ops.backends import use_backend
+from scorefusion.patch_distance import patch_distance
+from scorefusion.spectrum import compare_spectra
 
 SIZES = ((32, 64, 64), (64, 96, 96))
 
@@ -47,15 +60,17 @@ def seeded(name: str) -> ScoreFusion:
     return channels_last(model)
 
 
-def engine_for(model: ScoreFusion, size: Sequence[int], dtype: torch.dtype, **choice: Any) -> Engine:
-    """An engine with random conditions, at the start of a solver of several steps."""
+def engine_for(
+    model: ScoreFusion, size: Sequence[int], dtype: torch.dtype, max_memory: str | None = None
+) -> Engine:
+    """An engine as pipelines have it, with random conditions, at the start of a solver of 50 steps."""
     model.slice_networks.to(dtype)
     assert model.fusion is not None
     model.fusion.to(dtype)
-    engine = Engine(model, plan(model.config, size, strategy="fuse+features", dtype=dtype, **choice))
-    engine.load(condition_of(model, size))
-    engine.start(table_for(model.config, solver="ddpm", steps=50), [0])
-    return engine
+    with EnginePool(model, max_memory=max_memory).borrow(size, strategy="fuse+features") as engine:
+        engine.load(condition_of(model, size))
+        engine.start(table_for(model.config, solver="ddpm", steps=50), [0])
+        return engine
 
 
 def condition_of(model: ScoreFusion, size: Sequence[int]) -> Tensor:
@@ -128,14 +143,93 @@ def growth(turns: int, name: str) -> list[dict[str, Any]]:
     return found
 
 
+@torch.no_grad()
+def memory(size: Sequence[int], max_memory: str | None, name: str) -> dict[str, Any]:
+    """One step, and the most that was resident meanwhile, beside what the plan had said."""
+    dtype, before = choose_dtype("auto"), peak_resident()
+    engine = engine_for(seeded(name), size, dtype, max_memory)
+    said = forecast(engine.plan, engine.tiling)
+    start = time.perf_counter()
+    engine.step()
+    row = {
+        "model": name, "size": "×".join(map(str, size)), "dtype": str(dtype), "slabs": engine.plan.rows,
+        "accumulators": str(engine.plan.accumulators), "tiles": str(engine.tiling),
+        "seconds": time.perf_counter() - start, "finite": bool(engine.buffers["x"].isfinite().all()),
+        "before, GiB": before / 2**30, "peak, GiB": peak_resident() / 2**30,
+        "planned, GiB": said.peak_bytes / 2**30,
+        "allowed, GiB": parse_memory(max_memory) / 2**30 if max_memory else None,
+    }  # fmt: skip
+    print(json.dumps(row, ensure_ascii=False), flush=True)
+    return row
+
+
+def peak_resident() -> int:
+    """Bytes of this process that were in memory at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@torch.no_grad()
+def volume(file: Path, box: Sequence[int], steps: int, turns: int) -> list[dict[str, Any]]:
+    """The bundled model on a held-out volume: plainly with many ancestral steps, and as pipelines draw."""
+    model = ScoreFusion.from_pretrained("t1-sr4")
+    config, fast = model.config, copy.deepcopy(model)
+    case = make_case(read_scan(file), config, size=box)
+    prepared, where = case.prepared, case.box
+    condition = prepared.condition[where.index]
+    inputs = model.prepare(prepared.condition[where.index], origin=where.start, full=prepared.base.shape[2:])
+    plain, ancestral = Plain(model), table_for(config, solver="ddpm", steps=steps)
+    dtype = choose_dtype("auto")
+    fast.slice_networks.to(dtype)
+    assert fast.fusion is not None
+    fast.fusion.to(dtype)
+    pool = EnginePool(fast)
+
+    def plainly() -> Tensor:
+        with use_backend("torch"):
+            return sample(
+                lambda x, level: plain(x, inputs, level), condition, ancestral, seeds=[0],
+                origin=where.start, clamp=config.sampling.clamp, project=projection(config, prepared, where),
+            )  # fmt: skip
+
+    def engine() -> Tensor:
+        own = table_for(config)
+        return draw_residuals(
+            fast, prepared, where, own, strategy=config.sampling.strategy, engines=pool
+        )[0]  # fmt: skip
+
+    truth = case.truth[where.index][0, 0].numpy()
+    found: list[dict[str, Any]] = []
+    for what, body in (("engine, first", engine), *[("engine", engine)] * turns, ("plain float32", plainly)):
+        start = time.perf_counter()
+        residual = body()
+        seconds = time.perf_counter() - start
+        fine = prepared.base[where.index] + config.residual.scale * residual
+        result = prepared.intensity.denormalise(fine)[0, 0].float().numpy()
+        spectra = compare_spectra(result, truth)
+        found.append({
+            "what": what, "size": "×".join(map(str, where.size)), "seconds": seconds,
+            "evaluations": steps if body is plainly else len(table_for(config)),
+            "PSNR": psnr(result, truth, case.data_range), "SSIM": ssim(result, truth, case.data_range),
+            "spectrum error": spectra.error, "shell correlation": spectra.upper_correlation,
+            "patch distance": patch_distance(result, truth),
+        })  # fmt: skip
+        print(json.dumps(found[-1], ensure_ascii=False), flush=True)
+    best = min(row["seconds"] for row in found if row["what"] == "engine")
+    print(json.dumps({"times as fast": found[-1]["seconds"] / best}), flush=True)
+    return found
+
+
 def main() -> None:
     """Run one measurement and print a line of JSON a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("step", "growth"))
+    parser.add_argument("what", choices=("step", "volume", "memory", "growth"))
+    parser.add_argument("file", type=Path, nargs="?", default=Path("data/oasis_t1.nii.gz"))
     parser.add_argument("--size", type=int, nargs=3)
     parser.add_argument("--model", default="paper", help="preset")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--steps", type=int, default=50, help="ancestral steps of the plain implementation")
+    parser.add_argument("--max-memory")
     given = parser.parse_args()
     about = {
         "instructions": sorted({"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & cpu_instructions()),
@@ -144,6 +238,10 @@ def main() -> None:
     print(json.dumps(about), flush=True)
     if given.what == "step":
         step([given.size] if given.size else SIZES, given.turns, given.compile, given.model)
+    elif given.what == "volume":
+        volume(given.file, given.size or BOX, given.steps, given.turns)
+    elif given.what == "memory":
+        memory(given.size or (152, 192, 192), given.max_memory, given.model)
     else:
         growth(given.turns, given.model)
 

@@ -12,10 +12,12 @@ from scorefusion.engine.engine import Engine
 from scorefusion.engine.fit import fit, parse_memory
 from scorefusion.engine.forecast import PROGRAM, forecast, weight_bytes
 from scorefusion.engine.memory import measure
+from scorefusion.engine.picture import step_figure
 from scorefusion.engine.placement import place
 from scorefusion.engine.plan import plan
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import TimeConfig, UNetConfig
+from scorefusion.models.folder import load_config
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 
@@ -167,3 +169,16 @@ def test_the_verb_where_it_does_not_fit():
 def test_the_verb_refuses(arguments, words):
     result = run("--shape", "16", "16", "16", *arguments)
     assert result.exit_code == 2 and words in result.output
+
+
+def test_a_picture_names_every_buffer_with_its_bytes(tmp_path):
+    target = tmp_path / "step.svg"
+    result = CliRunner().invoke(
+        app, ["plan", "--shape", "8", "8", "8", "--dtype", "float32", "--figure", str(target)]
+    )
+    assert result.exit_code == 0, result.output
+    layout = plan(load_config("t1-sr4"), (8, 8, 8))
+    figure = step_figure(forecast(layout))
+    said = " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert all(f"{buffer.name}  " in said for buffer in layout.buffers)
+    assert target.read_text().lstrip().startswith("<?xml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,10 @@ def plan(
     dtype: Annotated[
         str, typer.Option(help="auto (what is fast here), float32, bfloat16, float16.")
     ] = "auto",
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Also draw the step and its buffers: .png, .pdf, .svg.", show_default=False),
+    ] = None,
 ) -> None:
     """Say what one denoising step will need: buffers, weights, workspace, slabs, FLOP, and the peak.
 
@@ -31,6 +36,7 @@ def plan(
     Examples:
       scorefusion plan --shape 152 192 192
       scorefusion plan --model paper --shape 152 192 192 --dtype bfloat16 --max-memory 9GiB
+      scorefusion plan --shape 80 96 96 --figure step.png
     """
     import torch
 
@@ -58,5 +64,10 @@ def plan(
     found = fit(layout, limit, device=kind)
     names = [f"{kind}:{place}" for place in range(devices)]
     print(report(found, limit, place(found.forecast, names) if devices > 1 else None))
+    if figure is not None:
+        from ..engine.picture import step_figure
+        from ..figures import save_figure
+
+        save_figure(step_figure(found.forecast), figure)
     if not found.fits:
         raise typer.Exit(1)
