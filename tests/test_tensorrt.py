@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_model
+from tiny import tiny_config, tiny_image, tiny_model
 from torch import Tensor
 
 from scorefusion.engine import build as building
@@ -25,11 +25,12 @@ from scorefusion.engine.onnx_export import SliceNetwork, export_network
 from scorefusion.engine.plan import plan
 from scorefusion.engine.refusal import Watch, check_engines
 from scorefusion.engine.runners import EagerRunner
-from scorefusion.engine.tensorrt import TensorRTRunner, load_engines, slabs_of
+from scorefusion.engine.tensorrt import TensorRTRunner, load_engines, open_runners, slabs_of
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import BranchConfig, ModelConfig, TimeConfig, UNetConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
+from scorefusion.pipeline import Pipeline
 
 
 def needs(*packages: str) -> Any:
@@ -192,8 +193,52 @@ def test_missing_and_damaged_files_are_refused(folder: Path) -> None:
 def test_without_a_gpu_there_is_one_clear_error(folder: Path) -> None:
     with pytest.raises(ScoreFusionError, match=r"engines run on an NVIDIA GPU; .* finds 0 GPUs here"):
         load_engines(folder, half())
-    with pytest.raises(BadInput, match="the model computes in fp32"):
-        load_engines(folder, tiny_model(two_networks()))
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_what_fits_is_deserialised(folder: Path, opens: bool) -> None:
+    """One engine for each network, from its own file; TensorRT's own words where it refuses."""
+
+    class Log:
+        Severity = types.SimpleNamespace(INTERNAL_ERROR=0, ERROR=1)
+
+        def __init__(self) -> None:
+            pass
+
+    class Runtime:
+        def __init__(self, log: Any) -> None:
+            self.log = log
+
+        def deserialize_cuda_engine(self, file: bytes) -> Any:
+            assert file == b"engine" * 1000
+            self.log.log(2, "a remark")
+            self.log.log(1, "Serialization assertion failed")
+            names = ["slices", "time", "output", "features_1"]
+            engine = types.SimpleNamespace(
+                num_io_tensors=4,
+                get_tensor_name=names.__getitem__,
+                get_tensor_shape=lambda name: (-1, -1, -1, 8),
+            )
+            return engine if opens else None
+
+    module = sys.modules["tensorrt_rtx"]
+    module.ILogger, module.Runtime = Log, Runtime  # type: ignore[attr-defined]
+    model = half()
+    fits = check_engines(folder, model)
+    if not opens:
+        with pytest.raises(BadInput, match=r"tensorrt_rtx cannot load it \(Serialization assertion failed\)"):
+            open_runners(fits, model, device=CPU)
+        return
+    runners = open_runners(fits, model, device=CPU)
+    assert list(runners) == ["axial", "other"]
+    runner = runners["other"]
+    assert (runner.dtype, runner.scales, runner.channels, runner.labelled) == (torch.float16, (1,), 8, False)
+    assert runner.profile.most == (8, 16, 12)
+    with torch.no_grad():
+        next(model.slice_networks["other"].parameters()).zero_()
+    runners["axial"].watch()
+    with pytest.raises(BadInput, match="network 'other' was built from other weights"):
+        runner.watch()
 
 
 # The runner: what it binds and what it returns.
@@ -375,6 +420,21 @@ def test_an_engine_on_a_gpu(precision: str, tmp_path: Path) -> None:
             graph.replay()
             torch.cuda.synchronize()
             same(found)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_a_pipeline_on_a_gpu(tmp_path: Path) -> None:
+    """A whole translation with engines: the eager runner's."""
+    folder = tmp_path / "engines"
+    manifest = build_engines(ScoreFusion.from_pretrained("t1-sr4"), folder, precision="fp32", size=(64,) * 3)
+    if not manifest.target.runs_on(*this_gpu(torch.device("cuda"))):
+        pytest.skip(f"not run: {find_library().name} builds for {manifest.target}")
+    image, volumes = tiny_image((14, 12, 10)), []
+    for choice in ({"runner": "eager"}, {"runner": "tensorrt", "engines": folder}):
+        pipeline = Pipeline("t1-sr4", device="cuda", dtype="float32", **choice)  # type: ignore[arg-type]
+        volumes.append(pipeline(image, steps=2, seed=1).volume)
+    assert abs(volumes[0] - volumes[1]).max() < 1e-2 * abs(volumes[0]).max()
 
 
 def test_a_profile_says_what_it_takes() -> None:

@@ -23,7 +23,7 @@ from scorefusion.models.unet import UNet
 from .library import Library, logger, this_gpu
 from .manifest import Profile, Shape, require_precision
 from .plan import Plan
-from .refusal import Watch, check_engines
+from .refusal import Fitting, Watch, check_engines
 
 ALIGNMENT = 256
 
@@ -244,39 +244,51 @@ def load_engines(
         ScoreFusionError: if there is no such GPU, or no TensorRT.
     """
     place = torch.device(device)
-    there = place.type == "cuda" and torch.cuda.is_available()
-    fits = check_engines(folder, model, shapes=shapes, gpu=this_gpu(place) if there else None)
-    if not there:
+    if place.type != "cuda" or not torch.cuda.is_available():
         raise ScoreFusionError(
-            f"{fits.folder}: TensorRT engines run on an NVIDIA GPU; the device is {place} and PyTorch "
-            f"{torch.__version__} finds {torch.cuda.device_count()} GPUs here. The engines fit the model: "
-            "use them where there is one, or the eager runner here."
+            f"{os.fspath(folder)}: TensorRT engines run on an NVIDIA GPU; the device is {place} and PyTorch "
+            f"{torch.__version__} finds {torch.cuda.device_count()} GPUs here. Use --runner eager here."
         )
     if place.index is None:
         place = torch.device("cuda", torch.cuda.current_device())
+    fits = check_engines(folder, model, shapes=shapes, gpu=this_gpu(place))
+    with torch.cuda.device(place):
+        return open_runners(fits, model, shapes=shapes, device=place)
+
+
+def open_runners(
+    fits: Fitting,
+    model: ScoreFusion,
+    *,
+    shapes: Mapping[str, Iterable[Shape]] | None = None,
+    device: torch.device,
+) -> dict[str, TensorRTRunner]:
+    """Deserialise engines that were found to fit, on the current device; arguments as :func:`load_engines`.
+
+    Raises:
+        BadInput: with TensorRT's own words, if it refuses.
+    """
     log, errors = logger(fits.library)
     runtime = fits.library.module.Runtime(log)
     runners = {}
-    with torch.cuda.device(place):
-        for name, network in model.slice_networks.items():
-            entry = fits.manifest.networks[name]
-            file = fits.folder / entry.file
-            engine = runtime.deserialize_cuda_engine(file.read_bytes())
-            if engine is None:
-                said = "; ".join(dict.fromkeys(errors)) or "it does not say why"
-                fix = f"Build again: {fits.manifest.command(folder)}"
-                raise BadInput(file, f"{fits.manifest.library} cannot load it ({said})", fix)
-            runner = TensorRTRunner(
-                engine,
-                fits.library,
-                scales=entry.scales,
-                dtype=require_precision(fits.manifest.precision),
-                profile=entry.profile,
-                device=place,
-                watch=Watch(fits, name, cast(UNet, network), model.config.feature_scales),
-            )
-            runner.reserve((shapes or {}).get(name, ()))
-            runners[name] = runner
+    for name, network in model.slice_networks.items():
+        entry = fits.manifest.networks[name]
+        file = fits.folder / entry.file
+        engine = runtime.deserialize_cuda_engine(file.read_bytes())
+        if engine is None:
+            said = "; ".join(dict.fromkeys(errors)) or "it does not say why"
+            fix = f"Build again: {fits.manifest.command(fits.folder)}"
+            raise BadInput(file, f"{fits.manifest.library} cannot load it ({said})", fix)
+        runners[name] = TensorRTRunner(
+            engine,
+            fits.library,
+            scales=entry.scales,
+            dtype=require_precision(fits.manifest.precision),
+            profile=entry.profile,
+            device=device,
+            watch=Watch(fits, name, cast(UNet, network), model.config.feature_scales),
+        )
+        runners[name].reserve((shapes or {}).get(name, ()))
     return runners
 
 
