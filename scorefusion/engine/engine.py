@@ -147,6 +147,8 @@ class Engine:
                 f"an engine for {self.plan.batch} volumes takes as many seeds and up to {ROWS} steps; "
                 f"got {len(seeds)} seeds and {len(table)} steps"
             )
+        for runner in self.runners.values():
+            runner.watch()
         self._take_levels(table)
         self.keys.copy_(noise_keys(seeds, sample=sample, origin=self._origin))
         self.index.zero_()

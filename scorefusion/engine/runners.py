@@ -46,6 +46,14 @@ class Runner(Protocol):
         """
         ...
 
+    def watch(self) -> None:
+        """Make sure, before a sample is drawn, that the weights are those it runs with.
+
+        Raises:
+            ScoreFusionError: if it has a copy of others.
+        """
+        ...
+
 
 class EagerRunner:
     """The network as PyTorch runs it."""
@@ -58,6 +66,9 @@ class EagerRunner:
     def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> Outputs:
         """See :class:`Runner`."""
         return self.network.forward_with_features(cut, time, self.scales, label=label)
+
+    def watch(self) -> None:
+        """It has the network itself."""
 
 
 class CompiledRunner:
@@ -72,6 +83,9 @@ class CompiledRunner:
     def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> Outputs:
         """See :class:`Runner`."""
         return self._run(cut, time, self.scales, label=label)
+
+    def watch(self) -> None:
+        """It has the network itself."""
 
 
 def make_runners(
