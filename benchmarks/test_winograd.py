@@ -37,7 +37,7 @@ LAYERS: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
     "t1-sr4 3D, 64 at 20x24x24": (1, 64, 64, (20, 24, 24)),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WAYS = ("direct", "tiles of 2", "tiles of 4", "pairs, tiles of 2")
+WAYS = ("direct", "tiles of 2", "tiles of 4", "pairs, tiles of 2", "pairs, tiles of 2 and 4")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -50,12 +50,14 @@ def test_convolution(name: str, way: str, dtype: str, measure: Callable[..., Any
         pytest.skip("pairs of bfloat16 are for bfloat16, with AVX512-BF16")
     if not timed:
         samples, size = 1, tuple(min(length, 6) for length in size)
+    if dims == 3 and way.endswith("and 4"):
+        pytest.skip("for slices")
     torch.manual_seed(0)
     x = torch.randn(samples, *size, inputs).movedim(-1, 1).to(DTYPES[dtype])
     weight = torch.randn(outputs, inputs, *(3 for _ in size)) / math.sqrt(inputs * 3**dims)
     weight, bias = weight.to(DTYPES[dtype]), torch.randn(outputs).to(DTYPES[dtype])
     direct = F.conv2d if dims == 2 else F.conv3d
-    tile = TILES[dims][-1 if way == "tiles of 4" else 0]
+    tile = TILES[dims][{"tiles of 4": -1, "pairs, tiles of 2 and 4": 1}.get(way, 0)]
     packed = pack(weight, tile=tile, products=torch.bfloat16 if pairs else torch.float32)
     added = bias.float()
 
@@ -63,7 +65,7 @@ def test_convolution(name: str, way: str, dtype: str, measure: Callable[..., Any
         return direct(x, weight, bias, padding=1) if way == "direct" else winograd(x, packed, added)
 
     exact = direct(x[:1].double(), weight.double(), bias.double(), padding=1)
-    rounding = 3e-6 if dtype == "float32" else 3 * 2**-9
+    rounding = 3e-6 if dtype == "float32" else 4 * 2**-9
     apart = float((run()[:1].double() - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt())
     assert apart < rounding
     flop = 2 * inputs * outputs * 3**dims * samples * math.prod(size)

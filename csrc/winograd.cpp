@@ -147,7 +147,7 @@ void bind_winograd(pybind11::module_& m) {
     m.def(
         "winograd",
         [](const View& out, const View& x, const View& weights, const View& bias, const std::optional<View>& residual,
-           bool pairs, int deep, int wide, int64_t first, bool replicate, int threads) {
+           bool pairs, int deep, int high, int wide, int64_t first, bool replicate, int threads) {
             py::gil_scoped_release unlocked;
             prefer_huge_pages(out);
             Winograd job;
@@ -156,6 +156,7 @@ void bind_winograd(pybind11::module_& m) {
             job.has_residual = residual.has_value();
             if (residual) job.residual = as_volume(*residual);
             job.deep = deep;
+            job.high = high;
             job.wide = wide;
             job.first = first;
             job.replicate = replicate;
@@ -163,14 +164,14 @@ void bind_winograd(pybind11::module_& m) {
             job.outputs = out.size[1];
             job.bias = static_cast<const float*>(bias.data);
             job.weights = static_cast<const char*>(weights.data);
-            const int tile[3] = {std::max(deep, 1), wide, wide};
+            const int tile[3] = {std::max(deep, 1), high, wide};
             for (int axis = 0; axis < 3; ++axis) {
                 job.tiles[axis] = (job.out.size[axis + 2] + tile[axis] - 1) / tile[axis];
             }
             convolve(job, loops(pairs), threads);
         },
         py::arg("out"), py::arg("x"), py::arg("weights"), py::arg("bias"), py::arg("residual"), py::arg("pairs"),
-        py::arg("deep"), py::arg("wide"), py::arg("first"), py::arg("replicate"), py::arg("threads"),
+        py::arg("deep"), py::arg("high"), py::arg("wide"), py::arg("first"), py::arg("replicate"), py::arg("threads"),
         "Convolve channels-last x [N, C, ...] into channels-last `out`.");
 }
 

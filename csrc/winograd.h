@@ -9,18 +9,18 @@
 
 namespace scorefusion {
 
-// [N, C, D, H, W] to [N, O, D, H, W], channels last; D is 1 for slices. A tile is `deep` x `wide` x `wide` outputs
+// [N, C, D, H, W] to [N, O, D, H, W], channels last; D is 1 for slices. A tile is `deep` x `high` x `wide` outputs
 // (deep 0: the kernel has no depth); an edge cuts off what is beyond it.
 struct Winograd {
     View x, out, residual;
     bool has_residual = false, replicate = false;
     int64_t inputs = 0, outputs = 0, first = 0;  // first: what depth row of the whole result is out's first
-    int deep = 0, wide = 2;
+    int deep = 0, high = 2, wide = 2;
     int64_t tiles[3] = {1, 1, 1}, block = 1;  // along z, y and x; of a block
     const float* bias = nullptr;
     const char* weights = nullptr;  // transformed: [panel][position][input][output of the panel]
 
-    int64_t positions() const { return (deep == 0 ? 1 : deep + 2) * (wide + 2) * (wide + 2); }
+    int64_t positions() const { return (deep == 0 ? 1 : deep + 2) * (high + 2) * (wide + 2); }
     int64_t count() const { return out.size[0] * tiles[0] * tiles[1] * tiles[2]; }
 };
 

@@ -99,11 +99,11 @@ struct Corner {
     int64_t item, at[3];
 };
 
-template <int MD, int M>
+template <int MD, int MH, int MW>
 SF_INLINE Corner corner(const Winograd& job, int64_t tile) {
     const int64_t x = tile % job.tiles[2], above = tile / job.tiles[2];
     const int64_t y = above % job.tiles[1], behind = above / job.tiles[1];
-    return {behind / job.tiles[0], {behind % job.tiles[0] * Line<MD>::kOuts, y * M, x * M}};
+    return {behind / job.tiles[0], {behind % job.tiles[0] * Line<MD>::kOuts, y * MH, x * MW}};
 }
 
 // How far apart positions are in [position][tile][width]: the odd cache line keeps them out of each other's place in
@@ -114,10 +114,10 @@ SF_INLINE int64_t position_step(const Winograd& job, int64_t width) {
 }
 
 // One tile of inputs, to one tile of every position; `nothing` is zeros, which surround the grid.
-template <int MD, int M, typename X, typename Part>
+template <int MD, int MH, int MW, typename X, typename Part>
 void transform_in(const Winograd& job, int64_t tile, const X* nothing, Part* __restrict to) {
-    constexpr int kDeep = Line<MD>::kTaps, kWide = Line<M>::kTaps, kPlane = kWide * kWide;
-    const Corner at = corner<MD, M>(job, tile);
+    constexpr int kDeep = Line<MD>::kTaps, kHigh = Line<MH>::kTaps, kWide = Line<MW>::kTaps, kPlane = kHigh * kWide;
+    const Corner at = corner<MD, MH, MW>(job, tile);
     const auto* const source = static_cast<const X*>(job.x.data) + at.item * job.x.stride[0];
     const X* from[kDeep * kPlane];
     const auto place = [&](int axis, int64_t i) {
@@ -129,11 +129,11 @@ void transform_in(const Winograd& job, int64_t tile, const X* nothing, Part* __r
     for (int j = 0; j < kWide; ++j) across[j] = place(2, at.at[2] + j - 1);
     for (int d = 0; d < kDeep; ++d) {
         const int64_t behind = MD == 0 ? 0 : place(0, job.first + at.at[0] + d - 1);
-        for (int i = 0; i < kWide; ++i) {
+        for (int i = 0; i < kHigh; ++i) {
             const int64_t below = place(1, at.at[1] + i - 1);
             for (int j = 0; j < kWide; ++j) {
                 const bool outside = behind < 0 || below < 0 || across[j] < 0;
-                from[(d * kWide + i) * kWide + j] = outside ? nullptr : source + behind + below + across[j];
+                from[(d * kHigh + i) * kWide + j] = outside ? nullptr : source + behind + below + across[j];
             }
         }
     }
@@ -143,15 +143,15 @@ void transform_in(const Winograd& job, int64_t tile, const X* nothing, Part* __r
         Lanes planes[kDeep][kPlane];
         for (int d = 0; d < kDeep; ++d) {
             Lanes rows[kPlane];
-            SF_UNROLL for (int i = 0; i < kWide; ++i) {
+            SF_UNROLL for (int i = 0; i < kHigh; ++i) {
                 Lanes row[kWide];
-                SF_UNROLL for (int j = 0; j < kWide; ++j) row[j] = widen_lanes(from[(d * kWide + i) * kWide + j] + c);
-                Line<M>::in(row, rows + i * kWide, 1, 1);
+                SF_UNROLL for (int j = 0; j < kWide; ++j) row[j] = widen_lanes(from[(d * kHigh + i) * kWide + j] + c);
+                Line<MW>::in(row, rows + i * kWide, 1, 1);
             }
             SF_UNROLL for (int j = 0; j < kWide; ++j) {
-                Lanes column[kWide];
-                Line<M>::in(rows + j, column, kWide, 1);
-                SF_UNROLL for (int i = 0; i < kWide; ++i) {
+                Lanes column[kHigh];
+                Line<MH>::in(rows + j, column, kWide, 1);
+                SF_UNROLL for (int i = 0; i < kHigh; ++i) {
                     const int p = i * kWide + j;
                     if constexpr (MD == 0) narrow_lanes(column[i], to + p * step + c);
                     else planes[d][p] = column[i];
@@ -169,14 +169,14 @@ void transform_in(const Winograd& job, int64_t tile, const X* nothing, Part* __r
 }
 
 // The sums of one panel to outputs [first, first + width) of one tile; what lies beyond the edge goes to `nowhere`.
-template <int MD, int M, bool kAdd, typename X>
+template <int MD, int MH, int MW, bool kAdd, typename X>
 void transform_out(const Winograd& job, int64_t tile, const float* sums, int64_t step, int64_t first, int64_t width,
                    X* nowhere) {
-    constexpr int kDeep = Line<MD>::kTaps, kWide = Line<M>::kTaps, kPlane = kWide * kWide;
+    constexpr int kDeep = Line<MD>::kTaps, kHigh = Line<MH>::kTaps, kWide = Line<MW>::kTaps, kPlane = kHigh * kWide;
     constexpr int kDepth = Line<MD>::kOuts;
-    const Corner at = corner<MD, M>(job, tile);
-    X* to[kDepth][M * M];
-    const X* add[kDepth][M * M];
+    const Corner at = corner<MD, MH, MW>(job, tile);
+    X* to[kDepth][MH * MW];
+    const X* add[kDepth][MH * MW];
     const auto start = [&](const View& view) {
         int64_t offset = at.item * view.stride[0] + first;
         for (int axis = 0; axis < 3; ++axis) offset += at.at[axis] * view.stride[axis + 2];
@@ -186,14 +186,14 @@ void transform_out(const Winograd& job, int64_t tile, const float* sums, int64_t
     const X* const residual = kAdd ? start(job.residual) : nullptr;
     const auto inside = [&](int axis, int i) { return at.at[axis] + i < job.out.size[axis + 2]; };
     for (int d = 0; d < kDepth; ++d) {
-        for (int i = 0; i < M; ++i) {
-            for (int j = 0; j < M; ++j) {
+        for (int i = 0; i < MH; ++i) {
+            for (int j = 0; j < MW; ++j) {
                 const bool here = inside(0, d) && inside(1, i) && inside(2, j);
                 const auto place = [&](const View& view) {
                     return d * view.stride[2] + i * view.stride[3] + j * view.stride[4];
                 };
-                to[d][i * M + j] = here ? out + place(job.out) : nowhere;
-                if (kAdd) add[d][i * M + j] = here ? residual + place(job.residual) : nowhere;
+                to[d][i * MW + j] = here ? out + place(job.out) : nowhere;
+                if (kAdd) add[d][i * MW + j] = here ? residual + place(job.residual) : nowhere;
             }
         }
     }
@@ -208,23 +208,23 @@ void transform_out(const Winograd& job, int64_t tile, const float* sums, int64_t
         }
         const Lanes bias = load_lanes(job.bias + first + c);
         for (int d = 0; d < kDepth; ++d) {
-            Lanes rows[M * kWide];
+            Lanes rows[MH * kWide];
             SF_UNROLL for (int j = 0; j < kWide; ++j) {
-                Lanes column[kWide];
-                SF_UNROLL for (int i = 0; i < kWide; ++i) {
+                Lanes column[kHigh];
+                SF_UNROLL for (int i = 0; i < kHigh; ++i) {
                     const int p = i * kWide + j;
                     if constexpr (MD == 0) column[i] = load_lanes(sums + p * step + c);
                     else column[i] = planes[d][p];
                 }
-                Line<M>::out(column, rows + j, 1, kWide);
+                Line<MH>::out(column, rows + j, 1, kWide);
             }
-            SF_UNROLL for (int i = 0; i < M; ++i) {
-                Lanes results[M];
-                Line<M>::out(rows + i * kWide, results, 1, 1);
-                SF_UNROLL for (int j = 0; j < M; ++j) {
+            SF_UNROLL for (int i = 0; i < MH; ++i) {
+                Lanes results[MW];
+                Line<MW>::out(rows + i * kWide, results, 1, 1);
+                SF_UNROLL for (int j = 0; j < MW; ++j) {
                     Lanes result = results[j] + bias;
-                    if constexpr (kAdd) result = result + widen_lanes(add[d][i * M + j] + c);
-                    narrow_lanes(result, to[d][i * M + j] + c);
+                    if constexpr (kAdd) result = result + widen_lanes(add[d][i * MW + j] + c);
+                    narrow_lanes(result, to[d][i * MW + j] + c);
                 }
             }
         }
@@ -249,7 +249,7 @@ void multiply_panel(const Winograd& job, int64_t tiles, const typename Number::P
 
 // A block of tiles at a time, in memory that stays in the second-level cache: transform, multiply by a panel of the
 // weights at every position, transform back.
-template <int MD, int M, typename X, typename Number>
+template <int MD, int MH, int MW, typename X, typename Number>
 void run_as(const Winograd& job, int64_t begin, int64_t end) {
     using Part = typename Number::Part;
     constexpr int64_t kParts = sizeof(Number) / sizeof(Part);
@@ -267,7 +267,7 @@ void run_as(const Winograd& job, int64_t begin, int64_t end) {
     for (; begin < end; begin += job.block) {
         const int64_t tiles = std::min(job.block, end - begin);
         for (int64_t t = 0; t < tiles; ++t) {
-            transform_in<MD, M, X>(job, begin + t, nothing, from + t * job.inputs);
+            transform_in<MD, MH, MW, X>(job, begin + t, nothing, from + t * job.inputs);
         }
         for (int64_t panel = 0; panel < panels.count; ++panel) {
             const int64_t first = panels.begin(panel), vectors = panels.begin(panel + 1) - first;
@@ -279,7 +279,7 @@ void run_as(const Winograd& job, int64_t begin, int64_t end) {
                 case 3: multiply_panel<3>(job, tiles, from, weights, sums); break;
                 default: multiply_panel<4>(job, tiles, from, weights, sums); break;
             }
-            const auto finish = job.has_residual ? transform_out<MD, M, true, X> : transform_out<MD, M, false, X>;
+            const auto finish = job.has_residual ? transform_out<MD, MH, MW, true, X> : transform_out<MD, MH, MW, false, X>;
             for (int64_t t = 0; t < tiles; ++t) {
                 finish(job, begin + t, sums + t * vectors * kLanes, position_step<float>(job, vectors * kLanes),
                        first * kLanes, vectors * kLanes, nowhere);
@@ -290,13 +290,12 @@ void run_as(const Winograd& job, int64_t begin, int64_t end) {
 
 template <typename X, typename Number>
 void run_tiles(const Winograd& job, int64_t begin, int64_t end) {
-    if (job.wide == 2) {
-        job.deep == 0 ? run_as<0, 2, X, Number>(job, begin, end) : run_as<2, 2, X, Number>(job, begin, end);
-    } else if (job.deep < 4) {
-        job.deep == 0 ? run_as<0, 4, X, Number>(job, begin, end) : run_as<2, 4, X, Number>(job, begin, end);
-    } else {
-        run_as<4, 4, X, Number>(job, begin, end);
+    if (job.deep == 4) return run_as<4, 4, 4, X, Number>(job, begin, end);
+    if (job.deep == 2) {
+        return job.wide == 4 ? run_as<2, 4, 4, X, Number>(job, begin, end) : run_as<2, 2, 2, X, Number>(job, begin, end);
     }
+    if (job.high == 4) return run_as<0, 4, 4, X, Number>(job, begin, end);
+    job.wide == 4 ? run_as<0, 2, 4, X, Number>(job, begin, end) : run_as<0, 2, 2, X, Number>(job, begin, end);
 }
 
 template <typename Number>

@@ -35,8 +35,10 @@ TOLERANCE = 3.2
 ERRORS: dict[tuple[torch.dtype, torch.dtype], dict[tuple[int, ...], float]] = {
     (torch.float32, torch.float32): {(2, 2): 0.6, (4, 4): 2, (2, 2, 2): 0.6, (2, 4, 4): 1.8, (4, 4, 4): 3.2},
     (torch.bfloat16, torch.float32): {(4, 4): 1, (2, 4, 4): 1, (4, 4, 4): 1},
-    (torch.bfloat16, torch.bfloat16): {(2, 2): 2, (4, 4): 5, (2, 2, 2): 2.4, (2, 4, 4): 6.5, (4, 4, 4): 11},
-}
+    (torch.bfloat16, torch.bfloat16): {
+        (2, 2): 2, (2, 4): 3.1, (4, 4): 5.2, (2, 2, 2): 2.4, (2, 4, 4): 6.5, (4, 4, 4): 11,
+    },
+}  # fmt: skip
 """By dtype of the layer, of the products, and tile."""
 
 _FLOP, _ROUNDS = 1.2e9, 3

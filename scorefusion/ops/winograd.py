@@ -16,7 +16,10 @@ from scorefusion.reference import winograd as reference
 IMPLEMENTED = ("torch", "cpp")
 PAD_MODES = ("zeros", "replicate")
 PRODUCTS = (torch.float32, torch.bfloat16)
-TILES: dict[int, tuple[tuple[int, ...], ...]] = {2: ((2, 2), (4, 4)), 3: ((2, 2, 2), (2, 4, 4), (4, 4, 4))}
+TILES: dict[int, tuple[tuple[int, ...], ...]] = {
+    2: ((2, 2), (2, 4), (4, 4)),
+    3: ((2, 2, 2), (2, 4, 4), (4, 4, 4)),
+}
 """Outputs of a tile along each axis, by the number of axes."""
 
 VECTOR = 16
@@ -114,10 +117,10 @@ def winograd(
     for 12. Sums and transforms are float32. Root-mean-square errors on normal numbers with 48 to 512
     channels, as multiples of the direct convolution's in x's dtype:
 
-        x and products          2D (2, 2)  (4, 4)  3D (2, 2, 2)  (2, 4, 4)  (4, 4, 4)
-        float32, float32        0.6        2       0.6           1.8        3.2
-        bfloat16, float32       1          1       1             1          1
-        bfloat16, bfloat16      2          5       2.4           6.5        11
+        x and products         2D (2, 2)  (2, 4)  (4, 4)  3D (2, 2, 2)  (2, 4, 4)  (4, 4, 4)
+        float32, float32       0.6        1.1     2       0.6           1.8        3.2
+        bfloat16, float32      1          1       1       1             1          1
+        bfloat16, bfloat16     2          3.1     5.2     2.4           6.5        11
 
     For inference: no gradient is recorded.
 
@@ -174,7 +177,7 @@ def _cpp(
     bias = torch.zeros(packed.outputs) if bias is None else bias.float().contiguous()
     x = _channels_last(x)
     residual = None if residual is None else _channels_last(residual)
-    deep, wide, _ = _tile3(packed.tile)
+    deep, high, wide = _tile3(packed.tile)
     _C.winograd(
         view(out),
         view(x),
@@ -183,6 +186,7 @@ def _cpp(
         None if residual is None else view(residual),
         pairs,
         deep,
+        high,
         wide,
         first,
         pad_mode == "replicate",

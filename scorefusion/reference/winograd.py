@@ -52,8 +52,8 @@ def transformed(weight: Tensor, tile: tuple[int, int, int]) -> Tensor:
 
     `tile` is the outputs along z (0 without a depth), y and x.
     """
-    deep, wide = transforms(tile[0])[1], transforms(tile[1])[1]
-    together = torch.kron(torch.kron(deep, wide), wide)
+    deep, high, wide = (transforms(outputs)[1] for outputs in tile)
+    together = torch.kron(torch.kron(deep, high), wide)
     flat = weight.detach().double().flatten(2).permute(2, 1, 0).flatten(1)
     return (together @ flat).unflatten(1, (weight.shape[1], weight.shape[0]))
 
