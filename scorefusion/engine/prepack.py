@@ -23,11 +23,14 @@ from ..errors import ScoreFusionError
 from ..models.score_fusion import ScoreFusion
 from ..models.unet import UNet
 from ..ops.backends import missing
-from ..ops.winograd import VECTOR, PackedWeight, multiplies_pairs, pack, winograd
+from ..ops.winograd import VECTOR, PackedWeight, blank, multiplies_pairs, pack, winograd
 from .plan import Plan
 
 CLEARLY = 1.05
 """How many times faster than PyTorch's convolution a packed one has to be."""
+
+NEARLY = 1.05
+"""Of packings within this of the fastest, the smallest is taken."""
 
 TOLERANCE = 3.2
 """How many times the direct convolution's rounding error a packed one may have; the table is `winograd`'s."""
@@ -41,7 +44,7 @@ ERRORS: dict[tuple[torch.dtype, torch.dtype], dict[tuple[int, ...], float]] = {
 }  # fmt: skip
 """By dtype of the layer, of the products, and tile."""
 
-_FLOP, _ROUNDS = 1.2e9, 3
+_FLOP, _ROUNDS = 1.2e9, 5
 
 
 @dataclass(frozen=True)
@@ -247,16 +250,17 @@ def fastest(layer: Layer) -> Packing | None:
         return None
     small = layer.cut()
     x = torch.full((small.samples, *small.size, small.inputs), 0.5, dtype=small.dtype).movedim(-1, 1)
-    weight = torch.full((small.outputs, small.inputs, *(3 for _ in small.size)), 0.5, dtype=small.dtype)
+    weight = torch.zeros(small.outputs, small.inputs, *(3 for _ in small.size), dtype=small.dtype)
     bias = torch.zeros(small.outputs)
-    ready = [(x, pack(weight, tile=each.tile, products=each.products), bias) for each in choices]
+    weights = [blank(small.outputs, small.inputs, each.tile, each.products) for each in choices]
     with torch.no_grad():
         runs: list[Callable[[], Tensor]] = [
             functools.partial(_direct, x, weight, bias.to(small.dtype), "zeros"),
-            *(functools.partial(winograd, *given) for given in ready),
+            *(functools.partial(winograd, x, packed, bias) for packed in weights),
         ]
         direct, *packed = _shortest(runs)
-    best = min(range(len(packed)), key=packed.__getitem__)
+    near = [place for place, seconds in enumerate(packed) if seconds <= NEARLY * min(packed)]
+    best = min(near, key=lambda place: weights[place].values.nbytes)
     ratio = direct / packed[best]
     return replace(choices[best], ratio=ratio) if ratio >= CLEARLY else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -92,12 +93,19 @@ def pack(weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch
         raise ScoreFusionError(f"winograd has tiles {known} for a {dims}D weight; got {tile}")
     if products not in PRODUCTS:
         raise ScoreFusionError(f"winograd multiplies float32 or bfloat16; got products={products}")
-    panels = _panels(outputs, products)
+    packed = blank(outputs, inputs, tile, products)
     parts = 1 if products == torch.float32 else 2
-    found = reference.transformed(weight, _tile3(tile)).to(products)  # [P, C, O]
-    found = found.unflatten(1, (inputs // parts, parts)).transpose(2, 3)
-    pieces = [found[:, :, start:stop].flatten() for start, stop in zip(panels, panels[1:], strict=False)]
-    return PackedWeight(torch.cat(pieces), inputs, outputs, tuple(tile), products, panels)
+    for (start, stop), piece in zip(itertools.pairwise(packed.panels), _pieces(packed), strict=True):
+        found = reference.transformed(weight[start:stop], _tile3(tile))  # [position, input, output]
+        piece.copy_(found.unflatten(1, (inputs // parts, parts)).transpose(2, 3))
+    return packed
+
+
+def blank(outputs: int, inputs: int, tile: tuple[int, ...], products: torch.dtype) -> PackedWeight:
+    """Return the packed form of a weight of zeros."""
+    positions = math.prod(length + 2 for length in tile)
+    values = torch.zeros(positions * inputs * outputs, dtype=products)
+    return PackedWeight(values, inputs, outputs, tuple(tile), products, _panels(outputs, products))
 
 
 def winograd(
@@ -267,14 +275,16 @@ def _panels(outputs: int, products: torch.dtype) -> tuple[int, ...]:
     return tuple(vectors * panel // count * lanes for panel in range(count + 1))
 
 
+def _pieces(packed: PackedWeight) -> list[Tensor]:
+    """Return each panel as `[position, input / parts, output, part]`: views of the values."""
+    parts, pieces, start = 1 if packed.products == torch.float32 else 2, [], 0
+    for first, last in itertools.pairwise(packed.panels):
+        shape = (packed.positions, packed.inputs // parts, last - first, parts)
+        pieces.append(packed.values[start : start + math.prod(shape)].view(shape))
+        start += math.prod(shape)
+    return pieces
+
+
 def _unpacked(packed: PackedWeight) -> Tensor:
     """Return `[position, input, output]`."""
-    parts = 1 if packed.products == torch.float32 else 2
-    pieces, start = [], 0
-    for first, last in zip(packed.panels, packed.panels[1:], strict=False):
-        count = packed.positions * packed.inputs * (last - first)
-        piece = packed.values[start : start + count]
-        piece = piece.view(packed.positions, packed.inputs // parts, last - first, parts)
-        pieces.append(piece.transpose(2, 3).flatten(1, 2))
-        start += count
-    return torch.cat(pieces, dim=2)
+    return torch.cat([piece.transpose(2, 3).flatten(1, 2) for piece in _pieces(packed)], dim=2)
