@@ -44,7 +44,7 @@ ERRORS: dict[tuple[torch.dtype, torch.dtype], dict[tuple[int, ...], float]] = {
 }  # fmt: skip
 """By dtype of the layer, of the products, and tile."""
 
-_FLOP, _ROUNDS = 1.2e9, 5
+_FLOP, _ROUNDS, _PATIENCE = 1.2e9, 5, 0.15
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,12 @@ class Layer:
     tolerance: float
 
     def cut(self) -> Layer:
-        """Of the same kind, but with fewer samples, slices or rows: about 1 GFLOP."""
+        """Of the same kind, but with fewer samples, slices or rows: about 1 GFLOP.
+
+        Sizes are whole tiles of 4, up to 64: what an edge costs tells where the grid is layer.
+        """
         each = 2 * self.inputs * self.outputs * 3 ** len(self.size)
-        voxels, size = max(1, int(_FLOP / each)), list(self.size)
+        voxels, size = max(1, int(_FLOP / each)), [min(64, _whole(length)) for length in self.size]
         samples = max(1, min(self.samples, voxels // math.prod(size)))
         for axis in range(len(size) - 1):
             others = samples * math.prod(size) // size[axis]
@@ -184,7 +187,7 @@ def prepacked(network: UNet, shape: tuple[int, ...], *, tolerance: float = TOLER
         return twin
     for name, found in layer_shapes(network, shape).items():
         layer = cast("nn.Conv2d | nn.Conv3d", twin.get_submodule(name))
-        packing = fastest(_kind(layer, found, tolerance))
+        packing = fastest(_kind(layer, found, tolerance).cut())
         if packing is not None:
             parent, _, child = name.rpartition(".")
             setattr(twin.get_submodule(parent), child, PackedConvolution(layer, packing))
@@ -228,7 +231,7 @@ def layer_shapes(network: UNet, shape: tuple[int, ...]) -> dict[str, torch.Size]
         x = torch.empty(shape, dtype=next(network.parameters()).dtype, device="meta")
         label = None if network.label is None else torch.zeros(shape[0], dtype=torch.long, device="meta")
         told = torch.empty(shape[0], device="meta")
-        with torch.no_grad():
+        with torch.enable_grad():  # whole layers, not by depth; no parameter here has a gradient
             torch.func.functional_call(network, held, (x, told), {"label": label})
     finally:
         for hook in hooks:
@@ -248,14 +251,13 @@ def fastest(layer: Layer) -> Packing | None:
     ]
     if not choices:
         return None
-    small = layer.cut()
-    x = torch.full((small.samples, *small.size, small.inputs), 0.5, dtype=small.dtype).movedim(-1, 1)
-    weight = torch.zeros(small.outputs, small.inputs, *(3 for _ in small.size), dtype=small.dtype)
-    bias = torch.zeros(small.outputs)
-    weights = [blank(small.outputs, small.inputs, each.tile, each.products) for each in choices]
+    x = torch.full((layer.samples, *layer.size, layer.inputs), 0.5, dtype=layer.dtype).movedim(-1, 1)
+    weight = torch.zeros(layer.outputs, layer.inputs, *(3 for _ in layer.size), dtype=layer.dtype)
+    bias = torch.zeros(layer.outputs)
+    weights = [blank(layer.outputs, layer.inputs, each.tile, each.products) for each in choices]
     with torch.no_grad():
         runs: list[Callable[[], Tensor]] = [
-            functools.partial(_direct, x, weight, bias.to(small.dtype), "zeros"),
+            functools.partial(_direct, x, weight, bias.to(layer.dtype), "zeros"),
             *(functools.partial(winograd, x, packed, bias) for packed in weights),
         ]
         direct, *packed = _shortest(runs)
@@ -268,13 +270,21 @@ def fastest(layer: Layer) -> Packing | None:
 def _shortest(runs: list[Callable[[], Tensor]]) -> list[float]:
     """The shortest time of each, after one to warm up; by turns, so that a disturbance meets all."""
     best = [math.inf] * len(runs)
+    start = time.perf_counter()
     for turn in range(_ROUNDS + 1):
+        if turn > 2 and time.perf_counter() - start > _PATIENCE:
+            break
         for place, run in enumerate(runs):
             before = time.perf_counter()
             run()
             if turn:
                 best[place] = min(best[place], time.perf_counter() - before)
     return best
+
+
+def _whole(length: int) -> int:
+    """A length rounded to whole tiles where that changes little."""
+    return length if length <= 16 else (length + 3) // 4 * 4
 
 
 def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str) -> Tensor:
