@@ -16,7 +16,7 @@ from scorefusion.diffusion.consistency import block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.nifti import Scan
 from scorefusion.metrics import power_spectrum_error, psnr, ssim
-from scorefusion.models.config import ModelConfig
+from scorefusion.models.config import ModelConfig, SamplingConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.preprocess import Box, Prepared, foreground_box, prepare_conditions
@@ -174,6 +174,7 @@ def run_demo(
     model: ScoreFusion,
     case: Case,
     *,
+    sampling: SamplingConfig | None = None,
     steps: int | None = None,
     seed: int = 0,
     callback: Progress | None = None,
@@ -183,7 +184,8 @@ def run_demo(
     Args:
         model: in evaluation mode, on the device of ``case.prepared``.
         case: from :func:`make_case`.
-        steps: of the sampler; the model's own when None.
+        sampling: solver and noise levels; the model's own when None.
+        steps: of the solver; those of ``sampling`` when None.
         seed: of the noise, the same for every strategy.
         callback: called with (work done, work in all), in units of about one plane's evaluation.
 
@@ -195,7 +197,8 @@ def run_demo(
         ScoreFusionError: if a result is not finite.
     """
     config, box = model.config, case.box
-    table, once = table_for(config, steps=steps), table_for(config, steps=1)
+    sampled = config if sampling is None else config.model_copy(update={"sampling": sampling})
+    table, once = table_for(sampled, steps=steps), table_for(sampled, steps=1)
     runs = [(run, table) for run in strategy_runs(config)]
     runs += [(replace(run, name=f"one-step {run.name}"), once) for run, _ in runs if run.strategy in _ONCE]
     truth = _array(case.truth[box.index])

@@ -7,6 +7,7 @@ steps of the same model.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -117,6 +118,14 @@ def solver_name(sampling: SamplingConfig) -> str:
     return ":".join([sampling.solver, *(f"{part or 0.0:g}" for part in parts)])
 
 
+def noise_range(sampling: SamplingConfig) -> str:
+    """Where the noise begins and ends, and rho if not the usual 7; the schedule's name if it is fixed."""
+    if sampling.schedule != "karras":
+        return sampling.schedule
+    rho = "" if sampling.rho == SamplingConfig().rho else f", rho {sampling.rho:g}"
+    return f"{sampling.sigma_max:g} to {sampling.sigma_min:g}{rho}"
+
+
 def parse_solver(text: str) -> dict[str, Any]:
     """Read ``SOLVER``, ``SOLVER:ETA`` or ``SOLVER:ETA:SPREAD`` as the keys of a ``SamplingConfig``.
 
@@ -144,6 +153,7 @@ def candidates(
     evaluations: Iterable[int] = EVALUATIONS,
     sigma_min: Sequence[float] | None = None,
     sigma_max: Sequence[float] | None = None,
+    rho: Sequence[float] | None = None,
 ) -> list[SamplingConfig]:
     """Ways to sample a model: every solver with every number of evaluations and noise range.
 
@@ -155,6 +165,7 @@ def candidates(
         evaluations: of the network.
         sigma_min: where the noise ends; the model's own, twice and four times that by default.
         sigma_max: where it begins; the model's own by default.
+        rho: how levels crowd at the clean end; the model's own by default.
 
     Raises:
         ScoreFusionError: for an unknown solver or numbers out of range; and for noise ranges of a model
@@ -162,25 +173,25 @@ def candidates(
     """
     own = config.sampling
     ranged = own.schedule == "karras"
-    if not ranged and (sigma_min or sigma_max):
+    if not ranged and (sigma_min or sigma_max or rho):
         raise ScoreFusionError(
-            f"sigma_min and sigma_max are for the karras schedule; model '{config.name}' has '{own.schedule}'"
+            "sigma_min, sigma_max and rho are for the karras schedule; "
+            f"model '{config.name}' has '{own.schedule}'"
         )
     lows = sigma_min or (
         (own.sigma_min, 2 * own.sigma_min, 4 * own.sigma_min) if ranged else (own.sigma_min,)
     )
     found: dict[bytes, SamplingConfig] = {}
-    for solver in map(parse_solver, solvers):
-        for high in sigma_max or (own.sigma_max,):
-            for low in lows:
-                for count in evaluations:
-                    heun = solver["solver"] == "heun"
-                    if heun and count % 2 == 0:
-                        continue
-                    steps = (count + 1) // 2 if heun else count
-                    levels = {"steps": steps, "sigma_min": low, "sigma_max": high}
-                    sampling = own.model_copy(update=solver | levels)
-                    found.setdefault(table_of(config, sampling).rows.tobytes(), sampling)
+    ranges = itertools.product(sigma_max or (own.sigma_max,), lows, rho or (own.rho,))
+    for solver, (high, low, power) in itertools.product(map(parse_solver, solvers), ranges):
+        for count in evaluations:
+            heun = solver["solver"] == "heun"
+            if heun and count % 2 == 0:
+                continue
+            steps = (count + 1) // 2 if heun else count
+            levels = {"steps": steps, "sigma_min": low, "sigma_max": high, "rho": power}
+            sampling = own.model_copy(update=solver | levels)
+            found.setdefault(table_of(config, sampling).rows.tobytes(), sampling)
     return list(found.values())
 
 

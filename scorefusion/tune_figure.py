@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from scorefusion.optional import need
-from scorefusion.tune import Curve, Point, solver_name
+from scorefusion.tune import Curve, Point, noise_range, solver_name
 
 _PANELS = (
     ("psnr", "PSNR, dB"),
@@ -73,8 +73,7 @@ def _both_at_once(axis: Any, curve: Curve, lines: dict[tuple[str, str], list[Poi
     """PSNR against the spectrum error; what is no worse than the reference in both lies in the shade."""
     for key, points in lines.items():
         look = _look(lines, key)
-        label = f"{key[0]}, sigma {key[1]}" if key[1] else key[0]
-        axis.plot([p.spectrum for p in points], [p.psnr for p in points], label=label, **look)
+        axis.plot([p.spectrum for p in points], [p.psnr for p in points], label=", ".join(key), **look)
         for point in points:
             axis.annotate(
                 str(point.evaluations), (point.spectrum, point.psnr), (3, 2), textcoords="offset points",
@@ -126,9 +125,7 @@ def _lines(points: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:
     lines: dict[tuple[str, str], list[Point]] = {}
     points = list(points)
     for point in points:
-        way = point.sampling
-        span = f"{way.sigma_max:g} to {way.sigma_min:g}" if way.schedule == "karras" else ""
-        lines.setdefault((solver_name(way), span), []).append(point)
+        lines.setdefault((solver_name(point.sampling), noise_range(point.sampling)), []).append(point)
     first = {point.sampling.sigma_max: point for point in points if point.evaluations == 1}
     for line in lines.values():
         start = first.get(line[0].sampling.sigma_max)

@@ -14,7 +14,7 @@ from scorefusion.figures import save_figure
 from scorefusion.io.atomic import check_output, written_beside
 from scorefusion.known_truth import Subject
 from scorefusion.optional import need
-from scorefusion.tune import Curve, Point, solver_name
+from scorefusion.tune import Curve, Point, noise_range, solver_name
 from scorefusion.tune_figure import curve_figure
 
 FILES = ("tune.json", "tune.csv", "tune.png")
@@ -43,19 +43,19 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
 def table_text(curve: Curve) -> str:
     """Every setting as aligned columns, cheapest first; the chosen one is marked."""
     head = (
-        f"{'':2}{'solver':<14}{'eval.':>6}{'sigma':>12}{'seconds':>9}"
+        f"{'':2}{'solver':<14}{'eval.':>6}{'sigma':>20}{'seconds':>9}"
         f"{'PSNR dB':>9}{'SSIM':>7}{'spectrum':>10}{'signed':>8}{'patches':>9}{'FSC':>7}"
     )
     lines = [head]
     for label, point in _labelled(curve):
-        way = point.sampling
-        levels = f"{way.sigma_max:g}-{way.sigma_min:g}" if way.schedule == "karras" else way.schedule
         mark = "*" if point is curve.chosen else ""
         quality = (
             f"{point.psnr:9.2f}{point.ssim:7.3f}{point.spectrum:10.3f}{point.bias:8.3f}"
             f"{point.patches:9.5f}{point.correlation:7.3f}"
         )
-        lines.append(f"{mark:2}{label:<14}{point.evaluations:6d}{levels:>12}{point.seconds:9.2f}{quality}")
+        lines.append(
+            f"{mark:2}{label:<14}{point.evaluations:6d}{noise_range(point.sampling):>20}{point.seconds:9.2f}{quality}"
+        )
     return "\n".join(lines)
 
 
@@ -68,8 +68,8 @@ def verdict(curve: Curve) -> str:
     point = curve.chosen
     evaluations = f"{point.evaluations} evaluation{'s' * (point.evaluations != 1)}"
     return (
-        f"chosen: {solver_name(point.sampling)}, {evaluations}, sigma {point.sampling.sigma_max:g} to "
-        f"{point.sampling.sigma_min:g} ({_quality(point)}): no worse than {beside}"
+        f"chosen: {solver_name(point.sampling)}, {evaluations}, sigma "
+        f"{noise_range(point.sampling)} ({_quality(point)}): no worse than {beside}"
     )
 
 
@@ -124,12 +124,12 @@ def write_results(
         written_beside(folder / "tune.csv") as beside,
         beside.open("w", newline="", encoding="utf-8") as file,
     ):
-        names = ("label", "evaluations", "sigma_max", "sigma_min", "seconds", *FIGURES)
+        names = ("label", "evaluations", "sigma_max", "sigma_min", "rho", "seconds", *FIGURES)
         writer = csv.writer(file)
         writer.writerow(names)
         for label, point in _labelled(curve):
             way = point.sampling
-            values = (label, point.evaluations, way.sigma_max, way.sigma_min, point.seconds)
+            values = (label, point.evaluations, way.sigma_max, way.sigma_min, way.rho, point.seconds)
             writer.writerow([*values, *(getattr(point, name) for name in FIGURES)])
     title = f"{model}, {strategy}: {', '.join(Path(subject.name).name for subject in subjects)}"
     save_figure(curve_figure(curve, title), folder / "tune.png")

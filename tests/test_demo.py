@@ -109,6 +109,14 @@ def test_it_is_what_the_pipeline_gives(model: ScoreFusion) -> None:
         )
 
 
+def test_another_sampler_than_the_models(model: ScoreFusion, case: Case, result: Result) -> None:
+    sampling = model.config.sampling.model_copy(update={"solver": "ddpm", "sigma_min": 0.5})
+    other = run_demo(model, case, sampling=sampling, steps=2, seed=3)
+    assert other.solver == "ddpm" and other.steps == 2
+    assert np.abs(other.volumes["fuse"] - result.volumes["fuse"]).max() > 1.0
+    np.testing.assert_array_equal(other.volumes["one-step fuse"], result.volumes["one-step fuse"])
+
+
 def test_sharing_the_start_changes_nothing(model: ScoreFusion, case: Case) -> None:
     shared, table = SharedStart(model, case.prepared, case.box, seed=1), table_for(model.config, steps=2)
     for run in strategy_runs(model.config):
@@ -202,6 +210,8 @@ def test_files(folder: Path) -> None:
         (["--coarsen", "0"], "a number is out of range"),
         (["--output", "THIN"], "cannot be made (File exists)"),
         (["--steps", "0"], "at least 1"),
+        (["--solver", "ddmp"], "unknown solver 'ddmp'; did you mean 'ddpm'"),
+        (["--sigma-min", "30"], "0 < sigma_min < sigma_max"),
         (["--nan", "maybe"], "unknown treatment of NaN 'maybe'"),
     ],
 )

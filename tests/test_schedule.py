@@ -67,6 +67,8 @@ def test_karras_sigmas() -> None:
     levels = schedule.Karras(0.02, 20.0).respaced(12)
     assert levels.sigma[[0, -1]] == pytest.approx([20.0, 0.02])
     assert levels.t.tolist() == [-1] * 12
+    harmonic = schedule.karras_sigmas(3, 1.0, 3.0, rho=-1.0)
+    np.testing.assert_allclose(1.0 / harmonic, [1 / 3, 2 / 3, 1.0])
 
 
 def test_sigma_and_abar_are_inverse() -> None:
@@ -98,6 +100,7 @@ def test_by_name() -> None:
         (lambda: schedule.paper_sampling().respaced(2, start_abar=0.99999), "has 0 steps with abar at least"),
         (lambda: schedule.karras_sigmas(0, 0.1, 1.0), "got n=0"),
         (lambda: schedule.karras_sigmas(4, 1.0, 0.1), "sigma_max=0.1"),
+        (lambda: schedule.karras_sigmas(4, 0.1, 1.0, rho=0.0), "rho other than 0"),
     ],
 )
 def test_rejects_bad_input(make: Any, message: str) -> None:

@@ -29,6 +29,7 @@ from scorefusion.tune import (
     Slack,
     candidates,
     choose,
+    noise_range,
     parse_solver,
     reference_sampling,
     solver_name,
@@ -95,6 +96,10 @@ def test_candidates_are_every_combination_once(model: ScoreFusion) -> None:
     ]
     ends = {way.sigma_min for way in candidates(model.config)}
     assert ends == {0.2, 0.4, 0.8}
+    crowded = candidates(
+        model.config, solvers=("ddim",), evaluations=(1, 3), rho=(7.0, -2.0), sigma_min=(1.0,)
+    )
+    assert [noise_range(way) for way in crowded] == ["5 to 1", "5 to 1", "5 to 1, rho -2"]
     heun = candidates(model.config, solvers=("heun",), evaluations=(2, 3, 5), sigma_min=(0.2,))
     assert [len(table_of(model.config, way)) for way in heun] == [3, 5]
 
@@ -104,7 +109,7 @@ def test_an_imported_model_keeps_its_schedule() -> None:
     assert reference_sampling(config) == config.sampling
     tried = candidates(config, solvers=("ddim",), evaluations=(1, 4))
     assert [len(table_of(config, way)) for way in tried] == [1, 4]
-    with pytest.raises(ScoreFusionError, match="are for the karras schedule; model 'paper' has 'paper'"):
+    with pytest.raises(ScoreFusionError, match="rho are for the karras schedule; model 'paper' has 'paper'"):
         candidates(config, sigma_min=(0.1,))
 
 

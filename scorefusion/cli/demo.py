@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from scorefusion.models.config import ModelConfig, SamplingConfig
 
 
 def demo(
@@ -27,6 +30,13 @@ def demo(
         typer.Option(help="Average N x N x N voxels of the data first; the truth is then N times coarser."),
     ] = 1,
     steps: Annotated[int | None, typer.Option(help="Noise levels; the model's own choice.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="The solver, without eta or spread; the model's own choice.")
+    ] = None,
+    sigma_min: Annotated[float | None, typer.Option(help="Where the noise ends; the model's own.")] = None,
+    rho: Annotated[
+        float | None, typer.Option(help="How noise levels crowd at the clean end; the model's own.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, the same for every strategy.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[
@@ -46,6 +56,7 @@ def demo(
       scorefusion demo --data my_t1.nii.gz -o my_demo
       scorefusion demo --data data/second_head_t1.nii.gz --coarsen 2 -o second
       scorefusion demo --box 64,64,64@80,90,70 --steps 12
+      scorefusion demo --solver ddpm --steps 6 --sigma-min 0.3 --rho 7
     """
     import time
 
@@ -54,6 +65,7 @@ def demo(
     from scorefusion.demo_report import check_folder, notes, table_text, write_results
     from scorefusion.errors import BadInput, ScoreFusionError
     from scorefusion.io.nifti import read_scan
+    from scorefusion.models.table import table_for
     from scorefusion.pipeline import Pipeline
 
     began = time.perf_counter()
@@ -63,11 +75,13 @@ def demo(
     if not data.exists():
         raise BadInput(data, "does not exist", "For the default data run `python tools/fetch_data.py demo`.")
     pipeline = Pipeline(model, device=device, dtype=dtype)
+    sampling = other_sampling(pipeline.config, solver, sigma_min, rho)
+    table_for(pipeline.config.model_copy(update={"sampling": sampling}), steps=steps)
     scan = read_scan(data, nan=nan)
     case = make_case(scan, pipeline.config, coarsen=coarsen, size=size, start=start).to(pipeline.device)
     folder = check_folder(output)
     with progress("translating", quiet=quiet) as report:
-        result = run_demo(pipeline.model, case, steps=steps, seed=seed, callback=report)
+        result = run_demo(pipeline.model, case, sampling=sampling, steps=steps, seed=seed, callback=report)
     seconds = time.perf_counter() - began
     name = pipeline.config.name
     strategy = pipeline.config.sampling.strategy
@@ -77,6 +91,26 @@ def demo(
         computed = f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}"
         print(f"\n{notes(case, result, model=name, seed=seed)}")
         print(f"{time.perf_counter() - began:.0f} s in all, in {computed}; see {folder / 'report.png'}")
+
+
+def other_sampling(
+    config: ModelConfig, solver: str | None, sigma_min: float | None, rho: float | None
+) -> SamplingConfig:
+    """The model's sampling, changed where something is given; another solver takes no eta or spread.
+
+    Raises:
+        ScoreFusionError: for noise levels of a model whose schedule is fixed.
+    """
+    from scorefusion.errors import ScoreFusionError
+
+    changes: dict[str, Any] = {} if solver is None else {"solver": solver, "eta": None, "spread": None}
+    levels = {name: value for name, value in (("sigma_min", sigma_min), ("rho", rho)) if value is not None}
+    if levels and config.sampling.schedule != "karras":
+        raise ScoreFusionError(
+            f"--{next(iter(levels)).replace('_', '-')} is for the karras schedule; model '{config.name}' "
+            f"has '{config.sampling.schedule}'"
+        )
+    return config.sampling.model_copy(update=changes | levels)
 
 
 def parse_box(text: str) -> tuple[list[int], list[int] | None]:

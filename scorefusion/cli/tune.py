@@ -30,6 +30,9 @@ def tune(
         str | None, typer.Option(help="Where the noise ends; the model's own, 2 and 4 times that.")
     ] = None,
     sigma_max: Annotated[str | None, typer.Option(help="Where it begins; the model's own.")] = None,
+    rho: Annotated[
+        str | None, typer.Option(help="How noise levels crowd at the clean end; the model's own.")
+    ] = None,
     reference: Annotated[
         int, typer.Option(help="Ancestral steps, over the model's own noise range, to be no worse than.")
     ] = 50,
@@ -86,6 +89,7 @@ def tune(
         evaluations=counts,
         sigma_min=None if sigma_min is None else numbers("--sigma-min", sigma_min),
         sigma_max=None if sigma_max is None else numbers("--sigma-max", sigma_max),
+        rho=None if rho is None else numbers("--rho", rho, signed=True),
     )
     subjects = read_subjects(
         data, config, coarsen=coarsen, size=size, start=start, nan=nan, device=pipeline.device
@@ -117,8 +121,8 @@ def tune(
         print(f"computed in {computed}; see {folder / 'tune.png'}")
 
 
-def numbers(option: str, text: str) -> list[float]:
-    """Read positive numbers with commas between them.
+def numbers(option: str, text: str, *, signed: bool = False) -> list[float]:
+    """Read numbers with commas between them, positive unless ``signed``.
 
     Raises:
         ScoreFusionError: naming the option, for anything else.
@@ -129,6 +133,7 @@ def numbers(option: str, text: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not values or min(values) <= 0:
-        raise ScoreFusionError(f"{option} needs positive numbers with commas between them; got '{text}'")
+    if not values or (min(values) <= 0 and not signed):
+        kind = "numbers" if signed else "positive numbers"
+        raise ScoreFusionError(f"{option} needs {kind} with commas between them; got '{text}'")
     return values

@@ -41,14 +41,15 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
         n: number of levels, at least 1.
         sigma_min: cleanest level, above 0.
         sigma_max: noisiest level, above sigma_min.
-        rho: how strongly levels crowd at the clean end.
+        rho: 1 is even steps of sigma; the larger, the more the levels crowd at the clean end, up to equal
+            ratios for infinity; below 0 they crowd there still more, and -1 is even steps of 1/sigma.
 
     Raises:
         ScoreFusionError: if the numbers are out of order.
     """
-    if n < 1 or not 0.0 < sigma_min < sigma_max or rho <= 0.0:
+    if n < 1 or not 0.0 < sigma_min < sigma_max or rho == 0.0:
         raise ScoreFusionError(
-            "Karras levels need n >= 1, 0 < sigma_min < sigma_max and rho > 0; "
+            "Karras levels need n >= 1, 0 < sigma_min < sigma_max and rho other than 0; "
             f"got n={n}, sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}"
         )
     ramp = np.linspace(0.0, 1.0, n)
