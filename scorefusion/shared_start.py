@@ -18,7 +18,6 @@ from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import Callback, sample
 from scorefusion.diffusion.solvers import Table
 from scorefusion.draw import projection
-from scorefusion.engine.plan import plan
 from scorefusion.engine.prepack import packed_model
 from scorefusion.models.config import PLANES, STRATEGIES, ModelConfig, Plane, Strategy
 from scorefusion.models.score_fusion import ScoreFusion, Scores, cropped
@@ -71,7 +70,8 @@ class SharedStart:
     """Cost of the evaluation that is shared, in about one plane's evaluation."""
 
     def __init__(self, model: ScoreFusion, prepared: Prepared, box: Box, seed: int = 0) -> None:
-        self.model, self.box, self.seed = _prepared(model, box), box, seed
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self.model, self.box, self.seed = packed_model(model) if on_cpu else model, box, seed
         self.condition = prepared.condition[box.index]
         self.project = projection(model.config, prepared, box)
         with torch.no_grad():
@@ -131,13 +131,3 @@ class SharedStart:
     def _first_plane(self) -> tuple[Plane, ...]:
         """The plane that ``alternate`` begins with."""
         return next((p,) for p in PLANES if any(branch.plane == p for branch in self.model.config.branches))
-
-
-def _prepared(model: ScoreFusion, box: Box) -> ScoreFusion:
-    """The model as engines run it: on a CPU its convolutions are packed."""
-    device = next(model.parameters()).device
-    if device.type != "cpu":
-        return model
-    widest = next(name for name in reversed(STRATEGIES) if name in model.config.strategies)
-    dtype = next(model.slice_networks.parameters()).dtype
-    return packed_model(model, plan(model.config, box.size, strategy=widest, dtype=dtype))

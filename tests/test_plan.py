@@ -67,7 +67,7 @@ def test_the_papers_arithmetic():
     assert found.volume_flop / 1e12 == pytest.approx(35.6, rel=0.01)
     assert found.flop / 1e12 == pytest.approx(141, rel=0.01)
     assert found.peak_bytes < 9 * 2**30
-    assert found.peak_bytes == PROGRAM + found.weights + found.plan.bytes + found.volume
+    assert found.peak_bytes == PROGRAM + found.weights + found.packed + found.plan.bytes + found.volume
 
 
 def test_alternate_counts_one_plane():

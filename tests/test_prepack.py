@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from scorefusion.engine import prepack
 from scorefusion.engine.prepack import (
-    Layer,
     PackedConvolution,
     Packing,
-    fastest,
-    layer_shapes,
+    packed_bytes,
     packed_layers,
+    packing_for,
     prepacked,
 )
 from scorefusion.errors import ScoreFusionError
@@ -23,19 +22,8 @@ from scorefusion.models import by_depth
 from scorefusion.models.config import UNetConfig
 from scorefusion.models.unet import UNet
 from scorefusion.ops import backends
-from scorefusion.ops.winograd import TILES
 
 pytestmark = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
-
-
-@pytest.fixture(autouse=True)
-def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this busy machine's clock says, layers are packed."""
-
-    def chosen(layer: Layer) -> Packing:
-        return Packing((4,) * len(layer.size), torch.float32, 2.0)
-
-    monkeypatch.setattr(prepack, "fastest", chosen)
 
 
 def network(dims: int, **options: object) -> UNet:
@@ -61,7 +49,7 @@ def run(net: UNet, x: Tensor, time: Tensor) -> Tensor:
 @pytest.mark.parametrize("resample", ["res", "conv"])
 def test_computes_the_same(dims: int, resample: str) -> None:
     net, (x, time) = network(dims, resample=resample, edges="replicate"), given(dims)
-    fast = prepacked(net, tuple(x.shape))
+    fast = prepacked(net)
     # The first has 5 channels, the last gives 1; a halving convolution has stride 2.
     layers = packed_layers(fast)
     assert "encoder.0" not in layers and "output" not in layers and not any("skip" in name for name in layers)
@@ -73,15 +61,15 @@ def test_computes_the_same(dims: int, resample: str) -> None:
 def test_large_volumes_by_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the 3D network makes a few depth rows at a time goes through the packed layers as well."""
     net, (x, time) = network(3, resample="conv"), given(3)
-    expected, layers = run(net, x, time), packed_layers(prepacked(net, tuple(x.shape))).keys()
+    expected, layers = run(net, x, time), packed_layers(prepacked(net)).keys()
     monkeypatch.setattr(by_depth, "LARGE", 2**16)
-    assert packed_layers(prepacked(net, tuple(x.shape))).keys() == layers
-    torch.testing.assert_close(run(prepacked(net, tuple(x.shape)), x, time), expected, rtol=1e-4, atol=1e-5)
+    assert packed_layers(prepacked(net)).keys() == layers
+    torch.testing.assert_close(run(prepacked(net), x, time), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_shares_its_parameters() -> None:
     net = network(2)
-    fast = prepacked(net, (2, 5, 8, 8))
+    fast = prepacked(net)
     assert list(fast.state_dict()) == list(net.state_dict())
     assert all(a is b for a, b in zip(net.parameters(), fast.parameters(), strict=True))
     assert not packed_layers(net)
@@ -89,7 +77,7 @@ def test_shares_its_parameters() -> None:
 
 def test_is_never_stale() -> None:
     net, (x, time) = network(2), given(2)
-    fast = prepacked(net, tuple(x.shape))
+    fast = prepacked(net)
     other = copy.deepcopy(net)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -107,7 +95,7 @@ def test_is_never_stale() -> None:
 
 def test_gradients_and_other_dtypes_go_the_direct_way() -> None:
     net, (x, time) = network(2), given(2)
-    fast = prepacked(net, tuple(x.shape))
+    fast = prepacked(net)
     label = torch.tensor([0, 2])
     fast(x, time, label=label).sum().backward()
     assert all(layer.weight.grad is not None for layer in packed_layers(fast).values())
@@ -115,12 +103,6 @@ def test_gradients_and_other_dtypes_go_the_direct_way() -> None:
     result = run(short, x.bfloat16(), time)
     assert result.dtype == torch.bfloat16
     torch.testing.assert_close(result.float(), run(slow.float(), x, time), rtol=0.1, atol=0.1)
-
-
-def test_walks_the_shapes_without_computing() -> None:
-    shapes = layer_shapes(network(2), (3, 5, 8, 12))
-    assert shapes["encoder.1.conv1"] == (3, 16, 8, 12) and shapes["middle.0.conv1"] == (3, 32, 4, 6)
-    assert shapes["decoder.0.0.conv1"] == (3, 64, 4, 6)
 
 
 def test_only_convolutions_that_keep_the_grid() -> None:
@@ -136,28 +118,45 @@ def test_only_convolutions_that_keep_the_grid() -> None:
 
 def test_without_a_bias() -> None:
     layer = nn.Conv3d(16, 16, 3, padding=1, bias=False, padding_mode="replicate")
-    packed = PackedConvolution(layer, Packing((2, 4, 4), torch.float32, 2.0))
+    packed = PackedConvolution(layer, Packing((2, 4, 4), torch.float32))
     x, add = torch.randn(1, 16, 3, 5, 4), torch.randn(1, 16, 3, 5, 4)
     with torch.no_grad():
         torch.testing.assert_close(packed.plus(x, add), layer(x) + add, rtol=1e-4, atol=1e-5)
     assert "tile=2x4x4" in repr(packed)
 
 
-def test_the_faster_is_kept() -> None:
-    """By the clock: whatever it says of a small layer, it says once, and what it keeps is faster."""
-    layer = Layer(1, (8, 8), 16, 16, torch.float32, torch.get_num_threads(), 3.2)
-    found = fastest(layer)
-    assert found is fastest(layer)
-    assert found is None or (found.ratio >= prepack.CLEARLY and found.tile in TILES[2])
-    assert fastest(Layer(1, (8, 8), 16, 16, torch.float16, 1, 3.2)) is None
+@pytest.mark.parametrize(
+    ("dtype", "instructions", "pairs", "expected"),
+    [
+        (torch.float32, {"avx2"}, False, ((4, 4), (4, 4, 4))),
+        (torch.float32, {"avx2", "avx512f", "amx_bf16"}, True, ((4, 4), (4, 4, 4))),
+        (torch.bfloat16, {"avx2", "avx512_bf16"}, True, ((2, 2), (2, 2, 2))),
+        (torch.bfloat16, {"avx2", "avx512_bf16", "amx_bf16"}, True, None),
+        (torch.bfloat16, {"avx2"}, False, None),
+        (torch.float32, {"asimd"}, False, None),
+        (torch.float16, {"avx2"}, False, None),
+    ],
+    ids=["AVX2", "AMX in float32", "pairs", "AMX multiplies faster", "no pairs", "unmeasured", "float16"],
+)
+def test_the_instructions_decide(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, instructions: set[str], pairs: bool, expected: object
+) -> None:
+    monkeypatch.setattr(prepack, "cpu_instructions", lambda: frozenset(instructions))
+    monkeypatch.setattr(prepack, "multiplies_pairs", lambda: pairs)
+    for dims in (2, 3):
+        found = packing_for(dims, dtype)
+        assert (None if found is None else found.tile) == (None if expected is None else expected[dims - 2])  # type: ignore[index]
+        assert found is None or found.products == dtype
 
 
-def test_what_is_timed_is_small_and_alike() -> None:
-    large = Layer(32, (96, 192, 192), 64, 64, torch.float32, 2, 3.2).cut()
-    assert large.samples == 1 and large.size[2] == 64 and min(large.size) >= 8
-    assert Layer(2, (8, 8), 16, 16, torch.float32, 2, 3.2).cut().size == (8, 8)
+def test_bytes_are_counted_beforehand() -> None:
+    for dims in (2, 3):
+        net = network(dims)
+        held = sum(layer.packed_bytes for layer in packed_layers(prepacked(net)).values())
+        assert packed_bytes(net) == held > 0
+        assert packed_bytes(copy.deepcopy(net).to("meta")) == held
 
 
 def test_refuses_a_network_that_trains() -> None:
     with pytest.raises(ScoreFusionError, match="evaluation mode; got one on cpu, training"):
-        prepacked(network(2).train(), (2, 5, 8, 8))
+        prepacked(network(2).train())

@@ -1,4 +1,4 @@
-"""Make a step fit into so much memory: smaller slabs first, then sums in 16 bits, tiles last."""
+"""Make a step fit into so much memory: smaller slabs first, sums in 16 bits, weights unpacked, tiles last."""
 
 from __future__ import annotations
 
@@ -68,8 +68,9 @@ def parse_memory(text: str | int) -> int:
 def fit(layout: Plan, max_memory: str | int | None, *, device: str = "cpu") -> Fit:
     """Change a plan as little as makes it fit.
 
-    In this order: smaller slabs, which cost nothing to speak of; the feature layers' sums in bfloat16; tiles
-    of the 3D network, which repeat arithmetic and, where its norms see a whole volume, change its result.
+    In this order: smaller slabs, which cost nothing to speak of; the feature layers' sums in bfloat16; on a
+    CPU convolutions as they are instead of packed, which takes longer; tiles of the 3D network, which repeat
+    arithmetic and, where its norms see a whole volume, change its result.
 
     Args:
         layout: as :func:`.plan.plan` made it.
@@ -84,14 +85,16 @@ def fit(layout: Plan, max_memory: str | int | None, *, device: str = "cpu") -> F
     if best.peak_bytes > limit and layout.scales and layout.accumulators.itemsize > 2:
         layout = _changed(layout, accumulators=torch.bfloat16)
         best = _with_slabs(forecast(layout, device=device), limit)
+    if best.peak_bytes > limit and best.packed:
+        best = _with_slabs(forecast(layout, device=device, packed=False), limit)
     if best.peak_bytes > limit and layout.fuses:
         for cut in _cuts(best, limit):
-            tiled = _with_slabs(forecast(_with_maps(layout), cut, device=device), limit)
+            tiled = _with_slabs(forecast(_with_maps(layout), cut, device=device, packed=False), limit)
             best = min(best, tiled, key=lambda found: found.peak_bytes)
             if best.peak_bytes <= limit:
                 break
     advice = _advice(best, limit) if best.peak_bytes > limit else ()
-    return Fit(best.plan, best.tiling, best, _changes(first.plan, best), advice)
+    return Fit(best.plan, best.tiling, best, _changes(first, best), advice)
 
 
 def _with_slabs(found: Forecast, limit: int) -> Forecast:
@@ -104,7 +107,7 @@ def _with_slabs(found: Forecast, limit: int) -> Forecast:
         smaller = _changed(found.plan, slab=rows // 2)
         if smaller.rows == found.plan.rows:
             break
-        found = forecast(smaller, found.tiling, device=found.device)
+        found = forecast(smaller, found.tiling, device=found.device, packed=bool(found.packed))
     return found
 
 
@@ -143,14 +146,16 @@ def _cuts(whole: Forecast, limit: int) -> Iterator[Tiling]:
         yield min(ranked, key=lambda cut: math.prod(cut.largest(layout.grid)))
 
 
-def _changes(before: Plan, found: Forecast) -> tuple[str, ...]:
+def _changes(first: Forecast, found: Forecast) -> tuple[str, ...]:
     """What is different from the plan that was asked for."""
-    changes, after = [], found.plan
+    changes, before, after = [], first.plan, found.plan
     if after.rows != before.rows:
         pairs = ((plane, before.rows[plane], rows) for plane, rows in after.rows.items())
         changes.append("slabs of " + ", ".join(f"{rows} {plane} (not {was})" for plane, was, rows in pairs))
     if after.accumulators != before.accumulators:
         changes.append(f"sums of features in {short(after.accumulators)}, not {short(before.accumulators)}")
+    if first.packed and not found.packed:
+        changes.append("convolutions not packed for this CPU, which takes about twice as long")
     if found.tiling is not None:
         changes.append(describe(found.tiling, after))
     return tuple(changes)
@@ -188,7 +193,7 @@ def _advice(best: Forecast, limit: int) -> tuple[str, ...]:
         unit = max(layout.config.feature_scales, default=1)
         changed = plan(layout.config, size, slab=unit, **values)
         cut = best.tiling if changed.fuses else None
-        other = forecast(_with_maps(changed) if cut else changed, cut, device=best.device)
+        other = forecast(_with_maps(changed) if cut else changed, cut, device=best.device, packed=False)
         verdict = "fits" if other.peak_bytes <= limit else "still too much"
         found.append(f"{what}: {other.peak_bytes / 1e9:.2f} GB, {verdict}")
 

@@ -13,6 +13,7 @@ from ..models.score_fusion import ScoreFusion
 from ..models.unet import UNet
 from .memory import Usage, measure
 from .plan import Plan, cut_channels, injected_channels
+from .prepack import packed_bytes
 from .tiles import Tiling
 
 PROGRAM = 400_000_000
@@ -33,6 +34,7 @@ class Forecast:
         feature_flop: of the feature layers.
         volume_flop: of the 3D network, what overlapping tiles repeat included.
         device: "cpu" or "cuda".
+        packed: bytes of convolutions packed for this CPU, beside the weights; 0 where none are.
     """
 
     plan: Plan
@@ -44,6 +46,7 @@ class Forecast:
     feature_flop: int
     volume_flop: int
     device: str
+    packed: int = 0
 
     @property
     def program(self) -> int:
@@ -58,7 +61,7 @@ class Forecast:
     @property
     def peak_bytes(self) -> int:
         """The most that is resident at once."""
-        return self.program + self.weights + self.plan.bytes + self.workspace
+        return self.program + self.weights + self.packed + self.plan.bytes + self.workspace
 
     @property
     def flop(self) -> int:
@@ -68,10 +71,18 @@ class Forecast:
         return slices + self.feature_flop + self.volume_flop
 
 
-def forecast(plan: Plan, tiling: Tiling | None = None, *, device: str = "cpu") -> Forecast:
+def forecast(
+    plan: Plan, tiling: Tiling | None = None, *, device: str = "cpu", packed: bool = True
+) -> Forecast:
     """Walk the networks of a plan on meta tensors; about a second for the largest.
 
     The 2D networks are taken to run eagerly: a TensorRT engine or a compiled network has its own scratch.
+
+    Args:
+        plan: of the step.
+        tiling: of the 3D network.
+        device: "cpu" or "cuda".
+        packed: whether convolutions are packed where this CPU is faster so.
     """
     config = plan.config
     slices = {plane: _slice_usage(plan, plane) for plane in plan.planes if plan.branches}
@@ -88,7 +99,7 @@ def forecast(plan: Plan, tiling: Tiling | None = None, *, device: str = "cpu") -
         volume, volume_flop = usage.peak_bytes, round(usage.flop * again)
     return Forecast(
         plan, tiling, weight_bytes(config, plan.dtype), slabs, volume, slice_flop, _feature_flop(plan),
-        volume_flop, device,
+        volume_flop, device, _packed_bytes(plan) if packed and device == "cpu" else 0,
     )  # fmt: skip
 
 
@@ -99,6 +110,12 @@ def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     total = sum(parameter.numel() for parameter in model.parameters())
     layers = sum(parameter.numel() for parameter in model.features.parameters())
     return (total - layers) * dtype.itemsize + layers * torch.float32.itemsize
+
+
+def _packed_bytes(plan: Plan) -> int:
+    with torch.device("meta"):
+        model = ScoreFusion(plan.config)
+    return packed_bytes(model.to(plan.dtype))
 
 
 def _feature_flop(plan: Plan) -> int:

@@ -45,6 +45,7 @@ class EnginePool:
         self.runner, self.reason = choose_runner(runner, self.device, engines=engines is not None)
         self._lock = threading.Lock()
         self._idle: tuple[Key, Engine] | None = None
+        self._twin: ScoreFusion | None = None
 
     @contextmanager
     def borrow(
@@ -76,7 +77,7 @@ class EnginePool:
         size, batch, strategy, planes = key
         dtype = next(self.model.slice_networks.parameters()).dtype
         layout = plan(self.model.config, size, batch=batch, strategy=strategy, planes=planes, dtype=dtype)
-        tiling = None
+        tiling, packed = None, self.device.type == "cpu"
         if self.max_memory is not None:
             fitted = fit(layout, self.max_memory, device=self.device.type)
             if not fitted.fits:
@@ -84,7 +85,13 @@ class EnginePool:
                     f"a volume of {' × '.join(map(str, size))} voxels does not fit into {self.max_memory}: "
                     f"{'; '.join(fitted.advice)}"
                 )
-            layout, tiling = fitted.plan, fitted.tiling
-        model = packed_model(self.model, layout) if self.device.type == "cpu" else self.model
+            layout, tiling, packed = fitted.plan, fitted.tiling, fitted.forecast.packed > 0
+        model = self._packed() if packed else self.model
         runners = make_runners(self.runner, model, layout, engines=self.engines)
         return Engine(model, layout, runners=runners, tiling=tiling)
+
+    def _packed(self) -> ScoreFusion:
+        """The model with its convolutions packed, once for all engines."""
+        with self._lock:
+            self._twin = self._twin or packed_model(self.model)
+            return self._twin

@@ -1,85 +1,54 @@
-"""A network whose convolutions are prepared once for the CPU it runs on, by what was measured there.
+"""Networks whose convolutions are prepared once for the CPU they run on.
 
 A layer of extent 3 can be computed directly, by PyTorch, or with fewer multiplications from a transformed
-copy of its weight (:func:`scorefusion.ops.winograd.winograd`). Which is faster depends on the processor, the
-channels and the grid, so each kind of layer is timed both ways, once a process, and the faster is kept.
+copy of its weight (:func:`scorefusion.ops.winograd.winograd`). Which is faster was measured (docs/kernels.md)
+and depends on the instructions far more than on the layer; so they decide, and the same machine always
+computes the same bits, which a race by the clock would not give.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute import cpu_instructions
 from ..errors import ScoreFusionError
 from ..models.score_fusion import ScoreFusion
 from ..models.unet import UNet
 from ..ops.backends import missing
-from ..ops.winograd import VECTOR, PackedWeight, blank, multiplies_pairs, pack, winograd
-from .plan import Plan
-
-CLEARLY = 1.05
-"""How many times faster than PyTorch's convolution a packed one has to be."""
-
-NEARLY = 1.05
-"""Of packings within this of the fastest, the smallest is taken."""
-
-TOLERANCE = 3.2
-"""How many times the direct convolution's rounding error a packed one may have; the table is `winograd`'s."""
-
-ERRORS: dict[tuple[torch.dtype, torch.dtype], dict[tuple[int, ...], float]] = {
-    (torch.float32, torch.float32): {(2, 2): 0.6, (4, 4): 2, (2, 2, 2): 0.6, (2, 4, 4): 1.8, (4, 4, 4): 3.2},
-    (torch.bfloat16, torch.float32): {(4, 4): 1, (2, 4, 4): 1, (4, 4, 4): 1},
-    (torch.bfloat16, torch.bfloat16): {
-        (2, 2): 2, (2, 4): 3.1, (4, 4): 5.2, (2, 2, 2): 2.4, (2, 4, 4): 6.5, (4, 4, 4): 11,
-    },
-}  # fmt: skip
-"""By dtype of the layer, of the products, and tile."""
-
-_FLOP, _ROUNDS, _PATIENCE = 1.2e9, 5, 0.15
+from ..ops.winograd import VECTOR, PackedWeight, multiplies_pairs, pack, winograd
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How a layer is computed: `winograd`'s tile, dtype of products, how many times as fast as directly."""
+    """How a layer is computed: `winograd`'s tile and the dtype of its products."""
 
     tile: tuple[int, ...]
     products: torch.dtype
-    ratio: float
 
 
-@dataclass(frozen=True)
-class Layer:
-    """What decides which way is faster: ``[N, *size]`` voxels, channels, dtype, threads, errors allowed."""
+def packing_for(dims: int, dtype: torch.dtype) -> Packing | None:
+    """How this processor is fastest at 3×3 (``dims`` 2) or 3×3×3 convolutions; None: directly.
 
-    samples: int
-    size: tuple[int, ...]
-    inputs: int
-    outputs: int
-    dtype: torch.dtype
-    threads: int
-    tolerance: float
-
-    def cut(self) -> Layer:
-        """Of the same kind, but with fewer samples, slices or rows: about 1 GFLOP.
-
-        Sizes are whole tiles of 4, up to 64: what an edge costs tells where the grid is layer.
-        """
-        each = 2 * self.inputs * self.outputs * 3 ** len(self.size)
-        voxels, size = max(1, int(_FLOP / each)), [min(64, _whole(length)) for length in self.size]
-        samples = max(1, min(self.samples, voxels // math.prod(size)))
-        for axis in range(len(size) - 1):
-            others = samples * math.prod(size) // size[axis]
-            size[axis] = min(size[axis], max(8, voxels // others))
-        return replace(self, samples=samples, size=tuple(size))
+    In float32, tiles of 4 wherever there is AVX2: 2 to 5 times as fast. In bfloat16, with AVX512-BF16, pairs
+    in tiles of 2: 1.4 to 2.5 times. With AMX the direct convolution has an order of magnitude more
+    multiplications a second, and nothing was measured on other processors.
+    """
+    have = cpu_instructions()
+    if missing("cpp") or "avx2" not in have:
+        return None
+    if dtype == torch.float32:
+        return Packing((4,) * dims, torch.float32)
+    if dtype == torch.bfloat16 and multiplies_pairs() and "amx_bf16" not in have:
+        return Packing((2,) * dims, torch.bfloat16)
+    return None
 
 
 class PackedConvolution(nn.Module):
@@ -161,16 +130,14 @@ class PackedConvolution(nn.Module):
         return (*versions, *(part.data_ptr() for part in parts))
 
 
-def prepacked(network: UNet, shape: tuple[int, ...], *, tolerance: float = TOLERANCE) -> UNet:
+def prepacked(network: UNet) -> UNet:
     """Return a network that computes the same with convolutions packed where that is faster.
 
     Parameters are shared with the original, and changes of theirs are honoured. Packed weights take memory
-    beside them: 1.8 times the elements for tiles of 2 outputs in 2D, 4 for tiles of 4, in 3D 2.4 to 8 times.
+    beside them; see :func:`packed_bytes`.
 
     Args:
         network: on the CPU, in evaluation mode.
-        shape: ``[N, C, ...]`` of the inputs it will get; others work, and may be slower than they could be.
-        tolerance: how many times the rounding error of PyTorch's own convolution is allowed in each layer.
 
     Raises:
         ScoreFusionError: if the network is elsewhere or training.
@@ -181,110 +148,40 @@ def prepacked(network: UNet, shape: tuple[int, ...], *, tolerance: float = TOLER
         raise ScoreFusionError(
             f"prepacked needs a network on the CPU in evaluation mode; got one on {parameter.device}, {state}"
         )
-    shared: dict[int, object] = {id(tensor): tensor for tensor in _tensors(network)}
-    twin = copy.deepcopy(network, shared)
-    if missing("cpp"):
-        return twin
-    for name, found in layer_shapes(network, shape).items():
-        layer = cast("nn.Conv2d | nn.Conv3d", twin.get_submodule(name))
-        packing = fastest(_kind(layer, found, tolerance).cut())
+    twin = copy.deepcopy(network, {id(tensor): tensor for tensor in _tensors(network)})
+    for name, layer in list(twin.named_modules()):
+        packing = _packing(layer)
         if packing is not None:
             parent, _, child = name.rpartition(".")
-            setattr(twin.get_submodule(parent), child, PackedConvolution(layer, packing))
+            packed = PackedConvolution(cast("nn.Conv2d | nn.Conv3d", layer), packing)
+            setattr(twin.get_submodule(parent), child, packed)
     return twin
 
 
-def packed_model(model: ScoreFusion, plan: Plan) -> ScoreFusion:
-    """A model whose networks are :func:`prepacked` for a step; parameters are shared with the original."""
+def packed_model(model: ScoreFusion) -> ScoreFusion:
+    """A model whose networks are :func:`prepacked`; parameters are shared with the original."""
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in _tensors(model)})
-    for k in plan.branches:
-        branch = plan.config.branches[k]
-        network = cast(UNet, model.slice_networks[branch.network])
-        slices = plan.batch * plan.rows[branch.plane]
-        shape = (slices, network.inputs, *plan.slice_size(branch.plane))
-        twin.slice_networks[branch.network] = prepacked(network, shape)
-    if plan.fuses and model.fusion is not None:
-        twin.fusion = prepacked(model.fusion, (plan.batch, model.fusion.inputs, *plan.grid))
+    for name, network in model.slice_networks.items():
+        twin.slice_networks[name] = prepacked(cast(UNet, network))
+    twin.fusion = None if model.fusion is None else prepacked(model.fusion)
     return twin
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes that packing takes beside the weights: 3.6 a weight for pairs in 2D, 32 for tiles of 4 in 3D."""
+    total = 0
+    for layer in model.modules():
+        packing = _packing(layer)
+        if packing is not None:
+            weight = cast("nn.Conv2d | nn.Conv3d", layer).weight
+            positions = math.prod(length + 2 for length in packing.tile)
+            total += positions * weight.shape[0] * weight.shape[1] * packing.products.itemsize
+    return total
 
 
 def packed_layers(network: nn.Module) -> dict[str, PackedConvolution]:
     """The packed convolutions of a network, by name."""
     return {name: part for name, part in network.named_modules() if isinstance(part, PackedConvolution)}
-
-
-def layer_shapes(network: UNet, shape: tuple[int, ...]) -> dict[str, torch.Size]:
-    """The input shape of each convolution that could be packed, by name, for inputs of ``shape``.
-
-    Nothing is computed: the network is walked on meta tensors.
-    """
-    found: dict[str, torch.Size] = {}
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, given: found.__setitem__(name, given[0].shape)
-
-    hooks = [
-        part.register_forward_pre_hook(note(name)) for name, part in network.named_modules() if _fits(part)
-    ]
-    try:
-        held = {name: tensor.detach().to("meta") for name, tensor in network.state_dict().items()}
-        x = torch.empty(shape, dtype=next(network.parameters()).dtype, device="meta")
-        label = None if network.label is None else torch.zeros(shape[0], dtype=torch.long, device="meta")
-        told = torch.empty(shape[0], device="meta")
-        with torch.enable_grad():  # whole layers, not by depth; no parameter here has a gradient
-            torch.func.functional_call(network, held, (x, told), {"label": label})
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-@functools.cache
-def fastest(layer: Layer) -> Packing | None:
-    """Time a kind of layer both ways; return the packing that is clearly faster, or None. Once a process."""
-    choices = [
-        Packing(tile, products, 1.0)
-        for (dtype, products), errors in ERRORS.items()
-        if dtype == layer.dtype and (products == torch.float32 or multiplies_pairs())
-        for tile, error in errors.items()
-        if len(tile) == len(layer.size) and error <= layer.tolerance
-    ]
-    if not choices:
-        return None
-    x = torch.full((layer.samples, *layer.size, layer.inputs), 0.5, dtype=layer.dtype).movedim(-1, 1)
-    weight = torch.zeros(layer.outputs, layer.inputs, *(3 for _ in layer.size), dtype=layer.dtype)
-    bias = torch.zeros(layer.outputs)
-    weights = [blank(layer.outputs, layer.inputs, each.tile, each.products) for each in choices]
-    with torch.no_grad():
-        runs: list[Callable[[], Tensor]] = [
-            functools.partial(_direct, x, weight, bias.to(layer.dtype), "zeros"),
-            *(functools.partial(winograd, x, packed, bias) for packed in weights),
-        ]
-        direct, *packed = _shortest(runs)
-    near = [place for place, seconds in enumerate(packed) if seconds <= NEARLY * min(packed)]
-    best = min(near, key=lambda place: weights[place].values.nbytes)
-    ratio = direct / packed[best]
-    return replace(choices[best], ratio=ratio) if ratio >= CLEARLY else None
-
-
-def _shortest(runs: list[Callable[[], Tensor]]) -> list[float]:
-    """The shortest time of each, after one to warm up; by turns, so that a disturbance meets all."""
-    best = [math.inf] * len(runs)
-    start = time.perf_counter()
-    for turn in range(_ROUNDS + 1):
-        if turn > 2 and time.perf_counter() - start > _PATIENCE:
-            break
-        for place, run in enumerate(runs):
-            before = time.perf_counter()
-            run()
-            if turn:
-                best[place] = min(best[place], time.perf_counter() - before)
-    return best
-
-
-def _whole(length: int) -> int:
-    """A length rounded to whole tiles where that changes little."""
-    return length if length <= 16 else (length + 3) // 4 * 4
 
 
 def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str) -> Tensor:
@@ -303,11 +200,11 @@ def _fits(layer: nn.Module) -> bool:
     return plain and whole and set(layer.kernel_size) == {3} and layer.padding_mode in ("zeros", "replicate")
 
 
-def _kind(layer: nn.Conv2d | nn.Conv3d, shape: torch.Size, tolerance: float) -> Layer:
-    return Layer(
-        shape[0], tuple(shape[2:]), layer.in_channels, layer.out_channels, layer.weight.dtype,
-        torch.get_num_threads(), tolerance,
-    )  # fmt: skip
+def _packing(layer: nn.Module) -> Packing | None:
+    if not _fits(layer):
+        return None
+    convolution = cast("nn.Conv2d | nn.Conv3d", layer)
+    return packing_for(convolution.weight.ndim - 2, convolution.weight.dtype)
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:

@@ -37,6 +37,9 @@ def _memory(forecast: Forecast) -> list[str]:
     if forecast.program:
         rows.append(("program", _megabytes(forecast.program), "PyTorch, scorefusion, planning"))
     rows.append(("weights", _megabytes(forecast.weights), "of the whole model"))
+    if forecast.packed:
+        what = "convolutions once more, packed for this CPU"
+        rows.append(("packed", _megabytes(forecast.packed), what))
     rows.append(("buffers", _megabytes(plan.bytes), "allocated once:"))
     for buffer in plan.buffers:
         what = f"{_by(buffer.shape)} {short(buffer.dtype)}: {buffer.purpose}"
@@ -49,7 +52,7 @@ def _memory(forecast: Forecast) -> list[str]:
         cut = forecast.tiling
         whole = "the whole grid" if cut is None else f"a tile of {_by(cut.largest(plan.grid))}"
         rows.append(("  fusion", _megabytes(forecast.volume), f"3D network on {whole}"))
-    rows.append(("peak", _megabytes(forecast.peak_bytes), "program + weights + buffers + workspace"))
+    rows.append(("peak", _megabytes(forecast.peak_bytes), "all of these"))
     return _aligned(rows)
 
 
