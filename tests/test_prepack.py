@@ -130,7 +130,7 @@ def test_without_a_bias() -> None:
     [
         (torch.float32, {"avx2"}, False, ((4, 4), (4, 4, 4))),
         (torch.float32, {"avx2", "avx512f", "amx_bf16"}, True, ((4, 4), (4, 4, 4))),
-        (torch.bfloat16, {"avx2", "avx512_bf16"}, True, ((2, 2), (2, 2, 2))),
+        (torch.bfloat16, {"avx2", "avx512_bf16"}, True, ((2, 4), (2, 2, 2))),
         (torch.bfloat16, {"avx2", "avx512_bf16", "amx_bf16"}, True, None),
         (torch.bfloat16, {"avx2"}, False, None),
         (torch.float32, {"asimd"}, False, None),
