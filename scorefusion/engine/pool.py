@@ -12,6 +12,7 @@ from ..models.config import Plane
 from ..models.score_fusion import ScoreFusion
 from .engine import Engine
 from .fit import fit
+from .memory import return_freed_memory
 from .plan import plan
 from .prepack import packed_model
 from .runners import choose_runner, make_runners
@@ -86,6 +87,7 @@ class EnginePool:
                     f"{'; '.join(fitted.advice)}"
                 )
             layout, tiling, packed = fitted.plan, fitted.tiling, fitted.forecast.packed > 0
+            return_freed_memory()
         model = self._packed() if packed else self.model
         runners = make_runners(self.runner, model, layout, engines=self.engines)
         return Engine(model, layout, runners=runners, tiling=tiling)
