@@ -36,6 +36,7 @@ from scorefusion.draw import draw_residuals, projection
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.fit import parse_memory
 from scorefusion.engine.forecast import forecast
+from scorefusion.engine.memory import keep_freed_memory
 from scorefusion.engine.pool import EnginePool
 from scorefusion.io.nifti import read_scan
 from scorefusion.metrics import psnr, ssim
@@ -109,7 +110,7 @@ def step(sizes: Sequence[Sequence[int]], turns: int, compiled: bool, name: str) 
         for dtype in dict.fromkeys((torch.float32, fast)):
             own = seeded(name)
             engine = engine_for(own, size, dtype)
-            result = own(x, inputs, level, strategy="fuse+features")
+            result = engine.model(x, inputs, level, strategy="fuse+features")
             label = f"engine {str(dtype).removeprefix('torch.')}"
             apart[label] = float((result - expected).norm() / expected.norm())
             bodies[label] = engine.step
@@ -231,6 +232,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="ancestral steps of the plain implementation")
     parser.add_argument("--max-memory")
     given = parser.parse_args()
+    if given.max_memory is None:
+        keep_freed_memory()
     about = {
         "instructions": sorted({"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & cpu_instructions()),
         "threads": torch.get_num_threads(), "torch": torch.__version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,39 @@ def test_the_peak_is_that_of_a_process(dtype):
     planned, found = (int(word) for word in result.stdout.split())
     assert planned > 2e7
     assert abs(found / planned - 1) < 0.1
+
+
+STILL = """
+import resource, sys, torch
+from scorefusion.engine.memory import keep_freed_memory
+from scorefusion.engine.plan import plan
+from scorefusion.engine.pool import EnginePool
+from scorefusion.models.folder import from_pretrained
+from scorefusion.models.table import table_for
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+assert keep_freed_memory() or sys.platform != "linux"
+pool = EnginePool(from_pretrained("t1-sr4"))
+with pool.borrow((32, 48, 48), strategy="fuse+features") as engine:
+    engine.load(torch.zeros(1, 1, 32, 48, 48))
+    engine.start(table_for(engine.plan.config, steps=6), [0])
+    found = []
+    for _ in range(6):
+        before = faults()
+        engine.step()
+        found.append(faults() - before)
+print(*found)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is Linux's")
+def test_steps_after_the_first_ask_the_system_for_nothing():
+    """Not a page of new memory is touched: what the first steps took is used again.
+
+    Blocks are cut to their alignment, so the heap may still grow a little once or twice.
+    """
+    run = subprocess.run([sys.executable, "-c", STILL], capture_output=True, text=True, check=True)
+    first, *later = (int(word) for word in run.stdout.split())
+    assert first > 1000 and statistics.median(later) < 20 and sum(later) < first

@@ -63,6 +63,7 @@ def demo(
     from scorefusion.cli.bars import progress
     from scorefusion.demo import make_case, run_demo
     from scorefusion.demo_report import check_folder, notes, table_text, write_results
+    from scorefusion.engine.memory import keep_freed_memory
     from scorefusion.errors import BadInput, ScoreFusionError
     from scorefusion.io.nifti import read_scan
     from scorefusion.models.table import table_for
@@ -74,6 +75,7 @@ def demo(
         raise ScoreFusionError(f"sampling needs at least 1 step, got {steps}")
     if not data.exists():
         raise BadInput(data, "does not exist", "For the default data run `python tools/fetch_data.py demo`.")
+    keep_freed_memory()
     pipeline = Pipeline(model, device=device, dtype=dtype)
     sampling = other_sampling(pipeline.config, solver, sigma_min, rho)
     table_for(pipeline.config.model_copy(update={"sampling": sampling}), steps=steps)

@@ -39,10 +39,12 @@ def denoise_error(
     from scorefusion.cli.demo import parse_box
     from scorefusion.demo import make_case
     from scorefusion.denoise_error import denoising_errors
+    from scorefusion.engine.memory import keep_freed_memory
     from scorefusion.io.nifti import read_scan
     from scorefusion.pipeline import Pipeline
 
     size, start = parse_box(box)
+    keep_freed_memory()
     pipeline = Pipeline(model, device=device, dtype=dtype)
     case = make_case(read_scan(data, nan=nan), pipeline.config, coarsen=coarsen, size=size, start=start)
     case = case.to(pipeline.device)

@@ -112,8 +112,11 @@ def translate(
         need("matplotlib", "--figure")
 
     from scorefusion.cli.bars import progress
+    from scorefusion.engine.memory import keep_freed_memory
     from scorefusion.pipeline import Pipeline
 
+    if max_memory is None:
+        keep_freed_memory()
     pipeline = Pipeline(
         model, device=device, dtype=dtype, runner=runner, engines=engines, max_memory=max_memory
     )

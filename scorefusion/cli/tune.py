@@ -69,6 +69,7 @@ def tune(
     from scorefusion import tune as tuning
     from scorefusion.cli.bars import progress
     from scorefusion.cli.demo import parse_box
+    from scorefusion.engine.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
     from scorefusion.known_truth import read_subjects
     from scorefusion.models.config import require_strategy
@@ -80,6 +81,7 @@ def tune(
     if seeds < 1 or reference < 2:
         raise ScoreFusionError(f"seeds must be at least 1 and reference 2; got {seeds} and {reference}")
     counts = [int(number) for number in numbers("--evaluations", evaluations)]
+    keep_freed_memory()
     pipeline = Pipeline(model, device=device, dtype=dtype)
     config = pipeline.config
     strategy = require_strategy(strategy or config.sampling.strategy, config)

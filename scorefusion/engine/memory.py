@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-_MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # mallopt's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,30 @@ def return_freed_memory() -> bool:
     Returns:
         Whether it could be set.
     """
+    return _mallopt((_MMAP_THRESHOLD, 2**20), (_TRIM_THRESHOLD, 2**20))
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep all that it frees, so that a step after the first asks the system for nothing.
+
+    The C library of Linux maps every block above 32 MB anew and unmaps it again, so each activation of a
+    large volume costs its page faults: 12% of a step of the paper's model at 32×64×64. This is for a program
+    of one's own, which it changes as a whole; the command line calls it. :func:`return_freed_memory` undoes
+    it.
+
+    Returns:
+        Whether it could be set.
+    """
+    return _mallopt((_MMAP_THRESHOLD, 2**31 - 1), (_TRIM_THRESHOLD, -1))
+
+
+def _mallopt(*settings: tuple[int, int]) -> bool:
+    """Set parameters of the C library's allocator, where it has them."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, 2**20))
+    return all([mallopt(parameter, value) for parameter, value in settings])
 
 
 class _Walk(TorchDispatchMode):
