@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from scorefusion.diffusion.consistency import BlockPooling
 from scorefusion.diffusion.sample import sample
 from scorefusion.engine import engine as module
-from scorefusion.engine.engine import Engine, out_of_memory
+from scorefusion.engine.engine import Engine
+from scorefusion.engine.memory import out_of_memory
 from scorefusion.engine.plan import ROWS, injected_channels, plan
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import STRATEGIES, ModelConfig

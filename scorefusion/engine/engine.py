@@ -35,6 +35,7 @@ from ..ops.gather_slices import gather_slices
 from ..ops.noise import noise_keys, normal
 from ..reference.planes import AXIS
 from .graph import CapturedStep, CudaGraphs, Graphs, Segment
+from .memory import out_of_memory
 from .plan import ROWS, Plan, cut_channels, smaller_slabs
 from .runners import EagerRunner, Outputs, Runner
 from .tiles import Tiling, run_tiled
@@ -82,7 +83,6 @@ class Engine:
         self._told = [*model.slice_networks] + (["fusion"] if plan.fuses else [])
         self._levels = torch.zeros(ROWS, len(self._told) + 1, device=self.device)
         self._level = torch.zeros(1, len(self._told) + 1, device=self.device)
-        self._measured = False
         self._origin, self._turn, self._steps = (0, 0, 0), 0, 0
         self._found: dict[tuple[int, int], Outputs] = {}
 
@@ -388,11 +388,3 @@ class Engine:
         )
         self.plan = smaller
         return True
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text

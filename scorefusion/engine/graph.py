@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .memory import out_of_memory
+
 Body = Callable[[], object]
 
 
@@ -232,7 +234,7 @@ def _try(graphs: Graphs, segments: Sequence[Segment], pool: Any) -> tuple[Body |
         first: BaseException = error
         while first.__context__ is not None:
             first = first.__context__
-        if isinstance(first, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(first).lower():
+        if out_of_memory(first):
             raise
         return None, f"{type(first).__name__}: {str(first).strip().splitlines()[0] if str(first) else ''}"
 

@@ -78,7 +78,7 @@ class EnginePool:
         size, batch, strategy, planes = key
         dtype = next(self.model.slice_networks.parameters()).dtype
         layout = plan(self.model.config, size, batch=batch, strategy=strategy, planes=planes, dtype=dtype)
-        tiling, packed = None, self.device.type == "cpu"
+        tiling, packed = None, self.device.type == "cpu" and self.runner == "eager"
         if self.max_memory is not None:
             fitted = fit(layout, self.max_memory, device=self.device.type)
             if not fitted.fits:
@@ -86,7 +86,8 @@ class EnginePool:
                     f"a volume of {' × '.join(map(str, size))} voxels does not fit into {self.max_memory}: "
                     f"{'; '.join(fitted.advice)}"
                 )
-            layout, tiling, packed = fitted.plan, fitted.tiling, fitted.forecast.packed > 0
+            layout, tiling = fitted.plan, fitted.tiling
+            packed = packed and fitted.forecast.packed > 0
             return_freed_memory()
         model = self._packed() if packed else self.model
         runners = make_runners(self.runner, model, layout, engines=self.engines)
