@@ -34,12 +34,14 @@ class Promise:
         pair: whether the voxels are in a second file, .img.
         compressed: whether the file is gzip-compressed.
         length: bytes from the start of the (uncompressed) file to the end of its voxels; 0 for a pair.
+        header: the header as nibabel reads it.
     """
 
     version: int
     pair: bool
     compressed: bool
     length: int
+    header: Any
 
 
 def check_header(path: Path, max_voxels: int = MAX_VOXELS) -> Promise:
@@ -72,7 +74,7 @@ def check_header(path: Path, max_voxels: int = MAX_VOXELS) -> Promise:
         if compressed:
             raise BadInput(path, f"{promised}, a gzip file of {size:,} holds at most {room:,}", _DAMAGED)
         raise BadInput(path, f"is truncated: {promised}, the file has {size:,}", _DAMAGED)
-    return Promise(2 if isinstance(header, Nifti2Header) else 1, pair, compressed, length)
+    return Promise(2 if isinstance(header, Nifti2Header) else 1, pair, compressed, length, header)
 
 
 def check_shape(name: str | Path, shape: list[int], max_voxels: int) -> tuple[int, int, int]:

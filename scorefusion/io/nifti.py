@@ -16,6 +16,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.io.atomic import written_beside
+from scorefusion.io.grid import assumed_affine, corner_distance, find_affine
 from scorefusion.io.header import MAX_VOXELS, Promise, check_header, check_shape, read_voxel_bytes
 
 ENDINGS = (".nii", ".nii.gz")
@@ -70,6 +71,7 @@ def read_scan(
     *,
     nan: str = "error",
     assume_affine: bool = False,
+    constant: bool = False,
     max_voxels: int = MAX_VOXELS,
 ) -> Scan:
     """Read one 3D volume.
@@ -79,6 +81,7 @@ def read_scan(
         nan: ``error``, or ``zero`` to count NaN and infinite voxels as 0.
         assume_affine: where the header has no orientation, take the axes for R, A, S, the voxel size from
             pixdim and the origin in the centre.
+        constant: accept a volume whose voxels are all alike, as an empty label map's are.
         max_voxels: refuse a larger volume before allocating it.
 
     Raises:
@@ -100,9 +103,9 @@ def read_scan(
     dtype = np.dtype(header.get_data_dtype())
     if dtype.kind not in "iuf":
         raise BadInput(name, f"holds {dtype} voxels, not real numbers", "Convert it to floats first.")
-    known = _affine(name, image, assume_affine)
-    affine = _assumed_affine(name, header, shape) if known is None else known
-    values = ras_order(_values(name, image, nan).reshape(shape), affine)
+    known = find_affine(name, header, image.affine, assume_affine)
+    affine = assumed_affine(name, header, shape) if known is None else known
+    values = ras_order(_values(name, image, nan, constant).reshape(shape), affine)
     slope, intercept = getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)
     return Scan(
         name=name,
@@ -128,10 +131,7 @@ def check_same_grid(scan: Scan, other: Scan, factor: int = 1) -> None:
     if other.values.shape != wanted:
         problem = f"has {_by(other.values.shape)} voxels (x, y, z in RAS), {scan.name} needs {_by(wanted)}"
         raise BadInput(other.name, problem, "Resample it onto that grid first.")
-    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-    corners[:, :3] *= np.array(wanted[::-1]) - 1
-    apart = corners @ (fine_affine(scan.ras_affine, factor) - other.ras_affine).T
-    distance = float(np.linalg.norm(apart[:, :3], axis=1).max())
+    distance = corner_distance(fine_affine(scan.ras_affine, factor), other.ras_affine, wanted[::-1])
     voxel = float(np.linalg.norm(other.affine[:3, :3], axis=0).min())
     if distance > 0.01 * voxel:
         problem = f"lies elsewhere than {scan.name}: their affines put a corner {distance:.3g} mm apart"
@@ -221,34 +221,6 @@ def _open(path: Path, max_voxels: int) -> Any:
         raise BadInput(path, f"cannot be read as NIfTI ({error})", "Check it with another viewer.") from None
 
 
-def _affine(name: str, image: Any, assume: bool) -> np.ndarray | None:
-    """The image's affine; None where it has no good one and one may be assumed."""
-    affine = None
-    if int(image.header["sform_code"]) or int(image.header["qform_code"]):
-        affine = np.asarray(image.affine, dtype=np.float64)
-        columns = np.linalg.norm(affine[:3, :3], axis=0)
-        good = bool(np.isfinite(affine).all() and columns.all())
-        if good and abs(np.linalg.det(affine[:3, :3] / columns)) > 1e-3:
-            return affine
-    if assume:
-        return None
-    fix = "Set one, or pass --assume-affine (assume_affine=True in Python) to use pixdim and RAS axes."
-    if affine is None:
-        raise BadInput(name, "has no affine (its qform and sform codes are 0)", fix)
-    raise BadInput(name, "has a singular affine, which places its voxels in a plane or nowhere", fix)
-
-
-def _assumed_affine(name: str, header: Any, shape: Sequence[int]) -> np.ndarray:
-    """Axes R, A, S, voxel size from pixdim, origin in the centre."""
-    zooms = np.array(header.get_zooms()[:3], dtype=np.float64)
-    if not (np.isfinite(zooms).all() and (zooms > 0).all()):
-        problem = f"has no usable voxel size (pixdim {zooms.tolist()})"
-        raise BadInput(name, problem, "Set pixdim in its header.")
-    affine = np.diag([*zooms, 1.0])
-    affine[:3, 3] = -0.5 * zooms * (np.array(shape) - 1)
-    return affine
-
-
 def _qform(scan: Scan) -> tuple[np.ndarray | None, int]:
     """The input's qform and its code; code 0 where it has none or a broken one."""
     code = int(scan.header["qform_code"])
@@ -262,7 +234,7 @@ def _qform(scan: Scan) -> tuple[np.ndarray | None, int]:
     return (affine, code) if good else (None, 0)
 
 
-def _values(name: str, image: Any, nan: str) -> np.ndarray:
+def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             values = np.asanyarray(image.get_fdata(caching="unchanged", dtype=np.float32))
@@ -275,7 +247,7 @@ def _values(name: str, image: Any, nan: str) -> np.ndarray:
         raise BadInput(name, f"holds {count:,} voxels that are NaN or infinite", fix)
     if count:
         values = np.where(finite, values, np.float32(0))
-    if values.min() == values.max():
+    if not constant and values.min() == values.max():
         value = float(values.flat[0])
         raise BadInput(name, f"is constant: every voxel is {value:g}", "Give a volume with contrast.")
     return values

@@ -1,0 +1,125 @@
+"""Where a volume's voxels lie: shape and affine, from the header alone, and how far two grids are apart."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import inv_ornt_aff, io_orientation
+from nibabel.spatialimages import HeaderDataError
+
+from scorefusion.errors import BadInput
+from scorefusion.io.header import MAX_VOXELS, check_header, check_shape
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The voxel grid of a volume, its axes in RAS+ order.
+
+    Attributes:
+        name: the file's name, for messages.
+        shape: voxels along (x, y, z).
+        affine: float64 ``[4, 4]``, (x, y, z) index to millimetres.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def voxel(self) -> tuple[float, float, float]:
+        """The size of a voxel along (x, y, z) in millimetres."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    def __str__(self) -> str:
+        rows = "] [".join(" ".join(f"{number:.6g}" for number in row) for row in self.affine[:3])
+        return f"{' × '.join(str(n) for n in self.shape)} voxels, affine [[{rows}]]"
+
+
+def read_grid(
+    path: str | os.PathLike[str], *, assume_affine: bool = False, max_voxels: int = MAX_VOXELS
+) -> Grid:
+    """Read where a NIfTI file's voxels lie; no voxel is read.
+
+    Args:
+        path: a NIfTI-1 or -2 file, plain or gzip-compressed.
+        assume_affine: as in :func:`scorefusion.io.nifti.read_scan`.
+        max_voxels: refuse a larger volume.
+
+    Raises:
+        BadInput: for a file whose header does not promise one 3D volume with an orientation.
+    """
+    file, name = Path(path), str(path)
+    header = check_header(file, max_voxels).header
+    shape = check_shape(name, [int(n) for n in header.get_data_shape()], max_voxels)
+    try:
+        own = header.get_best_affine()
+    except (HeaderDataError, ValueError) as error:
+        raise BadInput(name, f"its header is damaged ({error})", "Copy or download it again.") from None
+    affine = find_affine(name, header, own, assume_affine)
+    if affine is None:
+        affine = assumed_affine(name, header, shape)
+    return ras_grid(name, shape, affine)
+
+
+def ras_grid(name: str, shape: tuple[int, int, int], affine: np.ndarray) -> Grid:
+    """The grid of a volume of ``shape`` (i, j, k) and its affine, axes reordered and flipped to RAS+."""
+    orientation = io_orientation(affine)
+    x, y, z = (shape[int(axis)] for axis in np.argsort(orientation[:, 0]))
+    return Grid(name, (x, y, z), affine @ inv_ornt_aff(orientation, shape))
+
+
+def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
+    """The largest distance in millimetres between what two affines make of a grid's corner voxels.
+
+    Args:
+        affine: float64 ``[4, 4]``.
+        other: float64 ``[4, 4]``.
+        shape: voxels along each axis, in the affines' order.
+    """
+    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    corners[:, :3] *= np.array(shape) - 1
+    apart = corners @ (affine - other).T
+    return float(np.linalg.norm(apart[:, :3], axis=1).max())
+
+
+def find_affine(name: str, header: Any, affine: Any, assume: bool) -> np.ndarray | None:
+    """A header's affine, checked; None where it has no good one and one may be assumed.
+
+    Raises:
+        BadInput: where it has none, or a singular one, and none may be assumed.
+    """
+    known = bool(int(header["sform_code"]) or int(header["qform_code"]))
+    if known:
+        affine = np.asarray(affine, dtype=np.float64)
+        columns = np.linalg.norm(affine[:3, :3], axis=0)
+        good = bool(np.isfinite(affine).all() and columns.all())
+        if good and abs(np.linalg.det(affine[:3, :3] / columns)) > 1e-3:
+            return affine
+    if assume:
+        return None
+    fix = "Set one, or pass --assume-affine (assume_affine=True in Python) to use pixdim and RAS axes."
+    if not known:
+        raise BadInput(name, "has no affine (its qform and sform codes are 0)", fix)
+    raise BadInput(name, "has a singular affine, which places its voxels in a plane or nowhere", fix)
+
+
+def assumed_affine(name: str, header: Any, shape: Sequence[int]) -> np.ndarray:
+    """Axes R, A, S, voxel size from pixdim, origin in the centre.
+
+    Raises:
+        BadInput: if pixdim is not three positive numbers.
+    """
+    zooms = np.array(header.get_zooms()[:3], dtype=np.float64)
+    if not all(math.isfinite(zoom) and zoom > 0 for zoom in zooms):
+        problem = f"has no usable voxel size (pixdim {zooms.tolist()})"
+        raise BadInput(name, problem, "Set pixdim in its header.")
+    affine = np.diag([*zooms, 1.0])
+    affine[:3, 3] = -0.5 * zooms * (np.array(shape) - 1)
+    return affine
