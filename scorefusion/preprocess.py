@@ -9,15 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from scorefusion.degradations.base import base_volume
 from scorefusion.diffusion.consistency import block_mean, upsample_blocks
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.models.config import ModelConfig
 
 INTENSITIES = ("minmax", "robust")
-BASES = ("nearest", "trilinear", "trilinear+consistency", "identity")
 
 Values = TypeVar("Values", np.ndarray, Tensor)
 
@@ -78,39 +77,6 @@ class Intensity:
         """Normalised intensity to image units, same shape and kind."""
         result: Any = (values + 1.0) * self.half_range + self.lo
         return result
-
-
-def base_volume(condition: Tensor, kind: str, factor: int) -> Tensor:
-    """The volume that the residual is added to: target = base + scale · residual.
-
-    The fine grid is the one whose ``factor``³ blocks are the coarse voxels: fine voxel j lies at coarse
-    coordinate (j + 1/2)/factor - 1/2.
-
-    Args:
-        condition: ``[B, C, d, h, w]``, any units: the low-resolution input.
-        kind: ``nearest`` (each voxel repeated as a block), ``trilinear`` (edges replicated),
-            ``trilinear+consistency`` (that, less the upsampled error of its block means, so that these are
-            the input exactly), or ``identity`` for a condition that is on the target's grid.
-        factor: r; 1 for ``identity``.
-
-    Returns:
-        ``[B, C, d·r, h·r, w·r]``.
-
-    Raises:
-        ScoreFusionError: for an unknown kind, or ``identity`` with a factor other than 1.
-    """
-    if kind not in BASES:
-        raise unknown_name("base", kind, BASES)
-    if kind == "identity":
-        if factor != 1:
-            raise ScoreFusionError(f"base 'identity' keeps the grid, so its factor is 1; got {factor}")
-        return condition
-    if kind == "nearest":
-        return upsample_blocks(condition, factor)
-    base = F.interpolate(condition, scale_factor=factor, mode="trilinear", align_corners=False)
-    if kind == "trilinear+consistency":
-        base = base - upsample_blocks(block_mean(base, factor) - condition, factor)
-    return base
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def block_mean(x: Tensor, factor: Factor) -> Tensor:
     Raises:
         ScoreFusionError: if the volume is not a whole number of blocks.
     """
-    rz, ry, rx = _edges(factor)
+    rz, ry, rx = block_edges(factor)
     _blocks(x, (rz, ry, rx))
     b, c, d, h, w = x.shape
     return x.reshape(b, c, d // rz, rz, h // ry, ry, w // rx, rx).mean(dim=(3, 5, 7))
@@ -44,7 +44,7 @@ def upsample_blocks(x: Tensor, factor: Factor) -> Tensor:
     Returns:
         [B, C, D*r, H*r, W*r].
     """
-    rz, ry, rx = _edges(factor)
+    rz, ry, rx = block_edges(factor)
     _check_volume(x)
     b, c, d, h, w = x.shape
     blocks = x[:, :, :, None, :, None, :, None].expand(b, c, d, rz, h, ry, w, rx)
@@ -64,7 +64,7 @@ class BlockPooling:
             factor: the block's edge, or its (z, y, x) edges.
             measured: [B, C, D/r, H/r, W/r] block means; None is zero, as for a residual.
         """
-        self.factor = _edges(factor)
+        self.factor = block_edges(factor)
         self.measured = measured
 
     def __call__(self, x0: Tensor) -> Tensor:
@@ -89,8 +89,12 @@ class BlockPooling:
             )
 
 
-def _edges(factor: Factor) -> tuple[int, int, int]:
-    """Return the block's (z, y, x) edges, checked."""
+def block_edges(factor: Factor) -> tuple[int, int, int]:
+    """Return the block's (z, y, x) edges.
+
+    Raises:
+        ScoreFusionError: unless they are one number, or three, of at least 1.
+    """
     edges = (factor,) * 3 if isinstance(factor, int) else tuple(int(edge) for edge in factor)
     if len(edges) != 3 or min(edges) < 1:
         raise ScoreFusionError(f"a block needs one edge, or three, of at least 1; got {factor}")

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from ..degradations.config import DegradationConfig
 from ..errors import BadInput, ScoreFusionError, unknown_name
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -87,22 +88,18 @@ class BranchConfig(Frozen):
 class ResidualConfig(Frozen):
     """The target is ``(volume - base) / scale``; ``base`` is made from the first condition."""
 
-    base: Literal["nearest", "trilinear", "trilinear+consistency", "identity"] = "trilinear+consistency"
+    base: Literal["nearest", "trilinear", "trilinear+consistency", "pseudo-inverse", "identity"] = (
+        "trilinear+consistency"
+    )
     scale: float = 2.0
-
-
-class DegradationConfig(Frozen):
-    """How the input came about: r×r×r block means of the volume (``factor`` r), or none."""
-
-    kind: Literal["block-mean", "none"] = "none"
-    factor: int = 1
 
 
 class SamplingConfig(Frozen):
     """What the model is sampled with when the caller does not say.
 
     ``sigma_max``, ``sigma_min`` and ``rho`` place the levels of the ``karras`` schedule; ``eta`` and
-    ``spread`` are for the solvers that take them.
+    ``spread`` are for the solvers that take them. Without ``consistency`` steps are not projected onto what
+    was measured, for comparison.
     """
 
     strategy: Strategy = "fuse+features"
@@ -116,6 +113,7 @@ class SamplingConfig(Frozen):
     eta: float | None = None
     spread: float | None = None
     clamp: float | None = None
+    consistency: bool = True
 
 
 class ModelConfig(Frozen):

@@ -1,0 +1,1 @@
+"""How a measurement comes about: linear operators, their adjoints and pseudo-inverses."""

@@ -1,0 +1,98 @@
+"""From a degradation's description to its operator, and from a target to what a model is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scorefusion.degradations.base import base_volume
+from scorefusion.degradations.config import AXES, DegradationConfig
+from scorefusion.degradations.noise import Noisy
+from scorefusion.degradations.operator import Operator
+from scorefusion.degradations.pooling import Pooling
+from scorefusion.degradations.thickness import ThickSlices
+from scorefusion.errors import ScoreFusionError
+
+
+def make_operator(
+    config: DegradationConfig, size: Sequence[int], *, device: torch.device | str = "cpu"
+) -> Operator | None:
+    """The operator of a degradation for volumes of one size.
+
+    Args:
+        config: the degradation.
+        size: (z, y, x) of the target's grid.
+        device: where what the operator holds lies.
+
+    Returns:
+        The operator, without noise; None for kind ``none``.
+
+    Raises:
+        ScoreFusionError: for a size that the degradation cannot measure.
+    """
+    for length, factor, axis in zip(size, config.factors, AXES, strict=True):
+        if length % factor:
+            raise ScoreFusionError(
+                f"degradation {config.kind} needs a length along {axis} that is a multiple of {factor}; "
+                f"got {length}"
+            )
+    if config.kind == "none":
+        return None
+    if config.kind == "block-mean":
+        return Pooling(config.factors)
+    if config.kind == "thick-slices":
+        assert config.axis is not None and config.thickness is not None
+        return ThickSlices(AXES.index(config.axis), config.thickness, config.gap, config.profile)
+    raise ScoreFusionError(f"degradation {config.kind} has no operator")
+
+
+class Degraded(NamedTuple):
+    """What is left of a target.
+
+    Attributes:
+        measured: y, of the operator's own shape, complex for k-space; None for kind ``none``.
+        condition: ``[B, 1, D, H, W]`` on the target's grid: what the networks are given as the first
+            condition, and the base that the residual is added to.
+    """
+
+    measured: Tensor | None
+    condition: Tensor
+
+
+def degrade(
+    target: Tensor,
+    config: DegradationConfig,
+    *,
+    base: str = "trilinear+consistency",
+    seed: int = 0,
+    operator: Operator | None = None,
+) -> Degraded:
+    """Measure a target and bring the measurement back to its grid.
+
+    Args:
+        target: ``[B, 1, D, H, W]``, normalised; a crop must be whole along the axes of ``config.whole``.
+        config: the degradation.
+        base: ``config.residual.base`` of a model; see :func:`~scorefusion.degradations.base.base_volume`.
+        seed: of the noise, where there is some.
+        operator: the operator, if made before; else :func:`make_operator`'s.
+
+    Returns:
+        For kind ``none`` the target itself is the condition.
+
+    Raises:
+        ScoreFusionError: for a size that the degradation cannot measure, or an unknown base.
+    """
+    operator = operator or make_operator(config, target.shape[2:], device=target.device)
+    if operator is None:
+        return Degraded(None, target)
+    measured = Noisy(operator, config.noise).measure(target, seed) if config.noise else operator.A(target)
+    return Degraded(measured, condition_of(measured, config, base, operator))
+
+
+def condition_of(measured: Tensor, config: DegradationConfig, base: str, operator: Operator) -> Tensor:
+    """The condition ``[B, 1, D, H, W]`` on the target's grid that a measurement gives."""
+    image = measured if config.coarse else operator.A_dagger(measured)
+    return base_volume(image, base, config.factors, operator)
