@@ -1,4 +1,4 @@
-"""Volumes whose truth is known, for models of every task: pooled, or read as conditions and their target."""
+"""Volumes whose truth is known, for models of every task: the input is made of it, or read beside it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.demo import choose_box, make_case
-from scorefusion.errors import ScoreFusionError
-from scorefusion.io.nifti import check_same_grid, read_scan
+from scorefusion.demo import choose_box, coarser_affine
+from scorefusion.diffusion.consistency import block_mean
+from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.io.nifti import Scan, check_same_grid, read_scan
 from scorefusion.models.config import ModelConfig
 from scorefusion.preprocess import Box, Intensity, Prepared, prepare_conditions
 
+_LEAST = 8
+
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class KnownTruth:
     """What a model is given, and what it should make of it, inside a box.
 
     Attributes:
-        name: of the file, or of the target's.
+        name: of the target's file.
         prepared: what sampling needs, on the whole grid.
         box: where to sample.
         truth: float32 ``[d, h, w]`` of the box, normalised.
         data_range: greatest less least value of the whole true volume, normalised.
+        first: ``[1, 1, ...]``, the first condition as the model was given it, normalised: for a degradation,
+            what was measured.
+        affine: float64 ``[4, 4]``, (x, y, z) index of the whole target in RAS order to millimetres.
     """
 
     name: str
@@ -35,17 +41,95 @@ class Subject:
     box: Box
     truth: np.ndarray
     data_range: float
+    first: Tensor
+    affine: np.ndarray
 
     def volume(self, residual: Tensor, config: ModelConfig) -> np.ndarray:
         """The volume ``[d, h, w]``, normalised, that a residual ``[1, 1, d, h, w]`` of the box stands for."""
-        return _array(self.prepared.base[self.box.index] + config.residual.scale * residual)
+        return as_array(self.prepared.base[self.box.index] + config.residual.scale * residual)
+
+    def residual(self, config: ModelConfig) -> Tensor:
+        """The true residual ``[1, 1, d, h, w]`` of the box, in units of ``residual.scale``."""
+        base = self.prepared.base[self.box.index]
+        truth = torch.from_numpy(self.truth)[None, None].to(base)
+        return (truth - base) / config.residual.scale
 
 
-def files_per_subject(config: ModelConfig) -> int:
-    """How many files a subject takes: 1 where the model's input is made of the truth, else its conditions
-    and the target.
+def makes_its_input(config: ModelConfig) -> bool:
+    """Whether a model's first condition is its degraded target, so that the truth is enough to make it."""
+    return config.degradation.kind != "none" and config.conditions[0] == config.target
+
+
+def files_needed(config: ModelConfig) -> tuple[str, ...]:
+    """What a subject consists of: the conditions that are not made of the target, then the target."""
+    return (*config.conditions[makes_its_input(config) :], config.target)
+
+
+def known_truth(
+    scans: Sequence[Scan],
+    config: ModelConfig,
+    *,
+    coarsen: int = 1,
+    size: Sequence[int] | None,
+    start: Sequence[int] | None = None,
+    slab: tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+) -> KnownTruth:
+    """Make a model's input of volumes with known truth, and choose the box.
+
+    The first condition of a super-resolution model, or one of another degradation, is made of the target.
+    All intensities are normalised: conditions each by its own, as ``config.intensity`` says; the target by
+    the first condition's if that is made of it, else by its own.
+
+    Args:
+        scans: as :func:`files_needed` names them, all on one grid; conditions that are not made of the target
+            may be on the coarse one.
+        config: the model.
+        coarsen: average blocks of this edge first; everything is then that many times coarser.
+        size: of the box (z, y, x), rounded down to what the model takes and what there is; None for all.
+        start: its first voxel; in the middle of the head by default.
+        slab: (first, last + 1) slice along z that the box must lie in, after coarsening; None for all.
+        device: where the tensors go.
+
+    Raises:
+        ScoreFusionError: for a number out of range.
+        BadInput: for volumes on other grids, or too small.
     """
-    return 1 if _pooled(config) else len(config.conditions) + 1
+    target, made = scans[-1], makes_its_input(config)
+    if coarsen < 1 or (start is not None and min(start) < 0):
+        raise ScoreFusionError(f"coarsen {coarsen}, box at {start}: a number is out of range")
+    factor = config.degradation.factor
+    for scan in scans[:-1]:
+        _check_grid(scan, target, 1 if made or coarsen > 1 else factor)
+    multiple = math.lcm(factor, config.multiple)
+    kept = [n // (coarsen * factor) * coarsen * factor for n in target.values.shape]
+    if min(kept) // coarsen < max(multiple, _LEAST):
+        shape = " × ".join(str(n) for n in target.values.shape)
+        problem = f"has {shape} voxels, too few to coarsen {coarsen} times and to pool {factor} times"
+        raise BadInput(target.name, problem, "Give a larger volume.")
+    volumes = [torch.from_numpy(scan.values)[None, None].to(device) for scan in scans]
+    fine = target.values.shape
+    *conditions, truth = (
+        block_mean(volume[:, :, : kept[0], : kept[1], : kept[2]], coarsen)
+        if volume.shape[2:] == fine
+        else volume
+        for volume in volumes
+    )
+    if made:
+        conditions.insert(0, block_mean(truth, factor))
+    prepared = prepare_conditions(conditions, config)
+    intensity = prepared.intensity if made else Intensity.of(truth, config.intensity)
+    normal = intensity.normalise(truth)
+    box = _box(prepared.condition, size, start, slab, multiple, factor)
+    return KnownTruth(
+        name=f"{target.name}{f' averaged over {coarsen}×{coarsen}×{coarsen} voxels' if coarsen > 1 else ''}",
+        prepared=prepared,
+        box=box,
+        truth=as_array(normal[box.index]),
+        data_range=float(normal.max() - normal.min()),
+        first=prepared.intensity.normalise(conditions[0]),
+        affine=coarser_affine(target.ras_affine, coarsen),
+    )
 
 
 def read_subjects(
@@ -57,15 +141,14 @@ def read_subjects(
     start: Sequence[int] | None = None,
     nan: str = "error",
     device: torch.device | str = "cpu",
-) -> list[Subject]:
+) -> list[KnownTruth]:
     """Read volumes with known truth.
 
     Args:
-        files: for a model that restores one block-pooled volume, the true volumes, each a subject; for any
-            other, each subject's conditions and then its target, all on one grid.
+        files: of each subject what :func:`files_needed` names, in that order.
         config: the model.
-        coarsen: average blocks of this edge first (block-pooled models only).
-        size: of the box (z, y, x), as :func:`scorefusion.demo.make_case` takes it.
+        coarsen: average blocks of this edge first.
+        size: of the box (z, y, x), as :func:`known_truth` takes it.
         start: its first voxel; in the middle of the head by default.
         nan: ``error`` or ``zero``.
         device: where the tensors go.
@@ -74,63 +157,58 @@ def read_subjects(
         ScoreFusionError: for a number of files that does not fit the model.
         BadInput: for a file that cannot be used.
     """
-    count = files_per_subject(config)
-    if not files or len(files) % count:
-        names = ", ".join([*config.conditions, config.target])
-        each = "a volume each" if count == 1 else f"{count} files each ({names})"
+    names = files_needed(config)
+    if not files or len(files) % len(names):
+        each = "a volume each" if len(names) == 1 else f"{len(names)} files each ({', '.join(names)})"
         raise ScoreFusionError(
-            f"model '{config.name}' is tuned on subjects of {each}; got {len(files)} files"
+            f"model '{config.name}' is measured on subjects of {each}; got {len(files)} files"
         )
-    if count == 1:
-        subjects = []
-        for file in files:
-            case = make_case(read_scan(file, nan=nan), config, coarsen=coarsen, size=size, start=start)
-            case = case.to(torch.device(device))
-            intensity, truth = case.prepared.intensity, case.truth[case.box.index]
-            subjects.append(
-                Subject(
-                    case.name,
-                    case.prepared,
-                    case.box,
-                    _array(intensity.normalise(truth)),
-                    case.data_range / intensity.half_range,
-                )
-            )
-        return subjects
-    if coarsen != 1:
-        raise ScoreFusionError(
-            f"only a block-pooled volume can be coarsened; model '{config.name}' takes {count} files"
+    groups = (files[at : at + len(names)] for at in range(0, len(files), len(names)))
+    return [
+        known_truth(
+            [read_scan(file, nan=nan) for file in group],
+            config,
+            coarsen=coarsen,
+            size=size,
+            start=start,
+            device=device,
         )
-    groups = (files[at : at + count] for at in range(0, len(files), count))
-    return [_pair(group, config, size, start, nan, torch.device(device)) for group in groups]
+        for group in groups
+    ]
 
 
-def _pooled(config: ModelConfig) -> bool:
-    return config.degradation.kind == "block-mean" and len(config.conditions) == 1
-
-
-def _pair(
-    files: Sequence[Path],
-    config: ModelConfig,
-    size: Sequence[int],
-    start: Sequence[int] | None,
-    nan: str,
-    device: torch.device,
-) -> Subject:
-    """Conditions and a target, the target normalised by its own intensities."""
-    scans = [read_scan(file, nan=nan) for file in files]
-    factor = config.degradation.factor
-    for other in scans[1:]:
-        check_same_grid(scans[0], other, factor if other.values.shape != scans[0].values.shape else 1)
-    check_same_grid(scans[0], scans[-1], factor)
-    volumes = [torch.from_numpy(scan.values)[None, None].to(device) for scan in scans]
-    prepared = prepare_conditions(volumes[:-1], config)
-    multiple = math.lcm(factor, config.multiple)
-    box = choose_box(prepared.condition, size, start, multiple, factor)
-    truth = Intensity.of(volumes[-1], config.intensity).normalise(volumes[-1])
-    span = float(truth.max() - truth.min())
-    return Subject(scans[-1].name, prepared, box, _array(truth[box.index]), span)
-
-
-def _array(volume: Tensor) -> np.ndarray:
+def as_array(volume: Tensor) -> np.ndarray:
+    """``[1, 1, D, H, W]`` as a float32 array ``[D, H, W]``."""
     return np.ascontiguousarray(volume[0, 0].float().cpu().numpy())
+
+
+def _check_grid(scan: Scan, target: Scan, factor: int) -> None:
+    """See that a condition is on the target's grid, or on one ``factor`` times coarser."""
+    if scan.values.shape == target.values.shape:
+        check_same_grid(target, scan)
+    else:
+        check_same_grid(scan, target, factor)
+
+
+def _box(
+    condition: Tensor,
+    size: Sequence[int] | None,
+    start: Sequence[int] | None,
+    slab: tuple[int, int] | None,
+    multiple: int,
+    block: int,
+) -> Box:
+    """A box inside the slab, on whole blocks."""
+    depth = condition.shape[2]
+    low, high = slab or (0, depth)
+    if not 0 <= low < high <= depth:
+        raise ScoreFusionError(f"slices {low}:{high} are not inside the volume, which has {depth}")
+    low = -(-low // block) * block
+    within = condition[:, :, low:high]
+    if size is None:
+        size = within.shape[2:]
+    if start is not None:
+        start = (max(start[0] - low, 0), *start[1:])
+    box = choose_box(within, size, start, multiple, block)
+    (z, y, x), (z_end, y_end, x_end) = box.start, box.stop
+    return Box((z + low, y, x), (z_end + low, y_end, x_end))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from scorefusion.errors import ScoreFusionError
+from scorefusion.feature_distance import discrepancy, squared_distances
 
 
 def patch_distance(
@@ -53,11 +54,11 @@ def patch_distance(
         drawn = random.permutation(len(places))[: 2 * half]
         here, there = (tuple(places[part].T) for part in (drawn[:half], drawn[half:]))
         true = [_level(views[1][at]) for at in (here, there)]
-        width = float(np.median(_squares(true[0], true[1])))
+        width = float(np.median(squared_distances(true[0], true[1])))
         if not width > 0.0:
             raise ScoreFusionError("the truth's patches are all alike; it has no texture to compare with")
         for at, other in ((here, true[1]), (there, true[0])):
-            found.append(_discrepancy(_level(views[0][at]), other, width))
+            found.append(discrepancy(_level(views[0][at]), other, width))
     return float(np.mean(found))
 
 
@@ -65,18 +66,3 @@ def _level(patches: np.ndarray) -> np.ndarray:
     """Patches ``[n, ...]`` as rows, less the mean of each."""
     rows = patches.reshape(len(patches), -1)
     return np.asarray(rows - rows.mean(axis=1, keepdims=True))
-
-
-def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances of all rows of a to all of b."""
-    return np.asarray(np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2.0 * a @ b.T, 0.0))
-
-
-def _discrepancy(a: np.ndarray, b: np.ndarray, width: float) -> float:
-    n = len(a)
-
-    def among(rows: np.ndarray) -> float:
-        """Mean kernel of different rows."""
-        return float((np.exp(-_squares(rows, rows) / width).sum() - n) / (n * (n - 1)))
-
-    return among(a) + among(b) - 2.0 * float(np.exp(-_squares(a, b) / width).mean())

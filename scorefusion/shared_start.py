@@ -34,12 +34,16 @@ class StrategyRun:
         strategy: how scores are fused.
         planes: for ``single``.
         cost: of an evaluation, in about one plane's evaluation.
+        branches: average these branches only (by index); ``strategy`` is then ``average``.
+        consistent: whether each step is projected onto what was measured.
     """
 
     name: str
     strategy: Strategy
     planes: tuple[Plane, ...] | None
     cost: int
+    branches: tuple[int, ...] | None = None
+    consistent: bool = True
 
 
 _COST = {"single": 1, "alternate": 1, "average": 3, "volume": 1, "fuse": 4, "fuse+features": 4}
@@ -64,14 +68,18 @@ class SharedStart:
         prepared: the condition and the base on the whole grid.
         box: where to compute; a voxel's noise depends on its place in the whole volume.
         seed: of the noise.
+        sample: which of the samples of that seed.
     """
 
     COST: ClassVar[int] = 3
     """Cost of the evaluation that is shared, in about one plane's evaluation."""
 
-    def __init__(self, model: ScoreFusion, prepared: Prepared, box: Box, seed: int = 0) -> None:
+    def __init__(
+        self, model: ScoreFusion, prepared: Prepared, box: Box, seed: int = 0, sample: int = 0
+    ) -> None:
         on_cpu = next(model.parameters()).device.type == "cpu"
-        self.model, self.box, self.seed = packed_model(model) if on_cpu else model, box, seed
+        self.model, self.box = packed_model(model) if on_cpu else model, box
+        self.seed, self.number = seed, sample
         self.condition = prepared.condition[box.index]
         self.project = projection(model.config, prepared, box)
         with torch.no_grad():
@@ -95,6 +103,10 @@ class SharedStart:
             number = next(evaluation)
             if number == 0 and run.strategy != "volume":
                 return self._at_start(run, x_t, level)
+            if run.branches is not None:
+                x = self.model.padded(self.model.scaled(x_t, level))
+                scores, _ = self.model.branch_outputs(x, self.inputs, level, run.branches)
+                return cropped(Fusion(scores, None, (1 / len(scores),) * len(scores)), self.inputs.size)
             return self.model.unfused(
                 x_t, self.inputs, level, strategy=run.strategy, planes=run.planes, step=number
             )
@@ -105,8 +117,9 @@ class SharedStart:
             table,
             seeds=[self.seed],
             origin=self.box.start,
+            sample=self.number,
             clamp=self.model.config.sampling.clamp,
-            project=self.project,
+            project=self.project if run.consistent else None,
             callback=callback,
         )
 
@@ -121,9 +134,12 @@ class SharedStart:
         if run.strategy in ("fuse", "fuse+features"):
             given = totals if "features" in run.strategy else {}
             fusion = model.fusion_of(x, self.inputs, level, scores, given)
+        elif run.branches is not None:
+            chosen = run.branches
+            fusion = Fusion(tuple(scores[k] for k in chosen), None, (1 / len(chosen),) * len(chosen))
         else:
             planes = run.planes or (PLANES if run.strategy == "average" else self._first_plane())
-            chosen = [k for k, branch in enumerate(config.branches) if branch.plane in planes]
+            chosen = tuple(k for k, branch in enumerate(config.branches) if branch.plane in planes)
             weights = config.weights if run.strategy == "average" else (1 / len(chosen),) * len(chosen)
             fusion = Fusion(tuple(scores[k] for k in chosen), None, tuple(weights))
         return cropped(fusion, self.inputs.size)

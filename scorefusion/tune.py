@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scorefusion.diffusion.solvers import SOLVERS, Table
 from scorefusion.errors import ScoreFusionError, unknown_name
-from scorefusion.known_truth import Subject
+from scorefusion.known_truth import KnownTruth
 from scorefusion.metrics import psnr, ssim
 from scorefusion.models.config import ModelConfig, SamplingConfig, require_strategy
 from scorefusion.models.score_fusion import ScoreFusion
@@ -208,7 +208,7 @@ def table_of(config: ModelConfig, sampling: SamplingConfig) -> Table:
 
 def tune(
     model: ScoreFusion,
-    subjects: Sequence[Subject],
+    subjects: Sequence[KnownTruth],
     tried: Sequence[SamplingConfig],
     *,
     reference: SamplingConfig | None = None,
@@ -310,7 +310,7 @@ def _run_of(config: ModelConfig, strategy: str | None) -> StrategyRun:
     return replace(run, planes=(plane,)) if name == "single" and plane else run
 
 
-def _measure(subject: Subject, volume: np.ndarray, way: SamplingConfig, evaluations: int) -> Point:
+def _measure(subject: KnownTruth, volume: np.ndarray, way: SamplingConfig, evaluations: int) -> Point:
     if not np.isfinite(volume).all():
         name, steps = solver_name(way), way.steps
         raise ScoreFusionError(f"the result of {name} with {steps} steps is not finite; compute in float32")

@@ -12,7 +12,7 @@ from typing import Any
 from scorefusion.errors import BadInput
 from scorefusion.figures import save_figure
 from scorefusion.io.atomic import check_output, written_beside
-from scorefusion.known_truth import Subject
+from scorefusion.known_truth import KnownTruth
 from scorefusion.optional import need
 from scorefusion.tune import Curve, Point, noise_range, solver_name
 from scorefusion.tune_figure import curve_figure
@@ -83,7 +83,7 @@ def _quality(point: Point) -> str:
 def write_results(
     folder: Path,
     curve: Curve,
-    subjects: Sequence[Subject],
+    subjects: Sequence[KnownTruth],
     *,
     model: str,
     strategy: str,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from scorefusion import optional
 from scorefusion.errors import ScoreFusionError
@@ -35,6 +36,36 @@ def test_ssim() -> None:
     assert ssim(TRUTH, TRUTH) == pytest.approx(1.0)
     near, far = (TRUTH + s * RNG.normal(0, 1, TRUTH.shape) for s in (0.05, 0.5))
     assert ssim(far, TRUTH) < ssim(near, TRUTH) < 1.0
+
+
+def test_inside_a_mask() -> None:
+    inside = np.zeros(TRUTH.shape, bool)
+    inside[4:12, 5:13, 6:15] = True
+    noisy = TRUTH.copy()
+    noisy[~inside] += 3.0
+    noisy[inside] += 0.1
+    assert psnr(noisy, TRUTH, 1.0, inside=inside) == pytest.approx(20.0)
+    assert psnr(noisy, TRUTH, 1.0, inside=np.ones_like(inside)) == psnr(noisy, TRUTH, 1.0)
+    pytest.importorskip("skimage")
+    assert ssim(noisy, TRUTH, 1.0, inside=np.ones_like(inside)) == pytest.approx(ssim(noisy, TRUTH, 1.0))
+    deep = np.zeros_like(inside)
+    deep[7:9, 8:10, 9:12] = True
+    assert ssim(noisy, TRUTH, 1.0, inside=deep) > 0.98 > ssim(noisy, TRUTH, 1.0)
+    for wrong in (np.zeros_like(inside), inside[1:]):
+        with pytest.raises(ScoreFusionError, match="voxels that count"):
+            psnr(noisy, TRUTH, 1.0, inside=wrong)
+
+
+def test_ssim_matches_monai() -> None:
+    """The same uniform 7-voxel windows; MONAI divides by n where scikit-image divides by n - 1."""
+    pytest.importorskip("skimage")
+    monai = pytest.importorskip("monai.metrics")
+    noisy = TRUTH + np.random.default_rng(5).normal(0, 0.1, TRUTH.shape)
+    volumes = [torch.from_numpy(array)[None, None] for array in (noisy, TRUTH)]
+    metric = monai.SSIMMetric(3, data_range=1.0, kernel_type="uniform", win_size=7)
+    assert ssim(noisy, TRUTH, 1.0) == pytest.approx(metric(*volumes).item(), abs=2e-4)
+    span = monai.PSNRMetric(max_val=1.0)
+    assert psnr(noisy, TRUTH, 1.0) == pytest.approx(span(*volumes).item(), rel=1e-6)
 
 
 def test_power_spectrum_error_of_a_scaled_volume() -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from scorefusion.cli import app
 from scorefusion.draw import draw_residuals
 from scorefusion.errors import ScoreFusionError
-from scorefusion.known_truth import Subject, read_subjects
+from scorefusion.known_truth import KnownTruth, read_subjects
 from scorefusion.metrics import power_spectrum_error, psnr, ssim
 from scorefusion.models.config import SamplingConfig
 from scorefusion.models.folder import from_pretrained
@@ -64,13 +64,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model: ScoreFusion) -> Path
 
 
 @pytest.fixture(scope="module")
-def subjects(folder: Path, model: ScoreFusion) -> list[Subject]:
+def subjects(folder: Path, model: ScoreFusion) -> list[KnownTruth]:
     files = [folder / "0.nii.gz", folder / "1.nii.gz"]
     return read_subjects(files, model.config, size=(10, 12, 14))
 
 
 @pytest.fixture(scope="module")
-def curve(model: ScoreFusion, subjects: list[Subject]) -> Curve:
+def curve(model: ScoreFusion, subjects: list[KnownTruth]) -> Curve:
     calls: list[tuple[int, int]] = []
     tried = candidates(model.config, solvers=("ddpm", "ddim"), evaluations=(1, 3), sigma_min=(0.2, 1.0))
     reference = reference_sampling(model.config, 5)
@@ -121,7 +121,7 @@ def test_the_reference_is_ancestral_over_the_models_own_range(model: ScoreFusion
 
 
 def test_figures_are_those_of_plain_sampling(
-    curve: Curve, model: ScoreFusion, subjects: list[Subject]
+    curve: Curve, model: ScoreFusion, subjects: list[KnownTruth]
 ) -> None:
     point = curve.points[-1]
     assert point.sampling.solver == "ddim" and point.evaluations == 3
@@ -141,7 +141,7 @@ def test_figures_are_those_of_plain_sampling(
     assert point.seconds == pytest.approx(3 / 5 * curve.reference.seconds)
 
 
-def test_pooling_measures_in_the_images_own_range(subjects: list[Subject], folder: Path) -> None:
+def test_pooling_measures_in_the_images_own_range(subjects: list[KnownTruth], folder: Path) -> None:
     whole = nib.load(folder / "0.nii.gz").get_fdata()
     half_range = subjects[0].prepared.intensity.half_range
     assert subjects[0].data_range * half_range == pytest.approx(np.ptp(whole), rel=1e-5)

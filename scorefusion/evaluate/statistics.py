@@ -1,0 +1,173 @@
+"""Statistics over subjects: bootstrap intervals, jackknife, Wilcoxon's test with Holm's correction."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scorefusion.errors import ScoreFusionError
+from scorefusion.optional import need
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval.
+
+    Attributes:
+        mean: over the subjects.
+        low: end of the interval of :data:`CONFIDENCE`; NaN where there are too few subjects.
+        high: the other end.
+        count: of subjects.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method less another, subject by subject.
+
+    Attributes:
+        name: of the one.
+        other: of the other.
+        difference: the mean, with a bootstrap interval over subjects.
+        p: of Wilcoxon's two-sided signed-rank test; NaN for fewer than 2 subjects.
+        adjusted: p after Holm's correction for the comparisons made together.
+    """
+
+    name: str
+    other: str
+    difference: Estimate
+    p: float
+    adjusted: float
+
+
+def interval(values: Sequence[float], *, seed: int = 0) -> Estimate:
+    """The mean of one number a subject, and its bootstrap interval over subjects.
+
+    Bias-corrected and accelerated (BCa, Efron 1987), by scipy; percentiles where that is not defined, as for
+    very few or equal values.
+
+    Args:
+        values: one a subject, finite.
+        seed: of the resampling.
+
+    Raises:
+        ScoreFusionError: for no value, or one that is not finite.
+    """
+    array = np.asarray(values, np.float64)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise ScoreFusionError(f"an interval needs finite values, at least one; got {array.tolist()}")
+    mean, count = float(array.mean()), array.size
+    if count < 2:
+        return Estimate(mean, math.nan, math.nan, count)
+    if np.ptp(array) == 0.0:
+        return Estimate(mean, mean, mean, count)
+    bootstrap = need("scipy.stats", "a bootstrap interval").bootstrap
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ends = bootstrap(
+                (array,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method=method,
+                random_state=np.random.default_rng(seed), vectorized=True,
+            ).confidence_interval  # fmt: skip
+        if np.isfinite([ends.low, ends.high]).all():
+            break
+    return Estimate(mean, float(ends.low), float(ends.high), count)
+
+
+def jackknife(whole: float, without: Sequence[float]) -> Estimate:
+    """The interval of a figure of a whole set, from its values with each subject left out in turn.
+
+    The standard error is ``sqrt((n - 1)/n · sum (x_i - mean x)²)`` (Tukey 1958), times Student's t. Drawing
+    with replacement would put copies into a set, which a distance of distributions takes for a difference.
+
+    Args:
+        whole: the figure with all subjects.
+        without: the figure without each subject.
+    """
+    left = np.asarray(without, np.float64)
+    count = left.size
+    if count < 3:
+        return Estimate(whole, math.nan, math.nan, count)
+    error = math.sqrt((count - 1) / count * float(((left - left.mean()) ** 2).sum()))
+    reach = error * float(need("scipy.stats", "an interval").t.ppf(0.5 + CONFIDENCE / 2, count - 1))
+    return Estimate(whole, whole - reach, whole + reach, count)
+
+
+def wilcoxon(differences: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test that paired differences have median 0, by scipy.
+
+    NaN for fewer than 2 differences; 1 where all are 0. Its least value is 2^(1-n): with fewer than 6
+    subjects nothing can be below 0.05.
+    """
+    array = np.asarray(differences, np.float64)
+    if array.size < 2:
+        return math.nan
+    if not array.any():
+        return 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(need("scipy.stats", "Wilcoxon's test").wilcoxon(array).pvalue)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979): each p times how many there are at least as large, kept in order.
+
+    NaN stays NaN and is not counted.
+    """
+    order = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
+    adjusted, floor = [math.nan] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        floor = max(floor, min(1.0, (len(order) - rank) * ps[i]))
+        adjusted[i] = floor
+    return adjusted
+
+
+def compare(
+    values: Mapping[str, Sequence[float]], pairs: Sequence[tuple[str, str]], *, seed: int = 0
+) -> tuple[Comparison, ...]:
+    """Compare pairs of methods on the same subjects; Holm's correction is over the pairs.
+
+    Args:
+        values: for each method one number a subject, all in one order.
+        pairs: (one, other): the difference is one less other.
+        seed: of the resampling.
+
+    Raises:
+        ScoreFusionError: for methods with other numbers of subjects.
+    """
+    found = []
+    for name, other in pairs:
+        if len(values[name]) != len(values[other]):
+            raise ScoreFusionError(
+                f"'{name}' has {len(values[name])} subjects and '{other}' {len(values[other])}; pairs need "
+                "the same ones"
+            )
+        differences = np.subtract(values[name], values[other])
+        found.append((name, other, interval(differences.tolist(), seed=seed), wilcoxon(differences.tolist())))
+    adjusted = holm([p for *_, p in found])
+    return tuple(Comparison(*row, extra) for row, extra in zip(found, adjusted, strict=True))
+
+
+def by_person(values: Sequence[float], groups: Sequence[str]) -> list[float]:
+    """One number a person: the mean over a person's sessions, in the order the persons first appear."""
+    members: dict[str, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        members.setdefault(group, []).append(value)
+    return [float(np.mean(each)) for each in members.values()]
+
+
+def left_out(count: int, figure: Callable[[Sequence[int]], float]) -> list[float]:
+    """A figure of a set of ``count`` members with each of them left out in turn."""
+    return [figure([k for k in range(count) if k != out]) for out in range(count)]

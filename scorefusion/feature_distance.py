@@ -1,0 +1,112 @@
+"""How far two crowds of feature vectors are apart: Fréchet distance (FID) and maximum mean discrepancy (MMD).
+
+Both ask whether translated volumes look like true ones, not whether each is the right one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scorefusion.errors import ScoreFusionError
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over a crowd, from which mean and covariance of any union of crowds follow.
+
+    Attributes:
+        count: of vectors.
+        total: float64 ``[F]``, their sum.
+        squares: float64 ``[F, F]``, the sum of their outer products.
+    """
+
+    count: int
+    total: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def of(cls, vectors: np.ndarray) -> Moments:
+        """Of feature vectors ``[N, F]``."""
+        if vectors.ndim != 2:
+            raise ScoreFusionError(f"feature vectors must be [N, F], got shape {list(vectors.shape)}")
+        rows = np.asarray(vectors, np.float64)
+        return cls(len(rows), rows.sum(0), rows.T @ rows)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(self.count - other.count, self.total - other.total, self.squares - other.squares)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """``[F]``."""
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """``[F, F]``, with the divisor count - 1."""
+        return (self.squares - self.count * np.outer(self.mean, self.mean)) / (self.count - 1)
+
+
+def frechet_distance(one: Moments, other: Moments) -> float:
+    """Squared Fréchet distance of the two normal distributions that fit best (Heusel et al. 2017).
+
+    ``|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^(1/2))``, the trace of the root being that of
+    ``(R S2 R)^(1/2)`` with R the root of S1, which is symmetric and so has real eigenvalues.
+
+    Args:
+        one: a crowd of at least 2 vectors.
+        other: the same, of vectors as long.
+
+    Raises:
+        ScoreFusionError: for fewer vectors, or vectors of other lengths.
+    """
+    if min(one.count, other.count) < 2 or one.total.shape != other.total.shape:
+        raise ScoreFusionError(
+            f"a Fréchet distance needs two crowds of at least 2 vectors as long; got {one.count} of "
+            f"{len(one.total)} and {other.count} of {len(other.total)} numbers"
+        )
+    first, second = one.covariance, other.covariance
+    values, axes = np.linalg.eigh(first)
+    root = (axes * np.sqrt(values.clip(0.0))) @ axes.T
+    between = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0.0)).sum()
+    return float(((one.mean - other.mean) ** 2).sum() + np.trace(first) + np.trace(second) - 2.0 * between)
+
+
+def squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Squared distances ``[N, M]`` of all rows of ``[N, F]`` to all of ``[M, F]``."""
+    return np.asarray(
+        np.maximum((one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2.0 * one @ other.T, 0.0)
+    )
+
+
+def discrepancy(one: np.ndarray, other: np.ndarray, width: float) -> float:
+    """Squared maximum mean discrepancy (Gretton et al. 2012, equation 3, unbiased) of two crowds.
+
+    Args:
+        one: ``[N, F]``, N at least 2.
+        other: ``[M, F]``, M at least 2.
+        width: h of the kernel exp(-|a - b|²/h).
+
+    Returns:
+        0 in the mean for two draws of one distribution (the estimate may be a little below); at most 2.
+
+    Raises:
+        ScoreFusionError: for fewer vectors, or a width that is not positive.
+    """
+    if min(len(one), len(other)) < 2 or not width > 0.0:
+        raise ScoreFusionError(
+            f"a discrepancy needs two crowds of at least 2 vectors and a positive kernel width; "
+            f"got {len(one)}, {len(other)} and {width:g}"
+        )
+
+    def among(rows: np.ndarray) -> float:
+        """Mean kernel of different rows."""
+        n = len(rows)
+        return float((np.exp(-squared_distances(rows, rows) / width).sum() - n) / (n * (n - 1)))
+
+    between = float(np.exp(-squared_distances(one, other) / width).mean())
+    return among(one) + among(other) - 2.0 * between
