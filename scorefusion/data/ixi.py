@@ -1,0 +1,26 @@
+"""IXI: ``IXI002-Guys-0828-T1.nii.gz``, in one folder or one for each contrast (``IXI-T1/``, ``IXI-T2/``).
+
+``IXI002`` is the person; then come the hospital and the scan. T1 lies on another grid than T2 and PD.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from scorefusion.data.contrast import canonical
+from scorefusion.data.listing import Listing, Volume, stem
+
+_NAME = re.compile(r"(?P<scan>(?P<group>IXI\d+)-[a-z]+-\d+)-(?P<contrast>T1|T2|PD|MRA)", re.I)
+
+
+def list_ixi(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Listing:
+    """Volumes named as in the IXI dataset; its diffusion volumes (DTI) are left out."""
+    matches = ((path, _NAME.fullmatch(stem(path))) for path in files)
+    volumes = [
+        Volume(match["scan"], match["group"], canonical(match["contrast"]), path)
+        for path, match in matches
+        if match
+    ]
+    return Listing(tuple(volumes))

@@ -1,0 +1,105 @@
+"""What lies in a dataset's folder, and what a layout makes of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scorefusion.errors import BadInput
+from scorefusion.io.nifti import ENDINGS
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A file as a layout understands it.
+
+    Attributes:
+        subject: one session of one person; unique in the dataset.
+        group: the person.
+        contrast: its canonical name.
+        path: the file.
+        variant: of several versions of the whole dataset, the one this belongs to; 0 is the best.
+    """
+
+    subject: str
+    group: str
+    contrast: str
+    path: Path
+    variant: int = 0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a layout found.
+
+    Attributes:
+        volumes: every file that it understands.
+        problems: subjects that cannot be used, each with the file, the reason and the fix.
+        splits: the split of a person, where the dataset says it.
+        people_unknown: why files of one person cannot be told; empty where they can.
+    """
+
+    volumes: tuple[Volume, ...]
+    problems: tuple[tuple[str, BadInput], ...] = ()
+    splits: dict[str, str] = field(default_factory=dict)
+    people_unknown: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many files were understood."""
+        return len(self.problems) + len({volume.path for volume in self.volumes})
+
+
+def nifti_files(root: Path) -> list[Path]:
+    """Every NIfTI file below a folder, sorted by path.
+
+    Links to folders are followed after all else, and each folder is entered once, so loops end. Hidden files
+    and folders are left out, AppleDouble files (``._name``) among them; links that lead nowhere are kept, to
+    be reported.
+
+    Raises:
+        BadInput: for a folder that cannot be read.
+    """
+    found: list[Path] = []
+    entered: set[tuple[int, int]] = set()
+    waiting: list[Path] = [root]
+    links: list[Path] = []
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            fix = "Check its permissions, or move it out of the dataset."
+            raise BadInput(folder, f"cannot be read ({error.strerror or error})", fix) from None
+        for entry in visible:
+            if _is_folder(entry):
+                (links if entry.is_symlink() else waiting).append(Path(entry.path))
+            elif is_nifti(entry.name):
+                found.append(Path(entry.path))
+    return sorted(found)
+
+
+def is_nifti(name: str) -> bool:
+    """Whether a file's name ends as a NIfTI file's does."""
+    return name.lower().endswith(ENDINGS)
+
+
+def stem(path: Path) -> str:
+    """A NIfTI file's name without ``.nii`` or ``.nii.gz``."""
+    for ending in sorted(ENDINGS, key=len, reverse=True):
+        if path.name.lower().endswith(ending):
+            return path.name[: -len(ending)]
+    return path.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False

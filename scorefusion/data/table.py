@@ -1,0 +1,77 @@
+"""A CSV or TSV: a line for each subject, a column for each contrast.
+
+``subject`` is needed; ``group`` (the person) and ``split`` may be there; every other column whose cells are
+NIfTI files is a contrast. Relative paths start at the table's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scorefusion.data.contrast import canonical
+from scorefusion.data.folder import person
+from scorefusion.data.listing import Listing, Volume, is_nifti
+from scorefusion.data.rows import read_rows
+from scorefusion.data.split import SPLITS
+from scorefusion.errors import BadInput, unknown_name
+
+_RESERVED = ("subject", "group", "split")
+
+
+def list_table(table: Path, contrasts: Sequence[str]) -> Listing:
+    """The subjects of a table.
+
+    Raises:
+        BadInput: for a table that cannot be read, a person in two splits, an unknown split, or two columns of
+            one contrast.
+    """
+    rows = read_rows(table, ("subject",))
+    columns = _contrast_columns(table, rows, contrasts)
+    volumes: list[Volume] = []
+    problems: list[tuple[str, BadInput]] = []
+    splits: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for number, row in rows:
+        subject = row["subject"]
+        if not subject:
+            raise BadInput(table, f"line {number} has no subject", "Give every line a name.")
+        if subject in lines:
+            problem = f"names subject '{subject}' in lines {lines[subject]} and {number}"
+            raise BadInput(
+                table, problem, "Give each line its own name, and a column 'group' for the person."
+            )
+        lines[subject] = number
+        group = row.get("group") or person(subject)
+        split = row.get("split", "").lower()
+        if split:
+            if split not in SPLITS:
+                raise BadInput(table, f"line {number}: {unknown_name('split', split, SPLITS)}")
+            if splits.setdefault(group, split) != split:
+                problem = f"line {number}: person '{group}' is in split {split} and in {splits[group]}"
+                raise BadInput(table, problem, "Keep all of a person in one split.")
+        files = [
+            Volume(subject, group, contrast, table.parent / row[column])
+            for column, contrast in columns.items()
+            if row[column]
+        ]
+        volumes += files
+        if not files:
+            problems.append((subject, BadInput(table, f"line {number} names no file", "Fill it in.")))
+    return Listing(tuple(volumes), tuple(problems), splits)
+
+
+def _contrast_columns(
+    table: Path, rows: Sequence[tuple[int, dict[str, str]]], contrasts: Sequence[str]
+) -> dict[str, str]:
+    names = [name for name in (rows[0][1] if rows else ()) if name not in _RESERVED]
+    columns = {
+        name: canonical(name)
+        for name in names
+        if canonical(name) in contrasts or any(is_nifti(row[name]) for _, row in rows)
+    }
+    for name, contrast in columns.items():
+        other = next(key for key, value in columns.items() if value == contrast)
+        if other != name:
+            raise BadInput(table, f"columns '{other}' and '{name}' both hold {contrast}", "Remove one.")
+    return columns
