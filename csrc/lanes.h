@@ -169,10 +169,10 @@ SF_INLINE Lanes widen_lanes(const Float16* from) {
     return (Lanes)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
-// y / (1 + exp(-y)). exp(-y) = 2^n 2^f, n whole and |f| <= 1/2; the polynomial is minimax for the relative error,
+// 1 / (1 + exp(-y)). exp(-y) = 2^n 2^f, n whole and |f| <= 1/2; the polynomial is minimax for the relative error,
 // 2e-7. Within the bounds nothing is lost: 1 + exp(-y) is 1 for y above 17 and infinite below -88.73, where the
-// result is -0, as PyTorch's. NaN stays NaN. One step of Newton's doubles the 14 bits of a reciprocal.
-SF_INLINE Lanes silu(Lanes y) {
+// result is 0. NaN stays NaN. One step of Newton's doubles the 14 bits of a reciprocal.
+SF_INLINE Lanes sigmoid(Lanes y) {
     const __m512 z = (__m512)clamp_lanes(y, -89.0f, 87.0f), one = _mm512_set1_ps(1.0f);
     const __m512 turn = _mm512_set1_ps(-1.44269502e+00f), rest = _mm512_set1_ps(-1.92596303e-08f);
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(z, turn), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -184,13 +184,16 @@ SF_INLINE Lanes silu(Lanes y) {
     const __m512 d = _mm512_add_ps(_mm512_scalef_ps(p, n), one);
     const __m512 r = _mm512_rcp14_ps(d);
     const __mmask16 finite = _mm512_cmp_ps_mask(d, _mm512_set1_ps(INFINITY), _CMP_NEQ_UQ);
-    return y * (Lanes)_mm512_mask_fmadd_ps(r, finite, _mm512_fnmadd_ps(d, r, one), r);
+    return (Lanes)_mm512_mask_fmadd_ps(r, finite, _mm512_fnmadd_ps(d, r, one), r);
 }
+
+// y / (1 + exp(-y)): -0 where that is 0, as PyTorch's.
+SF_INLINE Lanes silu(Lanes y) { return y * sigmoid(y); }
 #else
-// y / (1 + exp(-y)). -y = n ln(2) - r, n whole and |r| <= ln(2) / 2, so exp(-y) = 2^n exp(-r): the polynomial is
-// Cephes' expf, doubled because 2^128 has no float but 2^127 has. Within the bounds nothing is lost: 1 + exp(-y)
-// is 1 for y above 17 and infinite below -88.73, where the result is -0, as PyTorch's. NaN stays NaN.
-SF_INLINE Lanes silu(Lanes y) {
+// 1 + exp(-y). -y = n ln(2) - r, n whole and |r| <= ln(2) / 2, so exp(-y) = 2^n exp(-r): the polynomial is
+// Cephes' expf, doubled because 2^128 has no float but 2^127 has. Within the bounds nothing is lost: it is 1 for y
+// above 17 and infinite below -88.73. NaN stays NaN.
+SF_INLINE Lanes one_and_exp(Lanes y) {
     const Lanes z = clamp_lanes(y, -89.0f, 87.0f);
     // Adding 1.5 · 2^23 rounds to a whole number and leaves it in the low bits.
     const Lanes magic = spread(12582912.0f);
@@ -203,6 +206,11 @@ SF_INLINE Lanes silu(Lanes y) {
     p = p * r - spread(2.0f * 1.6666665459e-1f);
     p = p * r + spread(2.0f * 5.0000001201e-1f);
     p = p * (r * r) + (spread(2.0f) - (r + r));
-    return y / (p * half_power(biased) + spread(1.0f));
+    return p * half_power(biased) + spread(1.0f);
 }
+
+SF_INLINE Lanes sigmoid(Lanes y) { return spread(1.0f) / one_and_exp(y); }
+
+// y / (1 + exp(-y)): -0 where that is 0, as PyTorch's.
+SF_INLINE Lanes silu(Lanes y) { return y / one_and_exp(y); }
 #endif

@@ -24,6 +24,14 @@ struct Fold {
     std::vector<float> centre, slope, offset;
 };
 
+// For GroupNorm's gradient: unit = (h - centre) * rstd + moved, y = unit * slope + offset, and the group's means of the
+// gradient by unit, and of that times unit.
+struct GroupFold : Fold {
+    explicit GroupFold(int64_t channels)
+        : Fold(channels), rstd(centre), moved(centre), level(centre), along(centre) {}
+    std::vector<float> rstd, moved, level, along;
+};
+
 // The loops of one instruction set.
 struct TileLoops {
     // Widens `voxels` voxels, `step` elements apart from element `start`, into rows of `tile`, `row` floats apart.
@@ -38,6 +46,17 @@ struct TileLoops {
     void (*finish_layer)(float* tile, int64_t voxels, const Fold& fold, float eps, bool silu, DType dtype, void* out);
     // Folds, activates and stores.
     void (*finish_group)(const float* tile, int64_t voxels, const Fold& fold, bool silu, DType dtype, void* out);
+
+    // The gradient by the result, in `gradient`, becomes that by what was normalised; see norm_act_backward_loops.h.
+    // Of at most kTile / kRow voxels; adds to three rows of sums.
+    void (*layer_gradient)(float* tile, float* gradient, int64_t voxels, const Fold& fold, float eps, bool silu,
+                           float* sums);
+    // Adds to the first two of these rows only.
+    void (*group_sums)(const float* tile, const float* gradient, int64_t voxels, const GroupFold& fold, bool silu,
+                       float* sums);
+    void (*group_gradient)(const float* tile, float* gradient, int64_t voxels, const GroupFold& fold, bool silu);
+    // Narrows voxels of rows `row` floats apart into dense memory.
+    void (*store_voxels)(const float* tile, int64_t row, int64_t voxels, int64_t channels, DType dtype, void* out);
 };
 
 // The best that this processor has.

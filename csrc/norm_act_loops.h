@@ -93,13 +93,13 @@ SF_INLINE void write_voxel(int64_t channels, T* __restrict out, const Value& y) 
     for (int64_t c = whole; c < channels; ++c) out[c] = rest[c - whole];
 }
 
-template <bool kSilu, typename T>
-SF_INLINE void layer_as(float* tile, int64_t voxels, const Fold& fold, float eps, T* out) {
+// Subtracts the fold's centre and measures each voxel of a tile: all of them before any voxel's activation, so that the
+// long chains of several run side by side. mean, rest and variance have room for whole squares of voxels.
+SF_INLINE void layer_moments(float* tile, int64_t voxels, const Fold& fold, float* mean, float* rest,
+                             float* variance) {
     const int64_t channels = fold.channels, row = padded(channels);
-    const float *centre = fold.centre.data(), *slope = fold.slope.data(), *offset = fold.offset.data();
+    const float* centre = fold.centre.data();
     const Lanes last = last_lanes(channels);
-    // All voxels' moments before any voxel's activation: the long chains of several then run side by side.
-    float mean[kTile / kRow], rest[kTile / kRow], variance[kTile / kRow];
     for (int64_t v = 0; fold.shifted && v < voxels; ++v) {
         float* h = tile + v * row;
         for (int64_t c = 0; c < row; c += kLanes) store_lanes(h + c, load_lanes(h + c) - load_lanes(centre + c));
@@ -108,6 +108,14 @@ SF_INLINE void layer_as(float* tile, int64_t voxels, const Fold& fold, float eps
         moments(tile + v * row, std::min<int64_t>(kSquare, voxels - v), channels, last, mean + v, rest + v,
                 variance + v);
     }
+}
+
+template <bool kSilu, typename T>
+SF_INLINE void layer_as(float* tile, int64_t voxels, const Fold& fold, float eps, T* out) {
+    const int64_t channels = fold.channels, row = padded(channels);
+    const float *slope = fold.slope.data(), *offset = fold.offset.data();
+    float mean[kTile / kRow], rest[kTile / kRow], variance[kTile / kRow];
+    layer_moments(tile, voxels, fold, mean, rest, variance);
     for (int64_t v = 0; v < voxels; ++v) {
         const float* h = tile + v * row;
         // (h - mean) * rstd - rest * rstd has mean 0 and variance 1.

@@ -1,9 +1,15 @@
-// The loops of norm_act_loops.h for each instruction set, and the choice among them.
+// The loops of norm_act and of its gradient for each instruction set, and the choice among them.
 #include <algorithm>
 #include <cmath>
 
 #include "norm_act.h"
 #include "processor.h"
+
+#define SF_TILE_LOOPS(set)                                                                                           \
+    TileLoops {                                                                                                      \
+        set::load_voxels, set::block_moments, set::finish_layer, set::finish_group, set::layer_gradient,             \
+            set::group_sums, set::group_gradient, set::store_voxels                                                  \
+    }
 
 #if defined(SF_HAS_TARGET_CLONES) && defined(__x86_64__) && !defined(__clang__)
 #define SF_HAS_WIDE_LOOPS
@@ -17,6 +23,7 @@ namespace baseline {
 constexpr int kLanes = 8;
 #include "lanes.h"
 #include "norm_act_loops.h"
+#include "norm_act_backward_loops.h"
 }  // namespace baseline
 
 #if defined(SF_HAS_WIDE_LOOPS)
@@ -26,6 +33,7 @@ namespace avx2 {
 constexpr int kLanes = 8;
 #include "lanes.h"
 #include "norm_act_loops.h"
+#include "norm_act_backward_loops.h"
 }  // namespace avx2
 #pragma GCC pop_options
 #define SF_WIDE
@@ -35,6 +43,7 @@ namespace avx512 {
 constexpr int kLanes = 16;
 #include "lanes.h"
 #include "norm_act_loops.h"
+#include "norm_act_backward_loops.h"
 }  // namespace avx512
 #pragma GCC pop_options
 #define SF_NARROW
@@ -44,6 +53,7 @@ namespace avx512_bf16 {
 constexpr int kLanes = 16;
 #include "lanes.h"
 #include "norm_act_loops.h"
+#include "norm_act_backward_loops.h"
 }  // namespace avx512_bf16
 #pragma GCC pop_options
 #undef SF_NARROW
@@ -53,17 +63,13 @@ constexpr int kLanes = 16;
 TileLoops best() {
 #if defined(SF_HAS_WIDE_LOOPS)
     switch (instruction_set()) {
-        case InstructionSet::kAvx512BF16:
-            return {avx512_bf16::load_voxels, avx512_bf16::block_moments, avx512_bf16::finish_layer,
-                    avx512_bf16::finish_group};
-        case InstructionSet::kAvx512:
-            return {avx512::load_voxels, avx512::block_moments, avx512::finish_layer, avx512::finish_group};
-        case InstructionSet::kAvx2:
-            return {avx2::load_voxels, avx2::block_moments, avx2::finish_layer, avx2::finish_group};
+        case InstructionSet::kAvx512BF16: return SF_TILE_LOOPS(avx512_bf16);
+        case InstructionSet::kAvx512: return SF_TILE_LOOPS(avx512);
+        case InstructionSet::kAvx2: return SF_TILE_LOOPS(avx2);
         default: break;
     }
 #endif
-    return {baseline::load_voxels, baseline::block_moments, baseline::finish_layer, baseline::finish_group};
+    return SF_TILE_LOOPS(baseline);
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from scorefusion.models.unet import UNet
+from scorefusion.ops.backends import use_backend
 from scorefusion.optional import need
 
 OPSET = 20
@@ -93,8 +94,8 @@ def export_network(wrapped: SliceNetwork) -> bytes:
     slices, rows, columns = (torch.export.Dim(name, min=2) for name in ("slices", "rows", "columns"))
     lengths = {0: slices, 1: unit * rows, 2: unit * columns} if unit > 1 else {0: slices, 1: rows, 2: columns}
     shapes = (lengths, *({0: slices},) * (len(wrapped.input_names) - 1))
-    with _quiet(), torch.enable_grad():
-        # With a gradient in sight norm_act is its reference, so the graph has PyTorch's operations alone.
+    with _quiet(), torch.enable_grad(), use_backend("torch"):
+        # With a gradient in sight PyTorch's norm_act is its reference: PyTorch's operations alone.
         program = torch.export.export(
             wrapped.requires_grad_(True), wrapped.example(4, 3 * unit, 5 * unit), dynamic_shapes=shapes
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
@@ -11,6 +14,7 @@ from scorefusion.ops.view import view
 from scorefusion.reference import norm_act as reference
 
 IMPLEMENTED = ("torch", "cpp", "triton")
+WITH_GRADIENTS = ("torch", "cpp")
 ACTIVATIONS = ("silu", "none")
 PAD_MODES = ("zeros", "replicate")
 
@@ -35,8 +39,9 @@ def norm_act(
 
     What stands before a convolution of a residual block, in one pass: nothing is concatenated, and the
     convolution that follows needs no padding of its own. Arithmetic is float32 (float64 for float64), and
-    statistics survive a mean far larger than the standard deviation. If a gradient is needed, the PyTorch
-    reference runs under autograd.
+    statistics survive a mean far larger than the standard deviation. If a gradient is needed, it is C++'s own
+    on a CPU (once differentiable, nothing but the arguments is kept), and the PyTorch reference runs under
+    autograd elsewhere.
 
     Args:
         x: [N, C1, H, W] or [N, C1, D, H, W], any strides; float32, bfloat16, float16 (with PyTorch, float64).
@@ -63,9 +68,16 @@ def norm_act(
     _check(x, other, groups, weight, bias, {"scale": scale, "shift": shift, "add": add}, act, pad, pad_mode)
     options = (groups, float(eps), act, pad, pad_mode)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        choose("norm_act with gradients", x.device, backend, ("torch",))
+        dtypes = [tensor.dtype for tensor in tensors if tensor is not None]
+        chosen = choose("norm_act with gradients", x.device, backend, WITH_GRADIENTS, dtypes)
         groups, eps, act, pad, pad_mode = options
-        return reference.norm_act(x, other, groups, weight, bias, eps, scale, shift, add, act, pad, pad_mode)
+        if chosen == "torch":
+            return reference.norm_act(
+                x, other, groups, weight, bias, eps, scale, shift, add, act, pad, pad_mode
+            )
+        plain = _norm_act(x, other, weight, bias, scale, shift, add, groups, eps, act, 0, pad_mode, chosen)
+        edges = (pad,) * (2 * (x.ndim - 2))
+        return F.pad(plain, edges, mode="constant" if pad_mode == "zeros" else pad_mode) if pad else plain
     return _norm_act(x, other, weight, bias, scale, shift, add, *options, backend)
 
 
@@ -187,3 +199,86 @@ def _(
     backend: str | None,
 ) -> Tensor:
     return _empty(x, other, pad)
+
+
+@torch.library.custom_op("scorefusion::norm_act_backward", mutates_args=())
+def _norm_act_backward(
+    gradient: Tensor,
+    x: Tensor,
+    other: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    add: Tensor | None,
+    groups: int | None,
+    eps: float,
+    act: str,
+) -> list[Tensor]:
+    """Return the gradients by x, other, weight, bias, scale, shift and add, of those that are given."""
+    given = (x, other, weight, bias, scale, shift, add)
+    results = _gradients(given)
+    if 0 in (*x.shape[2:], x.shape[0], weight.numel()):
+        return [result.zero_() for result in results]
+    from scorefusion import _C
+
+    left = iter(results)
+    _C.norm_act_backward(
+        [None if tensor is None else view(next(left)) for tensor in given],
+        view(gradient),
+        *(None if tensor is None else view(tensor) for tensor in given),
+        groups or 0,
+        eps,
+        act == "silu",
+        torch.get_num_threads(),
+    )
+    return results
+
+
+def _gradients(given: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """Return buffers like what is given, dense: x and other channels-last, the others row by row."""
+    return [
+        _empty(tensor, None, 0)
+        if index < 2
+        else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        for index, tensor in enumerate(given)
+        if tensor is not None
+    ]
+
+
+@_norm_act_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    other: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    add: Tensor | None,
+    groups: int | None,
+    eps: float,
+    act: str,
+) -> list[Tensor]:
+    return _gradients((x, other, weight, bias, scale, shift, add))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, groups, eps, act, pad, _, backend = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.options = (groups, eps, act)
+    ctx.pad, ctx.backend = pad, backend
+
+
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.pad or ctx.backend != "cpp":
+        raise ScoreFusionError(
+            f"the operation scorefusion::norm_act has gradients with backend 'cpp' and pad 0; "
+            f"got {ctx.backend!r} and {ctx.pad}; call scorefusion.ops.norm_act.norm_act, which has them all"
+        )
+    given = ctx.saved_tensors
+    found = iter(_norm_act_backward(gradient, *given, *ctx.options))
+    return (*(None if tensor is None else next(found) for tensor in given), *(None,) * 6)
+
+
+_norm_act.register_autograd(_gradient, setup_context=_keep)
