@@ -1,0 +1,1 @@
+"""Synthetic subjects: aligned contrasts of deformed tissue maps, with their labels."""
