@@ -18,12 +18,15 @@ MARGIN = 16.0
 """What is kept around the brain, in mm."""
 MULTIPLE = 16
 
-BENDS = ((60.0, 4.0), (22.0, 2.2), (9.0, 1.0))
+BENDS = ((60.0, 4.0), (22.0, 1.8), (8.0, 1.0))
 """The deformation: pairs of knot distance and standard deviation, in mm."""
 LEAST_JACOBIAN = 0.15
 
 ZOOM, TURN, SHIFT = 0.05, 4.0, 2.0
 """Standard deviations of size (relative, an axis), pose (degrees, an axis) and place (mm, an axis)."""
+
+THICKEST = 16.0
+"""What is dark in the template so near the brain, in mm, is bone; farther off it is air."""
 
 _FLOOR = 0.02
 
@@ -86,8 +89,8 @@ def make_anatomy(maps: Maps, grid: Grid, random: np.random.Generator) -> Anatomy
         return Field.draw(random, grid.extent, knot).on(grid)
 
     # Inside the skull: the likeliest of three, after smooth noise moved the odds.
-    csf = np.log((1 - gm - wm).clip(0, 1) + _FLOOR) + 0.9 * noise(6.0) + 0.5 * noise(12.0)
-    wm = np.log(wm + _FLOOR) + 0.6 * noise(7.0)
+    csf = np.log((1 - gm - wm).clip(0, 1) + _FLOOR) + 0.9 * noise(5.0) + 0.4
+    wm = np.log(wm + _FLOOR) + 0.8 * noise(5.0)
     gm = np.log(gm + _FLOOR)
     white = share(wm - np.maximum(gm, csf))
     grey = share(gm - csf)
@@ -102,6 +105,8 @@ def make_anatomy(maps: Maps, grid: Grid, random: np.random.Generator) -> Anatomy
     head = share(skin)
     dark = share(0.3 + 0.05 * noise(15.0) - tone) * (skin > 8)
     fatty = share(np.minimum(tone - 0.6 + 0.15 * noise(10.0) + 0.4 * (skin < 8), skin - 1.5))
+
+    bone = np.where(out < THICKEST, np.maximum(bone, dark), bone)
 
     soft = head * (1 - cavity) * (1 - bone) * (1 - dark)
     skull = head * (1 - cavity) * bone
