@@ -13,10 +13,12 @@ from torch.nn.functional import interpolate
 
 from scorefusion.degradations.base import BASES, base_volume
 from scorefusion.degradations.config import DegradationConfig
+from scorefusion.degradations.kspace import KSpace, central_box
 from scorefusion.degradations.make import degrade, make_operator
 from scorefusion.degradations.noise import Noisy
 from scorefusion.degradations.operator import Chain, Operator, inner
 from scorefusion.degradations.pooling import Pooling
+from scorefusion.degradations.sparse_view import SparseView
 from scorefusion.degradations.thickness import ThickSlices, slice_profile
 from scorefusion.diffusion.consistency import block_mean
 from scorefusion.errors import ScoreFusionError
@@ -46,9 +48,19 @@ OPERATORS = {
     "slices, even gap": (ThickSlices(2, 3, 2), (3, 2, 15)),
     "slices, odd gap": (ThickSlices(0, 2, 3), (10, 3, 3)),
     "slices, gaussian": (ThickSlices(0, 4, 1, "gaussian"), (10, 3, 3)),
+    "k-space": described(kind="k-space", fraction=(0.5, 0.4, 1.0), size=(5, 6, 4)),
+    "k-space, one-sided": (KSpace(volume(4, 5, 1) > 0.3, (0, 1)), (4, 5, 3)),
+    "lines in slices": described(kind="cs-mri", axis="y", acceleration=2, centre=0.3, size=(7, 3, 6)),
+    "lines in a volume": described(kind="cs-mri", acceleration=3, centre=0.1, seed=1, size=(6, 5, 3)),
+    "projections": (SparseView(3, 7, 6, iterations=200), (2, 7, 6)),
+    "projections, small detector": (SparseView(4, 5, 6, detector=3, iterations=200), (1, 5, 6)),
+    "a hole": described(kind="inpaint", hole=0.5, size=(5, 4, 3)),
+    "holes": described(kind="inpaint", hole=0.3, holes=3, seed=2, size=(6, 5, 4)),
     "noisy": (Noisy(Pooling(2), 0.3), (4, 2, 6)),
     "chain": (Chain(Pooling((1, 2, 1)), ThickSlices(0, 2, 1)), (6, 4, 3)),
     "chain of three": (Chain(Pooling(2), Chain(ThickSlices(1, 2), Pooling((1, 1, 2)))), (4, 8, 8)),
+    "chain to k-space": (Chain(KSpace(central_box((2, 4, 3), (1, 0.5, 1))), Pooling(2)), (4, 8, 6)),
+    "chain to projections": (Chain(SparseView(3, 6, 5), ThickSlices(0, 2), iterations=200), (4, 6, 5)),
 }
 CASES = pytest.mark.parametrize(("operator", "size"), OPERATORS.values(), ids=OPERATORS)
 
@@ -100,9 +112,15 @@ def test_every_dtype(operator: Operator, size: tuple[int, int, int], dtype: torc
     x = volume(1, 1, *size, dtype=dtype)
     y = operator.A(x)
     back = operator.A_dagger(y)
-    assert back.dtype == operator.A_adjoint(y).dtype == dtype and back.shape == x.shape
-    expected = operator.A_dagger(operator.A(x.double()))
-    torch.testing.assert_close(back.double(), expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.15)
+    assert back.dtype == operator.A_adjoint(y).dtype == y.real.dtype and back.shape == x.shape
+    assert y.real.dtype in (dtype, torch.float32)
+    if not isinstance(operator, SparseView | Chain):  # whose inverse takes a precise residual
+        expected = operator.A_dagger(operator.A(x.double()))
+        atol = 1e-5 if dtype == torch.float32 else 0.1
+        torch.testing.assert_close(back.double(), expected, rtol=0, atol=atol)
+    again = operator.A(back)
+    again, y = (torch.view_as_real(v) if v.is_complex() else v for v in (again, y))
+    torch.testing.assert_close(again, y, rtol=0, atol=1e-3 if dtype == torch.float32 else 0.2)
 
 
 def test_slice_profiles_by_hand() -> None:

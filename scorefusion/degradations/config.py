@@ -92,6 +92,8 @@ class DegradationConfig(BaseModel):
         ):
             if not all(0 < share <= 1 for share in shares):
                 raise ValueError(f"'{name}' is a share above 0 and at most 1, got {getattr(self, name)}")
+        if self.kind == "k-space" and min(self.fractions) == 1:
+            raise ValueError("'fraction' is 1 along every axis, so nothing would be missing")
         return self
 
     @model_serializer(mode="wrap")

@@ -10,21 +10,29 @@ from torch import Tensor
 
 from scorefusion.degradations.base import base_volume
 from scorefusion.degradations.config import AXES, DegradationConfig
+from scorefusion.degradations.inpainting import Inpainting, known_outside_boxes
+from scorefusion.degradations.kspace import KSpace, central_box, random_lines
 from scorefusion.degradations.noise import Noisy
 from scorefusion.degradations.operator import Operator
 from scorefusion.degradations.pooling import Pooling
+from scorefusion.degradations.sparse_view import SparseView
 from scorefusion.degradations.thickness import ThickSlices
 from scorefusion.errors import ScoreFusionError
 
 
 def make_operator(
-    config: DegradationConfig, size: Sequence[int], *, device: torch.device | str = "cpu"
+    config: DegradationConfig,
+    size: Sequence[int],
+    *,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> Operator | None:
     """The operator of a degradation for volumes of one size.
 
     Args:
         config: the degradation.
         size: (z, y, x) of the target's grid.
+        seed: of random lines or holes instead of the config's own, to train on many.
         device: where what the operator holds lies.
 
     Returns:
@@ -39,14 +47,34 @@ def make_operator(
                 f"degradation {config.kind} needs a length along {axis} that is a multiple of {factor}; "
                 f"got {length}"
             )
-    if config.kind == "none":
-        return None
-    if config.kind == "block-mean":
-        return Pooling(config.factors)
+    seed = config.seed if seed is None else seed
+    if config.blocks is not None:
+        return Pooling(config.blocks)
     if config.kind == "thick-slices":
         assert config.axis is not None and config.thickness is not None
         return ThickSlices(AXES.index(config.axis), config.thickness, config.gap, config.profile)
-    raise ScoreFusionError(f"degradation {config.kind} has no operator")
+    if config.kind == "sparse-view":
+        assert config.views is not None
+        return SparseView(config.views, size[1], size[2], detector=config.detector)
+    if config.kind == "inpaint":
+        known = known_outside_boxes(size, hole=config.hole, holes=config.holes, seed=seed)
+        return Inpainting(known.to(device))
+    if config.kind == "none":
+        return None
+    axes = [axis for axis, whole in enumerate(config.whole) if whole]
+    if config.kind == "k-space":
+        lengths = [length if axis in axes else 1 for axis, length in enumerate(size)]
+        return KSpace(central_box(lengths, config.fractions).to(device), axes)
+    assert config.acceleration is not None
+    encoded = axes[:-1]  # along the last axis a line is read out
+    lines = random_lines(
+        [size[axis] for axis in encoded],
+        acceleration=config.acceleration,
+        centre=config.centre,
+        seed=seed or 0,
+    )
+    shape = [length if axis in encoded else 1 for axis, length in enumerate(size)]
+    return KSpace(lines.reshape(shape).to(device), axes)
 
 
 class Degraded(NamedTuple):
@@ -67,7 +95,7 @@ def degrade(
     config: DegradationConfig,
     *,
     base: str = "trilinear+consistency",
-    seed: int = 0,
+    seed: int | None = None,
     operator: Operator | None = None,
 ) -> Degraded:
     """Measure a target and bring the measurement back to its grid.
@@ -76,8 +104,9 @@ def degrade(
         target: ``[B, 1, D, H, W]``, normalised; a crop must be whole along the axes of ``config.whole``.
         config: the degradation.
         base: ``config.residual.base`` of a model; see :func:`~scorefusion.degradations.base.base_volume`.
-        seed: of the noise, where there is some.
-        operator: the operator, if made before; else :func:`make_operator`'s.
+        seed: of noise, random lines and holes; the config's own, or 0, if None.
+        operator: the operator, if made before, or an object of deepinv's that stands in for it; else
+            :func:`make_operator`'s.
 
     Returns:
         For kind ``none`` the target itself is the condition.
@@ -85,10 +114,12 @@ def degrade(
     Raises:
         ScoreFusionError: for a size that the degradation cannot measure, or an unknown base.
     """
-    operator = operator or make_operator(config, target.shape[2:], device=target.device)
+    operator = operator or make_operator(config, target.shape[2:], seed=seed, device=target.device)
     if operator is None:
         return Degraded(None, target)
-    measured = Noisy(operator, config.noise).measure(target, seed) if config.noise else operator.A(target)
+    measured = operator.A(target)
+    if config.noise:
+        measured = Noisy(operator, config.noise).measure(target, config.seed or 0 if seed is None else seed)
     return Degraded(measured, condition_of(measured, config, base, operator))
 
 

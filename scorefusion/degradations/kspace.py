@@ -1,0 +1,131 @@
+"""Part of k-space: what is left where only some frequencies of an image are measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scorefusion.errors import ScoreFusionError
+
+
+class KSpace:
+    """``A`` is the Fourier transform along some axes, nought where it is not measured.
+
+    Frequencies ascend, with nought in the middle, and the transform is orthonormal: along all axes it is
+    ``numpy.fft.fftshift(numpy.fft.fftn(x, norm="ortho"))``. Volumes are real. So a frequency and its mirror
+    image hold the same number, and the pseudo-inverse fills in a mirror image that was not measured: of a
+    mask that is its own mirror image, as those made here are, it is the plain zero-filled transform.
+
+    Args:
+        mask: bool, what is measured, ``[D, H, W]`` or 1 along axes where it does not vary.
+        axes: the transform's, of 0, 1, 2 for z, y, x.
+
+    Raises:
+        ScoreFusionError: for a mask of another type, or without axes.
+    """
+
+    def __init__(self, mask: Tensor, axes: Sequence[int] = (0, 1, 2)) -> None:
+        if mask.dtype != torch.bool or mask.ndim != 3 or not axes or not set(axes) <= {0, 1, 2}:
+            raise ScoreFusionError(
+                f"k-space needs a bool mask [D, H, W] and axes of 0, 1, 2; got {list(mask.shape)} in "
+                f"{mask.dtype} and axes {tuple(axes)}"
+            )
+        self.mask, self.axes = mask, tuple(axis + 2 for axis in axes)
+        mirror = mask
+        for axis in axes:
+            mirror = mirror.flip(axis)
+            if mask.shape[axis] % 2 == 0:
+                mirror = mirror.roll(1, axis)
+        self.weight = torch.where(mask, torch.where(mirror, 1.0, 2.0), 0.0)
+
+    def A(self, x: Tensor) -> Tensor:
+        """``[B, C, D, H, W]`` to the same, complex; 16-bit volumes are transformed in float32."""
+        if x.ndim != 5 or any(m not in (1, n) for m, n in zip(self.mask.shape, x.shape[2:], strict=True)):
+            raise ScoreFusionError(
+                f"the mask of k-space is for {list(self.mask.shape)} (z, y, x), got shape {list(x.shape)}"
+            )
+        wide = x if x.dtype == torch.float64 else x.float()
+        return torch.fft.fftshift(
+            torch.fft.fftn(wide, dim=self.axes, norm="ortho"), self.axes
+        ) * self.mask.to(x.device)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """The real part of the inverse transform of what was measured; float32 or float64."""
+        return self._inverse(y * self.mask.to(y.device))
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        """See :class:`~scorefusion.degradations.operator.Operator`."""
+        return self._inverse(y * self.weight.to(y.real))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.fft.ifftn(torch.fft.ifftshift(y, self.axes), dim=self.axes, norm="ortho").real
+
+
+def central_box(size: Sequence[int], shares: Sequence[float]) -> Tensor:
+    """The mask of the frequencies k with abs(k) <= share · length / 2 along each axis.
+
+    Args:
+        size: (z, y, x).
+        shares: above 0 and at most 1, for each axis.
+
+    Returns:
+        bool ``[D, H, W]``, nought in the middle; its own mirror image.
+    """
+    kept = [_frequencies(n).abs() <= share * n / 2 for n, share in zip(size, shares, strict=True)]
+    return kept[0][:, None, None] & kept[1][:, None] & kept[2]
+
+
+def random_lines(size: Sequence[int], *, acceleration: float, centre: float, seed: int) -> Tensor:
+    """Lines of k-space for compressed sensing: all in the centre, and random ones, denser near it.
+
+    A line beside the centre is drawn with weight (1 - r)³, r being its distance from the middle over the
+    largest, and always with its mirror image, which for a real volume holds the same.
+
+    Args:
+        size: of the grid of phase encodings: one length for lines in a plane, two for lines in a volume.
+        acceleration: encodings in all for each one measured.
+        centre: share of the encodings in the middle that are all measured.
+        seed: the same seed gives the same lines on any device.
+
+    Returns:
+        bool of shape ``size``, nought in the middle; its own mirror image.
+
+    Raises:
+        ScoreFusionError: if the centre alone is more than the acceleration allows.
+    """
+    axes = [_frequencies(n) for n in size]
+    share = centre ** (1 / len(axes))
+    grids = torch.meshgrid(*axes, indexing="ij")
+    middle = torch.stack([k.abs() <= share * n / 2 for k, n in zip(grids, size, strict=True)]).all(dim=0)
+    mirror = torch.arange(math.prod(size)).reshape(*size)
+    for axis, n in enumerate(size):
+        mirror = mirror.index_select(axis, (-axes[axis] + n // 2) % n)
+    wanted = round(math.prod(size) / acceleration) - int(middle.sum())
+    if wanted < 0:
+        raise ScoreFusionError(
+            f"acceleration {acceleration:g} leaves {round(math.prod(size) / acceleration)} of "
+            f"{math.prod(size)} lines, fewer than the {int(middle.sum())} of a centre of {centre:g}"
+        )
+    squares = [(k / max(n / 2, 1)) ** 2 for k, n in zip(grids, size, strict=True)]
+    radius = torch.stack(squares).sum(dim=0).sqrt()
+    weight = (1 - radius / radius.max().clamp(min=1)).clamp(min=1e-3) ** 3
+    generator = torch.Generator().manual_seed(seed)
+    turn = torch.empty(*size, dtype=torch.float64).exponential_(generator=generator) / weight
+    own = torch.arange(math.prod(size)).reshape(*size)
+    turn[middle | (own > mirror)] = math.inf  # of a pair the first is drawn
+    order = turn.flatten().argsort()
+    order = order[: int(torch.isfinite(turn).sum())]
+    partner = mirror.flatten()[order]
+    count = torch.where(partner == order, 1, 2).cumsum(0)
+    chosen = torch.cat([order[count <= wanted], partner[count <= wanted]])
+    mask = middle.flatten().clone()
+    mask[chosen] = True
+    return mask.reshape(*size)
+
+
+def _frequencies(n: int) -> Tensor:
+    """The frequencies of n samples in ascending order, in cycles over their length."""
+    return torch.arange(n) - n // 2
