@@ -6,15 +6,18 @@ NIfTI files is a contrast. Relative paths start at the table's folder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scorefusion.data.contrast import canonical
+from scorefusion.data.contrast import canonical, in_order
 from scorefusion.data.folder import person
 from scorefusion.data.listing import Listing, Volume, is_nifti
 from scorefusion.data.rows import read_rows
 from scorefusion.data.split import SPLITS
+from scorefusion.data.subject import Subject
 from scorefusion.errors import BadInput, unknown_name
+from scorefusion.io.atomic import written_beside
 
 _RESERVED = ("subject", "group", "split")
 
@@ -75,3 +78,29 @@ def _contrast_columns(
         if other != name:
             raise BadInput(table, f"columns '{other}' and '{name}' both hold {contrast}", "Remove one.")
     return columns
+
+
+def write_table(path: Path, subjects: Sequence[Subject], splits: Mapping[str, str]) -> None:
+    """Write subjects as a table that :func:`list_table` reads; whole or not at all.
+
+    Args:
+        path: the CSV; paths in it are relative where they lie below its folder, else absolute.
+        subjects: who.
+        splits: the split of each person.
+
+    Raises:
+        BadInput: if it cannot be written.
+    """
+    contrasts = in_order({contrast for subject in subjects for contrast in subject.files})
+    folder = path.absolute().parent
+    with written_beside(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*_RESERVED, *contrasts])
+        for subject in subjects:
+            files = (subject.files.get(contrast) for contrast in contrasts)
+            cells = ["" if name is None else _relative(name.absolute(), folder) for name in files]
+            writer.writerow([subject.name, subject.group, splits[subject.group], *cells])
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

@@ -1,0 +1,115 @@
+"""``scorefusion data``: what is in a dataset's folder, and what of it can be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..data.config import DatasetConfig
+    from ..data.find import Found
+
+
+def data(
+    root: Annotated[Path, typer.Argument(help="A folder, a CSV or TSV of subjects, or a NIfTI file.")],
+    layout: Annotated[
+        str, typer.Option(help="auto, folder, csv, brats, hcp, ixi, fastmri, bids (docs/data.md).")
+    ] = "auto",
+    contrasts: Annotated[
+        str, typer.Option(help="What each subject must have, with commas between; else what it has.")
+    ] = "",
+    choose: Annotated[
+        list[str] | None,
+        typer.Option(help="Of several files of a contrast take those with this in their path; repeat it."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="all, train, validation, test.")] = "all",
+    fractions: Annotated[str, typer.Option(help="Of train, validation and test.")] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Volumes on other grids are to be resampled, not refused.")
+    ] = False,
+    tolerance: Annotated[float, typer.Option(help="How far corners of one grid may be apart, in mm.")] = 0.01,
+    nan: Annotated[str, typer.Option(help="NaN and infinite voxels: error, or zero.")] = "error",
+    assume_affine: Annotated[
+        bool, typer.Option("--assume-affine", help="Without an orientation take pixdim and RAS axes.")
+    ] = False,
+    read: Annotated[bool, typer.Option("--read", help="Read every voxel, not the headers only.")] = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Write the subjects, with their splits, as a CSV to train on.", show_default=False),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+) -> None:
+    """List who is in a dataset: contrasts, grid and split of each, and who is refused, why, and the fix.
+
+    \b
+    Examples:
+      scorefusion data BraTS2023-GLI-Training --contrasts t1,t2,flair
+      scorefusion data IXI --contrasts t1,t2 --resample --read
+      scorefusion data my_bids --contrasts t1 --choose run-1 --write subjects.csv
+    """
+    from ..data.config import DatasetConfig
+    from ..data.find import find_subjects
+    from ..data.table import write_table
+    from ..errors import BadInput
+    from ..io.atomic import check_output
+    from ..models.config import parse
+    from .bars import progress
+    from .tune import numbers
+
+    values = {
+        "root": str(root),
+        "layout": layout,
+        "contrasts": [name.strip() for name in contrasts.split(",") if name.strip()],
+        "choose": choose or [],
+        "split": split,
+        "fractions": numbers("--fractions", fractions, signed=True),
+        "seed": seed,
+        "on_misaligned": "resample" if resample else "refuse",
+        "tolerance": tolerance,
+        "nan": nan,
+        "assume_affine": assume_affine,
+    }
+    config = parse(DatasetConfig, values, root)
+    if write is not None:
+        check_output(write, (".csv",), [root])
+    with progress("reading" if read else "checking", quiet=quiet) as report:
+        found = find_subjects(config, voxels=read, progress=report)
+    print(_text(found, config))
+    if write is not None:
+        if found.people_unknown:
+            file, _, problem = found.people_unknown.partition(": ")
+            raise BadInput(file, problem, "A table to train on needs them.")
+        write_table(write, found.subjects, found.splits)
+
+
+def _text(found: Found, config: DatasetConfig) -> str:
+    from ..data.contrast import in_order
+    from ..io.grid import read_grid
+
+    rows = [("subject", "person", "split", "contrasts", "voxels (x, y, z)", "mm")]
+    for subject in found.subjects:
+        names = [*config.contrasts, *in_order(subject.files.keys() - set(config.contrasts))]
+        grid = read_grid(subject.files[names[0]], assume_affine=config.assume_affine)
+        shape = " × ".join(str(n) for n in grid.shape)
+        voxel = " × ".join(f"{size:.4g}" for size in grid.voxel)
+        split = "unknown" if found.people_unknown else found.splits[subject.group]
+        rows.append((subject.name, subject.group, split, " ".join(names), shape, voxel))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    people = len({subject.group for subject in found.subjects})
+    who = "people unknown" if found.people_unknown else f"of {people} {'person' if people == 1 else 'people'}"
+    lines = [
+        f"layout {found.layout}: {len(found.subjects)} subjects {who}, {len(found.refused)} refused",
+        "",
+        *(line.rstrip() for line in lines),
+    ]
+    if found.refused:
+        lines += ["", "refused:", *(f"  {refusal}" for refusal in found.refused)]
+    if found.people_unknown:
+        lines += ["", found.people_unknown]
+    if found.ignored:
+        lines += ["", f"{len(found.ignored)} other NIfTI files are left out, such as {found.ignored[0]}"]
+    return "\n".join(lines)
