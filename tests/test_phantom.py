@@ -228,6 +228,13 @@ def test_signal_to_noise_is_what_was_asked(maps: Maps) -> None:
     assert a.mean() / (b - a).std() == pytest.approx(25.0, rel=0.1)
 
 
+def test_contrasts_have_noise_of_their_own(maps: Maps) -> None:
+    subject = make_subject(maps, 5, ["t1", "t2"], replace(COARSE, snr=10.0))
+    air = subject.labels == 0
+    together = np.corrcoef(subject.volumes["t1"][air], subject.volumes["t2"][air])[0, 1]
+    assert abs(together) < 5 / np.sqrt(air.sum()), together
+
+
 def test_the_verb_writes_aligned_volumes(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     command = ["phantom", "-n", "2", "-o", str(out), "--contrasts", "t1", "t2", "--lesions", "--first", "7"]
