@@ -60,15 +60,8 @@ class Case:
 
     def to(self, device: torch.device) -> Case:
         """The same case with all tensors on a device."""
-        at = self.prepared
-        prepared = Prepared(
-            condition=at.condition.to(device),
-            base=at.base.to(device),
-            outside=at.outside.to(device),
-            measured=None if at.measured is None else at.measured.to(device),
-            intensity=at.intensity,
-        )
-        return replace(self, truth=self.truth.to(device), pooled=self.pooled.to(device), prepared=prepared)
+        truth, pooled = self.truth.to(device), self.pooled.to(device)
+        return replace(self, truth=truth, pooled=pooled, prepared=self.prepared.to(device))
 
 
 @dataclass(frozen=True)

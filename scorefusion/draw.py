@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scorefusion.diffusion.consistency import BlockPooling
+from scorefusion.degradations.inpainting import Inpainting
+from scorefusion.degradations.pooling import Pooling
+from scorefusion.diffusion.consistency import BlockPooling, MeasurementProjection
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.pool import EnginePool
 from scorefusion.errors import ScoreFusionError
@@ -60,12 +62,12 @@ def draw_residuals(
     mean = torch.zeros_like(prepared.base[box.index])
     squares = torch.zeros_like(mean)
     condition, whole = prepared.condition[box.index], prepared.base.shape[2:]
-    measured = _measured(model.config, prepared, box)
+    project = projection(model.config, prepared, box)
     for turn, first in enumerate(range(0, samples, batch)):
         members = range(first, min(first + batch, samples))
         tell = None if callback is None else functools.partial(_tell, callback, turn * len(table), total)
         with engines.borrow(box.size, batch=len(members), strategy=strategy, planes=planes) as engine:
-            engine.load(condition, origin=box.start, full=whole, measured=measured)
+            engine.load(condition, origin=box.start, full=whole, project=project)
             drawn = engine.run(table, [seed] * len(members), sample=members, callback=tell)
         for count, residual in enumerate(drawn.split(1), start=first + 1):
             change = residual - mean
@@ -76,18 +78,34 @@ def draw_residuals(
     return mean, (squares / (samples - 1)).sqrt() if samples > 1 else None
 
 
-def projection(config: ModelConfig, prepared: Prepared, box: Box) -> BlockPooling | None:
-    """What makes a residual in the box agree with the measurement; None where nothing is measured."""
-    if config.degradation.kind != "block-mean":
-        return None
-    return BlockPooling(config.degradation.factor, _measured(config, prepared, box))
+def projection(
+    config: ModelConfig, prepared: Prepared, box: Box
+) -> BlockPooling | MeasurementProjection | None:
+    """What makes a residual in the box agree with the measurement.
 
+    Returns:
+        None where nothing is measured, or where ``config.sampling`` does without.
 
-def _measured(config: ModelConfig, prepared: Prepared, box: Box) -> Tensor | None:
-    """The residual's block means in the box, where they are not zero."""
-    if prepared.measured is None:
+    Raises:
+        ScoreFusionError: if the box leaves out voxels that the measurement mixes with those inside.
+    """
+    operator = prepared.operator
+    if operator is None or not config.sampling.consistency:
         return None
-    return prepared.measured[box.coarser(config.degradation.factor).index]
+    size = prepared.base.shape[2:]
+    if box != box.whole_along(config.degradation.whole, size):
+        raise ScoreFusionError(
+            f"a measurement of kind {config.degradation.kind} mixes voxels over whole slices or the whole "
+            f"volume, so the box must be whole there; got {box} of {list(size)}"
+        )
+    inside = operator.inside(box.index) if isinstance(operator, Inpainting) else operator
+    measured = None
+    if prepared.outside is not prepared.base:
+        short = (prepared.outside - prepared.base)[box.index]
+        measured = inside.A(short) / config.residual.scale
+    if isinstance(inside, Pooling):
+        return BlockPooling(inside.factor, measured)
+    return MeasurementProjection(inside, measured)
 
 
 def _tell(callback: Progress, before: int, total: int, step: int, steps: int, x0: Tensor) -> None:

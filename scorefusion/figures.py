@@ -58,7 +58,7 @@ def translation_figure(translation: Translation) -> Any:
     if not hi > lo:
         lo, hi = float(before.min()), float(before.max())
     where = _middle(before, lo + 0.1 * (hi - lo))
-    fine = fine_affine(translation.source.ras_affine, translation.factor)
+    fine = fine_affine(translation.source.ras_affine, translation.factor[::-1])
     figure = matplotlib_figure.Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(2, 3)
     rows = ((before, translation.source.ras_affine, "input"), (after, fine, translation.strategy))

@@ -14,7 +14,9 @@ from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
 from scorefusion.compute import choose_device, choose_dtype
-from scorefusion.diffusion.consistency import block_mean
+from scorefusion.degradations.inpainting import Inpainting
+from scorefusion.degradations.make import disagreement
+from scorefusion.degradations.operator import Operator
 from scorefusion.diffusion.solvers import Table
 from scorefusion.draw import Progress, draw_residuals
 from scorefusion.engine.pool import EnginePool
@@ -24,7 +26,7 @@ from scorefusion.io.nifti import NAN_CHOICES, OUTPUT_DTYPES, Scan, check_same_gr
 from scorefusion.models.config import PLANES, ModelConfig, Plane, require_strategy
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
-from scorefusion.preprocess import Box, Prepared, foreground_box, prepare_conditions
+from scorefusion.preprocess import Box, Prepared, prepare_conditions, sampling_box
 from scorefusion.translation import Consistency, Translation
 
 __all__ = ["Pipeline", "Translation"]
@@ -89,6 +91,8 @@ class Pipeline:
         seed: int = 0,
         batch: int = 1,
         crop: bool = True,
+        mask: Image | None = None,
+        operator: Operator | None = None,
         nan: str = "error",
         assume_affine: bool = False,
         output_dtype: str = "float32",
@@ -101,7 +105,8 @@ class Pipeline:
 
         Args:
             images: NIfTI files or nibabel images. Several lie on one grid; for super-resolution all but the
-                first may lie on the output's.
+                first may lie on the output's. Where something else than a coarser image was measured, the
+                first is what the pseudo-inverse makes of it: a zero-filled MRI, a reconstructed CT.
             strategy: how scores are fused; one of ``config.strategies``.
             planes: for ``single`` and ``alternate``: axial, coronal, sagittal.
             solver: see ``scorefusion.diffusion.solvers.SOLVERS``.
@@ -113,6 +118,11 @@ class Pipeline:
                 is the same again on the same machine, and to rounding in another dtype or on another device.
             batch: samples drawn at once; more memory, the same result.
             crop: compute only in a box around the foreground; the result elsewhere is the base.
+            mask: for a model that fills in: an image that is not 0 where voxels are missing, on the first
+                image's grid; the holes of ``config.degradation`` when None.
+            operator: what was measured, instead of what ``config.degradation`` says; with ``A``,
+                ``A_adjoint`` and ``A_dagger`` as deepinv's physics have. Everything is computed, as for
+                ``crop=False``.
             nan: ``error``, or ``zero`` to count NaN and infinite voxels as 0.
             assume_affine: accept an image without orientation; see :func:`~scorefusion.io.nifti.read_scan`.
             output_dtype: what ``save`` stores: ``float32``, or ``input`` for the input's own type.
@@ -130,6 +140,8 @@ class Pipeline:
         _check_choices(strategy, planes, nan, output_dtype)
         given = [images] if isinstance(images, str | os.PathLike | SpatialImage) else list(images)
         self._check_count(given)
+        if mask is not None and (operator is not None or self.config.degradation.kind != "inpaint"):
+            raise ScoreFusionError(f"a mask is for a model that fills in; '{self.config.name}' does not")
 
         scans = [
             read_scan(image, nan=nan, assume_affine=assume_affine, max_voxels=max_voxels) for image in given
@@ -137,10 +149,15 @@ class Pipeline:
         self._check_grids(scans, max_voxels)
         read = time.perf_counter()
 
-        prepared = prepare_conditions([self._tensor(scan) for scan in scans], self.config)
-        size = prepared.base.shape[2:]
-        multiple = math.lcm(self.config.degradation.factor, self.config.multiple)
-        box = foreground_box(prepared.condition, multiple=multiple) if crop else Box.whole(size)
+        if mask is not None:
+            missing = read_scan(mask, assume_affine=assume_affine, max_voxels=max_voxels)
+            check_same_grid(scans[0], missing)
+            operator = Inpainting(self._tensor(missing)[0, 0] == 0)
+        volumes = [self._tensor(scan) for scan in scans]
+        prepared = prepare_conditions(volumes, self.config, operator=operator)
+        box = Box.whole(prepared.base.shape[2:])
+        if crop and (operator is None or mask is not None):
+            box = sampling_box(prepared.condition, self.config)
         ready = time.perf_counter()
 
         mean, deviation = draw_residuals(
@@ -159,7 +176,7 @@ class Pipeline:
         drawn = time.perf_counter()
 
         volume, spread, consistency = self._finish(prepared, box, mean, deviation, scans[0])
-        factor = self.config.degradation.factor
+        factor = self.config.degradation.factors
         image = make_image(scans[0], volume, factor=factor, dtype=output_dtype)
         end = time.perf_counter()
         return Translation(
@@ -216,10 +233,9 @@ class Pipeline:
             field[box.index] = deviation * scale * intensity.half_range
             spread = scan.to_own_order(field[0, 0].cpu().numpy())
         consistency = None
-        if self.config.degradation.kind == "block-mean":
-            means = block_mean(whole, self.config.degradation.factor)[0, 0].cpu().numpy()
-            apart = np.abs(means - scan.values)
-            consistency = Consistency(float(apart.max()), float(apart.mean()))
+        if prepared.operator is not None:
+            apart = disagreement(prepared.operator, whole, self._tensor(scan), self.config.degradation)
+            consistency = Consistency(*apart)
         return volume, spread, consistency
 
     def _placed(self, model: ScoreFusion) -> ScoreFusion:
@@ -243,14 +259,15 @@ class Pipeline:
             )
 
     def _check_grids(self, scans: Sequence[Scan], max_voxels: int) -> None:
-        factor = self.config.degradation.factor
-        count = math.prod(scans[0].shape) * factor**3
+        factors = self.config.degradation.factors
+        count = math.prod(scans[0].shape) * math.prod(factors)
         if count > max_voxels:
-            problem = f"would become {count:,} voxels, {factor}× finer; the limit is {max_voxels:,}"
+            finer = " × ".join(str(factor) for factor in dict.fromkeys(factors))
+            problem = f"would become {count:,} voxels, {finer}× finer; the limit is {max_voxels:,}"
             raise BadInput(scans[0].name, problem, "Crop it first.")
         for other in scans[1:]:
-            on_output = factor > 1 and other.values.shape != scans[0].values.shape
-            check_same_grid(scans[0], other, factor if on_output else 1)
+            on_output = max(factors) > 1 and other.values.shape != scans[0].values.shape
+            check_same_grid(scans[0], other, factors if on_output else 1)
 
 
 def _ready(model: ScoreFusion, device: torch.device, dtype: torch.dtype) -> bool:

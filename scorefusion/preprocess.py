@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from scorefusion.degradations.base import base_volume
-from scorefusion.diffusion.consistency import block_mean, upsample_blocks
+from scorefusion.degradations.inpainting import Inpainting
+from scorefusion.degradations.kspace import KSpace
+from scorefusion.degradations.make import make_operator
+from scorefusion.degradations.operator import Operator
+from scorefusion.degradations.pooling import Pooling
+from scorefusion.diffusion.consistency import Factor, block_edges
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.models.config import ModelConfig
 
@@ -97,9 +102,18 @@ class Box:
         """Index of the box into ``[..., D, H, W]``."""
         return (..., *(slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True)))
 
-    def coarser(self, factor: int) -> Box:
-        """The same box on the grid whose voxels are this one's ``factor``³ blocks; the ends are multiples."""
-        start, stop = (tuple(n // factor for n in ends) for ends in (self.start, self.stop))
+    def coarser(self, factor: Factor) -> Box:
+        """The same box on the grid whose voxels are blocks of this one; the ends are multiples of it."""
+        edges = block_edges(factor)
+        start, stop = (
+            tuple(n // edge for n, edge in zip(ends, edges, strict=True)) for ends in (self.start, self.stop)
+        )
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+    def whole_along(self, axes: Sequence[bool], size: Sequence[int]) -> Box:
+        """The same box, but all of a volume of ``size`` along the axes, of z, y and x, that are true."""
+        start = [0 if whole else first for whole, first in zip(axes, self.start, strict=True)]
+        stop = [n if whole else last for whole, last, n in zip(axes, self.stop, size, strict=True)]
         return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
     @classmethod
@@ -108,19 +122,20 @@ class Box:
         return cls((0, 0, 0), (int(size[0]), int(size[1]), int(size[2])))
 
 
-def foreground_box(volume: Tensor, *, threshold: float = -0.95, margin: int = 8, multiple: int = 1) -> Box:
+def foreground_box(volume: Tensor, *, threshold: float = -0.95, margin: int = 8, multiple: Factor = 1) -> Box:
     """The smallest aligned box that holds every voxel above a threshold, and a margin.
 
     Args:
         volume: ``[B, C, D, H, W]``, normalised; a voxel counts if any item or channel exceeds the threshold.
         threshold: normalised intensity; -0.95 is 2.5% of the way from black to white.
         margin: voxels added on every side.
-        multiple: the start is rounded down and the stop up to multiples of this, within the volume.
+        multiple: the start is rounded down and the stop up to multiples of this, one number or (z, y, x),
+            within the volume.
 
     Returns:
         The box; the whole volume if nothing exceeds the threshold.
     """
-    full = volume.shape[2:]
+    full, multiples = volume.shape[2:], block_edges(multiple)
     above = (volume > threshold).any(dim=0).any(dim=0)
     start, stop = [], []
     for axis in range(3):
@@ -129,9 +144,25 @@ def foreground_box(volume: Tensor, *, threshold: float = -0.95, margin: int = 8,
         if not len(places):
             return Box.whole(full)
         first, last = int(places[0]) - margin, int(places[-1]) + 1 + margin
-        start.append(max(0, first // multiple * multiple))
-        stop.append(min(full[axis], -(-last // multiple) * multiple))
+        whole = multiples[axis]
+        start.append(max(0, first // whole * whole))
+        stop.append(min(full[axis], -(-last // whole) * whole))
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def sampling_box(condition: Tensor, config: ModelConfig) -> Box:
+    """The box around the foreground that a model can sample by itself.
+
+    Its ends are whole blocks and whole patches, and it is all of the volume along axes that the measurement
+    mixes.
+
+    Args:
+        condition: ``[1, C, D, H, W]``, normalised, on the output's grid.
+        config: the model.
+    """
+    multiples = [math.lcm(factor, config.multiple) for factor in config.degradation.factors]
+    box = foreground_box(condition, multiple=multiples)
+    return box.whole_along(config.degradation.whole, condition.shape[2:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,40 +173,66 @@ class Prepared:
         condition: ``[1, C, D, H, W]`` float32, the network's condition channels.
         base: ``[1, 1, D, H, W]``, what ``residual.scale`` times the sampled residual is added to.
         outside: ``[1, 1, D, H, W]``, the result where nothing is sampled: the base, made consistent.
-        measured: ``[1, 1, d, h, w]``, the block means the residual must have; None where they are zero or
-            nothing is known of them.
         intensity: of the first condition, and so of the result.
+        operator: what was measured of the result, on the whole grid; None where nothing is known.
     """
 
     condition: Tensor
     base: Tensor
     outside: Tensor
-    measured: Tensor | None
     intensity: Intensity
+    operator: Operator | None = None
+
+    def to(self, device: torch.device | str) -> Prepared:
+        """The same with all volumes on a device; an operator's masks follow the volumes that it measures."""
+        volumes = (self.condition, self.base, self.outside)
+        condition, base, outside = (volume.to(device) for volume in volumes)
+        return Prepared(condition, base, outside, self.intensity, self.operator)
 
 
-def prepare_conditions(volumes: Sequence[Tensor], config: ModelConfig) -> Prepared:
+def prepare_conditions(
+    volumes: Sequence[Tensor], config: ModelConfig, *, operator: Operator | None = None
+) -> Prepared:
     """Normalise the conditions and bring them to the output's grid.
 
-    Each is normalised by its own intensities, as it came. The first gives the base. For super-resolution the
-    others may be on its grid, and are enlarged like it, or already on the output's.
+    Each is normalised by its own intensities, as it came. The first gives the base: it is what was measured,
+    where that is a coarser image, or else the image that the pseudo-inverse makes of it, which is measured
+    again. The others may be on its grid, and are enlarged like it, or already on the output's.
 
     Args:
         volumes: ``[1, 1, d, h, w]`` each, in image units, as ``config.conditions`` names them.
         config: the model.
+        operator: what was measured of the first, instead of what ``config.degradation`` says: another mask,
+            say, or an object of deepinv's.
 
     Raises:
-        ScoreFusionError: for a volume without contrast.
+        ScoreFusionError: for a volume without contrast, or of a size that cannot have been measured.
     """
-    kind, factor = config.residual.base, config.degradation.factor
-    intensities = [Intensity.of(volume, config.intensity) for volume in volumes]
+    kind, degradation = config.residual.base, config.degradation
+    factors = degradation.factors
+    size = [n * factor for n, factor in zip(volumes[0].shape[2:], factors, strict=True)]
+    operator = operator or make_operator(degradation, size, device=volumes[0].device)
+    # What an image holds where nothing is known must not decide how it is normalised.
+    known = volumes[0][..., operator.known] if isinstance(operator, Inpainting) else volumes[0]
+    intensities = [Intensity.of(volume, config.intensity) for volume in (known, *volumes[1:])]
     scaled = [map_.normalise(volume.float()) for map_, volume in zip(intensities, volumes, strict=True)]
-    first = scaled[0]
-    base = base_volume(first, kind, factor)
-    fine = [volume if volume.shape == base.shape else base_volume(volume, kind, factor) for volume in scaled]
-    outside, measured = base, None
-    if config.degradation.kind == "block-mean" and kind == "trilinear":
-        short = first - block_mean(base, factor)
-        outside = base + upsample_blocks(short, factor)
-        measured = short / config.residual.scale
-    return Prepared(torch.cat(fine, dim=1), base, outside, measured, intensities[0])
+    first = measured = scaled[0]
+    if operator is not None and not degradation.coarse:
+        measured = operator.A(first)
+        first = operator.A_dagger(measured)
+    base = outside = base_volume(first, kind, factors, operator)
+    if operator is not None and not _agrees(operator, kind, degradation.coarse):
+        outside = base - operator.A_dagger(operator.A(base) - measured)
+    others = [
+        volume if volume.shape == base.shape else base_volume(volume, kind, factors, operator)
+        for volume in scaled[1:]
+    ]
+    return Prepared(torch.cat([base, *others], dim=1), base, outside, intensities[0], operator)
+
+
+def _agrees(operator: Operator, kind: str, coarse: bool) -> bool:
+    """Whether a base measures as the first condition does, to rounding."""
+    if coarse:
+        exact = ("trilinear+consistency", "pseudo-inverse", *(["nearest"] * isinstance(operator, Pooling)))
+        return kind in exact
+    return isinstance(operator, KSpace | Inpainting)

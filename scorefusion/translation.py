@@ -16,7 +16,11 @@ PathLike = str | os.PathLike[str]
 
 
 class Consistency(NamedTuple):
-    """How far the result's block means are from the measured voxels, in the input's units."""
+    """How far what is measured of the result is from what was measured, in the input's units.
+
+    For sparse views these are units times voxels, as sums along rays are; in k-space, magnitudes of the
+    orthonormal transform's differences.
+    """
 
     max: float
     mean: float
@@ -31,8 +35,8 @@ class Translation:
         affine: float64 ``[4, 4]``, (i, j, k) to millimetres.
         header: the NIfTI header it is saved with.
         timings: seconds by stage: ``read``, ``prepare``, ``sample``, ``finish`` and ``total``.
-        consistency_residual: for super-resolution, what is left of the difference between the result's block
-            means and the input; None for other models.
+        consistency_residual: where the input was measured of the target, what is left of the difference: for
+            super-resolution between the result's block means and the input; None for other models.
         spread: float32 ``[i, j, k]``, standard deviation over the samples; None for a single one.
         seed: what the noise was drawn with; the same seed gives the same volume.
         samples: how many were averaged.
@@ -41,7 +45,7 @@ class Translation:
         evaluations: network evaluations a sample.
         dtype: what the networks computed in.
         source: the (first) input.
-        factor: how much finer the grid is than the input's.
+        factor: how much finer the grid is than the input's along z, y and x (RAS order).
         output_dtype: ``float32`` or ``input``, the type :meth:`save` stores.
     """
 
@@ -58,7 +62,7 @@ class Translation:
     evaluations: int
     dtype: str
     source: Scan
-    factor: int
+    factor: tuple[int, int, int]
     output_dtype: str
 
     def image(self) -> Any:

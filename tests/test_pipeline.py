@@ -14,7 +14,7 @@ from tiny import AFFINE, same_grid_config, tiny_config, tiny_image, tiny_model, 
 
 import scorefusion
 from scorefusion.diffusion.solvers import SOLVERS
-from scorefusion.engine import engine
+from scorefusion.engine import tail
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import STRATEGIES, ResidualConfig
 from scorefusion.ops.fuse_step import fuse_step
@@ -111,7 +111,7 @@ def test_several_samples_take_one_pass_a_step(pipeline: Pipeline, monkeypatch: p
         batches.append(len(arguments[4]))
         return fuse_step(*arguments, **options)
 
-    monkeypatch.setattr(engine, "fuse_step", counted)
+    monkeypatch.setattr(tail, "fuse_step", counted)
     pipeline(tiny_image(), samples=3, batch=2, solver="ddpm", steps=4)
     assert batches == [2] * 4 + [1] * 4
 

@@ -58,6 +58,10 @@ def translate(
     whole: Annotated[
         bool, typer.Option("--whole", help="Compute everywhere, not only around the foreground.")
     ] = False,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="For a model that fills in: not 0 where voxels are missing.", show_default=False),
+    ] = None,
     nan: Annotated[str, typer.Option(help="NaN and infinite voxels: error, or zero.")] = "error",
     assume_affine: Annotated[
         bool,
@@ -133,6 +137,7 @@ def translate(
             seed=seed,
             batch=batch,
             crop=not whole,
+            mask=mask,
             nan=nan,
             assume_affine=assume_affine,
             output_dtype=output_dtype,
@@ -151,4 +156,5 @@ def translate(
         print(f"  {result.timings['total']:.1f} s on {pipeline.device} in {result.dtype}")
         if result.consistency_residual is not None:
             worst, mean = result.consistency_residual
-            print(f"  block means differ from the input by {mean:.2g} on average, {worst:.2g} at most")
+            what = "block means differ" if pipeline.config.degradation.blocks else "what is measured differs"
+            print(f"  {what} from the input by {mean:.2g} on average, {worst:.2g} at most")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,10 @@ class Inpainting:
                 f"the mask is for {list(self.known.shape[-3:])} (z, y, x), got shape {list(x.shape)}"
             )
         return torch.where(self.known.to(x.device), x, 0)
+
+    def inside(self, index: tuple[Any, ...]) -> Inpainting:
+        """The same for a box, ``index`` into ``[..., D, H, W]``."""
+        return Inpainting(self.known[index])
 
     A_adjoint = A
     A_dagger = A

@@ -117,13 +117,64 @@ def degrade(
     operator = operator or make_operator(config, target.shape[2:], seed=seed, device=target.device)
     if operator is None:
         return Degraded(None, target)
-    measured = operator.A(target)
-    if config.noise:
-        measured = Noisy(operator, config.noise).measure(target, config.seed or 0 if seed is None else seed)
+    measured = _measure(operator, target, config, seed)
     return Degraded(measured, condition_of(measured, config, base, operator))
+
+
+def _measure(operator: Operator, target: Tensor, config: DegradationConfig, seed: int | None) -> Tensor:
+    if not config.noise:
+        return operator.A(target)
+    return Noisy(operator, config.noise).measure(target, config.seed or 0 if seed is None else seed)
 
 
 def condition_of(measured: Tensor, config: DegradationConfig, base: str, operator: Operator) -> Tensor:
     """The condition ``[B, 1, D, H, W]`` on the target's grid that a measurement gives."""
     image = measured if config.coarse else operator.A_dagger(measured)
     return base_volume(image, base, config.factors, operator)
+
+
+def input_image(
+    target: Tensor, config: DegradationConfig, *, seed: int | None = None, operator: Operator | None = None
+) -> Tensor:
+    """What a pipeline is given where a target is known: the measured image, coarse or put back on the grid.
+
+    Args:
+        target: ``[B, 1, D, H, W]``, any units.
+        config: the degradation; its noise is in normalised intensity, so ``target`` then is, too.
+        seed: as for :func:`degrade`.
+        operator: as for :func:`degrade`.
+
+    Returns:
+        ``[B, 1, d, h, w]`` of a coarser measurement, or else ``[B, 1, D, H, W]``.
+
+    Raises:
+        ScoreFusionError: for a size that the degradation cannot measure.
+    """
+    operator = operator or make_operator(config, target.shape[2:], seed=seed, device=target.device)
+    if operator is None:
+        return target
+    measured = _measure(operator, target, config, seed)
+    return measured if config.coarse else operator.A_dagger(measured)
+
+
+def disagreement(
+    operator: Operator, volume: Tensor, given: Tensor, config: DegradationConfig
+) -> tuple[float, float]:
+    """How far what is measured of a volume is from what was given.
+
+    Args:
+        operator: what is measured.
+        volume: ``[1, 1, D, H, W]``, any units.
+        given: in the same units, the measured image: coarse, or else on the volume's grid, where it is
+            measured again.
+        config: says which.
+
+    Returns:
+        The greatest and the mean magnitude of the difference, over what is measured.
+    """
+    apart = operator.A(volume) - given if config.coarse else operator.A(volume - given)
+    size = apart.abs()
+    share = 1.0
+    if isinstance(operator, KSpace | Inpainting):
+        share = float((operator.mask if isinstance(operator, KSpace) else operator.known).double().mean())
+    return float(size.max()), float(size.double().mean()) / share

@@ -1,7 +1,8 @@
 """Consistency with measured data: what a denoised image must reproduce exactly.
 
-For super-resolution from r x r x r average pooling, a projection subtracts the upsampled difference between
-the block means and what was measured, the nearest image that agrees with the measurement.
+A projection moves an image to the nearest that agrees with the measurement. For super-resolution from average
+pooling it subtracts the upsampled difference between the block means and what was measured; for any other
+linear measurement, the pseudo-inverse of the difference.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from scorefusion.degradations.operator import Operator
 from scorefusion.errors import ScoreFusionError
 
 Factor = int | Sequence[int]
@@ -87,6 +89,31 @@ class BlockPooling:
             raise ScoreFusionError(
                 f"measured has {list(self.measured.shape[-3:])} blocks, the volume has {blocks}"
             )
+
+
+class MeasurementProjection:
+    """The projection x0 - A_dagger(A x0 - measured): what is measured of x0 becomes what was measured.
+
+    It is linear and idempotent, and moves x0 no further than it must, as far as ``A_dagger`` is the
+    pseudo-inverse.
+    """
+
+    def __init__(self, operator: Operator, measured: Tensor | None = None) -> None:
+        """Keep the operator and, if given, what it measured.
+
+        Args:
+            operator: ours, or an object with the same three functions, such as one of deepinv's.
+            measured: of the operator's own shape, real or complex; None is zero, as for a residual.
+        """
+        self.operator = operator
+        self.measured = measured
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Return x0, [B, C, D, H, W], with the given measurement."""
+        seen = self.operator.A(x0)
+        if self.measured is not None:
+            seen = seen - self.measured
+        return x0 - self.operator.A_dagger(seen)
 
 
 def block_edges(factor: Factor) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.level import NoiseLevel, input_scale
-from ..diffusion.sample import Callback
+from ..diffusion.sample import Callback, Projection
 from ..diffusion.solvers import Table
 from ..errors import ScoreFusionError
 from ..models.config import PLANES, Plane
@@ -30,7 +30,6 @@ from ..models.features import FeatureLayer
 from ..models.score_fusion import ScoreFusion, cropped, network_time
 from ..models.unet import UNet
 from ..ops.fuse_scores import Fusion
-from ..ops.fuse_step import fuse_step
 from ..ops.gather_slices import gather_slices
 from ..ops.noise import noise_keys, normal
 from ..reference.planes import AXIS
@@ -38,6 +37,7 @@ from .graph import CapturedStep, CudaGraphs, Graphs, Segment
 from .memory import out_of_memory
 from .plan import ROWS, Plan, cut_channels, smaller_slabs
 from .runners import EagerRunner, Outputs, Runner
+from .tail import Tail
 from .tiles import Tiling, run_tiled
 
 Runners = Mapping[str, Runner]
@@ -77,8 +77,8 @@ class Engine:
         }
         self.buffers = {buffer.name: self._allocate(buffer.shape, buffer.dtype) for buffer in plan.buffers}
         self.index = torch.zeros(1, dtype=torch.int32, device=self.device)
-        self.rows = torch.zeros(ROWS, 6, device=self.device)
         self.keys = torch.zeros(plan.batch, 5, dtype=torch.int64, device=self.device)
+        self._tail = Tail(plan, self.buffers, self.index, self.keys)
         self.labels = {plane: torch.full((1,), n, device=self.device) for n, plane in enumerate(PLANES)}
         self._told = [*model.slice_networks] + (["fusion"] if plan.fuses else [])
         self._levels = torch.zeros(ROWS, len(self._told) + 1, device=self.device)
@@ -92,7 +92,7 @@ class Engine:
         *,
         origin: Sequence[int] = (0, 0, 0),
         full: Sequence[int] | None = None,
-        measured: Tensor | None = None,
+        project: Projection | None = None,
     ) -> None:
         """Take the conditions of the volumes to be drawn.
 
@@ -100,7 +100,8 @@ class Engine:
             condition: ``[B, C, d, h, w]`` in [-1, 1], or with a batch of 1 that all share.
             origin: (z, y, x) of the box inside the whole volume.
             full: size of the whole volume; the box's own by default.
-            measured: block means of the residual, ``[B or 1, 1, d/rz, h/ry, w/rx]``; zero when None.
+            project: makes each step's residual consistent. When None, block means become zero where the
+                configuration measures them, and nothing is done elsewhere.
 
         Raises:
             ScoreFusionError: for another shape than the plan's.
@@ -113,8 +114,8 @@ class Engine:
         self.buffers["condition"].copy_(inputs.condition)
         if inputs.common is not None:
             self.buffers["common"].copy_(inputs.common)
-        if "measured" in self.buffers:
-            self.buffers["measured"].zero_() if measured is None else self.buffers["measured"].copy_(measured)
+        if self._tail.take_projection(project):
+            self._forget_steps()
         if "stacked" in self.buffers:
             stacked = self.buffers["stacked"]
             stacked.zero_()
@@ -241,7 +242,7 @@ class Engine:
                     parts.append(Segment("scores and features", functools.partial(self._collect_kept, *slab)))
                 else:
                     parts.append(Segment("slab", functools.partial(self._slab, *slab)))
-        return [*parts, Segment("fusion and update", functools.partial(self._finish, branches))]
+        return [*parts, *self._tail.segments(lambda: cropped(self._fusion(branches), self.plan.size))]
 
     def _begin(self) -> None:
         """The row's noise level, the networks' view of x, and the features' sums before the first branch."""
@@ -250,20 +251,6 @@ class Engine:
         for scale in self.plan.scales:
             layer = cast(FeatureLayer, self.model.features[str(scale)])
             self.buffers[f"total.{scale}"].copy_(layer.bias[None, :, None, None, None])
-
-    def _finish(self, branches: Sequence[int]) -> None:
-        """The fusion network, and the solver's row."""
-        fusion = cropped(self._fusion(branches), self.plan.size)
-        config, buffers = self.plan.config, self.buffers
-        factor = config.degradation.factor if config.degradation.kind == "block-mean" else 1
-        fuse_step(
-            *fusion, buffers["x"], buffers["x0"], self.rows, self.index, self.keys,
-            clamp=config.sampling.clamp, factor=(factor,) * 3, measured=buffers.get("measured"),
-            out=(buffers["x.next"], buffers["x0.next"]),
-        )  # fmt: skip
-        for name in ("x", "x0"):
-            buffers[name].copy_(buffers[f"{name}.next"])
-        self.index.add_(1)
 
     def _slab(self, k: int, start: int, stop: int) -> None:
         """A slab of a branch, from the volume to its scores and features."""
@@ -349,7 +336,7 @@ class Engine:
         ]
         told.append(input_scale(config.prediction, level.abar, config.sigma_data))
         self._levels[: len(table)].copy_(torch.stack([each.to(torch.float32) for each in told], dim=1))
-        self.rows[: len(table)].copy_(rows[:, 2:])
+        self._tail.take(rows[:, 2:])
 
     def _time(self, network: str) -> Tensor:
         place = self._told.index(network)
@@ -369,15 +356,19 @@ class Engine:
         memory = torch.channels_last_3d if len(shape) == 5 and shape[1] > 1 else torch.contiguous_format
         return torch.zeros(shape, dtype=dtype, device=self.device).contiguous(memory_format=memory)
 
+    def _forget_steps(self) -> None:
+        """Free what was captured; the next step captures again."""
+        for step in self.captured.values():
+            step.reset()
+        self.captured.clear()
+        self._found.clear()
+
     def _halve(self) -> bool:
         """Go on with half as many slices at once, if there is a half; said once."""
         smaller = smaller_slabs(self.plan)
         if smaller is None:
             return False
-        for step in self.captured.values():
-            step.reset()
-        self.captured.clear()
-        self._found.clear()
+        self._forget_steps()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         slices = ", ".join(f"{plane} {rows}" for plane, rows in smaller.rows.items())

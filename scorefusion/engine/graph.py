@@ -31,11 +31,14 @@ class Segment(NamedTuple):
         run: takes and returns nothing; it reads and writes static buffers.
         capturable: False for what may refuse capture, such as a TensorRT engine; it then runs eagerly between
             graphs of the parts around it.
+        live: True for what reads more than static buffers, so that a graph of it would be out of date; it is
+            never captured.
     """
 
     name: str
     run: Body
     capturable: bool = True
+    live: bool = False
 
 
 class Graphs(Protocol):
@@ -109,9 +112,9 @@ class CudaGraphs:
 class CapturedStep:
     """Replays a step that was captured as a CUDA graph; runs it eagerly where capture is refused.
 
-    The whole body is tried first. If it is refused and consists of segments, each run of capturable ones
-    becomes a graph and the others run eagerly in between; else everything runs eagerly. One warning says what
-    and why.
+    The whole body is tried first, or the parts of it between live segments. If one is refused and consists of
+    segments, each run of capturable ones becomes a graph and the others run eagerly in between; else it runs
+    eagerly. One warning says what and why.
 
     Args:
         body: a function of static buffers, or the segments of one, in order. It must neither wait for the
@@ -196,26 +199,30 @@ class CapturedStep:
             tensor.copy_(value)
 
     def _capture(self, graphs: Graphs) -> list[Body]:
-        """One graph of the whole, or graphs and functions in turn."""
-        whole, refusal = _try(graphs, self.segments, graphs.pool())
-        if whole is not None:
-            self.captured, self.reason = 1, None
-            return [whole]
+        """Graphs and functions in turn."""
         calls: list[Body] = []
         eager: list[str] = []
-        pool = graphs.pool()
-        runs = [tuple(run) for _, run in itertools.groupby(self.segments, lambda segment: segment.capturable)]
-        for run in runs if len(runs) > 1 else ():
-            replay, _ = _try(graphs, run, pool) if run[0].capturable else (None, refusal)
-            if replay is None:
-                eager += [segment.name for segment in run]
-                # Nothing is known of the pool of a refused capture.
-                pool = graphs.pool() if run[0].capturable else pool
-            self.captured += replay is not None
-            calls.append(replay or _together(run))
+        why = ""
+        for live, group in itertools.groupby(self.segments, lambda segment: segment.live):
+            part = tuple(group)
+            if live:
+                calls.append(_together(part))
+                continue
+            whole, refusal = _try(graphs, part, graphs.pool())
+            if whole is not None:
+                self.captured += 1
+                calls.append(whole)
+                continue
+            why = why or refusal
+            more, names = self._capture_runs(graphs, part)
+            calls += more
+            eager += names
+        if not eager:
+            self.reason = None
+            return calls
         if not self.captured:
             calls, eager = [_together(self.segments)], ["all of it"]
-        self.reason = f"{', '.join(dict.fromkeys(eager))}: {refusal}"
+        self.reason = f"{', '.join(dict.fromkeys(eager))}: {why}"
         if not self._warned:
             warnings.warn(
                 f"a CUDA graph of the step was refused, so part of it runs eagerly: {self.reason}",
@@ -224,6 +231,24 @@ class CapturedStep:
             )
             self._warned = True
         return calls
+
+    def _capture_runs(self, graphs: Graphs, part: Sequence[Segment]) -> tuple[list[Body], list[str]]:
+        """A graph for each run of capturable segments; also the names of those that run eagerly."""
+        calls: list[Body] = []
+        eager: list[str] = []
+        pool = graphs.pool()
+        runs = [tuple(run) for _, run in itertools.groupby(part, lambda segment: segment.capturable)]
+        for run in runs:
+            replay = None
+            if len(runs) > 1 and run[0].capturable:
+                replay, _ = _try(graphs, run, pool)
+            if replay is None:
+                eager += [segment.name for segment in run]
+                # Nothing is known of the pool of a refused capture.
+                pool = graphs.pool() if run[0].capturable else pool
+            self.captured += replay is not None
+            calls.append(replay or _together(run))
+        return calls, eager
 
 
 def _try(graphs: Graphs, segments: Sequence[Segment], pool: Any) -> tuple[Body | None, str]:

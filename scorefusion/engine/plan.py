@@ -163,6 +163,11 @@ def smaller_slabs(layout: Plan) -> Plan | None:
     return replace(layout, rows=rows)
 
 
+def projected_blocks(config: ModelConfig) -> tuple[int, int, int] | None:
+    """(z, y, x) edges of the blocks whose means each step sets; None where it does not."""
+    return config.degradation.blocks if config.sampling.consistency else None
+
+
 def cut_channels(config: ModelConfig, branch: int) -> int:
     """Channels of a branch's slices: its conditions with their neighbours, position, mask and x_t."""
     sees = len(config.branches[branch].conditions)
@@ -185,8 +190,9 @@ def _buffers(layout: Plan) -> tuple[Buffer, ...]:
         Buffer("x0.next", own, float32, "clean volume of this step"),
         Buffer("condition", (batch, conditions, *layout.grid), float32, "conditions"),
     ]
-    if config.degradation.kind == "block-mean":
-        blocks = (length // config.degradation.factor for length in layout.size)
+    edges = projected_blocks(config)
+    if edges is not None:
+        blocks = (length // edge for length, edge in zip(layout.size, edges, strict=True))
         found.append(Buffer("measured", (batch, 1, *blocks), float32, "measured block means"))
     if layout.grid != layout.size or (config.prediction == "edm" and config.sigma_data != 1.0):
         found.append(Buffer("padded", grid, float32, "noisy volume, scaled and padded"))

@@ -23,6 +23,8 @@ ENDINGS = (".nii", ".nii.gz")
 NAN_CHOICES = ("error", "zero")
 OUTPUT_DTYPES = ("float32", "input")
 
+Factor = int | Sequence[int]
+
 _RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
 
@@ -59,6 +61,12 @@ class Scan:
     def ras_affine(self) -> np.ndarray:
         """float64 ``[4, 4]``, (x, y, z) index of ``values`` to millimetres."""
         return self.affine @ inv_ornt_aff(io_orientation(self.affine), self.shape)
+
+    def own_factors(self, factor: Factor) -> tuple[int, int, int]:
+        """A factor, or its (z, y, x) factors in RAS+ order, along the input's own (i, j, k)."""
+        x, y, z = reversed(_three(factor))
+        i, j, k = ((x, y, z)[int(axis)] for axis in io_orientation(self.affine)[:, 0])
+        return i, j, k
 
     def to_own_order(self, volume: np.ndarray) -> np.ndarray:
         """``[D, H, W]`` in RAS+ order, on this grid or a finer one, to the input's own (i, j, k) order."""
@@ -121,13 +129,19 @@ def read_scan(
     )
 
 
-def check_same_grid(scan: Scan, other: Scan, factor: int = 1) -> None:
+def check_same_grid(scan: Scan, other: Scan, factor: Factor = 1) -> None:
     """See that ``other`` is on the grid of ``scan``, or on the ``factor`` times finer one, to 1% of a voxel.
+
+    Args:
+        scan: the coarse volume.
+        other: the fine one.
+        factor: one number, or (z, y, x) in RAS+ order.
 
     Raises:
         BadInput: naming both files and what differs.
     """
-    wanted = tuple(factor * n for n in scan.values.shape)
+    factors = _three(factor)
+    wanted = tuple(each * n for each, n in zip(factors, scan.values.shape, strict=True))
     if other.values.shape != wanted:
         problem = f"has {_by(other.values.shape)} voxels (x, y, z in RAS), {scan.name} needs {_by(wanted)}"
         raise BadInput(other.name, problem, "Resample it onto that grid first.")
@@ -143,14 +157,25 @@ def ras_order(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(apply_orientation(array, io_orientation(affine)).transpose(2, 1, 0))
 
 
-def fine_affine(affine: np.ndarray, factor: int) -> np.ndarray:
-    """The affine of the grid whose ``factor``³ blocks are the voxels of ``affine``'s; any axis order."""
-    step = np.diag([1.0 / factor] * 3 + [1.0])
-    step[:3, 3] = (1.0 / factor - 1.0) / 2.0
+def fine_affine(affine: np.ndarray, factor: Factor) -> np.ndarray:
+    """The affine of the grid whose blocks are the voxels of ``affine``'s.
+
+    Args:
+        affine: ``[4, 4]``, any axis order.
+        factor: the blocks' edge, or their edges along the axes in that order.
+    """
+    share = 1.0 / np.array(_three(factor), dtype=np.float64)
+    step = np.diag([*share, 1.0])
+    step[:3, 3] = (share - 1.0) / 2.0
     return affine @ step
 
 
-def make_image(scan: Scan, volume: np.ndarray, *, factor: int = 1, dtype: str = "float32") -> Any:
+def _three(factor: Factor) -> tuple[int, int, int]:
+    first, second, third = (factor,) * 3 if isinstance(factor, int) else factor
+    return first, second, third
+
+
+def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str = "float32") -> Any:
     """A NIfTI image of a result, with the header of the input where that still holds.
 
     Kept: units, description, intent, display range, qform and sform codes, extensions. Changed: dimensions,
@@ -160,7 +185,7 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: int = 1, dtype: str = 
     Args:
         scan: the input.
         volume: ``[i, j, k]`` in the input's own order and units.
-        factor: how much finer the grid is.
+        factor: how much finer the grid is, one number or (z, y, x) in RAS+ order.
         dtype: ``float32``, unscaled; or ``input``: the type the input was stored in; integers are rounded and
             limited to the type's range, with the input's slope and intercept.
 
@@ -171,7 +196,8 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: int = 1, dtype: str = 
         raise unknown_name("output dtype", dtype, OUTPUT_DTYPES)
     kind = np.dtype(np.float32) if dtype == "float32" else scan.dtype.newbyteorder("=")
     header = scan.header.copy()
-    affine = fine_affine(scan.affine, factor)
+    factors = scan.own_factors(factor)
+    affine = fine_affine(scan.affine, factors)
     sform = 2 if scan.affine_assumed else int(header["sform_code"])
     qform_affine, qform = _qform(scan)
     if kind.kind in "iu":
@@ -181,13 +207,13 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: int = 1, dtype: str = 
     else:
         data = volume.astype(kind)
     second = isinstance(header, nib.Nifti2Header) or max(volume.shape) > 32767
-    if factor != 1:
+    if max(factors) > 1:
         for field in ("slice_code", "slice_start", "slice_end", "slice_duration"):
             header[field] = 0
     image = (nib.Nifti2Image if second else nib.Nifti1Image)(data, affine, header, dtype=kind)
     image.header.set_sform(affine if sform else None, sform)
     image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
-    image.header.set_qform(None if qform_affine is None else fine_affine(qform_affine, factor), qform)
+    image.header.set_qform(None if qform_affine is None else fine_affine(qform_affine, factors), qform)
     if kind.kind in "iu":
         image.header.set_slope_inter(scan.slope, scan.intercept)
     return image
