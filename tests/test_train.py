@@ -20,6 +20,8 @@ from scorefusion.train.loop import learning_rate, train, trained_parameters
 from scorefusion.train.stages import draw_levels, fusion_loss, make_example, slices_loss
 from scorefusion.train.variants import warp
 
+BLOCK = (4, 4, 4)
+
 
 def tiny_model() -> ModelConfig:
     """The bundled model's structure at toy widths."""
@@ -111,7 +113,9 @@ def test_a_stage_trains_only_its_networks(head: Path) -> None:
     model = ScoreFusion(tiny_model())
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    crops = CropSampler([(np.random.default_rng(0).uniform(-1, 1, (40, 40, 40)), 1.0)], AugmentConfig(), 4)
+    crops = CropSampler(
+        [(np.random.default_rng(0).uniform(-1, 1, (1, 40, 40, 40)), 1.0)], AugmentConfig(), BLOCK
+    )
     for kind, compute in (("slices", slices_loss), ("patches", fusion_loss), ("features", fusion_loss)):
         stage = StageConfig(kind=kind, steps=1, crop=16, batch=1)  # type: ignore[arg-type]
         model.zero_grad()
@@ -128,7 +132,9 @@ def test_a_stage_trains_only_its_networks(head: Path) -> None:
 def test_slices_loss_notes_plane_and_noises_every_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_model()
     model = ScoreFusion(config)
-    crops = CropSampler([(np.random.default_rng(0).uniform(-1, 1, (64, 64, 64)), 1.0)], AugmentConfig(), 4)
+    crops = CropSampler(
+        [(np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 64)), 1.0)], AugmentConfig(), BLOCK
+    )
     seen = []
     network = model.slice_networks["slice"]
     monkeypatch.setattr(network, "forward", lambda x, time, label: seen.append((x, time, label)) or x[:, -1:])
@@ -161,7 +167,9 @@ def test_example_is_undone_by_the_base() -> None:
 def test_crops_are_reproducible_and_inside() -> None:
     array = np.random.default_rng(0).uniform(-1, 1, (24, 28, 20)).astype(np.float16)
     crops = CropSampler(
-        [(array, 1.0)], AugmentConfig(flip=False, gamma=0, remap=0, sharpen=0, bias=0, noise=0), 4
+        [(array[None], 1.0)],
+        AugmentConfig(flip=False, gamma=0, remap=0, sharpen=0, bias=0, noise=0),
+        BLOCK,
     )
     first, second = (crops.draw([8, 12, 8], random_of(5)) for _ in range(2))
     assert torch.equal(first.volume, second.volume) and all(start % 4 == 0 for start in first.origin)
@@ -187,9 +195,12 @@ def test_warp_without_change_is_the_source() -> None:
     z, y, x = np.mgrid[0:3:24j, 0:3:32j, 0:3:24j]
     source = (np.sin(z) * np.cos(y) + np.sin(x)).astype(np.float32)
     still = VariantConfig(spacing=(1.0, 1.0), zoom=0.0, rotation=0.0, bend=0.0)
-    np.testing.assert_allclose(warp(source, still, random_of(0)), source, atol=1e-4)
-    coarse = warp(source, VariantConfig(spacing=(2.0, 2.0), zoom=0.0, rotation=0.0, bend=0.0), random_of(0))
-    assert coarse.shape == (8, 16, 8)
+    both = warp(np.stack([source, -source]), still, random_of(0))
+    np.testing.assert_allclose(both, [source, -source], atol=1e-4)
+    halved = VariantConfig(spacing=(2.0, 2.0), zoom=0.0, rotation=0.0, bend=0.0)
+    assert warp(source[None], halved, random_of(0)).shape == (1, 8, 16, 8)
+    bent = warp(np.stack([source, 3 * source]), VariantConfig(spacing=(1.0, 1.0)), random_of(1))
+    np.testing.assert_allclose(bent[1], 3 * bent[0], atol=1e-4)
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
@@ -206,7 +217,7 @@ def test_rejects_bad_runs(head: Path, tmp_path: Path) -> None:
         train(config, tmp_path / "run")
     with pytest.raises(BadInput, match="did you mean 'steps'"):
         run_config(head, stages=[{"kind": "slices", "step": 3}])
-    with pytest.raises(ScoreFusionError, match="block pooling"):
+    with pytest.raises(ScoreFusionError, match="nothing to learn"):
         values = tiny_model().model_dump() | {"degradation": {"kind": "none", "factor": 1}}
         train(run_config(head, model=values), tmp_path / "other")
     with pytest.raises(BadInput, match=r"missing\.nii"):

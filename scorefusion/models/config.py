@@ -117,7 +117,12 @@ class SamplingConfig(Frozen):
 
 
 class ModelConfig(Frozen):
-    """Everything but the weights of a :class:`~scorefusion.models.score_fusion.ScoreFusion`."""
+    """Everything but the weights of a :class:`~scorefusion.models.score_fusion.ScoreFusion`.
+
+    A model without branches is the 3D network alone, for strategy ``volume``. ``fusion_start`` is what the 3D
+    network does before training: ``mean`` (its output is zero, so the branches are averaged) or ``random``;
+    ``feature_start`` likewise for the ensemble-2D-feature layers. Random starts are for comparison.
+    """
 
     name: str
     conditions: tuple[str, ...]
@@ -128,11 +133,13 @@ class ModelConfig(Frozen):
     context_order: Literal["modality", "slice"] = "modality"
     position: bool = True
     mask: bool = True
-    branches: tuple[BranchConfig, ...]
+    branches: tuple[BranchConfig, ...] = ()
     base_weights: tuple[float, ...] | None = None
-    slice_networks: dict[str, UNetConfig]
+    slice_networks: dict[str, UNetConfig] = {}
     fusion: UNetConfig | None = None
+    fusion_start: Literal["mean", "random"] = "mean"
     feature_scales: tuple[int, ...] = ()
+    feature_start: Literal["zero", "random"] = "zero"
     feature_kernel: Literal[1, 3] = 1
     residual_gain: float = 1.0
     halved_slice_time: bool = False
@@ -158,8 +165,10 @@ class ModelConfig(Frozen):
                 )
         if self.base_weights is not None and len(self.base_weights) != len(self.branches):
             raise ValueError(f"{len(self.base_weights)} base_weights for {len(self.branches)} branches")
-        if self.fusion is not None and len(self.branches) < 2:
+        if self.fusion is not None and len(self.branches) < 2 and self.strategies != ("volume",):
             raise ValueError(f"fusing needs at least 2 branches, got {len(self.branches)}")
+        if self.fusion is None and not self.branches:
+            raise ValueError("a model needs branches, or a fusion network for strategy 'volume'")
         wrong = set(self.feature_scales) - set(self.fusion.scales if self.fusion else ())
         for network in self.slice_networks.values():
             wrong |= set(self.feature_scales) - set(network.scales)
@@ -173,7 +182,7 @@ class ModelConfig(Frozen):
     @property
     def weights(self) -> tuple[float, ...]:
         """The share of each branch before the fusion network has a say."""
-        return self.base_weights or (1.0 / len(self.branches),) * len(self.branches)
+        return self.base_weights or (1.0 / max(len(self.branches), 1),) * len(self.branches)
 
     @property
     def multiple(self) -> int:

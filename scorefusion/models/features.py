@@ -9,6 +9,7 @@ with n the coarse coordinate along the plane's axis and (u, v) the other two. Ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,9 +31,12 @@ class FeatureLayer(nn.Module):
         outputs: channels of the 3D encoder where the sum is added.
         kernel: 1, or 3 at scale 1 for 3x3x3 zero-padded kernels ``[outputs, inputs_k, 3, 3, 3]`` (z, y, x),
             which the authors' two-plane model has.
+        random: start as a convolution would, instead of at zero.
     """
 
-    def __init__(self, scale: int, inputs: Sequence[int], outputs: int, *, kernel: int = 1):
+    def __init__(
+        self, scale: int, inputs: Sequence[int], outputs: int, *, kernel: int = 1, random: bool = False
+    ):
         super().__init__()
         if kernel not in (1, 3) or (kernel == 3 and scale != 1):
             raise ValueError(f"a feature layer's kernel is 1, or 3 at scale 1; got {kernel} at scale {scale}")
@@ -40,6 +44,10 @@ class FeatureLayer(nn.Module):
         extent = (scale,) if kernel == 1 else (3, 3, 3)
         self.weights = nn.ParameterList([nn.Parameter(torch.zeros(outputs, n, *extent)) for n in inputs])
         self.bias = nn.Parameter(torch.zeros(outputs))
+        if random:
+            bound = math.sqrt(1.0 / sum(weight[0].numel() for weight in self.weights))
+            for weight in self.weights:
+                nn.init.uniform_(weight, -bound, bound)
 
     def start(self, size: Sequence[int], batch: int) -> Tensor:
         """A fresh accumulator ``[B, outputs, D/s, H/s, W/s]`` that holds the bias, channels last."""

@@ -23,6 +23,11 @@ the highest correlation with the true residual, and a spectrum nearer to it than
 """
 
 
+NO_DEGRADATION = DegradationConfig()
+T1_T2_SCALE = 0.7
+"""About the root mean square of T2 - T1 over heads and their surroundings, both normalised."""
+
+
 def paper() -> ModelConfig:
     """The networks of arXiv 2501.07430 for 4x super-resolution: 62.6 M parameters a plane, 55.5 M to fuse."""
     return ModelConfig(
@@ -66,6 +71,33 @@ def t1_sr4() -> ModelConfig:
     return _super_resolution("t1-sr4", (48, 80, 96), (48, 64), (2, 4), patch=2, channels=64, hidden=192)
 
 
+def t1_t2() -> ModelConfig:
+    """The bundled model from T1 to T2: the residual is their difference."""
+    return _own(
+        "t1-t2", (40, 56, 72), (32, 48), (2, 4),
+        conditions=("t1",), target="t2",
+        residual=ResidualConfig(base="identity", scale=T1_T2_SCALE),
+    )  # fmt: skip
+
+
+def t1sr4_t2() -> ModelConfig:
+    """The bundled model of both conditions: 4x4x4-pooled T1, and T2 at full resolution; six branches."""
+    values = _own(
+        "t1sr4-t2", (40, 56, 72), (32, 48), (2, 4),
+        conditions=("t1", "t2"), target="t1",
+        residual=ResidualConfig(base="trilinear+consistency", scale=0.144),
+        degradation=DegradationConfig(kind="block-mean", factor=4),
+    ).model_dump()  # fmt: skip
+    (network,) = values["slice_networks"].values()
+    values["slice_networks"] = {"t1": network, "t2": network}
+    values["branches"] = [
+        {"plane": plane, "conditions": (index,), "network": name}
+        for index, name in enumerate(("t1", "t2"))
+        for plane in PLANES
+    ]
+    return ModelConfig.model_validate(values)
+
+
 def _super_resolution(
     name: str,
     slice_widths: tuple[int, ...],
@@ -76,6 +108,29 @@ def _super_resolution(
     channels: int,
     hidden: int,
 ) -> ModelConfig:
+    return _own(
+        name, slice_widths, fusion_widths, scales, patch=patch, channels=channels, hidden=hidden,
+        conditions=("t1",), target="t1",
+        residual=ResidualConfig(base="trilinear+consistency", scale=0.144),
+        degradation=DegradationConfig(kind="block-mean", factor=4),
+    )  # fmt: skip
+
+
+def _own(
+    name: str,
+    slice_widths: tuple[int, ...],
+    fusion_widths: tuple[int, ...],
+    scales: tuple[int, ...],
+    *,
+    conditions: tuple[str, ...],
+    target: str,
+    residual: ResidualConfig,
+    degradation: DegradationConfig = NO_DEGRADATION,
+    patch: int = 2,
+    channels: int = 64,
+    hidden: int = 192,
+) -> ModelConfig:
+    """A model of our own kind: preconditioned, one slice network shared by three planes."""
     time = TimeConfig(value="log_sigma", scale=16.0, channels=channels, hidden=hidden)
 
     def network(widths: tuple[int, ...]) -> UNetConfig:
@@ -83,8 +138,8 @@ def _super_resolution(
 
     return ModelConfig(
         name=name,
-        conditions=("t1",),
-        target="t1",
+        conditions=conditions,
+        target=target,
         prediction="edm",
         sigma_data=1.0,
         context=2,
@@ -95,14 +150,20 @@ def _super_resolution(
         fusion=network(fusion_widths),
         feature_scales=scales,
         strategies=("single", "alternate", "average", "fuse", "fuse+features"),
-        residual=ResidualConfig(base="trilinear+consistency", scale=0.144),
-        degradation=DegradationConfig(kind="block-mean", factor=4),
+        residual=residual,
+        degradation=degradation,
         intensity="robust",
         sampling=FEW_STEPS,
     )
 
 
-PRESETS: dict[str, Callable[[], ModelConfig]] = {"paper": paper, "small": small, "t1-sr4": t1_sr4}
+PRESETS: dict[str, Callable[[], ModelConfig]] = {
+    "paper": paper,
+    "small": small,
+    "t1-sr4": t1_sr4,
+    "t1-t2": t1_t2,
+    "t1sr4-t2": t1sr4_t2,
+}
 
 
 def preset(name: str) -> ModelConfig:

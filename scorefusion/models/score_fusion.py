@@ -67,12 +67,17 @@ class ScoreFusion(nn.Module):
         if config.fusion is not None:
             count = len(config.branches)
             inputs = 1 + len(config.conditions) + common + count
-            self.fusion = UNet(3, inputs, count, config.fusion, zero_output=True)
+            zero = config.fusion_start == "mean"
+            self.fusion = UNet(3, inputs, max(count, 1), config.fusion, zero_output=zero)
             for scale in config.feature_scales:
                 widths = [_width(config.slice_networks[b.network], scale) for b in config.branches]
                 kernel = config.feature_kernel if scale == 1 else 1
                 self.features[str(scale)] = FeatureLayer(
-                    scale, widths, self.fusion.injected_channels(scale), kernel=kernel
+                    scale,
+                    widths,
+                    self.fusion.injected_channels(scale),
+                    kernel=kernel,
+                    random=config.feature_start == "random",
                 )
 
     @classmethod
@@ -188,8 +193,7 @@ class ScoreFusion(nn.Module):
             scores, _ = self.branch_outputs(x, inputs, level, chosen, slab=slab)
             fusion = Fusion(scores, None, (1.0 / len(chosen),) * len(chosen))
         elif strategy == "volume":
-            none = (x.new_zeros(1).expand(x.shape),) * len(self.config.branches)
-            residual = self._fusion_maps(x, inputs, level, none, {})[:, -1:]
+            residual = self._fusion_maps(x, inputs, level, no_scores(self, x), {})[:, -1:]
             fusion = Fusion((residual,), None, (self.config.residual_gain,))
         else:
             with_features = strategy == "fuse+features"
@@ -250,6 +254,12 @@ class ScoreFusion(nn.Module):
     ) -> Tensor:
         """Fuse the branches' outputs: ``[B, 1, D, H, W]`` on the padded grid."""
         return fuse_scores(*self.fusion_of(x, inputs, level, scores, totals))
+
+    def predict_volume(
+        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
+    ) -> Tensor:
+        """What the 3D network predicts alone, ``[B, 1, D, H, W]`` on the padded grid; as :meth:`fuse`."""
+        return self.config.residual_gain * self._fusion_maps(x, inputs, level, scores, totals)[:, -1:]
 
     def branch_outputs(
         self,
@@ -326,6 +336,11 @@ class ScoreFusion(nn.Module):
         if not any(pads):
             return volume
         return F.pad(volume, (0, pads[2], 0, pads[1], 0, pads[0]), mode="replicate")
+
+
+def no_scores(model: ScoreFusion, x: Tensor) -> Scores:
+    """Zeros in place of every branch's output, for strategy ``volume``."""
+    return (x.new_zeros(1).expand(x.shape),) * len(model.config.branches)
 
 
 def planes_used(config: ModelConfig, strategy: str, planes: Sequence[Plane] | None) -> tuple[Plane, ...]:

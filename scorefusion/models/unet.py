@@ -142,7 +142,7 @@ class UNet(nn.Module):
         skips = [hidden]
         for index, block in enumerate(self.encoder[1:], start=1):
             if index in add:
-                hidden = hidden + add[index]
+                hidden = hidden + add[index].to(hidden.dtype)
             hidden = block(hidden, embedding)
             skips.append(hidden)
         for block in self.middle:

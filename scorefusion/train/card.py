@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .config import TrainConfig
+from .config import TrainConfig, VolumeConfig
 
 NOT_FOR = """Not for diagnosis or any clinical decision. Detail that the input does not hold is the model's
 guess: plausible, not measured. Pathology, contrast agent, other contrasts, other organs, and inputs that are
@@ -18,7 +18,11 @@ def training_card(config: TrainConfig, folder: Path) -> str:
     name = config.model if isinstance(config.model, str) else config.model.name
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     volumes = "\n".join(
-        f"| `{Path(volume.file).name}` | {volume.variants} | {volume.share:g} |" for volume in config.volumes
+        [f"| {_named(volume)} | {volume.variants} | {volume.share:g} |" for volume in config.volumes]
+        + [
+            f"| `{Path(part.data.root).name}`, {part.data.split} | {part.variants} | {part.share:g} |"
+            for part in config.datasets
+        ]
     )
     stages = []
     for number, stage in enumerate(config.stages):
@@ -50,3 +54,15 @@ field and noise.
 
 {NOT_FOR}
 """
+
+
+def _named(volume: VolumeConfig) -> str:
+    """The files of a training subject, and what part of it was seen."""
+    files = [volume.file] if volume.file else [*volume.files.values()]
+    text = ", ".join(f"`{Path(file).name}`" for file in files)
+    kept = [
+        f"{axis} from {ends[0]} to {ends[1]}"
+        for axis, ends in zip("zyx", volume.region, strict=True)
+        if ends is not None
+    ]
+    return f"{text} ({', '.join(kept)})" if kept else text

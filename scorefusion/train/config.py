@@ -6,13 +6,34 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from ..data.config import DatasetConfig
 from ..models.config import Frozen, ModelConfig
 
 
 class VolumeConfig(Frozen):
-    """A training volume: a NIfTI file, how many warped variants to make of it, its share of the crops."""
+    """A training subject: its NIfTI files, how many warped variants to make of it, its share of the crops.
 
-    file: str
+    ``file`` is for a model that needs one contrast; ``files`` names a file for each. ``region`` keeps to
+    (start, stop) along z, y and x of the volume in RAS+ order, null for all of an axis.
+    """
+
+    file: str | None = None
+    files: dict[str, str] = {}
+    variants: int = 0
+    share: float = 1.0
+    region: tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] | None] = (None, None, None)
+
+    @model_validator(mode="after")
+    def _check(self) -> VolumeConfig:
+        if (self.file is None) == (not self.files):
+            raise ValueError("name either one file, or files by contrast")
+        return self
+
+
+class FolderConfig(Frozen):
+    """All subjects of a dataset that a split gives, with the variants of each and their share together."""
+
+    data: DatasetConfig
     variants: int = 0
     share: float = 1.0
 
@@ -49,12 +70,13 @@ class StageConfig(Frozen):
 
     Kinds: ``slices`` trains the 2D networks; ``patches`` trains the fusion network on crops with the 2D
     networks frozen; ``features`` trains the fusion network and the ensemble-2D-feature layers together, each
-    step with and without the features, so that ``fuse`` and ``fuse+features`` are both kept. ``crop`` None
-    means whole volumes. The loss is ``l1·|d| + l2·d²`` on the network's output, and skips ``margin`` voxels
-    at a crop's faces.
+    step with and without the features, so that ``fuse`` and ``fuse+features`` are both kept; ``volume``
+    trains the 3D network alone. ``crop`` None means whole volumes. The loss is ``l1·|d| + l2·d²`` on the
+    network's output, and skips ``margin`` voxels at a crop's faces. ``cached`` keeps the branches' outputs of
+    that many crops of a ``patches`` stage, and draws from these: the 2D networks run once for each.
     """
 
-    kind: Literal["slices", "patches", "features"]
+    kind: Literal["slices", "patches", "features", "volume"]
     steps: int
     batch: int = 1
     crop: int | None = 48
@@ -67,6 +89,7 @@ class StageConfig(Frozen):
     l2: float = 1.0
     clip: float = 1.0
     checkpointing: bool = False
+    cached: int = 0
     ln_sigma_mean: float = 0.0
     ln_sigma_std: float = 1.4
     noise_levels: Literal["log-normal", "paper-training", "paper-sampling"] = "log-normal"
@@ -75,6 +98,8 @@ class StageConfig(Frozen):
     def _check(self) -> StageConfig:
         if self.kind == "slices" and self.crop is None:
             raise ValueError("a slices stage needs a crop size")
+        if self.cached and self.kind != "patches":
+            raise ValueError(f"branch outputs can be cached in a patches stage, not in {self.kind!r}")
         if self.crop is not None and 2 * self.margin >= self.crop:
             raise ValueError(f"margin {self.margin} leaves nothing of a crop of {self.crop}")
         return self
@@ -84,13 +109,17 @@ class TrainConfig(Frozen):
     """The whole run. ``model`` is a preset's name or a full model description.
 
     A checkpoint is kept every ``save_every`` seconds, a line of the log every ``log_every`` steps, and sample
-    pictures every ``look_every`` steps and at each stage's end (0: none).
+    pictures every ``look_every`` steps and at each stage's end (0: none). ``start_from`` takes weights from
+    trained models: a network's name (``slice_networks.slice``, ``fusion``, ``features``) to a model folder,
+    or to ``FOLDER:NETWORK`` where it has another name there.
     The run is on the CPU. ``precision`` is what convolutions and matrix products compute in (the weights are
     float32): ``auto`` takes bfloat16 where the processor is clearly faster at it.
     """
 
     model: str | ModelConfig
-    volumes: tuple[VolumeConfig, ...]
+    volumes: tuple[VolumeConfig, ...] = ()
+    datasets: tuple[FolderConfig, ...] = ()
+    start_from: dict[str, str] = {}
     stages: tuple[StageConfig, ...]
     variants: VariantConfig = VariantConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -104,8 +133,8 @@ class TrainConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        if not self.volumes:
-            raise ValueError("volumes is empty; name at least one NIfTI file")
+        if not self.volumes and not self.datasets:
+            raise ValueError("volumes and datasets are empty; name at least one NIfTI file")
         if not self.stages:
             raise ValueError("stages is empty; name at least one stage")
         return self

@@ -17,9 +17,10 @@ from ..models.score_fusion import Inputs, ScoreFusion
 from ..models.table import table_for
 from .config import TrainConfig
 from .crops import CropSampler
-from .stages import make_example
+from .pairs import contrasts_of, is_degraded, make_example
 
 CROP = 48
+STRATEGY = {"slices": "average", "patches": "fuse", "features": "fuse+features", "volume": "volume"}
 
 
 @torch.no_grad()
@@ -30,8 +31,8 @@ def draw_look(
     from matplotlib.figure import Figure
 
     description = model.config
-    kind = config.stages[stage].kind
-    strategy = {"slices": "average", "patches": "fuse", "features": "fuse+features"}[kind]
+    strategy = STRATEGY[config.stages[stage].kind]
+    target = contrasts_of(description).index(description.target)
     was_training = model.training
     model.eval()
     figure = Figure(figsize=(10, 7.5), layout="constrained")
@@ -40,7 +41,8 @@ def draw_look(
         crop = crops.draw([CROP] * 3, np.random.Generator(np.random.Philox(key=[config.seed, 10**6 + row])))
         example = make_example(crop.volume, description)
         inputs = model.prepare(example.condition, origin=crop.origin, full=crop.full)
-        volumes = {"truth": crop.volume, "base": example.condition}
+        truth, base = crop.volume[:, target : target + 1], example.condition[:, :1]
+        volumes = {"truth": truth, "base": base}
         for label, steps in (
             ("one step", 1),
             (f"{description.sampling.steps} steps", description.sampling.steps),
@@ -52,11 +54,11 @@ def draw_look(
                 table,
                 seeds=[row],
                 clamp=description.sampling.clamp,
-                project=BlockPooling(description.degradation.factor),
+                project=BlockPooling(description.degradation.factor) if is_degraded(description) else None,
             )
-            volumes[label] = example.condition + description.residual.scale * residual
+            volumes[label] = base + description.residual.scale * residual
         for axis, (label, volume) in zip(axes[row], volumes.items(), strict=True):
-            error = (volume - crop.volume).square().mean().sqrt().item()
+            error = (volume - truth).square().mean().sqrt().item()
             axis.imshow(_middle(volume), cmap="gray", vmin=-1, vmax=1)
             axis.set_title(f"{label}  rmse {error:.4f}", fontsize=8)
             axis.axis("off")

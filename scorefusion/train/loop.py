@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -24,8 +25,9 @@ from ..models.score_fusion import ScoreFusion
 from .config import StageConfig, TrainConfig
 from .crops import CropSampler
 from .look import draw_curves, draw_look
+from .pairs import factors_of
+from .sources import take_weights, volumes_of
 from .stages import fusion_loss, slices_loss
-from .variants import build_store
 
 Progress = Callable[[str, int, int, float], None]
 
@@ -54,17 +56,15 @@ def train(config: TrainConfig, folder: Path, *, progress: Progress | None = None
 
     Raises:
         BadInput: if ``folder`` holds a run of another configuration, or a checkpoint that cannot be read.
-        ScoreFusionError: if the model's task is not one this trains for, or the loss is not finite.
+        ScoreFusionError: if the data or the weights to start from do not fit the model, or the loss is not
+            finite.
     """
     description = config.model if isinstance(config.model, ModelConfig) else preset(config.model)
-    if description.degradation.kind != "block-mean" or len(description.conditions) != 1:
-        raise ScoreFusionError(
-            f"training forms its pairs by block pooling one condition; model {description.name!r} has "
-            f"degradation {description.degradation.kind!r} and {len(description.conditions)} conditions"
-        )
     _claim(folder, config)
     torch.manual_seed(config.seed)
-    model = channels_last(ScoreFusion(description))
+    model = ScoreFusion(description)
+    take_weights(model, config.start_from)
+    model = channels_last(model)
     average = ScoreFusion(description)
     average.load_state_dict(model.state_dict())
     state = _resume(folder, model, average)
@@ -73,12 +73,8 @@ def train(config: TrainConfig, folder: Path, *, progress: Progress | None = None
         if progress:
             progress("volumes", done, total, math.nan)
 
-    store = build_store(
-        config.volumes, config.variants, folder / "volumes",
-        seed=config.seed, intensity=description.intensity, factor=description.degradation.factor,
-        progress=told,
-    )  # fmt: skip
-    crops = CropSampler(store, config.augment, description.degradation.factor)
+    store = volumes_of(config, description, folder / "volumes", progress=told)
+    crops = CropSampler(store, config.augment, factors_of(description)[0])
     while state.stage < len(config.stages):
         _run_stage(config, folder, model, average, crops, state, progress)
         model.load_state_dict(average.state_dict())
@@ -105,7 +101,7 @@ def _run_stage(
     if stage.kind != "slices":
         model.slice_networks.eval()
     dtype = choose_dtype(config.precision)
-    compute = slices_loss if stage.kind == "slices" else fusion_loss
+    compute = slices_loss if stage.kind == "slices" else functools.partial(fusion_loss, cache={})
     started = saved = time.perf_counter()
     before, losses = state.seconds, []
     while state.step < stage.steps:

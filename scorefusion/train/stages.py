@@ -6,38 +6,26 @@ as if it had never stopped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..diffusion.consistency import block_mean
 from ..diffusion.level import NoiseLevel, add_noise, training_target
 from ..diffusion.schedule import paper_sampling, paper_training, sigma_to_abar
-from ..models.config import PLANES, BranchConfig, ModelConfig
-from ..models.score_fusion import Inputs, ScoreFusion, network_time
+from ..models.config import PLANES, BranchConfig
+from ..models.score_fusion import Inputs, ScoreFusion, Scores, network_time, no_scores
 from ..ops.gather_slices import gather_slices
-from ..preprocess import base_volume
 from ..reference.planes import AXIS
 from .config import StageConfig
-from .crops import CropSampler
+from .crops import Crop, CropSampler
+from .pairs import factors_of, make_example
 
-
-@dataclass(frozen=True)
-class Example:
-    """A clean residual and its condition ``[B, C, D, H, W]``."""
-
-    residual: Tensor
-    condition: Tensor
-
-
-def make_example(volume: Tensor, config: ModelConfig) -> Example:
-    """Degrade a target ``[B, 1, D, H, W]`` in [-1, 1] and form the residual to its base."""
-    factor = config.degradation.factor
-    base = base_volume(block_mean(volume, factor), config.residual.base, factor)
-    return Example((volume - base) / config.residual.scale, base)
+CACHED = 2**40
+"""Key of the random numbers of cached crops: no step of a run has it."""
 
 
 def draw_levels(count: int, stage: StageConfig, random: np.random.Generator) -> NoiseLevel:
@@ -95,16 +83,20 @@ def _slab(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Slices of one branch: network input, target, abar and plane label of each."""
     config, count = model.config, stage.slices
-    axis, block = AXIS[branch.plane], config.degradation.factor
+    axis, blocks = AXIS[branch.plane], factors_of(config)[0]
+    block = blocks[axis - 2]
     reach = -(-config.context // block) * block
     inner = -(-count // block) * block
-    size = [int(stage.crop or 0) + 2 * block] * 3
+    edges = [edge if edge > 1 else 0 for edge in blocks]  # what the base's interpolation reaches
+    edges[axis - 2] = 0
+    size = [int(stage.crop or 0) + 2 * edge for edge in edges]
     size[axis - 2] = inner + 2 * reach
     crop = crops.draw(size, random)
     example = make_example(crop.volume, config)
-    window = [slice(None), slice(None)] + [slice(block, -block)] * 3
-    window[axis] = slice(None)
-    origin = [start + (0 if place == axis - 2 else block) for place, start in enumerate(crop.origin)]
+    window = [slice(None), slice(None)] + [
+        slice(edge, length - edge) for edge, length in zip(edges, size, strict=True)
+    ]
+    origin = [start + edge for edge, start in zip(edges, crop.origin, strict=True)]
     residual, condition = example.residual[tuple(window)], example.condition[tuple(window)]
 
     first = reach + int(random.integers(0, inner - count + 1))
@@ -124,37 +116,77 @@ def _slab(
     return slab, target, level.abar, torch.full((count,), PLANES.index(branch.plane))
 
 
-def fusion_loss(
-    model: ScoreFusion, crops: CropSampler, stage: StageConfig, random: np.random.Generator
-) -> Tensor:
-    """The fusion network's loss on 3D crops (or whole volumes), the 2D networks frozen.
+class Prepared(NamedTuple):
+    """What a stage of the fusion network computes its loss from: all that does not depend on its weights."""
 
-    In a ``features`` stage the mean of the losses with and without the ensemble-2D-feature layers; the 2D
-    networks run once for both.
-    """
+    x: Tensor
+    inputs: Inputs
+    level: NoiseLevel
+    target: Tensor
+    scores: Scores
+    totals: dict[int, Tensor]
+
+
+def prepare_step(
+    model: ScoreFusion, crops: CropSampler, stage: StageConfig, random: np.random.Generator
+) -> Prepared:
+    """Draw crops, noise levels and noise, and run the 2D networks where the stage has a use for them."""
     config = model.config
     picked = [crops.draw([stage.crop] * 3 if stage.crop else None, random) for _ in range(stage.batch)]
     example = make_example(torch.cat([crop.volume for crop in picked]), config)
     level = draw_levels(stage.batch, stage, random)
     noise = torch.from_numpy(random.standard_normal(tuple(example.residual.shape), dtype=np.float32))
     x = model.padded(model.scaled(add_noise(example.residual, noise, level.abar), level))
+    inputs = _inputs(model, example.condition, picked)
+    target = training_target(config.prediction, example.residual, noise, level.abar, config.sigma_data)
+    if stage.kind == "volume":
+        return Prepared(x, inputs, level, target, no_scores(model, x), {})
+    scores, totals = model.branch_outputs(x, inputs, level, features=stage.kind == "features")
+    return Prepared(x, inputs, level, target, scores, totals)
+
+
+def fusion_loss(
+    model: ScoreFusion,
+    crops: CropSampler,
+    stage: StageConfig,
+    random: np.random.Generator,
+    cache: dict[int, Prepared] | None = None,
+) -> Tensor:
+    """The fusion network's loss on 3D crops (or whole volumes), the 2D networks frozen.
+
+    In a ``features`` stage the mean of the losses with and without the ensemble-2D-feature layers; the 2D
+    networks run once for both. In a ``volume`` stage there are no 2D networks. With ``stage.cached`` the step
+    takes one of that many crops, whose branch outputs are kept in ``cache``.
+    """
+    if stage.cached and cache is not None:
+        place = int(random.integers(stage.cached))
+        if place not in cache:
+            own = np.random.Generator(np.random.Philox(key=[CACHED, place]))
+            with torch.no_grad():
+                cache[place] = prepare_step(model, crops, stage, own)
+        step = cache[place]
+    else:
+        step = prepare_step(model, crops, stage, random)
+    d, h, w = (slice(stage.margin, length - stage.margin) for length in step.inputs.size)
+    total = torch.zeros(())
+    ways: list[dict[int, Tensor]] = [{}, step.totals] if stage.kind == "features" else [{}]
+    compute = model.predict_volume if stage.kind == "volume" else model.fuse
+    for given in ways:
+        arguments = (step.x, step.inputs, step.level, step.scores, given)
+        if stage.checkpointing:
+            output = checkpoint(compute, *arguments, use_reentrant=False)
+        else:
+            output = compute(*arguments)
+        total = total + loss(output[:, :, d, h, w], step.target[:, :, d, h, w], stage) / len(ways)
+    return total
+
+
+def _inputs(model: ScoreFusion, conditions: Tensor, picked: Sequence[Crop]) -> Inputs:
+    """The networks' inputs of crops from different places."""
     each = [
         model.prepare(condition[None], origin=crop.origin, full=crop.full)
-        for condition, crop in zip(example.condition, picked, strict=True)
+        for condition, crop in zip(conditions, picked, strict=True)
     ]
     common = [item.common for item in each if item.common is not None]
-    inputs = Inputs(
-        torch.cat([item.condition for item in each]), torch.cat(common) if common else None, each[0].size
-    )
-    target = training_target(config.prediction, example.residual, noise, level.abar, config.sigma_data)
-    scores, totals = model.branch_outputs(x, inputs, level, features=stage.kind == "features")
-    d, h, w = (slice(stage.margin, length - stage.margin) for length in inputs.size)
-    total = torch.zeros(())
-    ways: list[dict[int, Tensor]] = [{}, totals] if stage.kind == "features" else [{}]
-    for given in ways:
-        if stage.checkpointing:
-            output = checkpoint(model.fuse, x, inputs, level, scores, given, use_reentrant=False)
-        else:
-            output = model.fuse(x, inputs, level, scores, given)
-        total = total + loss(output[:, :, d, h, w], target[:, :, d, h, w], stage) / len(ways)
-    return total
+    together = torch.cat([item.condition for item in each])
+    return Inputs(together, torch.cat(common) if common else None, each[0].size)

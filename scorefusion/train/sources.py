@@ -1,0 +1,111 @@
+"""What a run starts from: the stored volumes of its configuration, and weights of trained models."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ..data.find import find_subjects
+from ..data.store import Source, StoreSettings, build_store
+from ..errors import ScoreFusionError
+from ..models.config import ModelConfig
+from ..models.folder import from_pretrained
+from ..models.score_fusion import ScoreFusion
+from .config import TrainConfig
+from .pairs import contrasts_of, factors_of, needs_whole, whole_condition
+from .variants import warp
+
+
+def volumes_of(
+    config: TrainConfig,
+    model: ModelConfig,
+    folder: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[np.ndarray, float]]:
+    """The training volumes of a run, made where they are missing; see :func:`build_store`.
+
+    Raises:
+        BadInput: for a file or dataset that cannot be used.
+        ScoreFusionError: if a subject lacks a contrast that the model needs.
+    """
+    extra = functools.partial(whole_condition, config=model) if needs_whole(model) else None
+    return build_store(
+        list(sources_of(config, model)),
+        folder,
+        StoreSettings(
+            seed=config.seed,
+            intensity=model.intensity,
+            factors=factors_of(model),
+            variation=config.variants.model_dump_json(),
+            extra=f"{model.degradation.model_dump_json()}|{model.residual.base}" if extra else "",
+        ),
+        vary=lambda volume, random: warp(volume, config.variants, random),
+        extra=extra,
+        progress=progress,
+    )
+
+
+def sources_of(config: TrainConfig, model: ModelConfig) -> Iterator[Source]:
+    """The subjects that a run is trained on, with the files that the model needs of each."""
+    names = contrasts_of(model)
+    for volume in config.volumes:
+        files = volume.files or dict.fromkeys(names if len(names) == 1 else (), volume.file or "")
+        missing = [name for name in names if name not in files]
+        if missing:
+            have = ", ".join(files) or volume.file
+            raise ScoreFusionError(
+                f"model {model.name!r} needs {', '.join(names)} of each training volume; one that has {have} "
+                f"lacks {', '.join(missing)}"
+            )
+        yield Source(tuple(Path(files[name]) for name in names), volume.variants, volume.share, volume.region)
+    for part in config.datasets:
+        found = find_subjects(part.data.model_copy(update={"contrasts": names}))
+        if not found.subjects:
+            raise ScoreFusionError(
+                f"{part.data.root}: no subject of split {part.data.split!r} has {', '.join(names)}"
+            )
+        for subject in found.subjects:
+            files_of = tuple(subject.files[name] for name in names)
+            yield Source(files_of, part.variants, part.share / len(found.subjects))
+
+
+def take_weights(model: ScoreFusion, start_from: Mapping[str, str]) -> None:
+    """Copy networks of trained models into ``model``.
+
+    Args:
+        model: changed in place.
+        start_from: a part's name (``slice_networks.NAME``, ``fusion`` or ``features``) to a model folder or a
+            bundled model, with ``:PART`` where the part has another name there.
+
+    Raises:
+        ScoreFusionError: for a part that one of the models does not have, or of another shape.
+    """
+    for part, told in start_from.items():
+        where, _, name = told.partition(":")
+        given = _part(from_pretrained(where), name or part, where)
+        mine = _part(model, part, model.config.name)
+        try:
+            mine.load_state_dict(given.state_dict())
+        except RuntimeError as error:
+            raise ScoreFusionError(
+                f"{part} of {model.config.name!r} cannot take the weights of {told!r}: "
+                f"{' '.join(str(error).split())[:300]}"
+            ) from None
+
+
+def _part(model: ScoreFusion, name: str, where: str) -> nn.Module:
+    try:
+        part = functools.reduce(getattr, name.split("."), model)
+    except AttributeError:
+        part = None
+    if not isinstance(part, nn.Module):
+        names = [f"slice_networks.{each}" for each in model.slice_networks]
+        raise ScoreFusionError(
+            f"{where!r} has no {name!r}; it has {', '.join([*names, 'fusion', 'features'])}"
+        )
+    return part
