@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +23,13 @@ from scorefusion.models.config import (
     TimeConfig,
     UNetConfig,
     parse,
+    read_config,
 )
 from scorefusion.models.features import FeatureLayer
 from scorefusion.models.presets import PRESETS, preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet
+from scorefusion.train.config import TrainConfig
 
 TIME = TimeConfig(channels=8, hidden=8)
 DEEP = UNetConfig(widths=(4, 8), blocks=1, norm="channel", time=TIME)
@@ -348,3 +351,17 @@ def test_unet_features_have_the_width_and_grid_of_their_scale(dims, config):
     assert output.shape == (2, 2, *[8] * dims)
     for width, scale in zip(config.widths, config.scales, strict=True):
         assert features[scale].shape == (2, width, *[8 // scale] * dims)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in PRESETS if name.startswith("paper")))
+def test_every_task_of_the_paper_has_a_run_and_networks(name):
+    config = preset(name)
+    with torch.device("meta"):
+        model = ScoreFusion(config)
+    assert {branch.plane for branch in config.branches} == set(PLANES)
+    assert len(config.branches) == 3 * len(config.conditions) and model.fusion is not None
+    runs = {
+        read_config(TrainConfig, file).model
+        for file in (Path(__file__).parent.parent / "configs/tasks").iterdir()
+    }
+    assert name in runs

@@ -126,7 +126,9 @@ def test_training_names_only_what_is_fetched_for_training() -> None:
     source = (ROOT / "tools/fetch_data.py").read_text()
     fetched = re.findall(r'Volume\(\s*"([^"]+)",\s*"([a-z ]+)"', source)
     for config in (ROOT / "configs").glob("*.json"):
-        volumes = {Path(volume["file"]).name for volume in json.loads(config.read_text())["volumes"]}
+        given = json.loads(config.read_text()).get("volumes", [])
+        files = [file for volume in given for file in volume.get("files", {"": volume.get("file")}).values()]
+        volumes = {Path(file).name for file in files}
         assert volumes <= {name for name, groups in fetched if "training" in groups.split()}, config.name
     notice = (ROOT / "NOTICE").read_text()
     assert len(fetched) == 8 and all(name in notice for name, _ in fetched)

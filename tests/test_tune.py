@@ -21,7 +21,7 @@ from scorefusion.known_truth import KnownTruth, read_subjects
 from scorefusion.metrics import power_spectrum_error, psnr, ssim
 from scorefusion.models.config import SamplingConfig
 from scorefusion.models.folder import from_pretrained
-from scorefusion.models.presets import paper
+from scorefusion.models.paper import paper
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.tune import (
     Curve,

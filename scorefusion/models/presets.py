@@ -1,4 +1,4 @@
-"""Model configurations by name: the paper's, a small one, and the bundled model's."""
+"""Model configurations by name: the paper's, a small one, and the bundled models'."""
 
 from __future__ import annotations
 
@@ -15,50 +15,16 @@ from .config import (
     TimeConfig,
     UNetConfig,
 )
+from .paper import NO_DEGRADATION, PAPER
 
-PAPER_SAMPLING = SamplingConfig(solver="official", steps=50, schedule="paper", clamp=1.0)
 FEW_STEPS = SamplingConfig(solver="ddpm", steps=6, sigma_max=20.0, sigma_min=0.3)
 """Of ddim, ddpm and dpmpp_2m_sde with sigma_min from 0.02 to 2.5, on a training head: six ddpm steps gave
 the highest correlation with the true residual, and a spectrum nearer to it than one step's (docs/models.md).
 """
 
 
-NO_DEGRADATION = DegradationConfig()
 T1_T2_SCALE = 0.7
 """About the root mean square of T2 - T1 over heads and their surroundings, both normalised."""
-
-
-def paper() -> ModelConfig:
-    """The networks of arXiv 2501.07430 for 4x super-resolution: 62.6 M parameters a plane, 55.5 M to fuse."""
-    return ModelConfig(
-        name="paper",
-        conditions=("t1",),
-        target="t1",
-        prediction="eps",
-        branches=tuple(BranchConfig(plane=plane, network=plane) for plane in PLANES),
-        slice_networks={plane: paper_slice() for plane in PLANES},
-        fusion=UNetConfig(
-            widths=(64, 128, 192, 256),
-            conditioning="add",
-            resample="conv",
-            edges="replicate",
-            time=TimeConfig(value="step", channels=64, hidden=256, max_period=1e3),
-        ),
-        feature_scales=(8, 4, 2, 1),
-        residual=ResidualConfig(base="nearest", scale=2.0),
-        degradation=DegradationConfig(kind="block-mean", factor=4),
-        sampling=PAPER_SAMPLING,
-    )
-
-
-def paper_slice() -> UNetConfig:
-    """The paper's 2D network: Palette's U-Net, told abar."""
-    return UNetConfig(
-        widths=(64, 128, 256, 512),
-        attention=True,
-        dropout=0.2,
-        time=TimeConfig(value="abar", channels=64, hidden=256, max_period=1e4),
-    )
 
 
 def small() -> ModelConfig:
@@ -158,7 +124,7 @@ def _own(
 
 
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
-    "paper": paper,
+    **PAPER,
     "small": small,
     "t1-sr4": t1_sr4,
     "t1-t2": t1_t2,
