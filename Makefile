@@ -2,7 +2,7 @@
 #
 #   make demo      a held-out head, restored by every strategy: demo_out/report.png and a table
 #   make test      the tests, and each benchmark once
-#   make weights   fetch the training data and train the bundled model; stop it and run it again to go on
+#   make weights   fetch and make the training data, train the bundled models; stop it and run it again to go on
 #   make data      fetch every volume: held-out and training
 #   make lint      ruff and mypy
 #   make bench     the benchmarks, timed
@@ -26,7 +26,10 @@ test: .venv/.dev
 
 weights: .venv/.run
 	$(BIN)/python tools/fetch_data.py training
+	$(BIN)/scorefusion phantom -n 20 -o data/phantoms/train --contrasts t1 t2 flair --lesions
 	$(BIN)/scorefusion train configs/t1-sr4.json -o runs/t1-sr4
+	$(BIN)/scorefusion train configs/t1-t2.json -o runs/t1-t2
+	$(BIN)/scorefusion train configs/t1sr4-t2.json -o runs/t1sr4-t2
 
 data: .venv/.made
 	$(BIN)/python tools/fetch_data.py all
