@@ -211,7 +211,8 @@ def prepare_conditions(
     kind, degradation = config.residual.base, config.degradation
     factors = degradation.factors
     size = [n * factor for n, factor in zip(volumes[0].shape[2:], factors, strict=True)]
-    operator = operator or make_operator(degradation, size, device=volumes[0].device)
+    if operator is None:
+        operator = make_operator(degradation, size, device=volumes[0].device)
     # What an image holds where nothing is known must not decide how it is normalised.
     known = volumes[0][..., operator.known] if isinstance(operator, Inpainting) else volumes[0]
     intensities = [Intensity.of(volume, config.intensity) for volume in (known, *volumes[1:])]

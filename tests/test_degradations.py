@@ -16,7 +16,7 @@ from scorefusion.degradations.config import DegradationConfig
 from scorefusion.degradations.kspace import KSpace, central_box
 from scorefusion.degradations.make import degrade, make_operator
 from scorefusion.degradations.noise import Noisy
-from scorefusion.degradations.operator import Chain, Operator, inner
+from scorefusion.degradations.operator import Chain, Operator, conjugate_gradients, inner
 from scorefusion.degradations.pooling import Pooling
 from scorefusion.degradations.sparse_view import SparseView
 from scorefusion.degradations.thickness import ThickSlices, slice_profile
@@ -121,6 +121,19 @@ def test_every_dtype(operator: Operator, size: tuple[int, int, int], dtype: torc
     again = operator.A(back)
     again, y = (torch.view_as_real(v) if v.is_complex() else v for v in (again, y))
     torch.testing.assert_close(again, y, rtol=0, atol=1e-3 if dtype == torch.float32 else 0.2)
+
+
+def test_conjugate_gradients_meet_a_measurement_that_no_volume_has_as_nearly_as_can_be() -> None:
+    operator = SparseView(4, 5, 4)
+    matrix = operator.A(torch.eye(20, dtype=torch.float64).reshape(20, 1, 1, 5, 4)).reshape(20, -1).T
+    y = volume(1, 1, 1, 4, operator.detector)
+    expected = torch.linalg.pinv(matrix) @ y.flatten()
+    assert float((matrix @ expected - y.flatten()).norm()) > 1
+    found = conjugate_gradients(operator, y, iterations=100).flatten()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        conjugate_gradients(operator, y, iterations=1000).flatten(), expected, rtol=0, atol=1e-9
+    )
 
 
 def test_slice_profiles_by_hand() -> None:

@@ -114,7 +114,8 @@ def degrade(
     Raises:
         ScoreFusionError: for a size that the degradation cannot measure, or an unknown base.
     """
-    operator = operator or make_operator(config, target.shape[2:], seed=seed, device=target.device)
+    if operator is None:
+        operator = make_operator(config, target.shape[2:], seed=seed, device=target.device)
     if operator is None:
         return Degraded(None, target)
     measured = _measure(operator, target, config, seed)
@@ -150,7 +151,8 @@ def input_image(
     Raises:
         ScoreFusionError: for a size that the degradation cannot measure.
     """
-    operator = operator or make_operator(config, target.shape[2:], seed=seed, device=target.device)
+    if operator is None:
+        operator = make_operator(config, target.shape[2:], seed=seed, device=target.device)
     if operator is None:
         return target
     measured = _measure(operator, target, config, seed)

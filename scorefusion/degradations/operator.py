@@ -51,44 +51,46 @@ def conjugate_gradients(
     y: Tensor,
     *,
     iterations: int = 50,
-    precondition: Callable[[Tensor], Tensor] | None = None,
+    weigh: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The pseudo-inverse by conjugate gradients on ``(A A*) z = y``, the volume being ``A* z``.
+    """The pseudo-inverse by conjugate gradients on the normal equations ``A* W A x = A* W y``.
 
-    The number of iterations is fixed, so the result is deterministic and nothing waits for the device; an
-    item whose residual is nought to rounding stays as it is. Every iterate agrees with y as well as it can
-    within the space searched, and has nothing of what A cannot see.
+    Beginning at nought, every iterate has nothing of what A cannot see. A measurement that no volume has,
+    such as a noisy one, is met as nearly as can be. The number of iterations is fixed, so the result is
+    deterministic and nothing waits for the device; an item that has converged stays as it is.
 
     Args:
         operator: gives ``A`` and ``A_adjoint``.
-        y: ``[B, ...]``, a measurement that some volume has.
+        y: ``[B, ...]``, a measurement.
         iterations: at most this many, each one ``A`` and one ``A_adjoint``.
-        precondition: a symmetric positive map of measurements, near the inverse of ``A A*``.
+        weigh: W, a symmetric positive map of measurements: what near means, and how fast it goes. Fastest is
+            the inverse of ``A A*``. None for the plain distance.
 
     Returns:
         ``[B, C, D, H, W]``.
     """
-    better = precondition or (lambda r: r)
+    weigh = weigh or (lambda r: r)
 
     def scaled(a: Tensor, v: Tensor) -> Tensor:
         return a.reshape(-1, *(1,) * (v.ndim - 1)) * v
 
-    z, residual = torch.zeros_like(y), y
-    direction = better(residual)
-    size = inner(residual, direction)
+    residual = weigh(y)
+    direction = operator.A_adjoint(residual)
+    x, size = torch.zeros_like(direction), inner(direction, direction)
     enough = size * torch.finfo(size.dtype).eps ** 2
     for _ in range(iterations):
-        image = operator.A(operator.A_adjoint(direction))
-        turn = inner(direction, image)
+        seen = operator.A(direction)
+        weighed = weigh(seen)
+        turn = inner(seen, weighed)
         going = (size > enough) & (turn > 0)
         step = torch.where(going, size / torch.where(going, turn, 1), 0)
-        z = z + scaled(step, direction)
-        residual = residual - scaled(step, image)
-        better_residual = better(residual)
-        before, size = size, inner(residual, better_residual)
+        x = x + scaled(step, direction)
+        residual = residual - scaled(step, weighed)
+        gradient = operator.A_adjoint(residual)
+        before, size = size, inner(gradient, gradient)
         share = torch.where(going, size / torch.where(going, before, 1), 0)
-        direction = better_residual + scaled(share, direction)
-    return operator.A_adjoint(z)
+        direction = gradient + scaled(share, direction)
+    return x
 
 
 class Chain:

@@ -27,8 +27,8 @@ class SparseView:
         height: of the slices, voxels along y.
         width: of the slices, voxels along x.
         detector: bins; as many as cover the slice's diagonal if None.
-        iterations: of the pseudo-inverse, which begins as a filtered back-projection. 15 leave about 1e-3 of
-            a smooth measurement and a few percent of one of white noise.
+        iterations: of the pseudo-inverse, whose first is a filtered back-projection. 15 leave less
+            than 1e-3 of what is measured of an image with edges and grain, and 1% of white noise's.
 
     Raises:
         ScoreFusionError: for a number below 1, and in ``A`` for slices of another size.
@@ -65,7 +65,7 @@ class SparseView:
 
     def A_dagger(self, y: Tensor) -> Tensor:
         """See :class:`~scorefusion.degradations.operator.Operator`."""
-        return conjugate_gradients(self, y, iterations=self.iterations, precondition=self._weigh)
+        return conjugate_gradients(self, y, iterations=self.iterations, weigh=self._weigh)
 
     def filtered_back_projection(self, y: Tensor) -> Tensor:
         """The classic reconstruction, by the ramp filter of Ramachandran and Lakshminarayanan.
