@@ -114,6 +114,19 @@ def test_the_engine_draws_what_the_sampler_draws(name: str) -> None:
         torch.testing.assert_close(engine.run(table, [seed]), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "sparse views"])
+def test_a_projection_does_not_wait_for_the_device(name: str) -> None:
+    """It can be captured as a graph. (The tape cannot record the sparse matrices of projections.)"""
+    operator = operator_of(config_of(name))
+    x = volume(1, 1, *SIZE)
+    project = MeasurementProjection(operator, operator.A(x))
+    expected, graphs = project(x + 1), TapeGraphs()
+    x.add_(1)
+    replay = graphs.capture(lambda: x.copy_(project(x)), graphs.pool())
+    replay()
+    torch.testing.assert_close(x, expected)
+
+
 def test_an_engine_goes_from_one_projection_to_another() -> None:
     """From replayed graphs, in which no projection but the one onto block means may be."""
     config = config_of("blocks")

@@ -76,16 +76,17 @@ class SparseView:
         Returns:
             ``[B, C, D, H, W]``.
         """
-        return self.A_adjoint(self._filter(y, math.pi / self.views * _ramp(2 * self.detector)))
+        return self.A_adjoint(self._filter(y, math.inf))
 
     def _weigh(self, y: Tensor) -> Tensor:
         """Nearly the inverse of ``A A*``: the ramp where views overlap in k-space, and flat beyond."""
-        ramp = math.pi / self.views * _ramp(2 * self.detector)
-        return self._filter(y, ramp.clamp(max=2 / sum(self.size)))
+        return self._filter(y, 2 / sum(self.size))
 
-    def _filter(self, y: Tensor, response: Tensor) -> Tensor:
+    def _filter(self, y: Tensor, limit: float) -> Tensor:
+        """The ramp over every view, cut off at a limit."""
         wide = y if y.dtype == torch.float64 else y.float()
-        spectrum = torch.fft.rfft(wide, n=2 * self.detector, dim=-1) * response.to(wide)
+        ramp = math.pi / self.views * _ramp(2 * self.detector, wide.dtype, wide.device)
+        spectrum = torch.fft.rfft(wide, n=2 * self.detector, dim=-1) * ramp.clamp(max=limit)
         return torch.fft.irfft(spectrum, n=2 * self.detector, dim=-1)[..., : self.detector]
 
     def _apply(self, values: Tensor, back: bool) -> Tensor:
@@ -109,12 +110,13 @@ class _Product(torch.autograd.Function):
         return _Product.apply(gradients[0], *ctx.pair), None, None
 
 
-def _ramp(n: int) -> Tensor:
+@functools.lru_cache(maxsize=16)
+def _ramp(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Frequencies in cycles a bin, as the transform of their band-limited kernel: ``[n // 2 + 1]``, > 0."""
     place = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64)
     kernel = torch.where(place % 2 == 0, 0, -1 / (math.pi * place) ** 2)
     kernel[0] = 0.25
-    return torch.fft.rfft(kernel).real.clamp(min=1e-6)
+    return torch.fft.rfft(kernel).real.clamp(min=1e-6).to(device, dtype)
 
 
 @functools.lru_cache(maxsize=4)

@@ -60,6 +60,7 @@ class ThickSlices:
         if axis not in (0, 1, 2):
             raise ScoreFusionError(f"slices are stacked along axis 0, 1 or 2 (z, y, x); got {axis}")
         self.axis, self.weights = axis, slice_profile(thickness, gap, profile)
+        self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self.norm = float(self.weights.square().sum())
 
     def A(self, x: Tensor) -> Tensor:
@@ -84,4 +85,7 @@ class ThickSlices:
 
     def _along(self, like: Tensor) -> Tensor:
         """The profile, to multiply volumes whose axis is split into steps."""
-        return self.weights.to(like).reshape(-1, *(1,) * (2 - self.axis))
+        key = like.dtype, like.device
+        if key not in self._copies:
+            self._copies[key] = self.weights.to(like).reshape(-1, *(1,) * (2 - self.axis))
+        return self._copies[key]
