@@ -50,7 +50,7 @@ def train(
                 tasks[stage] = bars.add_task(stage, total=steps, loss=loss)
             bars.update(tasks[stage], completed=step, loss=loss)  # type: ignore[arg-type]
 
-        model = run(settings, out, progress=show)
+        model = run(settings, out, progress=show, warn=console.print)
     target = export or (Path(settings.export) if settings.export else None)
     if target:
         save_pretrained(model, target, card=training_card(settings, out), dtype=DTYPES[settings.export_dtype])

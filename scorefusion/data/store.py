@@ -1,28 +1,33 @@
 """Preprocessed training volumes, made once and kept as memory-mapped arrays.
 
 The store is addressed by content: the sources' bytes and the settings name a file, so a finished array is
-never made again, and an interrupted run leaves whole arrays only. Every array carries a checksum, which is
-compared when it is opened; any number of processes may read one.
+never made again, and an interrupted run leaves whole arrays only. Any number of processes may fill and read
+one at once: each subject's arrays are made by one of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import os
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import BadInput
-from ..io.nifti import Scan, check_same_grid, read_scan
+from ..errors import BadInput, ScoreFusionError
 from ..preprocess import Intensity
+from .arrays import Digests, locked, open_array, remove_leftovers, write_array
+from .config import DatasetConfig
+from .find import Refusal
+from .grid import read_subject
+from .subject import Subject
 
 MULTIPLE = 8
 """Stored sizes are cut to multiples of this."""
+
+READING = ("on_misaligned", "tolerance", "interpolation", "nan", "assume_affine")
+"""What of a dataset's description decides which numbers are read."""
 
 Vary = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Extra = Callable[[np.ndarray], np.ndarray]
@@ -34,13 +39,18 @@ class Source:
     """One subject to be stored.
 
     Attributes:
-        files: a NIfTI file for each contrast, all on one grid.
+        subject: its files.
+        contrasts: which are stored, in this order; the first one's grid counts.
+        reading: how they are read and brought onto one grid; with ``skip_broken``, a subject that cannot be
+            read is left out, and its share goes to the others of the same dataset.
         variants: how many varied copies are made beside it.
         share: of the crops that come from it and its variants together.
         region: (start, stop) along z, y and x (RAS+ order) of what may be seen; None for all of an axis.
     """
 
-    files: tuple[Path, ...]
+    subject: Subject
+    contrasts: tuple[str, ...]
+    reading: DatasetConfig
     variants: int = 0
     share: float = 1.0
     region: Region = (None, None, None)
@@ -75,6 +85,7 @@ def build_store(
     vary: Vary | None = None,
     extra: Extra | None = None,
     progress: Callable[[int, int], None] | None = None,
+    refused: Callable[[Refusal], None] | None = None,
 ) -> list[tuple[np.ndarray, float]]:
     """Make or find every array.
 
@@ -86,73 +97,92 @@ def build_store(
         extra: makes one more channel ``[D, H, W]`` of a normalised array ``[C, D, H, W]``: what a crop alone
             could not give, such as the image of an operator that sees the whole volume.
         progress: called with (done, total).
+        refused: called with each subject that is left out.
 
     Returns:
         Memory-mapped float16 arrays ``[C, D, H, W]`` (RAS+, intensities near [-1, 1]) with the share of each.
 
     Raises:
-        BadInput: for a file that cannot be read, volumes on different grids, or a damaged array.
+        BadInput: for a file that cannot be read, volumes on different grids, or a damaged array. A source
+            with ``skip_broken`` is left out instead, unless none remains.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found: list[tuple[np.ndarray, float]] = []
-    total = sum(1 + source.variants for source in sources)
-    for place, source in enumerate(sources):
-        name = _digest(source.files)
-        volume: np.ndarray | None = None
-        for number in range(1 + source.variants):
-            key = f"{name}|{source.region}|{settings.variation if number else ''}|{settings.seed}"
-            key += f"|{place if number else ''}|{number}|{settings.intensity}|{settings.factors}"
-            key += f"|{settings.multiple}|{settings.extra}"
-            path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-            if not path.exists():
-                if volume is None:
-                    volume = _read(source)
-                random = np.random.Generator(np.random.Philox(key=[settings.seed, 1000 * place + number]))
-                array = volume if number == 0 or vary is None else vary(volume, random)
-                array = _normalised(array, settings)
-                if extra is not None:
-                    array = np.concatenate([array, extra(array)[None]])
-                _write(path, array.astype(np.float16))
-            found.append((open_array(path), source.share / (1 + source.variants)))
+    digests = Digests(folder / "sources.json")
+    found: dict[int, list[Path]] = {}
+    broken: dict[int, BadInput] = {}
+    total, done = sum(1 + source.variants for source in sources), 0
+    for wait in (False, True):  # first what nobody else is making
+        for place, source in enumerate(sources):
+            if place in found or place in broken:
+                continue
+            try:
+                keys = _keys(source, settings, digests)
+                paths = [folder / f"{key}.npy" for key in keys]
+                with locked(folder, keys[0], wait=wait) as held:
+                    if not held:
+                        continue
+                    _make(source, paths, settings, vary, extra)
+                found[place] = paths
+            except BadInput as error:
+                if not source.reading.skip_broken:
+                    raise
+                broken[place] = error
+                if refused:
+                    refused(Refusal(source.subject.name, Path(error.file), error.problem, error.fix))
+            done += 1 + source.variants
             if progress:
-                progress(len(found), total)
-    return found
+                progress(done, total)
+        digests.save()
+    if broken and not found:
+        raise next(iter(broken.values()))
+    shares = _shares(sources, found)
+    return [
+        (open_array(path), shares[place] / len(found[place]))
+        for place in sorted(found)
+        for path in found[place]
+    ]
 
 
-def open_array(path: Path) -> np.ndarray:
-    """Map an array of the store and compare its checksum.
-
-    Raises:
-        BadInput: if it is not what was written.
-    """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        told = int(path.with_suffix(".crc").read_text(), 16)
-    except (OSError, ValueError) as error:
-        raise BadInput(path, f"cannot be used ({error})", "Remove it; it will be made again.") from None
-    if _checksum(array) != told:
-        raise BadInput(path, "is damaged: its checksum differs", "Remove it; it will be made again.")
-    return array
+def _keys(source: Source, settings: StoreSettings, digests: Digests) -> list[str]:
+    """The address of the volume and of each variant."""
+    name = "+".join(digests.of(source.subject.files[contrast]) for contrast in source.contrasts)
+    reading = [getattr(source.reading, option) for option in READING]
+    volume: tuple[object, ...] = (name, source.contrasts, reading, source.region)
+    volume += (settings.intensity, settings.factors, settings.multiple, settings.extra)
+    variant = (settings.variation, settings.seed)
+    texts = [repr([*volume, *(variant if n else ()), n]) for n in range(1 + source.variants)]
+    return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
 
 
-def _digest(files: Iterable[Path]) -> str:
-    """The SHA-256 of the files' bytes, one after another."""
-    parts = []
-    for file in files:
+def _make(
+    source: Source, paths: Sequence[Path], settings: StoreSettings, vary: Vary | None, extra: Extra | None
+) -> None:
+    """Write the arrays that are missing. A variant's random numbers follow from its address."""
+    volume: np.ndarray | None = None
+    for number, path in enumerate(paths):
+        if path.exists():
+            continue
+        remove_leftovers(path)
+        if volume is None:
+            volume = _read(source)
+        random = np.random.Generator(np.random.Philox(key=[settings.seed, int(path.stem, 16)]))
+        array = volume if number == 0 or vary is None else vary(volume, random)
         try:
-            parts.append(hashlib.sha256(file.read_bytes()).hexdigest())
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
-            raise BadInput(file, problem, "Name an existing training volume.") from None
-    return "+".join(parts)
+            array = _normalised(array, settings)
+        except ScoreFusionError as error:
+            file = source.subject.files[source.contrasts[0]]
+            raise BadInput(
+                file, f"cannot be stored ({error})", "Leave it out, or widen its region."
+            ) from None
+        if extra is not None:
+            array = np.concatenate([array, extra(array)[None]])
+        write_array(path, array.astype(np.float16))
 
 
 def _read(source: Source) -> np.ndarray:
     """The subject's volumes ``[C, D, H, W]`` in image units, within its region."""
-    scans: list[Scan] = [read_scan(file) for file in source.files]
-    for other in scans[1:]:
-        check_same_grid(scans[0], other, 1)
-    volume = np.stack([scan.values for scan in scans])
+    scans = read_subject(source.subject, source.contrasts, source.reading)
+    volume = np.stack([scans[contrast].values for contrast in source.contrasts])
     box = tuple(slice(*(ends or (None, None))) for ends in source.region)
     return volume[:, box[0], box[1], box[2]]
 
@@ -161,6 +191,8 @@ def _normalised(array: np.ndarray, settings: StoreSettings) -> np.ndarray:
     """Cut to whole blocks and normalise as inputs of the model would be: by their pooled intensities."""
     d, h, w = (length // settings.multiple * settings.multiple for length in array.shape[1:])
     array = array[:, :d, :h, :w]
+    if not array.size:
+        raise ScoreFusionError(f"is smaller than {settings.multiple} voxels along an axis")
     channels = []
     for volume, (z, y, x) in zip(array, settings.factors, strict=True):
         d, h, w = (length // edge for length, edge in zip(volume.shape, (z, y, x), strict=True))
@@ -169,16 +201,14 @@ def _normalised(array: np.ndarray, settings: StoreSettings) -> np.ndarray:
     return np.stack(channels)
 
 
-def _write(path: Path, array: np.ndarray) -> None:
-    """Write the array and its checksum, each whole or not at all; the array last, as it is looked for."""
-    content = io.BytesIO()
-    np.save(content, array)
-    checksum = f"{_checksum(array):08x}".encode()
-    for target, data in ((path.with_suffix(".crc"), checksum), (path, content.getbuffer())):
-        beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        beside.write_bytes(data)
-        os.replace(beside, target)
-
-
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data)
+def _shares(sources: Sequence[Source], found: Mapping[int, object]) -> dict[int, float]:
+    """Each subject's share, with what it inherits from those of its dataset that were left out."""
+    whole: dict[DatasetConfig, float] = defaultdict(float)
+    kept: dict[DatasetConfig, float] = defaultdict(float)
+    for place, source in enumerate(sources):
+        whole[source.reading] += source.share
+        kept[source.reading] += source.share if place in found else 0.0
+    return {
+        place: sources[place].share * (whole[sources[place].reading] / kept[sources[place].reading])
+        for place in found
+    }

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..compute import choose_dtype
+from ..data.find import Refusal
 from ..errors import BadInput, ScoreFusionError
+from ..io.atomic import written_beside
 from ..models.config import ModelConfig
 from ..models.folder import channels_last
 from ..models.presets import preset
@@ -43,13 +45,20 @@ class State:
     sources: dict[str, str] = field(default_factory=dict)
 
 
-def train(config: TrainConfig, folder: Path, *, progress: Progress | None = None) -> ScoreFusion:
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> ScoreFusion:
     """Run, or go on with, a training run.
 
     Args:
         config: the run; saved as ``folder/config.json``.
         folder: holds the checkpoint, ``log.jsonl``, the pictures and the store of warped volumes.
         progress: called with (stage, step, steps, loss).
+        warn: called with what a user should know, such as who was left out of a dataset.
 
     Returns:
         The model with its averaged (EMA) weights.
@@ -73,7 +82,9 @@ def train(config: TrainConfig, folder: Path, *, progress: Progress | None = None
         if progress:
             progress("volumes", done, total, math.nan)
 
-    store = volumes_of(config, description, folder / "volumes", progress=told)
+    refused: list[Refusal] = []
+    store = volumes_of(config, description, folder / "volumes", progress=told, refused=refused.append)
+    _note_refused(folder / "refused.txt", refused, warn)
     crops = CropSampler(store, config.augment, factors_of(description)[0])
     while state.stage < len(config.stages):
         _run_stage(config, folder, model, average, crops, state, progress)
@@ -185,6 +196,17 @@ def _claim(folder: Path, config: TrainConfig) -> None:
             path, "is the configuration of another run", "Choose another folder, or remove this one."
         )
     path.write_text(text)
+
+
+def _note_refused(file: Path, refused: Sequence[Refusal], warn: Callable[[str], None] | None) -> None:
+    """Keep the reasons why subjects were left out, and say that there are some."""
+    if not refused:
+        file.unlink(missing_ok=True)
+        return
+    with written_beside(file) as beside:
+        beside.write_text("".join(f"{refusal}\n" for refusal in refused))
+    if warn:
+        warn(f"{len(refused)} subjects are left out, the reasons are in {file}; the first: {refused[0]}")
 
 
 def _save(folder: Path, model: ScoreFusion, average: ScoreFusion, state: State) -> None:

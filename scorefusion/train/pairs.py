@@ -58,10 +58,13 @@ def needs_whole(config: ModelConfig) -> bool:
     return is_degraded(config) and any(config.degradation.whole)
 
 
-def whole_condition(volume: np.ndarray, config: ModelConfig, seed: int = 0) -> np.ndarray:
-    """The first condition ``[D, H, W]`` of a whole subject ``[C, D, H, W]``, for :func:`needs_whole`."""
+def whole_condition(volume: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """The first condition ``[D, H, W]`` of a whole subject ``[C, D, H, W]``, for :func:`needs_whole`.
+
+    Lines and noise are those of the degradation's own seed.
+    """
     target = torch.from_numpy(np.ascontiguousarray(volume[None, :1], dtype=np.float32))
-    given = degrade(target, config.degradation, base=config.residual.base, seed=seed)
+    given = degrade(target, config.degradation, base=config.residual.base)
     return given.condition[0, 0].numpy()
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ..data.find import find_subjects
+from ..data.config import DatasetConfig
+from ..data.contrast import canonical
+from ..data.find import Refusal, find_subjects
 from ..data.store import Source, StoreSettings, build_store
+from ..data.subject import Subject
 from ..errors import ScoreFusionError
 from ..models.config import ModelConfig
 from ..models.folder import from_pretrained
@@ -19,6 +22,9 @@ from .config import TrainConfig
 from .pairs import contrasts_of, factors_of, needs_whole, whole_condition
 from .variants import warp
 
+PLAIN = DatasetConfig(root="", skip_broken=False)
+"""How volumes that a configuration names one by one are read: any that cannot be used is an error."""
+
 
 def volumes_of(
     config: TrainConfig,
@@ -26,6 +32,7 @@ def volumes_of(
     folder: Path,
     *,
     progress: Callable[[int, int], None] | None = None,
+    refused: Callable[[Refusal], None] | None = None,
 ) -> list[tuple[np.ndarray, float]]:
     """The training volumes of a run, made where they are missing; see :func:`build_store`.
 
@@ -35,7 +42,7 @@ def volumes_of(
     """
     extra = functools.partial(whole_condition, config=model) if needs_whole(model) else None
     return build_store(
-        list(sources_of(config, model)),
+        list(sources_of(config, model, refused)),
         folder,
         StoreSettings(
             seed=config.seed,
@@ -47,14 +54,28 @@ def volumes_of(
         vary=lambda volume, random: warp(volume, config.variants, random),
         extra=extra,
         progress=progress,
+        refused=refused,
     )
 
 
-def sources_of(config: TrainConfig, model: ModelConfig) -> Iterator[Source]:
-    """The subjects that a run is trained on, with the files that the model needs of each."""
-    names = contrasts_of(model)
+def sources_of(
+    config: TrainConfig, model: ModelConfig, refused: Callable[[Refusal], None] | None = None
+) -> Iterator[Source]:
+    """The subjects that a run is trained on, with the files that the model needs of each.
+
+    Args:
+        config: the run.
+        model: which contrasts it needs.
+        refused: called with each subject of a dataset that cannot be used.
+
+    Raises:
+        BadInput: for a dataset without a usable subject.
+        ScoreFusionError: if a subject lacks a contrast that the model needs.
+    """
+    names = tuple(canonical(name) for name in contrasts_of(model))
     for volume in config.volumes:
-        files = volume.files or dict.fromkeys(names if len(names) == 1 else (), volume.file or "")
+        named = volume.files or dict.fromkeys(names if len(names) == 1 else (), volume.file or "")
+        files = {canonical(name): Path(file).expanduser() for name, file in named.items()}
         missing = [name for name in names if name not in files]
         if missing:
             have = ", ".join(files) or volume.file
@@ -62,16 +83,16 @@ def sources_of(config: TrainConfig, model: ModelConfig) -> Iterator[Source]:
                 f"model {model.name!r} needs {', '.join(names)} of each training volume; one that has {have} "
                 f"lacks {', '.join(missing)}"
             )
-        yield Source(tuple(Path(files[name]) for name in names), volume.variants, volume.share, volume.region)
+        subject = Subject(files[names[0]].name, files[names[0]].name, files)
+        yield Source(subject, names, PLAIN, volume.variants, volume.share, volume.region)
     for part in config.datasets:
-        found = find_subjects(part.data.model_copy(update={"contrasts": names}))
-        if not found.subjects:
-            raise ScoreFusionError(
-                f"{part.data.root}: no subject of split {part.data.split!r} has {', '.join(names)}"
-            )
+        data = part.data.model_copy(update={"contrasts": names})
+        found = find_subjects(data)
+        for refusal in found.refused:
+            if refused:
+                refused(refusal)
         for subject in found.subjects:
-            files_of = tuple(subject.files[name] for name in names)
-            yield Source(files_of, part.variants, part.share / len(found.subjects))
+            yield Source(subject, names, data, part.variants, part.share / len(found.subjects))
 
 
 def take_weights(model: ScoreFusion, start_from: Mapping[str, str]) -> None:
