@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scorefusion.diffusion.consistency import Factor, block_edges
 from scorefusion.errors import unknown_name
 from scorefusion.optional import need
 from scorefusion.preprocess import base_volume
@@ -13,8 +14,8 @@ from scorefusion.preprocess import base_volume
 BASELINES = ("nearest", "trilinear", "trilinear+consistency", "b-spline")
 
 
-def interpolate(volume: Tensor, method: str, factor: int) -> Tensor:
-    """Enlarge a volume ``factor`` times along each axis.
+def interpolate(volume: Tensor, method: str, factor: Factor) -> Tensor:
+    """Enlarge a volume ``factor`` times along each axis; one number, or (z, y, x).
 
     Args:
         volume: ``[B, C, d, h, w]``, any units.
@@ -33,11 +34,12 @@ def interpolate(volume: Tensor, method: str, factor: int) -> Tensor:
     if method != "b-spline":
         return base_volume(volume, method, factor)
     ndimage = need("scipy.ndimage", "b-spline interpolation")
-    if factor == 1:
+    factors = block_edges(factor)
+    if max(factors) == 1:
         return volume.clone()
     # One volume at a time: a spline over all five axes would weigh 4^5 coefficients a voxel, not 4^3.
     fine = [
-        ndimage.zoom(one.astype("float64"), factor, order=3, mode="nearest", grid_mode=True)
+        ndimage.zoom(one.astype("float64"), factors, order=3, mode="nearest", grid_mode=True)
         for one in volume.detach().flatten(0, 1).cpu().numpy()
     ]
     shape = (*volume.shape[:2], *fine[0].shape)

@@ -13,7 +13,7 @@ import numpy as np
 
 from scorefusion.demo import Case, Result, Row, box_affine, coarser_affine
 from scorefusion.errors import BadInput
-from scorefusion.figures import plane_images, save_figure
+from scorefusion.figures import save_figure, side_by_side
 from scorefusion.io.atomic import check_output, written_beside
 from scorefusion.io.nifti import save_image
 from scorefusion.optional import need
@@ -120,52 +120,12 @@ def report_figure(case: Case, result: Result) -> Any:
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    matplotlib_figure = need("matplotlib.figure", "a figure")
-    truth = result.volumes["truth"]
     names = [name for name in PICTURED if name in result.volumes]
-    measured = {row.name: row for row in result.rows}
-    lo, hi = (float(value) for value in np.percentile(truth, (0.5, 99.5)))
-    limit = 0.15 * case.data_range
+    labels = {name: "input (nearest)" if name == "nearest" else name for name in names}
+    scores = {labels[row.name]: f"{row.psnr:.2f} dB" for row in result.rows if row.name in labels}
     dx, dy, dz = _spacing(case.affine)
-    middle = (0.5, 0.5, 0.5)
-    heights = [truth.shape[1], truth.shape[0], truth.shape[0], truth.shape[1], truth.shape[1]]
-    scale = 1.9 / truth.shape[2]
-    figure = matplotlib_figure.Figure(
-        figsize=(1.95 * len(names), scale * sum(heights) + 0.9), layout="constrained"
-    )
-    grid = figure.subplots(5, len(names), squeeze=False, gridspec_kw={"height_ratios": heights})
-    titles = ("axial", "coronal", "sagittal", "axial, zoom", "error, axial")
-    shown = None
-    for column, name in enumerate(names):
-        volume = result.volumes[name]
-        images = [(image, aspect) for _, image, aspect in plane_images(volume, (dz, dy, dx), middle)]
-        images.append((_quarter(images[0][0]), images[0][1]))
-        for axis, (image, aspect) in zip(grid[:4, column], images, strict=True):
-            axis.imshow(
-                image, cmap="gray", vmin=lo, vmax=hi, origin="lower", aspect=aspect, interpolation="nearest"
-            )
-        error = plane_images(volume - truth, (dz, dy, dx), middle)[0][1]
-        shown = grid[4, column].imshow(
-            error, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect=dy / dx,
-            interpolation="nearest",
-        )  # fmt: skip
-        label = "input (nearest)" if name == "nearest" else name
-        score = f"{measured[name].psnr:.2f} dB" if name in measured else ""
-        grid[0, column].set_title(f"{label}\n{score}", fontsize=8)
-    for row, title in enumerate(titles):
-        grid[row, 0].set_ylabel(title, fontsize=8)
-        for axis in grid[row]:
-            axis.set_xticks([])
-            axis.set_yticks([])
-    bar = figure.colorbar(shown, ax=list(grid[4]), fraction=0.012, pad=0.005)
-    bar.ax.tick_params(labelsize=6)
-    return figure
-
-
-def _quarter(image: np.ndarray) -> np.ndarray:
-    """The middle of an image, half as wide and half as high."""
-    rows, columns = image.shape
-    return image[rows // 4 : rows // 4 + rows // 2, columns // 4 : columns // 4 + columns // 2]
+    volumes = {labels[name]: result.volumes[name] for name in names}
+    return side_by_side(volumes, (dz, dy, dx), case.data_range, scores)
 
 
 def _spacing(affine: np.ndarray) -> np.ndarray:

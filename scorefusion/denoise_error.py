@@ -64,7 +64,7 @@ def denoising_errors(
     """Add noise to a known residual at each level, and see how far from it every strategy lands.
 
     Args:
-        model: a fusing model.
+        model: of any strategies; those it was trained for are measured, and every branch by itself.
         residual: the true residual ``[1, 1, D, H, W]`` in the model's unit.
         condition: ``[1, C, D, H, W]``.
         sigmas: the noise levels.
@@ -82,6 +82,7 @@ def denoising_errors(
         f"single {branch.plane}" + (f" {'+'.join(config.conditions[i] for i in branch.conditions)}" * several)
         for branch in config.branches
     ]
+    seen = dict.fromkeys(branch.conditions for branch in config.branches) if several else {}
     for done, sigma in enumerate(sigmas, start=1):
         abar = float(sigma_to_abar(sigma))
         level = NoiseLevel.of(abar, -1, 1, residual.device)
@@ -95,12 +96,21 @@ def denoising_errors(
             return (clean - residual).double().square().mean().item()
 
         outputs = dict(zip(names, scores, strict=True))
-        outputs["average"] = fuse_scores(scores, None, config.weights)
-        outputs["fuse"] = model.fuse(x, inputs, level, scores, {})
-        if model.features:
+        if scores:
+            outputs["average"] = fuse_scores(scores, None, config.weights)
+        for conditions in seen:
+            some = [s for s, b in zip(scores, config.branches, strict=True) if b.conditions == conditions]
+            name = f"average [{'+'.join(config.conditions[i] for i in conditions)}]"
+            outputs[name] = fuse_scores(some, None, (1 / len(some),) * len(some))
+        if "volume" in config.strategies:
+            outputs["volume"] = fuse_scores(*model.unfused(noisy, inputs, level, strategy="volume"))
+        if "fuse" in config.strategies:
+            outputs["fuse"] = model.fuse(x, inputs, level, scores, {})
+        if "fuse+features" in config.strategies and model.features:
             outputs["fuse+features"] = model.fuse(x, inputs, level, scores, totals)
         row = {name: error(output) for name, output in outputs.items()}
-        row["single"] = float(np.mean([error(score) for score in scores]))
+        if scores:
+            row = {"single": float(np.mean([row[name] for name in names]))} | row
         for name, value in row.items():
             found.setdefault(name, []).append(value)
         if progress:

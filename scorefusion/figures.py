@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,55 @@ def translation_figure(translation: Translation) -> Any:
             )
             axis.set_title(f"{title}, {plane}", fontsize=9)
             axis.set_axis_off()
+    return figure
+
+
+def side_by_side(
+    volumes: Mapping[str, np.ndarray],
+    spacing: tuple[float, float, float],
+    span: float,
+    scores: Mapping[str, str],
+) -> Any:
+    """Three planes, a zoom of the axial one, and its error, of several results and the truth.
+
+    Args:
+        volumes: name to ``[d, h, w]`` in RAS order; ``truth`` is one.
+        spacing: voxel size (z, y, x) in mm.
+        span: white less black, what errors are relative to.
+        scores: what stands below a name.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    truth = volumes["truth"]
+    lo, hi = (float(value) for value in np.percentile(truth, (0.5, 99.5)))
+    d, h, w = truth.shape
+    heights = [h, d, d, h, h]
+    figure = need("matplotlib.figure", "a figure").Figure(
+        figsize=(1.95 * len(volumes), 1.9 / w * sum(heights) + 0.9), layout="constrained"
+    )
+    axes = figure.subplots(5, len(volumes), squeeze=False, gridspec_kw={"height_ratios": heights})
+    shown = None
+    for column, (name, volume) in zip(axes.T, volumes.items(), strict=True):
+        images = [(image, aspect) for _, image, aspect in plane_images(volume, spacing, (0.5, 0.5, 0.5))]
+        rows, columns = images[0][0].shape
+        zoom = images[0][0][rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4]
+        for axis, (image, aspect) in zip(column[:4], [*images, (zoom, images[0][1])], strict=True):
+            look = {"origin": "lower", "aspect": aspect, "interpolation": "nearest"}
+            axis.imshow(image, cmap="gray", vmin=lo, vmax=hi, **look)
+        error = plane_images(volume - truth, spacing, (0.5, 0.5, 0.5))[0]
+        shown = column[4].imshow(
+            error[1], cmap="RdBu_r", vmin=-0.15 * span, vmax=0.15 * span, origin="lower", aspect=error[2],
+            interpolation="nearest",
+        )  # fmt: skip
+        column[0].set_title(f"{name}\n{scores.get(name, '')}", fontsize=8)
+    for row, title in zip(axes, ("axial", "coronal", "sagittal", "axial, zoom", "error, axial"), strict=True):
+        row[0].set_ylabel(title, fontsize=8)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    bar = figure.colorbar(shown, ax=list(axes[4]), fraction=0.012, pad=0.005)
+    bar.ax.tick_params(labelsize=6)
     return figure
 
 

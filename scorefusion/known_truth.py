@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scorefusion.degradations.make import input_image
 from scorefusion.demo import choose_box, coarser_affine
 from scorefusion.diffusion.consistency import block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
@@ -31,8 +32,10 @@ class KnownTruth:
         box: where to sample.
         truth: float32 ``[d, h, w]`` of the box, normalised.
         data_range: greatest less least value of the whole true volume, normalised.
-        first: ``[1, 1, ...]``, the first condition as the model was given it, normalised: for a degradation,
-            what was measured.
+        intensity: how ``truth`` was normalised.
+        given: contrast to ``[1, 1, ...]``, the conditions as the model is given them, image units: for a
+            degradation, the first is what was measured.
+        target: ``[1, 1, D, H, W]``, the whole true volume, image units.
         affine: float64 ``[4, 4]``, (x, y, z) index of the whole target in RAS order to millimetres.
     """
 
@@ -41,7 +44,9 @@ class KnownTruth:
     box: Box
     truth: np.ndarray
     data_range: float
-    first: Tensor
+    intensity: Intensity
+    given: Mapping[str, Tensor]
+    target: Tensor
     affine: np.ndarray
 
     def volume(self, residual: Tensor, config: ModelConfig) -> np.ndarray:
@@ -98,17 +103,17 @@ def known_truth(
     target, made = scans[-1], makes_its_input(config)
     if coarsen < 1 or (start is not None and min(start) < 0):
         raise ScoreFusionError(f"coarsen {coarsen}, box at {start}: a number is out of range")
-    factor = config.degradation.factor
+    factors = config.degradation.factors
     for scan in scans[:-1]:
-        _check_grid(scan, target, 1 if made or coarsen > 1 else factor)
-    multiple = math.lcm(factor, config.multiple)
-    kept = [n // (coarsen * factor) * coarsen * factor for n in target.values.shape]
-    if min(kept) // coarsen < max(multiple, _LEAST):
-        shape = " × ".join(str(n) for n in target.values.shape)
-        problem = f"has {shape} voxels, too few to coarsen {coarsen} times and to pool {factor} times"
+        _check_grid(scan, target, (1, 1, 1) if made or coarsen > 1 else factors)
+    fine = target.values.shape
+    steps = [coarsen * factor for factor in factors]
+    kept = [n // step * step for n, step in zip(fine, steps, strict=True)]
+    if min(kept) // coarsen < max(config.multiple, _LEAST, *factors):
+        shape, pooled = (" × ".join(str(n) for n in numbers) for numbers in (fine, factors))
+        problem = f"has {shape} voxels, too few to coarsen {coarsen} times and to pool by {pooled}"
         raise BadInput(target.name, problem, "Give a larger volume.")
     volumes = [torch.from_numpy(scan.values)[None, None].to(device) for scan in scans]
-    fine = target.values.shape
     *conditions, truth = (
         block_mean(volume[:, :, : kept[0], : kept[1], : kept[2]], coarsen)
         if volume.shape[2:] == fine
@@ -116,18 +121,20 @@ def known_truth(
         for volume in volumes
     )
     if made:
-        conditions.insert(0, block_mean(truth, factor))
+        conditions.insert(0, _degraded(truth, config))
     prepared = prepare_conditions(conditions, config)
     intensity = prepared.intensity if made else Intensity.of(truth, config.intensity)
     normal = intensity.normalise(truth)
-    box = _box(prepared.condition, size, start, slab, multiple, factor)
+    box = _box(prepared.condition, size, start, slab, config)
     return KnownTruth(
         name=f"{target.name}{f' averaged over {coarsen}×{coarsen}×{coarsen} voxels' if coarsen > 1 else ''}",
         prepared=prepared,
         box=box,
         truth=as_array(normal[box.index]),
         data_range=float(normal.max() - normal.min()),
-        first=prepared.intensity.normalise(conditions[0]),
+        intensity=intensity,
+        given=dict(zip(config.conditions, conditions, strict=True)),
+        target=truth,
         affine=coarser_affine(target.ras_affine, coarsen),
     )
 
@@ -182,12 +189,20 @@ def as_array(volume: Tensor) -> np.ndarray:
     return np.ascontiguousarray(volume[0, 0].float().cpu().numpy())
 
 
-def _check_grid(scan: Scan, target: Scan, factor: int) -> None:
-    """See that a condition is on the target's grid, or on one ``factor`` times coarser."""
+def _degraded(truth: Tensor, config: ModelConfig) -> Tensor:
+    """What would have been measured; noise is in normalised intensity."""
+    if not config.degradation.noise:
+        return input_image(truth, config.degradation)
+    intensity = Intensity.of(truth, config.intensity)
+    return intensity.denormalise(input_image(intensity.normalise(truth), config.degradation))
+
+
+def _check_grid(scan: Scan, target: Scan, factors: tuple[int, int, int]) -> None:
+    """See that a condition is on the target's grid, or on the coarser one."""
     if scan.values.shape == target.values.shape:
         check_same_grid(target, scan)
     else:
-        check_same_grid(scan, target, factor)
+        check_same_grid(scan, target, factors)
 
 
 def _box(
@@ -195,20 +210,25 @@ def _box(
     size: Sequence[int] | None,
     start: Sequence[int] | None,
     slab: tuple[int, int] | None,
-    multiple: int,
-    block: int,
+    config: ModelConfig,
 ) -> Box:
-    """A box inside the slab, on whole blocks."""
-    depth = condition.shape[2]
+    """A box inside the slab, on whole blocks; all of the volume along axes that the measurement mixes."""
+    degradation, full = config.degradation, condition.shape[2:]
+    block = math.lcm(*degradation.factors)
+    depth = full[0]
     low, high = slab or (0, depth)
     if not 0 <= low < high <= depth:
         raise ScoreFusionError(f"slices {low}:{high} are not inside the volume, which has {depth}")
+    if slab is not None and degradation.whole[0]:
+        raise ScoreFusionError(
+            f"degradation {degradation.kind} mixes all slices, so it cannot be cut into slabs"
+        )
     low = -(-low // block) * block
     within = condition[:, :, low:high]
     if size is None:
         size = within.shape[2:]
     if start is not None:
         start = (max(start[0] - low, 0), *start[1:])
-    box = choose_box(within, size, start, multiple, block)
+    box = choose_box(within, size, start, math.lcm(block, config.multiple), block)
     (z, y, x), (z_end, y_end, x_end) = box.start, box.stop
-    return Box((z + low, y, x), (z_end + low, y_end, x_end))
+    return Box((z + low, y, x), (z_end + low, y_end, x_end)).whole_along(degradation.whole, full)

@@ -118,10 +118,10 @@ def test_more_blur_and_more_grain_are_farther(name: str) -> None:
 
 def test_blur_and_grain_are_farther_than_another_draw() -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
-    truth = crowd("random", lambda volume: volume)
-    near = frechet_distance(truth, crowd("random", lambda volume: volume, range(2, 4)))
-    blurred = crowd("random", lambda volume: ndimage.gaussian_filter(volume, 0.7))
-    grainy = crowd("random", lambda volume: volume + RNG.normal(0, 0.3, volume.shape))
+    truth = crowd("random", lambda volume: volume, range(4))
+    near = frechet_distance(truth, crowd("random", lambda volume: volume, range(4, 8)))
+    blurred = crowd("random", lambda volume: ndimage.gaussian_filter(volume, 0.7), range(4))
+    grainy = crowd("random", lambda volume: volume + RNG.normal(0, 0.3, volume.shape), range(4))
     assert frechet_distance(truth, blurred) > 2 * near and frechet_distance(truth, grainy) > 2 * near
 
 

@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from scorefusion import __version__
 from scorefusion.errors import ScoreFusionError
 
-_FIRST = ("translate", "demo", "train", "import-official", "denoise-error", "tune", "doctor")
+_FIRST = ("translate", "demo", "train", "import-official", "denoise-error", "tune", "evaluate", "doctor")
 
 
 class Verbs(TyperGroup):

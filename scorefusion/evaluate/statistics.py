@@ -86,7 +86,7 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Estimate:
     return Estimate(mean, float(ends.low), float(ends.high), count)
 
 
-def jackknife(whole: float, without: Sequence[float]) -> Estimate:
+def jackknife(whole: float, without: Sequence[float], count: int) -> Estimate:
     """The interval of a figure of a whole set, from its values with each subject left out in turn.
 
     The standard error is ``sqrt((n - 1)/n · sum (x_i - mean x)²)`` (Tukey 1958), times Student's t. Drawing
@@ -94,11 +94,11 @@ def jackknife(whole: float, without: Sequence[float]) -> Estimate:
 
     Args:
         whole: the figure with all subjects.
-        without: the figure without each subject.
+        without: the figure without each subject; for fewer than 3 subjects there is no interval.
+        count: of subjects.
     """
     left = np.asarray(without, np.float64)
-    count = left.size
-    if count < 3:
+    if count < 3 or left.size != count:
         return Estimate(whole, math.nan, math.nan, count)
     error = math.sqrt((count - 1) / count * float(((left - left.mean()) ** 2).sum()))
     reach = error * float(need("scipy.stats", "an interval").t.ppf(0.5 + CONFIDENCE / 2, count - 1))

@@ -1,0 +1,69 @@
+"""The figures of one result on one subject."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scorefusion.errors import ScoreFusionError
+from scorefusion.evaluate.case import Case
+from scorefusion.metrics import psnr, ssim
+from scorefusion.patch_distance import patch_distance
+from scorefusion.spectrum import compare_spectra
+
+FIGURES = (
+    "psnr",
+    "ssim",
+    "psnr_inside",
+    "ssim_inside",
+    "psnr_outside",
+    "spectrum",
+    "spectrum_signed",
+    "correlation",
+    "patches",
+    "consistency",
+    "seconds",
+)
+"""What a row of subjects.csv holds beside its names; docs/evaluation.md defines each."""
+
+BANDS = ("frequency", "log_power_ratio", "shell_correlation")
+
+PERFECT = 200.0
+"""dB given for a result without any error, so that means stay finite."""
+
+
+def measure(volume: np.ndarray, case: Case) -> dict[str, Any]:
+    """Everything but the time.
+
+    Args:
+        volume: float32 ``[d, h, w]`` of the box, normalised.
+        case: the subject.
+
+    Returns:
+        :data:`FIGURES` but ``seconds``, floats or None where there is nothing to measure; and :data:`BANDS`,
+        lists of floats.
+
+    Raises:
+        ScoreFusionError: if the result is not finite.
+    """
+    if not np.isfinite(volume).all():
+        raise ScoreFusionError("the result is not finite; compute in float32 (--dtype float32)")
+    truth, span, inside = case.truth, case.data_range, case.inside
+    partly = bool(inside.any())
+    spectra = compare_spectra(volume, truth)
+    return {
+        "psnr": min(psnr(volume, truth, span), PERFECT),
+        "ssim": ssim(volume, truth, span),
+        "psnr_inside": min(psnr(volume, truth, span, inside=inside), PERFECT) if partly else None,
+        "ssim_inside": ssim(volume, truth, span, inside=inside) if case.deep_inside else None,
+        "psnr_outside": None if inside.all() else min(psnr(volume, truth, span, inside=~inside), PERFECT),
+        "spectrum": spectra.error,
+        "spectrum_signed": spectra.bias,
+        "correlation": spectra.upper_correlation,
+        "patches": patch_distance(volume, truth),
+        "consistency": case.consistency(volume),
+        "frequency": spectra.frequency.round(6).tolist(),
+        "log_power_ratio": spectra.log_ratio.round(6).tolist(),
+        "shell_correlation": spectra.correlation.round(6).tolist(),
+    }

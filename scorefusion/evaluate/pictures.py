@@ -1,0 +1,100 @@
+"""The pictures of an evaluation: figures by row, spectra, denoising errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scorefusion.denoise_error import SIGMAS
+from scorefusion.evaluate.statistics import Estimate
+from scorefusion.evaluate.summary import Summary
+from scorefusion.optional import need
+
+SHOWN = 7
+"""Most columns of a side-by-side picture."""
+
+_COLOURS = {"baseline": "#8c8c8c", "sample": "#1f77b4", "one-step": "#d95f02"}
+
+
+def columns_of(rows: Sequence[str], main: str) -> list[str]:
+    """Which rows a side-by-side picture shows: baselines' ends, a plane, the average, the fused, the main."""
+    wanted = ["nearest", "input", "pseudo-inverse", "intensity regression", "trilinear+consistency"]
+    wanted += ["single axial", "alternate", "average", "fuse", "fuse+features", main]
+    found = list(dict.fromkeys(name for name in wanted if name in rows)) or list(rows[:SHOWN])
+    while len(found) >= SHOWN:
+        found.pop(next((k for k, name in enumerate(found) if name in ("alternate", "nearest")), 1))
+    return found
+
+
+def figures_by_row(summary: Summary) -> Any:
+    """PSNR, SSIM and spectrum error of every person, and bars of the first distance of sets.
+
+    A dot is a person, the bar reaches from quartile to quartile, the tick is the median.
+    """
+    sets = next((name for line in summary.lines for name in line.sets), None)
+    panels = [("psnr", "PSNR, dB"), ("ssim", "SSIM"), ("spectrum", "spectrum error")]
+    names = [line.name for line in summary.lines]
+    height = 0.9 + 0.24 * len(names)
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=(13, height), layout="constrained")
+    axes = figure.subplots(1, len(panels) + (sets is not None), sharey=True)
+    places = np.arange(len(names))[::-1]
+    colours = [_COLOURS[line.kind] for line in summary.lines]
+    for axis, (key, label) in zip(axes, panels, strict=False):
+        for place, name, colour in zip(places, names, colours, strict=True):
+            values = summary.values[name][key]
+            low, middle, high = np.percentile(values, (25, 50, 75))
+            axis.plot([low, high], [place, place], color=colour, linewidth=5, alpha=0.35)
+            axis.plot(values, [place] * len(values), ".", color=colour, markersize=3)
+            axis.plot(middle, place, "|", color="black", markersize=9, markeredgewidth=1.5)
+        axis.set_xlabel(label)
+    if sets is not None:
+        estimates = [line.sets[sets] for line in summary.lines]
+        axes[-1].barh(places, [each.mean for each in estimates], color=colours, height=0.6)
+        _whiskers(axes[-1], places, estimates)
+        axes[-1].set_xlabel(sets.replace("fid", "FID,"))
+    axes[0].set_yticks(places, labels=names, fontsize=8)
+    for axis in axes:
+        axis.grid(axis="x", linewidth=0.4, alpha=0.5)
+    return figure
+
+
+def _whiskers(axis: Any, places: np.ndarray, estimates: Sequence[Estimate]) -> None:
+    for place, each in zip(places, estimates, strict=True):
+        if np.isfinite(each.low):
+            axis.plot([max(each.low, 0.0), each.high], [place, place], color="black", linewidth=0.8)
+
+
+def spectra(summary: Summary, rows: Sequence[str]) -> Any:
+    """Power ratio and Fourier shell correlation by spatial frequency."""
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=(12, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in rows:
+        frequency, ratio, correlation = summary.bands[name]
+        left.plot(frequency, ratio, linewidth=1.3, label=name)
+        right.plot(frequency, correlation, linewidth=1.3, label=name)
+    left.axhline(0.0, color="black", linewidth=0.6)
+    left.set(xlabel="spatial frequency, cycles a voxel", ylabel="log10(power / true power)")
+    right.set(
+        xlabel="spatial frequency, cycles a voxel", ylabel="Fourier shell correlation", ylim=(-0.05, 1.05)
+    )
+    right.legend(fontsize=7)
+    return figure
+
+
+def denoising_curves(summary: Summary) -> Any:
+    """Squared error of the denoised residual against noise level, and over that of the average."""
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=(12, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = [name for name in summary.denoising if not name.startswith("single ")]
+    base = summary.denoising.get("average") or next(iter(summary.denoising.values()))
+    for name in names:
+        values = summary.denoising[name]
+        left.loglog(SIGMAS, values, marker="o", markersize=3, linewidth=1.3, label=name)
+        right.semilogx(SIGMAS, np.divide(values, base), marker="o", markersize=3, linewidth=1.3, label=name)
+    left.set(xlabel="noise level sigma", ylabel="mean squared error of the residual")
+    right.set(xlabel="noise level sigma", ylabel="the same over the average's")
+    right.axhline(1.0, color="black", linewidth=0.6)
+    right.legend(fontsize=7)
+    return figure

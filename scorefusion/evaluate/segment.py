@@ -1,0 +1,280 @@
+"""A downstream task: a 3D U-Net finds label maps, trained on true or on translated volumes (MONAI)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from scorefusion.errors import ScoreFusionError
+from scorefusion.evaluate.run import Results
+from scorefusion.evaluate.statistics import Estimate, by_person, interval
+from scorefusion.evaluate.store import Store
+from scorefusion.io.atomic import written_beside
+from scorefusion.optional import need
+
+Progress = Callable[[int, int], None]
+TRUTH = "truth"
+
+
+@dataclass(frozen=True)
+class SegmenterSettings:
+    """The network and its training.
+
+    Attributes:
+        steps: of Adam, with a cosine decay of the learning rate to 0.
+        batch: crops a step.
+        crop: their edge in voxels, a multiple of 4.
+        channels: of the U-Net's three levels.
+        learning_rate: at the start.
+        seed: of the weights and crops.
+    """
+
+    steps: int = 300
+    batch: int = 2
+    crop: int = 48
+    channels: tuple[int, int, int] = (16, 32, 64)
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class DiceRow:
+    """Dice scores of one segmenter on one kind of volume.
+
+    Attributes:
+        trained: ``truth``, or the row whose translations it was trained on.
+        scored: the same of the volumes it was given.
+        scores: label to its mean over persons; persons without the label do not count.
+    """
+
+    trained: str
+    scored: str
+    scores: dict[int, Estimate] = field(default_factory=dict)
+
+
+def segment(
+    training: Results,
+    testing: Results,
+    store: Store,
+    *,
+    rows: Sequence[str],
+    trained_on: Sequence[str],
+    settings: SegmenterSettings,
+    callback: Progress | None = None,
+) -> list[DiceRow]:
+    """Train on true volumes and score on true and translated ones; train on translated, score on true.
+
+    Args:
+        training: subjects with labels, with what ``trained_on`` names made of them.
+        testing: other subjects with labels, with ``rows`` made of them.
+        store: that holds the volumes, the label maps and the segmenters.
+        rows: whose translations are segmented.
+        trained_on: rows on whose translations a segmenter is trained.
+        settings: of the segmenters.
+        callback: called with (steps done, steps in all).
+
+    Raises:
+        ScoreFusionError: without MONAI; for subjects without labels; for subjects in both sets.
+    """
+    need("monai", "a segmenter")
+    both = sorted(
+        {str(case["person"]) for case in training.cases} & {str(c["person"]) for c in testing.cases}
+    )
+    if both:
+        raise ScoreFusionError(
+            f"a segmenter is trained on other subjects; {', '.join(both[:3])} is in both sets"
+        )
+    for results in (training, testing):
+        bare = [str(case["name"]) for case in results.cases if not case["labelled"]]
+        if bare:
+            raise ScoreFusionError(f"a segmenter needs label maps; subject {bare[0]} has none")
+    labels = sorted({int(n) for each in training.keys for n in np.unique(_labels(store, each))} - {0})
+    if not labels:
+        raise ScoreFusionError("the training subjects' label maps hold nothing but 0 in their boxes")
+    total = settings.steps * (1 + len(trained_on))
+    found = []
+    for number, source in enumerate([TRUTH, *trained_on]):
+
+        def tell(done: int, number: int = number) -> None:
+            if callback is not None:
+                callback(number * settings.steps + done, total)
+
+        network = _trained(training, source, labels, store, settings, tell)
+        for target in [TRUTH, *rows] if source == TRUTH else [TRUTH]:
+            found.append(DiceRow(source, target, _score(network, testing, target, labels, store)))
+    return found
+
+
+def dice_table(
+    rows: Sequence[DiceRow], head: str, names: Mapping[int, str]
+) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of a table of Dice scores with their intervals."""
+    labels = list(dict.fromkeys(label for row in rows for label in row.scores))
+    titles = [f"{head}: trained on", "scored on", *(names.get(label, f"label {label}") for label in labels)]
+    lines = []
+    for row in rows:
+        cells = [row.trained, row.scored]
+        for label in labels:
+            each = row.scores.get(label)
+            text = "" if each is None else f"{each.mean:.3f}"
+            if each is not None and np.isfinite(each.low):
+                text += f" [{each.low:.3f}, {each.high:.3f}]"
+            cells.append(text)
+        lines.append(cells)
+    return titles, lines
+
+
+def dice(found: np.ndarray, true: np.ndarray, label: int) -> float | None:
+    """``2 |A and B| / (|A| + |B|)`` of one label; None where the truth has none of it."""
+    here, there = found == label, true == label
+    if not there.any():
+        return None
+    return float(2.0 * (here & there).sum() / (here.sum() + there.sum()))
+
+
+def make_network(labels: int, settings: SegmenterSettings) -> nn.Module:
+    """MONAI's 3D U-Net: one channel in, background and ``labels`` out, one residual unit a level."""
+    unet = need("monai.networks.nets", "a segmenter").UNet
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network: nn.Module = unet(
+            spatial_dims=3, in_channels=1, out_channels=labels + 1, channels=settings.channels,
+            strides=(2, 2), num_res_units=1,
+        )  # fmt: skip
+    return network
+
+
+def train_segmenter(
+    volumes: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    count: int,
+    settings: SegmenterSettings,
+    callback: Callable[[int], None] | None = None,
+) -> nn.Module:
+    """Train on random crops, flipped left to right half of the time, by Dice and cross entropy.
+
+    Args:
+        volumes: float32 ``[d, h, w]`` each, normalised.
+        labels: int ``[d, h, w]`` each, 0 .. count.
+        count: of labels beside the background.
+        settings: of the training.
+        callback: called with the steps done.
+
+    Returns:
+        The network, in evaluation mode.
+    """
+    network = make_network(count, settings).train()
+    loss = need("monai.losses", "a segmenter").DiceCELoss(to_onehot_y=True, softmax=True)
+    optimiser = torch.optim.Adam(network.parameters(), settings.learning_rate)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+    random = np.random.default_rng(settings.seed)
+    for step in range(1, settings.steps + 1):
+        crops = [_crop(volumes, labels, settings.crop, random) for _ in range(settings.batch)]
+        x, y = (torch.from_numpy(np.stack(each))[:, None] for each in zip(*crops, strict=True))
+        optimiser.zero_grad(set_to_none=True)
+        loss(network(x.float()), y.long()).backward()
+        optimiser.step()
+        decay.step()
+        if callback is not None:
+            callback(step)
+    return network.eval()
+
+
+@torch.no_grad()
+def find_labels(network: nn.Module, volume: np.ndarray) -> np.ndarray:
+    """The most likely label 0 .. count of every voxel of a normalised volume ``[d, h, w]``."""
+    x = torch.from_numpy(np.ascontiguousarray(volume, np.float32))[None, None]
+    d, h, w = volume.shape
+    padded = F.pad(x, (0, -w % 4, 0, -h % 4, 0, -d % 4), mode="replicate")
+    scores: Tensor = network(padded)
+    return scores[0, :, :d, :h, :w].argmax(dim=0).numpy()
+
+
+def _trained(
+    training: Results,
+    source: str,
+    labels: Sequence[int],
+    store: Store,
+    settings: SegmenterSettings,
+    tell: Callable[[int], None],
+) -> nn.Module:
+    """A segmenter from the store, or trained and stored."""
+    key = store.key(
+        f"segmenter {source}", keys=[(each[source], each["labels"]) for each in training.keys],
+        labels=list(labels), settings=asdict(settings),
+    )  # fmt: skip
+    file = store.folder / f"{key}.safetensors"
+    network = make_network(len(labels), settings)
+    if file.is_file() and _load(network, file):
+        tell(settings.steps)
+        return network.eval()
+    volumes = [store.volume(each[source]) for each in training.keys]
+    maps = [_numbered(_labels(store, each), labels) for each in training.keys]
+    network = train_segmenter(volumes, maps, len(labels), settings, tell)
+    with written_beside(file) as beside:
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, beside)
+    return network
+
+
+def _load(network: nn.Module, file: Path) -> bool:
+    try:
+        network.load_state_dict(load_file(file))
+    except (SafetensorError, OSError, RuntimeError):
+        return False
+    return True
+
+
+def _score(
+    network: nn.Module, testing: Results, target: str, labels: Sequence[int], store: Store
+) -> dict[int, Estimate]:
+    people = [str(case["person"]) for case in testing.cases]
+    maps = [find_labels(network, store.volume(each[target])) for each in testing.keys]
+    true = [_numbered(_labels(store, each), labels) for each in testing.keys]
+    found = {}
+    for number, label in enumerate(labels, start=1):
+        each = [dice(one, other, number) for one, other in zip(maps, true, strict=True)]
+        kept = [(value, who) for value, who in zip(each, people, strict=True) if value is not None]
+        if kept:
+            found[label] = interval(by_person([value for value, _ in kept], [who for _, who in kept]))
+    return found
+
+
+def _labels(store: Store, keys: Mapping[str, str]) -> np.ndarray:
+    array: Any = store.array(keys["labels"])
+    assert array is not None
+    return np.asarray(array, np.int64)
+
+
+def _numbered(values: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Labels as 1, 2, ... in their order; any other value is background."""
+    found = np.zeros(values.shape, np.int64)
+    for number, label in enumerate(labels, start=1):
+        found[values == label] = number
+    return found
+
+
+def _crop(
+    volumes: Sequence[np.ndarray], labels: Sequence[np.ndarray], edge: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random crop of a random volume; edges are replicated where the volume is smaller."""
+    which = int(random.integers(len(volumes)))
+    volume, label = volumes[which], labels[which]
+    short = [(0, max(0, edge - length)) for length in volume.shape]
+    if any(after for _, after in short):
+        volume, label = (np.pad(array, short, mode="edge") for array in (volume, label))
+    start = [int(random.integers(length - edge + 1)) for length in volume.shape]
+    place = tuple(slice(at, at + edge) for at in start)
+    flip = slice(None, None, -1) if random.random() < 0.5 else slice(None)
+    return (
+        np.ascontiguousarray(volume[place][:, :, flip]),
+        np.ascontiguousarray(label[place][:, :, flip]),
+    )

@@ -1,0 +1,181 @@
+"""From figures by subject to a table: means with intervals, distances of sets, and tests between rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scorefusion.evaluate.features import FeatureNetwork
+from scorefusion.evaluate.measure import FIGURES
+from scorefusion.evaluate.methods import Method
+from scorefusion.evaluate.run import Results
+from scorefusion.evaluate.sets import set_distances
+from scorefusion.evaluate.statistics import Comparison, Estimate, by_person, compare, interval
+from scorefusion.evaluate.store import Store
+
+COMPARED = ("psnr", "ssim", "psnr_inside", "ssim_inside", "spectrum", "correlation", "patches")
+"""Figures that rows are tested on."""
+
+ORDER = ("single", "average", "fuse", "fuse+features")
+"""The paper's order, worst to best."""
+
+Values = dict[str, dict[str, list[float]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A row of the table.
+
+    Attributes:
+        name: the method's.
+        kind: ``baseline``, ``sample`` or ``one-step``.
+        figures: of :data:`~scorefusion.evaluate.measure.FIGURES` those that were measured.
+        sets: distances of the set of results from the set of truths: ``fid NETWORK``, ``mmd NETWORK``,
+            ``mmd voxels``.
+        flop: a volume; None for a baseline.
+    """
+
+    name: str
+    kind: str
+    figures: dict[str, Estimate]
+    sets: dict[str, Estimate]
+    flop: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Everything that tables and pictures show.
+
+    Attributes:
+        lines: the rows, in order.
+        values: row to figure to one number a person.
+        order: consecutive strategies of :data:`ORDER`, by figure: each against the one before.
+        against: every other row against the main one, by figure.
+        main: the row that others are compared with.
+        people: how many persons.
+        denoising: ``contender strategy`` to mean squared errors by noise level.
+        bands: row to (frequency, log10 power ratio, shell correlation), in the mean over subjects.
+    """
+
+    lines: tuple[Line, ...]
+    values: Values
+    order: dict[str, tuple[Comparison, ...]]
+    against: dict[str, tuple[Comparison, ...]]
+    main: str
+    people: int
+    denoising: dict[str, list[float]]
+    bands: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def summarise(
+    results: Results,
+    methods: Sequence[Method],
+    store: Store,
+    networks: Sequence[FeatureNetwork],
+    *,
+    main: str,
+) -> Summary:
+    """Summarise.
+
+    Args:
+        results: of every row.
+        methods: the rows.
+        store: that holds the volumes.
+        networks: for FID and MMD.
+        main: the strategy that others are compared with, or the first row if it is none of them.
+    """
+    groups = [str(case["person"]) for case in results.cases]
+    people = len(dict.fromkeys(groups))
+    planes = [m.name for m in methods if m.kind == "sample" and m.name.startswith("single ")]
+    members = {method.name: [method.name] for method in methods}
+    if len(planes) > 1:
+        members = _after(members, planes[-1], "single", planes)
+    kinds = {method.name: str(method.kind) for method in methods} | {"single": "sample"}
+    values = {name: _values(results, of, groups) for name, of in members.items()}
+    spans = [float(case["data_range"]) for case in results.cases]
+    rows = [method.name for method in methods]
+    sets = set_distances(results.keys, rows, store, networks, persons=groups, spans=spans)
+    lines = tuple(
+        Line(
+            name,
+            kinds[name],
+            {figure: interval(numbers) for figure, numbers in values[name].items()},
+            _mean_sets([sets[each] for each in of]),
+            float(np.mean([results.flop[each] for each in of])) if of[0] in results.flop else None,
+        )
+        for name, of in members.items()
+    )
+    chosen = main if main in members else lines[0].name
+    ordered = [name for name in ORDER if name in members]
+    return Summary(
+        lines=lines,
+        values=values,
+        order=_comparisons(values, [(b, a) for a, b in zip(ordered, ordered[1:], strict=False)]),
+        against=_comparisons(values, [(name, chosen) for name in members if name != chosen]),
+        main=chosen,
+        people=people,
+        denoising=_denoising(results, groups),
+        bands={name: _bands(results, of) for name, of in members.items()},
+    )
+
+
+def _after(members: dict[str, list[str]], last: str, name: str, of: list[str]) -> dict[str, list[str]]:
+    """The same with one more entry after another."""
+    found: dict[str, list[str]] = {}
+    for key, value in members.items():
+        found[key] = value
+        if key == last:
+            found[name] = of
+    return found
+
+
+def _values(results: Results, rows: Sequence[str], groups: Sequence[str]) -> dict[str, list[float]]:
+    """Figure to one number a person: the mean over the rows, and over a person's sessions."""
+    found = {}
+    for figure in FIGURES:
+        each = [[record[row][figure] for row in rows] for record in results.records]
+        if all(value is not None for numbers in each for value in numbers):
+            found[figure] = by_person([float(np.mean(numbers)) for numbers in each], groups)
+    return found
+
+
+def _comparisons(values: Values, pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[Comparison, ...]]:
+    found = {}
+    for figure in COMPARED:
+        able = [pair for pair in pairs if all(figure in values[name] for name in pair)]
+        if able:
+            found[figure] = compare({name: each.get(figure, []) for name, each in values.items()}, able)
+    return found
+
+
+def _denoising(results: Results, groups: Sequence[str]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for name in results.denoising[0]:
+        for strategy in results.denoising[0][name]:
+            errors = np.array([each[name][strategy] for each in results.denoising])
+            persons = [by_person(column.tolist(), groups) for column in errors.T]
+            found[f"{name} {strategy}".strip()] = [float(np.mean(column)) for column in persons]
+    return found
+
+
+def _bands(results: Results, rows: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of boxes of other sizes the bands are read off at the first's."""
+    records = [record[row] for record in results.records for row in rows]
+    frequency = np.array(records[0]["frequency"])
+    ratio, correlation = (
+        np.mean([np.interp(frequency, each["frequency"], each[key]) for each in records], axis=0)
+        for key in ("log_power_ratio", "shell_correlation")
+    )
+    return frequency, ratio, correlation
+
+
+def _mean_sets(each: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
+    """The mean of several rows' distances; its interval is the mean of theirs, since they are alike."""
+    found = {}
+    for name in each[0]:
+        numbers = [(one[name].mean, one[name].low, one[name].high) for one in each]
+        mean, low, high = (float(value) for value in np.mean(numbers, axis=0))
+        found[name] = Estimate(mean, low, high, each[0][name].count)
+    return found
