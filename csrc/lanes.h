@@ -14,7 +14,7 @@ SF_INLINE void narrow_each(const float* from, T* to) {
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t LaneBits __attribute__((vector_size(4 * kLanes)));
 
-SF_INLINE Lanes spread(float value) { return Lanes{} + value; }
+SF_INLINE Lanes spread(float value) { return value - Lanes{}; }  // 0 + value would be an addition, for the sake of -0
 
 // min(high, z) and max(low, z), NaN where z is.
 #if defined(SF_WIDE)

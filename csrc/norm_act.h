@@ -48,7 +48,7 @@ struct TileLoops {
     void (*finish_group)(const float* tile, int64_t voxels, const Fold& fold, bool silu, DType dtype, void* out);
 
     // The gradient by the result, in `gradient`, becomes that by what was normalised; see norm_act_backward_loops.h.
-    // Of at most kTile / kRow voxels; adds to three rows of sums.
+    // Of at most kTile / kRow voxels; `tile` is used up; adds to three rows of sums.
     void (*layer_gradient)(float* tile, float* gradient, int64_t voxels, const Fold& fold, float eps, bool silu,
                            float* sums);
     // Adds to the first two of these rows only.

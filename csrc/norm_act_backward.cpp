@@ -59,8 +59,8 @@ void over_tiles(const Job& job, int64_t n, int64_t begin, int64_t end, bool leav
             loops.store_voxels(gradient.data() + c, row, size, result.size[1], result.dtype, out);
             c += result.size[1];
         }
-        // A NaN beyond the channels would stay for the next voxel.
-        for (int64_t i = 0; row != channels && i < size; ++i) {
+        for (int64_t i = 0; row != channels && i < size; ++i) {  // beyond the channels is nothing
+            std::fill_n(tile.data() + i * row + channels, row - channels, 0.0f);
             std::fill_n(gradient.data() + i * row + channels, row - channels, 0.0f);
         }
         v += size;

@@ -6,6 +6,14 @@ constexpr int kSquare = 8;  // voxels, and channels, that are turned, or summed,
 // Floats of a row that the loops pass over: whole vectors.
 SF_INLINE int64_t filled(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
 
+SF_INLINE void prefetch(const void* place) {
+#if defined(__GNUC__)
+    __builtin_prefetch(place);
+#else
+    (void)place;
+#endif
+}
+
 template <typename T>
 SF_INLINE void load_as(const View& view, int64_t start, int64_t step, int64_t voxels, int64_t channels,
                        float* __restrict tile, int64_t row) {
@@ -15,7 +23,9 @@ SF_INLINE void load_as(const View& view, int64_t start, int64_t step, int64_t vo
         for (int64_t v = 0; v < voxels; ++v) {
             int64_t c = 0;
             for (; c + kLanes <= channels; c += kLanes) {
-                store_lanes(tile + v * row + c, widen_lanes(source + v * step + c));
+                const T* from = source + v * step + c;
+                prefetch(from + voxels * step);  // the next tile's: it arrives while this one is computed
+                store_lanes(tile + v * row + c, widen_lanes(from));
             }
             for (; c < channels; ++c) tile[v * row + c] = to_float(source[v * step + c]);
         }

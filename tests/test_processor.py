@@ -27,6 +27,14 @@ PROGRAM = """
             found = norm_act(x, other, **given, backend="cpp")
             wanted = norm_act(x.float(), other.float(), **given, backend="torch")
             torch.testing.assert_close(found.float(), wanted, rtol=tolerance, atol=tolerance)
+            leaves, upstream = [leaf.requires_grad_() for leaf in (x, other, weight, scale)], found
+            found = torch.autograd.grad(norm_act(x, other, **given, backend="cpp"), leaves, upstream)
+            wanted = norm_act(x.float(), other.float(), **given, backend="torch")
+            wanted = torch.autograd.grad(wanted, leaves, upstream.float())
+            for one, other_one in zip(found, wanted):
+                unit = float(other_one.abs().max())
+                torch.testing.assert_close(one.float(), other_one.float(), rtol=0, atol=tolerance * unit)
+            x, other, weight, scale = (leaf.detach() for leaf in leaves)
         features, weight = torch.randn(4, 37, 5, 6).to(dtype), torch.randn(41, 37, 2)
         totals = [torch.zeros(1, 41, 2, 5, 6) for _ in range(2)]
         ensemble_features(totals[0], features, weight, "axial", 0, backend="cpp")

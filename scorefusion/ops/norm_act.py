@@ -40,8 +40,8 @@ def norm_act(
     What stands before a convolution of a residual block, in one pass: nothing is concatenated, and the
     convolution that follows needs no padding of its own. Arithmetic is float32 (float64 for float64), and
     statistics survive a mean far larger than the standard deviation. If a gradient is needed, it is C++'s own
-    on a CPU (once differentiable, nothing but the arguments is kept), and the PyTorch reference runs under
-    autograd elsewhere.
+    on a CPU (once differentiable, nothing but the arguments is kept); elsewhere, and inside the transforms of
+    `torch.func`, the PyTorch reference runs under autograd.
 
     Args:
         x: [N, C1, H, W] or [N, C1, D, H, W], any strides; float32, bfloat16, float16 (with PyTorch, float64).
@@ -71,11 +71,11 @@ def norm_act(
         dtypes = [tensor.dtype for tensor in tensors if tensor is not None]
         chosen = choose("norm_act with gradients", x.device, backend, WITH_GRADIENTS, dtypes)
         groups, eps, act, pad, pad_mode = options
-        if chosen == "torch":
+        if chosen == "torch" or torch._C._are_functorch_transforms_active():
             return reference.norm_act(
                 x, other, groups, weight, bias, eps, scale, shift, add, act, pad, pad_mode
             )
-        plain = _norm_act(x, other, weight, bias, scale, shift, add, groups, eps, act, 0, pad_mode, chosen)
+        plain: Tensor = _Differentiable.apply(*tensors, groups, eps, act)
         edges = (pad,) * (2 * (x.ndim - 2))
         return F.pad(plain, edges, mode="constant" if pad_mode == "zeros" else pad_mode) if pad else plain
     return _norm_act(x, other, weight, bias, scale, shift, add, *options, backend)
@@ -263,22 +263,32 @@ def _(
     return _gradients((x, other, weight, bias, scale, shift, add))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, groups, eps, act, pad, _, backend = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.options = (groups, eps, act)
-    ctx.pad, ctx.backend = pad, backend
+class _Differentiable(torch.autograd.Function):
+    """norm_act without padding, in C++ both ways.
 
+    Neither `register_autograd` nor `setup_context`: each costs 0.1 ms a call, as much as a small layer.
+    """
 
-def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    if ctx.pad or ctx.backend != "cpp":
-        raise ScoreFusionError(
-            f"the operation scorefusion::norm_act has gradients with backend 'cpp' and pad 0; "
-            f"got {ctx.backend!r} and {ctx.pad}; call scorefusion.ops.norm_act.norm_act, which has them all"
-        )
-    given = ctx.saved_tensors
-    found = iter(_norm_act_backward(gradient, *given, *ctx.options))
-    return (*(None if tensor is None else next(found) for tensor in given), *(None,) * 6)
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        other: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        add: Tensor | None,
+        groups: int | None,
+        eps: float,
+        act: str,
+    ) -> Tensor:
+        ctx.save_for_backward(x, other, weight, bias, scale, shift, add)
+        ctx.options = (groups, eps, act)
+        return _norm_act(x, other, weight, bias, scale, shift, add, groups, eps, act, 0, "zeros", "cpp")
 
-
-_norm_act.register_autograd(_gradient, setup_context=_keep)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        given = ctx.saved_tensors
+        found = iter(_norm_act_backward(gradient, *given, *ctx.options))
+        return (*(None if tensor is None else next(found) for tensor in given), None, None, None)
