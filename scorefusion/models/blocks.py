@@ -22,11 +22,33 @@ Edges = Literal["zeros", "replicate"]
 
 
 def convolution(
-    dims: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, edges: Edges = "zeros"
+    dims: int,
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    *,
+    stride: int = 1,
+    edges: Edges = "zeros",
+    causal: bool = False,
 ) -> nn.Conv2d | nn.Conv3d:
-    """A convolution of 2 or 3 dimensions that keeps the grid (stride 1) or halves it (stride 2)."""
-    layer = nn.Conv2d if dims == 2 else nn.Conv3d
-    return layer(inputs, outputs, kernel, stride=stride, padding=kernel // 2, padding_mode=edges)
+    """A convolution of 2 or 3 dimensions that keeps the grid (stride 1) or halves it (stride 2).
+
+    A ``causal`` one is an ordinary 3×3×3 convolution whose weights ahead along the first axis are zero and
+    stay so in training: whatever runs convolutions fast runs it, too.
+    """
+    kind = nn.Conv2d if dims == 2 else nn.Conv3d
+    layer = kind(inputs, outputs, kernel, stride=stride, padding=kernel // 2, padding_mode=edges)
+    if causal:
+        with torch.no_grad():
+            _without_ahead(layer.weight)
+        layer.weight.register_hook(lambda gradient: _without_ahead(gradient.clone()))
+    return layer
+
+
+def _without_ahead(weight: Tensor) -> Tensor:
+    """Zero the last of the three weights along the first axis, in place."""
+    weight[:, :, 2] = 0
+    return weight
 
 
 class Normalisation(nn.Module):
@@ -82,12 +104,13 @@ class ResBlock(nn.Module):
         super().__init__()
         film = config.conditioning == "film"
         self.dims, self.resample, self.film = dims, resample, film
+        self.step = (1, 2, 2) if config.causal else (2,) * dims
         self.norm1 = Normalisation(inputs, config)
-        self.conv1 = convolution(dims, inputs, outputs)
+        self.conv1 = convolution(dims, inputs, outputs, causal=config.causal)
         self.embed = nn.Linear(config.time.hidden, 2 * outputs if film else outputs)
         self.norm2 = Normalisation(outputs, config)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = convolution(dims, outputs, outputs)
+        self.conv2 = convolution(dims, outputs, outputs, causal=config.causal)
         self.skip = convolution(dims, inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor, other: Tensor | None = None) -> Tensor:
@@ -132,17 +155,17 @@ class ResBlock(nn.Module):
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "down":
-            return F.avg_pool2d(x, 2) if self.dims == 2 else _pooled_3d(x)
+            return F.avg_pool2d(x, 2) if self.dims == 2 else _pooled_3d(x, self.step)
         if self.resample == "up":
-            return F.interpolate(x, scale_factor=2, mode="nearest")
+            return F.interpolate(x, scale_factor=self.step, mode="nearest")
         return x
 
 
-def _pooled_3d(x: Tensor) -> Tensor:
-    """2×2×2 average pooling; through float32 on a CPU, where PyTorch has no short form of it."""
+def _pooled_3d(x: Tensor, step: tuple[int, ...]) -> Tensor:
+    """Average pooling; through float32 on a CPU, where PyTorch has no short form of it."""
     if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
-        return F.avg_pool3d(x.float(), 2).to(x.dtype)
-    return F.avg_pool3d(x, 2)
+        return F.avg_pool3d(x.float(), step).to(x.dtype)
+    return F.avg_pool3d(x, step)
 
 
 class StridedDown(nn.Module):
@@ -193,23 +216,28 @@ class Attention(nn.Module):
         return added(mixed.transpose(1, 2).unflatten(2, x.shape[2:]), x)
 
 
-def fold(x: Tensor, patch: int) -> Tensor:
-    """Space to depth: ``[N, C, ...]`` to ``[N, C·patch^dims, .../patch]``."""
+def fold(x: Tensor, patch: int, depth: int | None = None) -> Tensor:
+    """Space to depth: ``[N, C, ...]`` to ``[N, C·patch^dims, .../patch]``.
+
+    ``depth`` is the patch along the first axis of a volume, if it differs.
+    """
     if patch == 1:
         return x
     if x.dim() == 4:
         return F.pixel_unshuffle(x, patch)
+    first = depth or patch
     b, c, d, h, w = x.shape
-    x = x.reshape(b, c, d // patch, patch, h // patch, patch, w // patch, patch)
-    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * patch**3, d // patch, h // patch, w // patch)
+    x = x.reshape(b, c, d // first, first, h // patch, patch, w // patch, patch)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
 
 
-def unfold(x: Tensor, patch: int) -> Tensor:
+def unfold(x: Tensor, patch: int, depth: int | None = None) -> Tensor:
     """Depth to space, the inverse of :func:`fold`."""
     if patch == 1:
         return x
     if x.dim() == 4:
         return F.pixel_shuffle(x, patch)
+    first = depth or patch
     b, c, d, h, w = x.shape
-    x = x.reshape(b, c // patch**3, patch, patch, patch, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(b, c // patch**3, d * patch, h * patch, w * patch)
+    x = x.unflatten(1, (c // (first * patch**2), first, patch, patch)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(b, c // (first * patch**2), d * first, h * patch, w * patch)

@@ -47,7 +47,9 @@ class UNetConfig(Frozen):
 
     The encoder has ``blocks`` residual blocks a level and the decoder ``blocks + 1``. ``patch`` folds
     patch^dims voxels into channels first (space to depth), so the network works on a coarser grid.
-    ``edges`` pads the first and last convolution; all others are zero-padded.
+    ``edges`` pads the first and last convolution; all others are zero-padded. A ``causal`` 3D network sees
+    nothing later along the first axis, time: its convolutions look back alone, and neither ``patch`` nor a
+    level makes that axis coarser.
     """
 
     widths: tuple[int, ...]
@@ -61,6 +63,7 @@ class UNetConfig(Frozen):
     resample: Literal["res", "conv"] = "res"
     edges: Literal["zeros", "replicate"] = "zeros"
     dropout: float = 0.0
+    causal: bool = False
     time: TimeConfig = TimeConfig()
 
     @model_validator(mode="after")
@@ -69,6 +72,8 @@ class UNetConfig(Frozen):
             raise ValueError("widths is empty; a U-Net needs at least one level")
         if self.norm == "group" and any(width % self.groups for width in self.widths):
             raise ValueError(f"widths {self.widths} are not all multiples of groups={self.groups}")
+        if self.causal and (self.norm == "group" or self.attention or self.resample == "conv"):
+            raise ValueError("a causal network needs norm 'channel', resample 'res' and no attention")
         return self
 
     @property
@@ -174,6 +179,10 @@ class ModelConfig(Frozen):
             wrong |= set(self.feature_scales) - set(network.scales)
         if wrong:
             raise ValueError(f"feature_scales {sorted(wrong)} are not scales of every network")
+        if any(network.causal for network in self.slice_networks.values()):
+            raise ValueError("'causal' is for the fusion network; slices have no time axis of their own")
+        if self.fusion is not None and self.fusion.causal and self.feature_scales:
+            raise ValueError("a causal fusion network takes no feature_scales: features are sums over time")
         only = self.sampling.single_plane
         if only is not None and only not in {branch.plane for branch in self.branches}:
             raise ValueError(f"sampling.single_plane {only!r} is no branch's plane")

@@ -23,6 +23,7 @@ the highest correlation with the true residual, and a spectrum nearer to it than
 """
 
 
+FOUR_TIMES_SMALLER = DegradationConfig(kind="block-mean", edges=(1, 4, 4))
 T1_T2_SCALE = 0.7
 """About the root mean square of T2 - T1 over heads and their surroundings, both normalised."""
 
@@ -62,6 +63,36 @@ def t1sr4_t2() -> ModelConfig:
         for plane in PLANES
     ]
     return ModelConfig.model_validate(values)
+
+
+def video_sr() -> ModelConfig:
+    """Clips of four times as many rows and columns: z is time, so coronal and sagittal are time slices."""
+    return _own(
+        "video-sr", (24, 40, 56), (16, 32), (2, 4), channels=32, hidden=64,
+        conditions=("video",), target="video",
+        residual=ResidualConfig(base="trilinear+consistency", scale=0.075),
+        degradation=FOUR_TIMES_SMALLER,
+    )  # fmt: skip
+
+
+def video_sr_causal() -> ModelConfig:
+    """The same, fused without a look at later frames; the slice networks still take one."""
+    values = video_sr().model_dump()
+    values["fusion"]["causal"] = True
+    values |= {"name": "video-sr-causal", "feature_scales": ()}
+    values["strategies"] = ("single", "alternate", "average", "fuse")
+    values["sampling"]["strategy"] = "fuse"
+    return ModelConfig.model_validate(values)
+
+
+def ct_thick() -> ModelConfig:
+    """CT of four times as many axial slices, each a quarter as thick."""
+    return _own(
+        "ct-thick", (24, 40, 56), (16, 32), (2, 4), channels=32, hidden=64,
+        conditions=("ct",), target="ct",
+        residual=ResidualConfig(base="trilinear+consistency", scale=0.07),
+        degradation=DegradationConfig(kind="thick-slices", axis="z", thickness=4),
+    )  # fmt: skip
 
 
 def _super_resolution(
@@ -129,6 +160,9 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "t1-sr4": t1_sr4,
     "t1-t2": t1_t2,
     "t1sr4-t2": t1sr4_t2,
+    "video-sr": video_sr,
+    "video-sr-causal": video_sr_causal,
+    "ct-thick": ct_thick,
 }
 
 

@@ -50,7 +50,9 @@ class UNet(nn.Module):
     ):
         super().__init__()
         self.dims, self.config, self.inputs = dims, config, inputs
-        cells, widths, last = config.patch**dims, config.widths, len(config.widths) - 1
+        widths, last = config.widths, len(config.widths) - 1
+        self.depth_patch = 1 if config.causal else config.patch
+        cells = config.patch**2 * (self.depth_patch if dims == 3 else 1)
         hidden = config.time.hidden
         self.embed = nn.Sequential(
             nn.Linear(config.time.channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
@@ -60,7 +62,10 @@ class UNet(nn.Module):
         down = StridedDown if config.resample == "conv" else None
         up = LinearUp if config.resample == "conv" else None
         channels = widths[0]
-        self.encoder = nn.ModuleList([convolution(dims, inputs * cells, channels, edges=config.edges)])
+        edges, causal = config.edges, config.causal
+        self.encoder = nn.ModuleList(
+            [convolution(dims, inputs * cells, channels, edges=edges, causal=causal)]
+        )
         skips = [channels]
         self.inject_at: dict[int, int] = {}
         for level, width in enumerate(widths):
@@ -90,7 +95,7 @@ class UNet(nn.Module):
                     )
                 self.decoder.append(stage)
         self.norm = Normalisation(channels, config)
-        self.output = convolution(dims, channels, outputs * cells, edges=config.edges)
+        self.output = convolution(dims, channels, outputs * cells, edges=edges, causal=causal)
         for block in self.modules():
             if isinstance(block, ResBlock):
                 _zero(block.conv2)
@@ -138,7 +143,7 @@ class UNet(nn.Module):
 
         add = {self.inject_at[scale]: value for scale, value in (inject or {}).items()}
         memory = torch.channels_last if self.dims == 2 else torch.channels_last_3d
-        hidden = self.encoder[0](fold(x, config.patch).contiguous(memory_format=memory))
+        hidden = self.encoder[0](fold(x, config.patch, self.depth_patch).contiguous(memory_format=memory))
         skips = [hidden]
         for index, block in enumerate(self.encoder[1:], start=1):
             if index in add:
@@ -156,7 +161,7 @@ class UNet(nn.Module):
                 features[scale] = hidden
             if len(stage) > 1:
                 hidden = stage[1](hidden, embedding)
-        return unfold(self._last(hidden), config.patch), features
+        return unfold(self._last(hidden), config.patch, self.depth_patch), features
 
     def _last(self, hidden: Tensor) -> Tensor:
         """Normalise and convolve; where edges repeat, the one pads for the other."""
