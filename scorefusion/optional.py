@@ -8,6 +8,8 @@ from typing import Any
 from scorefusion.errors import ScoreFusionError
 
 EXTRA = {
+    "PIL": "video",
+    "imageio_ffmpeg": "video",
     "matplotlib": "train",
     "onnx": "tensorrt",
     "onnxscript": "tensorrt",

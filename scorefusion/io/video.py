@@ -1,0 +1,138 @@
+"""Video clips as volumes: the luma of every frame, stacked in time; read and written through ffmpeg."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.io.atomic import written_beside
+from scorefusion.optional import need
+
+CLIP_ENDINGS = (".mp4", ".gif")
+LUMA = (0.299, 0.587, 0.114)
+"""How much red, green and blue count (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A clip in grey.
+
+    Attributes:
+        frames: float32 ``[T, H, W]``, luma from 0 to 255, row 0 at the top.
+        rate: frames a second.
+    """
+
+    frames: np.ndarray
+    rate: float
+
+
+def read_clip(
+    path: str | os.PathLike[str], *, frames: tuple[int, int | None] = (0, None), pool: int = 1
+) -> Clip:
+    """Read a video file, whatever ffmpeg can decode.
+
+    Args:
+        path: the file.
+        frames: (first, stop) of the frames that are kept; None for all that follow.
+        pool: average so many pixels along rows and columns into one; what is left over is cut off.
+
+    Raises:
+        BadInput: for a file that ffmpeg cannot read, or without a frame in that range.
+        ScoreFusionError: without imageio-ffmpeg, naming the extra that brings them.
+    """
+    file, (first, stop) = Path(path), frames
+    if pool < 1 or first < 0 or (stop is not None and stop <= first):
+        raise ScoreFusionError(f"'pool' is at least 1 and frames go from 0 on; got {pool} and {frames}")
+    if not file.is_file():
+        raise BadInput(file, "does not exist", "Give a video file.")
+    ffmpeg = need("imageio_ffmpeg", "reading a clip")
+    reader, kept = ffmpeg.read_frames(file), []
+    try:
+        told = next(reader)
+        (width, height), rate = told["size"], float(told["fps"])
+        for number, raw in enumerate(reader):
+            if number == stop:
+                break
+            if number >= first:
+                image = np.frombuffer(raw, np.uint8).reshape(height, width, 3)
+                kept.append(_pooled(image @ np.array(LUMA, np.float32), pool))
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        problem = f"cannot be read as a video ({' '.join(str(error).split())[-200:]})"
+        raise BadInput(file, problem, "Convert it with ffmpeg first.") from None
+    finally:
+        reader.close()
+    if not kept or not kept[0].size:
+        raise BadInput(file, f"has no frame of {pool} pixels from frame {first} on", "Choose other frames.")
+    return Clip(np.stack(kept), rate)
+
+
+def write_clip(path: str | os.PathLike[str], frames: Sequence[np.ndarray] | np.ndarray, rate: float) -> Path:
+    """Write grey or RGB frames as .mp4 (H.264) or .gif, beside, then renamed.
+
+    Args:
+        path: the file.
+        frames: each ``[H, W]`` or ``[H, W, 3]``, 0 to 255; rounded, and for .mp4 padded to even sizes.
+        rate: frames a second; a .gif keeps it to the nearest hundredth of a second.
+
+    Raises:
+        BadInput: for another ending, or if it cannot be written.
+        ScoreFusionError: without imageio-ffmpeg, or pillow for .gif.
+    """
+    final = Path(path)
+    if not final.name.lower().endswith(CLIP_ENDINGS):
+        raise BadInput(
+            final, "has the wrong ending for a clip", f"End its name in {' or '.join(CLIP_ENDINGS)}."
+        )
+    images = np.stack([np.rint(np.clip(frame, 0, 255)).astype(np.uint8) for frame in frames])
+    with written_beside(final) as beside:
+        if final.suffix.lower() == ".gif":
+            pictures = [need("PIL.Image", "writing a .gif").fromarray(image) for image in images]
+            told = {"duration": 1000 / rate, "loop": 0}
+            pictures[0].save(beside, save_all=True, append_images=pictures[1:], **told)
+        else:
+            _write_mp4(beside, images, rate)
+    return final
+
+
+def _write_mp4(path: Path, images: np.ndarray, rate: float) -> None:
+    ffmpeg = need("imageio_ffmpeg", "writing an .mp4")
+    even = [(0, length % 2) for length in images.shape[1:3]]
+    images = np.pad(images, [(0, 0), *even, *[(0, 0)] * (images.ndim - 3)], mode="edge")
+    _, height, width = images.shape[:3]
+    form = "gray" if images.ndim == 3 else "rgb24"
+    writer = ffmpeg.write_frames(
+        path, (width, height), fps=rate, pix_fmt_in=form, quality=8, macro_block_size=2
+    )
+    writer.send(None)
+    for image in images:
+        writer.send(np.ascontiguousarray(image))
+    writer.close()
+
+
+def clip_image(frames: np.ndarray, *, rate: float = 25.0) -> nibabel.Nifti1Image:
+    """A clip as a NIfTI image: axis i along a row, j down the rows, k from frame to frame, 1 each.
+
+    Args:
+        frames: ``[T, H, W]``; float32 stays, uint8 stays.
+        rate: frames a second, told in the description.
+    """
+    image = nibabel.Nifti1Image(np.ascontiguousarray(frames.transpose(2, 1, 0)), np.eye(4))
+    image.header["descrip"] = f"clip, {rate:g} frames a second".encode()
+    return image
+
+
+def clip_frames(volume: np.ndarray) -> np.ndarray:
+    """The frames ``[T, H, W]`` of the voxels ``[i, j, k]`` of :func:`clip_image`."""
+    return np.ascontiguousarray(volume.transpose(2, 1, 0))
+
+
+def _pooled(image: np.ndarray, pool: int) -> np.ndarray:
+    height, width = (length // pool for length in image.shape)
+    cut = image[: height * pool, : width * pool].astype(np.float32)
+    return cut.reshape(height, pool, width, pool).mean(axis=(1, 3))
