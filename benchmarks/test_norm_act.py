@@ -2,6 +2,8 @@
 
 GroupNorm + SiLU + padding at the paper's widths, beyond the last-level cache; LayerNorm + FiLM + SiLU at the
 bundled model's. Beside them the definition, eager and compiled. Bytes are the input once and the output once.
+With gradients, at the sizes of training crops: the definition under autograd is the reference, and bytes are
+those of the input and the result, of both gradients, and of the input once more.
 """
 
 from __future__ import annotations
@@ -154,3 +156,47 @@ def test_norm_act(
             reference=kind == "eager",
             bytes=elements * DTYPES[dtype].itemsize,
         )
+
+
+TRAINING = {
+    "paper 2D, group": Block(8, (64,), (96, 96), 32, False, 0),
+    "t1-sr4 2D, layer": Block(24, (48,), (32, 32), None, True, 0),
+    "t1-sr4 2D skip, layer": Block(24, (80, 48), (32, 32), None, False, 0),
+    "t1-sr4 2D small, layer": Block(24, (96,), (8, 8), None, True, 0),
+    "t1-sr4 3D, layer": Block(2, (48,), (20, 20, 20), None, True, 0),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("kind", ["torch", "cpp"])
+def test_norm_act_with_gradients(
+    measure: Callable[..., Any], timed: bool, name: str, dtype: str, kind: str
+) -> None:
+    if kind == "cpp" and backends.missing("cpp"):
+        pytest.skip(str(backends.missing("cpp")))
+    block = TRAINING[name]
+    if not timed:
+        block = Block(2, block.widths, (3,) * len(block.size), block.groups, block.film, 0)
+    given = tensors(block, DTYPES[dtype], "cpu")
+    given |= {key: given[key].float() for key in ("weight", "bias")}
+    leaves = [
+        value.detach().requires_grad_() if isinstance(value, Tensor) else value for value in given.values()
+    ]
+    given = dict(zip(given, leaves, strict=True))
+    wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    upstream = torch.randn(block.samples, *block.size, sum(block.widths), dtype=DTYPES[dtype]).movedim(-1, 1)
+
+    def body(kind: str = kind) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(norm_act(**given, backend=kind), wanted, upstream)
+
+    for found, expected in zip(body(), body("torch"), strict=True):
+        unit = max(1.0, float(expected.abs().max()))
+        atol = (1e-5 if dtype == "float32" else 2**-8) * unit
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=atol)
+    measure(
+        body,
+        group=f"norm_act with gradients, {name}, {dtype}, cpu",
+        reference=kind == "torch",
+        bytes=5 * upstream.numel() * upstream.element_size(),
+    )
