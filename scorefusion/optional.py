@@ -8,9 +8,11 @@ from typing import Any
 from scorefusion.errors import ScoreFusionError
 
 EXTRA = {
+    "accelerate": "train",
     "PIL": "video",
     "imageio_ffmpeg": "video",
     "matplotlib": "train",
+    "monai": "monai",
     "onnx": "tensorrt",
     "onnxscript": "tensorrt",
     "scipy": "train",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import nibabel
@@ -14,10 +13,20 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import ModelConfig, parse
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.train.config import AugmentConfig, StageConfig, TrainConfig, VariantConfig
+from scorefusion.train.config import (
+    AugmentConfig,
+    StageConfig,
+    TrainConfig,
+    ValidationConfig,
+    VariantConfig,
+)
 from scorefusion.train.crops import CropSampler, vary
-from scorefusion.train.loop import learning_rate, train, trained_parameters
-from scorefusion.train.stages import draw_levels, fusion_loss, make_example, slices_loss
+from scorefusion.train.draws import Draws, draw_levels, stream, together
+from scorefusion.train.journal import read_rows
+from scorefusion.train.look import boxes_of, restore
+from scorefusion.train.loop import learning_rate, train
+from scorefusion.train.pairs import make_example
+from scorefusion.train.stages import StageLoss, trained_parameters
 from scorefusion.train.variants import warp
 
 BLOCK = (4, 4, 4)
@@ -74,75 +83,120 @@ def run_config(head: Path, **changes: object) -> TrainConfig:
     return parse(TrainConfig, values | changes, "test")
 
 
-class Stop(Exception):
-    """Raised from the progress callback, as an interrupt would be."""
+def some_crops(edge: int = 40, channels: int = 1) -> CropSampler:
+    volume = np.random.default_rng(0).uniform(-1, 1, (channels, edge, edge, edge))
+    return CropSampler([(volume, 1.0)], AugmentConfig(), BLOCK)
 
 
-def test_a_look_is_drawn_and_changes_nothing(head: Path, tmp_path: Path) -> None:
+def test_a_look_is_drawn_and_measured_and_changes_nothing(
+    head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = run_config(head)
     config = config.model_copy(update={"stages": config.stages[:1]})
     blind = train(config, tmp_path / "blind").state_dict()
-    seen = train(config.model_copy(update={"look_every": 3}), tmp_path / "seen").state_dict()
+    given = {"volumes": [{"file": str(head)}], "boxes": 2, "size": 16}
+    seen = config.model_copy(
+        update={"look_every": 2, "validation": parse(ValidationConfig, given, "test"), "log_every": 100}
+    )
+    model = train(seen, tmp_path / "seen")
     assert sorted(file.name for file in (tmp_path / "seen").glob("look-*.png")) == [
+        "look-1-000002.png",
         "look-1-000003.png",
     ]
-    assert all(torch.equal(blind[name], seen[name]) for name in blind)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in blind.items())
+    rows = read_rows(tmp_path / "seen")
+    assert [row["step"] for row in rows] == [2, 3]
+
+    crops = some_crops()
+    boxes = boxes_of(seen, model.config, tmp_path / "seen/volumes", crops)
+    assert [box.volume.shape for box in boxes] == [(1, 1, 16, 16, 16)] * 2
+    scores = []
+    for seed, box in enumerate(boxes):
+        restored = restore(model, box, seen.stages[0], seed)
+        errors = [(volume - box.volume).double().square().mean() for volume in restored.values()]
+        assert errors[0] == 0
+        scores.append([10 * np.log10(4 / float(error)) for error in errors[1:]])
+    told = [rows[-1][name] for name in ("psnr_base", "psnr_one_step", "psnr")]
+    np.testing.assert_allclose(np.mean(scores, axis=0), told, atol=1e-3)
+    base = make_example(boxes[0].volume, model.config).condition
+    torch.testing.assert_close(restore(model, boxes[0], seen.stages[0], 0)["base"], base)
+    monkeypatch.setattr("scorefusion.train.look.CROP", 16)
+    varied = boxes_of(config, model.config, tmp_path / "seen/volumes", crops)
+    assert len(varied) == 3 and varied[0].volume.shape == (1, 1, 16, 16, 16)
 
 
-@pytest.mark.parametrize("at", [("slices", 2), ("patches", 1), ("features", 1)])
-def test_resume_gives_the_same_bits(head: Path, tmp_path: Path, at: tuple[str, int]) -> None:
-    config = run_config(head)
-    whole = train(config, tmp_path / "whole").state_dict()
-
-    def stop(stage: str, step: int, steps: int, loss: float) -> None:
-        if (stage, step) == at:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(config, tmp_path / "cut", progress=stop)
-    resumed = train(config, tmp_path / "cut").state_dict()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    steps = [(row["stage"], row["step"]) for row in map(json.loads, (tmp_path / "cut/log.jsonl").open())]
-    assert steps == [("slices", i) for i in (1, 2, 3)] + [
-        (k, i) for k in ("patches", "features") for i in (1, 2)
-    ]
-    assert (tmp_path / "whole/curves.png").stat().st_size > 1000
-
-
-def test_a_stage_trains_only_its_networks(head: Path) -> None:
+def test_a_stage_trains_only_its_networks() -> None:
     model = ScoreFusion(tiny_model())
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    crops = CropSampler(
-        [(np.random.default_rng(0).uniform(-1, 1, (1, 40, 40, 40)), 1.0)], AugmentConfig(), BLOCK
-    )
-    for kind, compute in (("slices", slices_loss), ("patches", fusion_loss), ("features", fusion_loss)):
+    for kind in ("slices", "patches", "features", "volume"):
         stage = StageConfig(kind=kind, steps=1, crop=16, batch=1)  # type: ignore[arg-type]
         model.zero_grad()
         model.requires_grad_(False)
         mine = {id(p.requires_grad_()) for p in trained_parameters(model, stage)}
         torch.nn.init.normal_(model.fusion.output.weight, std=0.1)  # type: ignore[union-attr]
-        compute(model, crops, stage, random_of(1)).backward()
+        StageLoss(model, stage)(Draws(model, some_crops(), stage).batch(0, range(1))).backward()
         for name, parameter in model.named_parameters():
             assert (parameter.grad is not None) <= (id(parameter) in mine), name
         reached = sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
         assert reached > 0.9 * len(mine)
 
 
-def test_slices_loss_notes_plane_and_noises_every_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_model()
-    model = ScoreFusion(config)
-    crops = CropSampler(
-        [(np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 64)), 1.0)], AugmentConfig(), BLOCK
-    )
-    seen = []
-    network = model.slice_networks["slice"]
-    monkeypatch.setattr(network, "forward", lambda x, time, label: seen.append((x, time, label)) or x[:, -1:])
-    slices_loss(model, crops, StageConfig(kind="slices", steps=1, crop=16, slices=2), random_of(3))
-    x, time, label = seen[0]
-    assert x.shape == (6, 6, 16, 16) and label.tolist() == [0, 0, 1, 1, 2, 2] and time.shape == (6,)
-    noisy = x[:, -1].std(dim=(1, 2))
-    assert bool((noisy > 0).all()), "every slice that counts is noised"
+@pytest.mark.parametrize("kind", ["patches", "features", "volume"])
+def test_checkpointing_gives_the_same_gradients(kind: str) -> None:
+    model = ScoreFusion(tiny_model())
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    found = []
+    for checkpointing in (False, True):
+        stage = StageConfig(kind=kind, steps=1, crop=16, checkpointing=checkpointing)  # type: ignore[arg-type]
+        model.requires_grad_(False)
+        mine = [parameter.requires_grad_() for parameter in trained_parameters(model, stage)]
+        loss = StageLoss(model, stage)(Draws(model, some_crops(), stage).batch(0, range(1)))
+        found.append([loss, *torch.autograd.grad(loss, mine)])
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_slices_note_plane_and_noise_each() -> None:
+    model = ScoreFusion(tiny_model())
+    stage = StageConfig(kind="slices", steps=1, crop=16, slices=2)
+    batch = Draws(model, some_crops(64), stage).batch(0, range(1))
+    x, label = batch["slice.slab"], batch["slice.label"]
+    assert x.shape == (6, 6, 16, 16) and label.tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch["slice.abar"].unique().shape == (6,)
+    assert bool((x[:, -1].std(dim=(1, 2)) > 0).all()), "every slice that counts is noised"
+
+
+@pytest.mark.parametrize("kind", ["slices", "patches"])
+def test_an_example_depends_on_its_number_alone(kind: str) -> None:
+    model = ScoreFusion(tiny_model())
+    stage = StageConfig(kind=kind, steps=1, crop=16, batch=4)  # type: ignore[arg-type]
+    draws = Draws(model, some_crops(), stage, seed=3, number=1)
+    whole = draws.batch(7, range(4))
+    halves = [draws.batch(7, part) for part in ((0, 1), (2, 3))]
+    for name, tensor in together(halves).items():
+        assert torch.equal(tensor, whole[name]), name
+    others = [draws.batch(8, range(4)), Draws(model, some_crops(), stage, seed=3).batch(7, range(4))]
+    name = "slice.abar" if kind == "slices" else "abar"
+    seen = torch.cat([whole[name], *(other[name] for other in others)])
+    assert len(seen.unique()) == len(seen)
+
+
+def test_streams_do_not_meet() -> None:
+    places = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0)]
+    drawn = np.stack([stream(*place).integers(2**63, size=100) for place in places])
+    assert len(np.unique(drawn)) == drawn.size
+    assert np.array_equal(drawn[1], stream(*places[1]).integers(2**63, size=100))
+
+
+def test_whole_volumes_of_other_sizes_are_no_batch() -> None:
+    model = ScoreFusion(tiny_model())
+    volumes = [(np.random.default_rng(0).uniform(-1, 1, (1, n, 16, 16)), 1.0) for n in (16, 24)]
+    stage = StageConfig(kind="patches", steps=1, crop=None, batch=8)
+    draws = Draws(model, CropSampler(volumes, AugmentConfig(), BLOCK), stage)
+    with pytest.raises(ScoreFusionError, match=r"\[16, 16, 16\], \[24, 16, 16\] cannot be one batch"):
+        draws.batch(0, range(8))
 
 
 def test_levels_follow_their_distribution() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from .config import TrainConfig, VolumeConfig
+from .journal import read_rows
 
 NOT_FOR = """Not for diagnosis or any clinical decision. Detail that the input does not hold is the model's
 guess: plausible, not measured. Pathology, contrast agent, other contrasts, other organs, and inputs that are
@@ -15,8 +15,8 @@ data."""
 
 def training_card(config: TrainConfig, folder: Path) -> str:
     """Markdown for a model that ``config`` trained in ``folder``."""
-    name = config.model if isinstance(config.model, str) else config.model.name
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    name = config.description.name
+    rows = read_rows(folder)
     volumes = "\n".join(
         [f"| {_named(volume)} | {volume.variants} | {volume.share:g} |" for volume in config.volumes]
         + [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ..data.config import DatasetConfig
 from ..models.config import Frozen, ModelConfig
+from ..models.presets import preset
 
 
 class VolumeConfig(Frozen):
@@ -105,31 +106,59 @@ class StageConfig(Frozen):
         return self
 
 
+class ValidationConfig(Frozen):
+    """Volumes that a run is not trained on, to be looked at: ``boxes`` cubes of edge ``size`` of them.
+
+    The places are drawn once, from the run's seed, and nothing is varied.
+    """
+
+    volumes: tuple[VolumeConfig, ...] = ()
+    datasets: tuple[FolderConfig, ...] = ()
+    boxes: int = Field(default=4, ge=1)
+    size: int = Field(default=48, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> ValidationConfig:
+        if not self.volumes and not self.datasets:
+            raise ValueError("volumes and datasets are empty; name at least one NIfTI file")
+        return self
+
+
 class TrainConfig(Frozen):
     """The whole run. ``model`` is a preset's name or a full model description.
 
     A checkpoint is kept every ``save_every`` seconds, a line of the log every ``log_every`` steps, and sample
-    pictures every ``look_every`` steps and at each stage's end (0: none). ``start_from`` takes weights from
-    trained models: a network's name (``slice_networks.slice``, ``fusion``, ``features``) to a model folder,
-    or to ``FOLDER:NETWORK`` where it has another name there.
-    The run is on the CPU. ``precision`` is what convolutions and matrix products compute in (the weights are
-    float32): ``auto`` takes bfloat16 where the processor is clearly faster at it.
+    pictures every ``look_every`` steps and at each stage's end (0: none), with the PSNR of the ``validation``
+    boxes where there are some. ``start_from`` takes
+    weights from trained models: a network's name (``slice_networks.slice``, ``fusion``, ``features``) to a
+    model folder or another run's, or to ``FOLDER:NETWORK`` where it has another name there.
+    ``device`` is the GPU where there is one, unless named. ``precision`` is what convolutions and matrix
+    products compute in (the weights are float32): ``auto`` takes bfloat16 where the processor is clearly
+    faster at it. ``tensorboard`` writes TensorBoard's events, too, if the package is installed.
     """
 
     model: str | ModelConfig
     volumes: tuple[VolumeConfig, ...] = ()
     datasets: tuple[FolderConfig, ...] = ()
+    validation: ValidationConfig | None = None
     start_from: dict[str, str] = {}
     stages: tuple[StageConfig, ...]
     variants: VariantConfig = VariantConfig()
     augment: AugmentConfig = AugmentConfig()
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     save_every: float = 60.0
     log_every: int = 20
     look_every: int = 500
+    tensorboard: bool = True
     export: str | None = None
     export_dtype: Literal["float32", "float16"] = "float16"
+
+    @property
+    def description(self) -> ModelConfig:
+        """The model that is trained."""
+        return self.model if isinstance(self.model, ModelConfig) else preset(self.model)
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -1,91 +1,152 @@
-"""An early look at a run: the loss curves, and what the averaged model makes of a few crops."""
+"""An early look at a run: what the averaged model makes of a few fixed boxes, as a picture and as PSNR."""
 
 from __future__ import annotations
 
 import functools
-import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion.consistency import BlockPooling
+from ..data.find import Refusal
+from ..degradations.make import make_operator
+from ..diffusion.consistency import BlockPooling, MeasurementProjection
 from ..diffusion.level import NoiseLevel
 from ..diffusion.sample import sample
+from ..io.atomic import written_beside
+from ..metrics import psnr
+from ..models.config import ModelConfig
 from ..models.score_fusion import Inputs, ScoreFusion
 from ..models.table import table_for
-from .config import TrainConfig
-from .crops import CropSampler
-from .pairs import contrasts_of, is_degraded, make_example
+from ..optional import need
+from .config import AugmentConfig, StageConfig, TrainConfig
+from .crops import Crop, CropSampler
+from .pairs import contrasts_of, factors_of, is_degraded, make_example
+from .sources import volumes_of
 
 CROP = 48
+"""Edge of the boxes that are looked at where there is no validation."""
+
+SHOWN = 3
+WHITE_LESS_BLACK = 2.0
 STRATEGY = {"slices": "average", "patches": "fuse", "features": "fuse+features", "volume": "volume"}
+PLAIN = AugmentConfig(flip=False, gamma=0, remap=0, sharpen=0, bias=0, noise=0, noise_probability=0)
+
+
+def boxes_of(
+    config: TrainConfig,
+    model: ModelConfig,
+    folder: Path,
+    crops: CropSampler,
+    refused: Callable[[Refusal], None] | None = None,
+) -> list[Crop]:
+    """The boxes that are looked at: the validation's, unvaried, or else three varied crops of the training's.
+
+    Raises:
+        BadInput: for validation volumes that cannot be used.
+    """
+    given = config.validation
+    if given is None:
+        return [crops.draw([CROP] * 3, _random(config, number)) for number in range(SHOWN)]
+    of_these = config.model_copy(update={"volumes": given.volumes, "datasets": given.datasets})
+    store = volumes_of(of_these, model, folder, refused=refused)
+    sampler = CropSampler(store, PLAIN, factors_of(model)[0])
+    return [sampler.draw([given.size] * 3, _random(config, number)) for number in range(given.boxes)]
 
 
 @torch.no_grad()
-def draw_look(
-    config: TrainConfig, folder: Path, model: ScoreFusion, crops: CropSampler, stage: int, step: int
-) -> None:
-    """Write ``folder/look-STAGE-STEP.png``: truth, base, one step and a sample of three crops."""
-    from matplotlib.figure import Figure
+def look(model: ScoreFusion, boxes: Sequence[Crop], stage: StageConfig, picture: Path) -> dict[str, float]:
+    """Restore the boxes in one step and in the model's own number of steps.
 
-    description = model.config
-    strategy = STRATEGY[config.stages[stage].kind]
-    target = contrasts_of(description).index(description.target)
+    Args:
+        model: the averaged one; its mode is kept.
+        boxes: from :func:`boxes_of`.
+        stage: decides the strategy.
+        picture: where the first boxes are drawn: truth, base, one step, a sample.
+
+    Returns:
+        Means over the boxes of the PSNR, white less black being 2: ``psnr_base``, ``psnr_one_step`` and
+        ``psnr`` of the sample, in dB.
+    """
     was_training = model.training
     model.eval()
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    axes = figure.subplots(3, 4, squeeze=False)
-    for row in range(3):
-        crop = crops.draw([CROP] * 3, np.random.Generator(np.random.Philox(key=[config.seed, 10**6 + row])))
-        example = make_example(crop.volume, description)
-        inputs = model.prepare(example.condition, origin=crop.origin, full=crop.full)
-        truth, base = crop.volume[:, target : target + 1], example.condition[:, :1]
-        volumes = {"truth": truth, "base": base}
-        for label, steps in (
-            ("one step", 1),
-            (f"{description.sampling.steps} steps", description.sampling.steps),
-        ):
-            table = table_for(description, steps=steps)
-            residual = sample(
-                functools.partial(_predict, model, inputs, strategy),
-                example.condition,
-                table,
-                seeds=[row],
-                clamp=description.sampling.clamp,
-                project=BlockPooling(description.degradation.factor) if is_degraded(description) else None,
-            )
-            volumes[label] = base + description.residual.scale * residual
-        for axis, (label, volume) in zip(axes[row], volumes.items(), strict=True):
-            error = (volume - truth).square().mean().sqrt().item()
-            axis.imshow(_middle(volume), cmap="gray", vmin=-1, vmax=1)
-            axis.set_title(f"{label}  rmse {error:.4f}", fontsize=8)
-            axis.axis("off")
-    figure.savefig(folder / f"look-{stage + 1}-{step:06d}.png", dpi=80)
+    restored = [restore(model, crop, stage, seed) for seed, crop in enumerate(boxes)]
     model.train(was_training)
+    _draw(restored[:SHOWN], picture)
+    named = zip(("psnr_base", "psnr_one_step", "psnr"), list(restored[0])[1:], strict=True)
+    return {
+        name: round(
+            float(
+                np.mean(
+                    [psnr(each[label].numpy(), each["truth"].numpy(), WHITE_LESS_BLACK) for each in restored]
+                )
+            ),
+            4,
+        )
+        for name, label in named
+    }
+
+
+def restore(model: ScoreFusion, crop: Crop, stage: StageConfig, seed: int) -> dict[str, Tensor]:
+    """Truth, base, one step's result and a sample of a crop, each ``[1, 1, D, H, W]`` on the CPU."""
+    description = model.config
+    strategy = STRATEGY[stage.kind]
+    strategy = strategy if strategy in description.strategies else description.sampling.strategy
+    target = contrasts_of(description).index(description.target)
+    truth = crop.volume[:, target : target + 1]
+    example = make_example(crop.volume, description)
+    condition = example.condition.to(next(model.parameters()).device)
+    inputs = model.prepare(condition, origin=crop.origin, full=crop.full)
+    volumes = {"truth": truth, "base": example.condition[:, :1]}
+    steps = description.sampling.steps
+    for label, count in (("one step", 1), (f"a sample, {steps} steps", steps)):
+        residual = sample(
+            functools.partial(_predict, model, inputs, strategy),
+            condition,
+            table_for(description, steps=count),
+            seeds=[seed],
+            clamp=description.sampling.clamp,
+            project=_projection(description, truth),
+        )
+        volumes[label] = volumes["base"] + description.residual.scale * residual.cpu()
+    return volumes
+
+
+def _projection(description: ModelConfig, truth: Tensor) -> BlockPooling | MeasurementProjection | None:
+    """As when a whole volume is sampled; none where what is measured mixes voxels beyond the box."""
+    degradation = description.degradation
+    if not is_degraded(description) or not description.sampling.consistency or any(degradation.whole):
+        return None
+    if degradation.blocks is not None:
+        return BlockPooling(degradation.blocks)
+    operator = make_operator(degradation, truth.shape[2:])
+    return None if operator is None else MeasurementProjection(operator)
 
 
 def _predict(model: ScoreFusion, inputs: Inputs, strategy: str, x: Tensor, level: NoiseLevel) -> Tensor:
     return model(x, inputs, level, strategy=strategy)
 
 
-def draw_curves(folder: Path) -> None:
-    """Draw ``folder/log.jsonl`` as ``folder/curves.png``: the loss of each stage against steps."""
-    from matplotlib.figure import Figure
-
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    kinds = list(dict.fromkeys(row["stage"] for row in rows))
-    figure = Figure(figsize=(4 * max(len(kinds), 1), 3), layout="constrained")
-    for axis, kind in zip(figure.subplots(1, max(len(kinds), 1), squeeze=False)[0], kinds, strict=False):
-        steps = np.array([row["step"] for row in rows if row["stage"] == kind])
-        losses = np.array([row["loss"] for row in rows if row["stage"] == kind])
-        axis.plot(steps, losses, lw=0.5, alpha=0.5)
-        window = max(len(losses) // 20, 1)
-        axis.plot(steps[window - 1 :], np.convolve(losses, np.ones(window) / window, mode="valid"))
-        axis.set(title=kind, xlabel="step", ylabel="loss", yscale="log")
-    figure.savefig(folder / "curves.png", dpi=100)
+def _draw(restored: Sequence[dict[str, Tensor]], picture: Path) -> None:
+    figure = need("matplotlib.figure", "a look").Figure(
+        figsize=(10, 2.5 * len(restored)), layout="constrained"
+    )
+    axes = figure.subplots(len(restored), 4, squeeze=False)
+    for row, volumes in zip(axes, restored, strict=True):
+        for axis, (label, volume) in zip(row, volumes.items(), strict=True):
+            error = (volume - volumes["truth"]).square().mean().sqrt().item()
+            axis.imshow(_middle(volume), cmap="gray", vmin=-1, vmax=1)
+            axis.set_title(f"{label}  rmse {error:.4f}", fontsize=8)
+            axis.axis("off")
+    with written_beside(picture) as beside:
+        figure.savefig(beside, dpi=80)
 
 
 def _middle(volume: Tensor) -> np.ndarray:
     return volume[0, 0, volume.shape[2] // 2].flip(0).numpy()
+
+
+def _random(config: TrainConfig, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[config.seed, 10**6 + number]))

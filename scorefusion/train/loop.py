@@ -2,62 +2,50 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..compute import choose_dtype
 from ..data.find import Refusal
-from ..errors import BadInput, ScoreFusionError
 from ..io.atomic import written_beside
-from ..models.config import ModelConfig
 from ..models.folder import channels_last
-from ..models.presets import preset
 from ..models.score_fusion import ScoreFusion
+from . import checkpoint
+from .checkpoint import State
 from .config import StageConfig, TrainConfig
-from .crops import CropSampler
-from .look import draw_curves, draw_look
+from .crops import Crop, CropSampler
+from .devices import my_share, start
+from .draws import Draws, step_seed
+from .failure import not_finite
+from .journal import Journal, draw_curves
+from .look import boxes_of, look
 from .pairs import factors_of
 from .sources import take_weights, volumes_of
-from .stages import fusion_loss, slices_loss
+from .stages import CachedDraws, StageLoss, on_device, trained_parameters
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Progress = Callable[[str, int, int, float], None]
-
-
-@dataclass
-class State:
-    """Where a run is: everything that a checkpoint holds beside the two sets of weights."""
-
-    stage: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    optimiser: dict[str, Any] | None = None
-    sources: dict[str, str] = field(default_factory=dict)
+Warn = Callable[[str], None]
 
 
 def train(
-    config: TrainConfig,
-    folder: Path,
-    *,
-    progress: Progress | None = None,
-    warn: Callable[[str], None] | None = None,
+    config: TrainConfig, folder: Path, *, progress: Progress | None = None, warn: Warn | None = None
 ) -> ScoreFusion:
     """Run, or go on with, a training run.
 
     Args:
         config: the run; saved as ``folder/config.json``.
         folder: holds the checkpoint, ``log.jsonl``, the pictures and the store of warped volumes.
-        progress: called with (stage, step, steps, loss).
+        progress: called with (stage, step, steps, loss), by the first process only.
         warn: called with what a user should know, such as who was left out of a dataset.
 
     Returns:
@@ -68,109 +56,119 @@ def train(
         ScoreFusionError: if the data or the weights to start from do not fit the model, or the loss is not
             finite.
     """
-    description = config.model if isinstance(config.model, ModelConfig) else preset(config.model)
-    _claim(folder, config)
-    torch.manual_seed(config.seed)
-    model = ScoreFusion(description)
-    take_weights(model, config.start_from)
-    model = channels_last(model)
-    average = ScoreFusion(description)
-    average.load_state_dict(model.state_dict())
-    state = _resume(folder, model, average)
+    accelerator = start(config)
+    main = accelerator.is_main_process
+    if main:
+        checkpoint.claim(folder, config)
+    accelerator.wait_for_everyone()
+    model, average = fresh_models(config, resumed=(folder / checkpoint.CHECKPOINT).exists())
+    state = checkpoint.load(folder, model, average)
+    model, average = model.to(accelerator.device), average.to(accelerator.device)
+    accelerator.wait_for_everyone()
 
     def told(done: int, total: int) -> None:
-        if progress:
+        if progress and main:
             progress("volumes", done, total, math.nan)
 
     refused: list[Refusal] = []
-    store = volumes_of(config, description, folder / "volumes", progress=told, refused=refused.append)
-    _note_refused(folder / "refused.txt", refused, warn)
-    crops = CropSampler(store, config.augment, factors_of(description)[0])
-    while state.stage < len(config.stages):
-        _run_stage(config, folder, model, average, crops, state, progress)
-        model.load_state_dict(average.state_dict())
-        state.stage, state.step, state.optimiser = state.stage + 1, 0, None
-        _save(folder, model, average, state)
-    return channels_last(average).eval()
+    store = volumes_of(config, model.config, folder / "volumes", progress=told, refused=refused.append)
+    crops = CropSampler(store, config.augment, factors_of(model.config)[0])
+    boxes: list[Crop] = []
+    if main and config.look_every:
+        boxes = boxes_of(config, model.config, folder / "volumes", crops, refused.append)
+    if main:
+        _note_refused(folder / "refused.txt", refused, warn)
+    journal = Journal(folder, state, config) if main else None
+    shown = progress if main else None
+    run = Run(config, folder, accelerator, model, average, crops, boxes, state, journal, shown)
+    try:
+        while state.stage < len(config.stages):
+            run_stage(run)
+    finally:
+        if journal is not None:
+            journal.close()
+    return channels_last(average.cpu()).eval()
 
 
-def _run_stage(
-    config: TrainConfig,
-    folder: Path,
-    model: ScoreFusion,
-    average: ScoreFusion,
-    crops: CropSampler,
-    state: State,
-    progress: Progress | None,
-) -> None:
-    stage = config.stages[state.stage]
-    model.train().requires_grad_(False)
-    parameters = [parameter.requires_grad_() for parameter in trained_parameters(model, stage)]
+def fresh_models(config: TrainConfig, *, resumed: bool = False) -> tuple[ScoreFusion, ScoreFusion]:
+    """The model at the run's start, and its averaged twin; ``resumed`` runs have their weights elsewhere."""
+    torch.manual_seed(config.seed)
+    model = ScoreFusion(config.description)
+    if not resumed:
+        take_weights(model, config.start_from)
+    model = channels_last(model)
+    average = ScoreFusion(config.description)
+    average.load_state_dict(model.state_dict())
+    return model, average
+
+
+@dataclass
+class Run:
+    """A run under way; only the first process has a journal and shows progress."""
+
+    config: TrainConfig
+    folder: Path
+    accelerator: Accelerator
+    model: ScoreFusion
+    average: ScoreFusion
+    crops: CropSampler
+    boxes: Sequence[Crop]
+    state: State
+    journal: Journal | None
+    progress: Progress | None
+
+    def save(self, optimiser: torch.optim.Optimizer | None) -> None:
+        """Write a checkpoint."""
+        if self.journal is not None:
+            self.state.optimiser = optimiser.state_dict() if optimiser else None
+            self.state.logged = self.journal.settled()
+            checkpoint.save(self.folder, self.model, self.average, self.state)
+
+
+def run_stage(run: Run) -> None:
+    """Do what is left of the current stage, and go over to the next."""
+    config, state, accelerator = run.config, run.state, run.accelerator
+    stage, mine = config.stages[state.stage], my_share(config.stages[state.stage], accelerator)
+    run.model.train().requires_grad_(False)
+    parameters: list[Tensor] = [
+        parameter.requires_grad_() for parameter in trained_parameters(run.model, stage)
+    ]
+    averages: list[Tensor] = list(trained_parameters(run.average, stage))
     optimiser = torch.optim.Adam(parameters, lr=stage.learning_rate, betas=(0.9, 0.99))
     if state.optimiser is not None:
         optimiser.load_state_dict(state.optimiser)
     if stage.kind != "slices":
-        model.slice_networks.eval()
-    dtype = choose_dtype(config.precision)
-    compute = slices_loss if stage.kind == "slices" else functools.partial(fusion_loss, cache={})
-    started = saved = time.perf_counter()
-    before, losses = state.seconds, []
+        run.model.slice_networks.eval()
+    loss_of = accelerator.prepare_model(StageLoss(run.model, stage))
+    draws = _draws(run, stage)
+    saved = time.perf_counter()
     while state.step < stage.steps:
-        random = np.random.Generator(np.random.Philox(key=[config.seed * 1000 + state.stage + 1, state.step]))
-        torch.manual_seed(int(random.integers(2**31)))
+        began = time.perf_counter()
+        torch.manual_seed(step_seed(config.seed, state.stage, state.step, accelerator.process_index))
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(stage, state.step)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            total = compute(model, crops, stage, random)
-        if not torch.isfinite(total):
-            raise ScoreFusionError(f"the loss of stage {stage.kind!r} is {total.item()} at step {state.step}")
         optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(parameters, stage.clip)
+        loss = loss_of(on_device(draws.batch(state.step, mine), accelerator.device))
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(parameters, stage.clip)
+        value = float(accelerator.reduce(loss.detach(), "mean"))
+        if not math.isfinite(value) or not torch.isfinite(norm):
+            raise not_finite(run, draws, value, float(norm))
         optimiser.step()
         state.step += 1
-        _average(average, model, min(stage.ema, (1 + state.step) / (10 + state.step)))
-        losses.append(total.item())
-        now = time.perf_counter()
-        state.seconds = before + now - started
-        if state.step % config.log_every == 0 or state.step == stage.steps:
-            row = {
-                "number": state.stage,
-                "stage": stage.kind,
-                "step": state.step,
-                "loss": round(float(np.mean(losses)), 6),
-            }
-            _log(
-                folder, row | {"lr": learning_rate(stage, state.step - 1), "seconds": round(state.seconds, 1)}
-            )
-            losses = []
-        if progress:
-            progress(stage.kind, state.step, stage.steps, total.item())
-        last = state.step == stage.steps
-        if config.look_every and (last or state.step % config.look_every == 0):
-            draw_look(config, folder, average, crops, state.stage, state.step)
-        if last:
-            draw_curves(folder)
-        if now - saved > config.save_every:
-            state.optimiser = optimiser.state_dict()
-            _save(folder, model, average, state)
+        with torch.no_grad():
+            decay = min(stage.ema, (1 + state.step) / (10 + state.step))
+            torch._foreach_lerp_(averages, parameters, 1 - decay)
+        state.losses.append(value)
+        state.seconds += time.perf_counter() - began
+        _tell(run, stage)
+        if time.perf_counter() - saved > config.save_every:
+            run.save(optimiser)
             saved = time.perf_counter()
-
-
-def trained_parameters(model: ScoreFusion, stage: StageConfig) -> Iterator[nn.Parameter]:
-    """The parameters that a stage trains.
-
-    Raises:
-        ScoreFusionError: if the model has no network of that kind.
-    """
-    if stage.kind == "slices":
-        yield from model.slice_networks.parameters()
-        return
-    if model.fusion is None or (stage.kind == "features" and not model.features):
-        raise ScoreFusionError(f"model {model.config.name!r} has nothing that a {stage.kind!r} stage trains")
-    yield from model.fusion.parameters()
-    if stage.kind == "features":
-        yield from model.features.parameters()
+    run.model.load_state_dict(run.average.state_dict())
+    state.stage, state.step, state.losses = state.stage + 1, 0, []
+    run.save(None)
+    accelerator.free_memory()
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:
@@ -181,24 +179,44 @@ def learning_rate(stage: StageConfig, step: int) -> float:
     return stage.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
-@torch.no_grad()
-def _average(average: ScoreFusion, model: ScoreFusion, decay: float) -> None:
-    kept: list[Tensor] = list(average.parameters())
-    torch._foreach_lerp_(kept, list(model.parameters()), 1 - decay)
+def _draws(run: Run, stage: StageConfig) -> Draws:
+    options: dict[str, Any] = {"seed": run.config.seed, "number": run.state.stage}
+    if stage.cached:
+        options["autocast"] = run.accelerator.autocast
+    return (CachedDraws if stage.cached else Draws)(run.model, run.crops, stage, **options)
 
 
-def _claim(folder: Path, config: TrainConfig) -> None:
-    """Make the run's folder, or check that it holds this very run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / "config.json", config.model_dump_json(indent=2)
-    if path.exists() and json.loads(path.read_text()) != json.loads(text):
-        raise BadInput(
-            path, "is the configuration of another run", "Choose another folder, or remove this one."
-        )
-    path.write_text(text)
+def _tell(run: Run, stage: StageConfig) -> None:
+    """Log, and look at, the step that was done, where it is due."""
+    state, config = run.state, run.config
+    if run.progress:
+        run.progress(stage.kind, state.step, stage.steps, state.losses[-1])
+    last = state.step == stage.steps
+    look_now = bool(config.look_every) and (last or state.step % config.look_every == 0)
+    if not (last or look_now or state.step % config.log_every == 0):
+        return
+    row = {
+        "number": state.stage,
+        "stage": stage.kind,
+        "step": state.step,
+        "loss": round(float(np.mean(state.losses)), 6),
+        "lr": learning_rate(stage, state.step - 1),
+        "seconds": round(state.seconds, 1),
+    }
+    state.losses = []
+    if run.journal is None:
+        return
+    if look_now:
+        picture = run.folder / f"look-{state.stage + 1}-{state.step:06d}.png"
+        with run.accelerator.autocast():
+            found = look(run.average, run.boxes, stage, picture)
+        row |= found if config.validation else {}
+    run.journal.write(row)
+    if last or look_now:
+        draw_curves(run.folder)
 
 
-def _note_refused(file: Path, refused: Sequence[Refusal], warn: Callable[[str], None] | None) -> None:
+def _note_refused(file: Path, refused: Sequence[Refusal], warn: Warn | None) -> None:
     """Keep the reasons why subjects were left out, and say that there are some."""
     if not refused:
         file.unlink(missing_ok=True)
@@ -207,35 +225,3 @@ def _note_refused(file: Path, refused: Sequence[Refusal], warn: Callable[[str], 
         beside.write_text("".join(f"{refusal}\n" for refusal in refused))
     if warn:
         warn(f"{len(refused)} subjects are left out, the reasons are in {file}; the first: {refused[0]}")
-
-
-def _save(folder: Path, model: ScoreFusion, average: ScoreFusion, state: State) -> None:
-    content = {"model": model.state_dict(), "average": average.state_dict(), "state": vars(state)}
-    beside = folder / "checkpoint.tmp"
-    torch.save(content, beside)
-    os.replace(beside, folder / "checkpoint.pt")
-
-
-def _resume(folder: Path, model: ScoreFusion, average: ScoreFusion) -> State:
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return State()
-    try:
-        content = torch.load(path, weights_only=True)
-        model.load_state_dict(content["model"])
-        average.load_state_dict(content["average"])
-        state = State(**content["state"])
-    except Exception as error:
-        raise BadInput(
-            path, f"cannot be resumed from ({error})", "Remove the run's folder to start again."
-        ) from None
-    lines = (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []
-    rows = [json.loads(line) for line in lines]
-    kept = [row for row in rows if (row["number"], row["step"]) <= (state.stage, state.step)]
-    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-    return state
-
-
-def _log(folder: Path, row: dict[str, Any]) -> None:
-    with open(folder / "log.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")

@@ -15,9 +15,10 @@ from ..data.find import Refusal, find_subjects
 from ..data.store import Source, StoreSettings, build_store
 from ..data.subject import Subject
 from ..errors import ScoreFusionError
-from ..models.config import ModelConfig
+from ..models.config import ModelConfig, read_config
 from ..models.folder import from_pretrained
 from ..models.score_fusion import ScoreFusion
+from .checkpoint import CHECKPOINT, load
 from .config import TrainConfig
 from .pairs import contrasts_of, factors_of, needs_whole, whole_condition
 from .variants import warp
@@ -100,15 +101,15 @@ def take_weights(model: ScoreFusion, start_from: Mapping[str, str]) -> None:
 
     Args:
         model: changed in place.
-        start_from: a part's name (``slice_networks.NAME``, ``fusion`` or ``features``) to a model folder or a
-            bundled model, with ``:PART`` where the part has another name there.
+        start_from: a part's name (``slice_networks.NAME``, ``fusion`` or ``features``) to a model folder, a
+            bundled model or another run's folder, with ``:PART`` where the part has another name there.
 
     Raises:
         ScoreFusionError: for a part that one of the models does not have, or of another shape.
     """
     for part, told in start_from.items():
         where, _, name = told.partition(":")
-        given = _part(from_pretrained(where), name or part, where)
+        given = _part(_trained(where), name or part, where)
         mine = _part(model, part, model.config.name)
         try:
             mine.load_state_dict(given.state_dict())
@@ -117,6 +118,16 @@ def take_weights(model: ScoreFusion, start_from: Mapping[str, str]) -> None:
                 f"{part} of {model.config.name!r} cannot take the weights of {told!r}: "
                 f"{' '.join(str(error).split())[:300]}"
             ) from None
+
+
+def _trained(where: str) -> ScoreFusion:
+    """A trained model, or what a run has come to."""
+    folder = Path(where)
+    if not (folder / CHECKPOINT).is_file():
+        return from_pretrained(where)
+    model = ScoreFusion(read_config(TrainConfig, folder / "config.json").description)
+    load(folder, ScoreFusion(model.config), model)
+    return model
 
 
 def _part(model: ScoreFusion, name: str, where: str) -> nn.Module:

@@ -1,0 +1,100 @@
+"""The run's folder: whose it is, and where the run stands, so that it goes on to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BadInput
+from ..io.atomic import written_beside
+from ..models.score_fusion import ScoreFusion
+from .config import TrainConfig
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass
+class State:
+    """Where a run is: everything that a checkpoint holds beside the two sets of weights.
+
+    Attributes:
+        stage: index of the stage.
+        step: steps of it that are done.
+        seconds: of all steps so far.
+        logged: bytes of ``log.jsonl`` that belong to these.
+        losses: of the steps since its last row.
+        optimiser: its state; None at a stage's start.
+    """
+
+    stage: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    logged: int = 0
+    losses: list[float] = field(default_factory=list)
+    optimiser: dict[str, Any] | None = None
+
+
+def claim(folder: Path, config: TrainConfig) -> None:
+    """Make the run's folder, or check that it holds this very run.
+
+    Raises:
+        BadInput: if it holds another, or cannot be written.
+    """
+    path, text = folder / "config.json", config.model_dump_json(indent=2)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            with written_beside(path) as beside:
+                beside.write_text(text + "\n")
+            return
+        same = json.loads(path.read_text()) == json.loads(text)
+    except OSError as error:
+        raise BadInput(folder, f"cannot be a run's folder ({error.strerror})", "Choose another.") from None
+    except ValueError as error:
+        raise BadInput(path, f"is damaged ({error})", "Restore it, or choose another folder.") from None
+    if not same:
+        problem = "is the configuration of another run"
+        raise BadInput(path, problem, "Choose another folder, or remove this one.")
+
+
+def save(folder: Path, model: ScoreFusion, average: ScoreFusion, state: State) -> None:
+    """Write the checkpoint, whole or not at all: beside, then renamed.
+
+    Raises:
+        BadInput: if it cannot be written.
+    """
+    content = {"model": model.state_dict(), "average": average.state_dict(), "state": vars(state)}
+    beside = folder / "checkpoint.tmp"  # one writer, so a kill leaves one file at most
+    try:
+        with open(beside, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, folder / CHECKPOINT)
+    except OSError as error:
+        problem = f"could not be written ({error.strerror})"
+        raise BadInput(folder / CHECKPOINT, problem, "Free some space; the last one is kept.") from None
+
+
+def load(folder: Path, model: ScoreFusion, average: ScoreFusion) -> State:
+    """Where the run is, with both models' weights changed in place; the start where there is no checkpoint.
+
+    Raises:
+        BadInput: if there is one that cannot be used.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return State()
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        model.load_state_dict(content["model"])
+        average.load_state_dict(content["average"])
+        return State(**content["state"])
+    except Exception as error:
+        problem = f"cannot be resumed from ({' '.join(str(error).split())[:300]})"
+        raise BadInput(path, problem, "Remove the run's folder to start again.") from None
