@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Report = Callable[[int, int], None]
+StageReport = Callable[[str, int, int, float], None]
 
 
 @contextmanager
@@ -49,3 +55,51 @@ def _plain(label: str, every: float) -> Report:
         print(f"{label}: {done} of {total}, {left}", file=sys.stderr, flush=True)
 
     return report
+
+
+@contextmanager
+def stages(console: Console, *, every: float = 30.0) -> Iterator[StageReport]:
+    """Yield a callback ``(stage, step, steps, loss)``: a bar for each stage with its rate and time left.
+
+    Args:
+        console: on standard error; where that is no terminal, a line is printed now and then.
+        every: seconds between these lines; a stage's last step always has one.
+    """
+    if not console.is_terminal:
+        yield _stage_lines(console, every)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
+    loss_column = TextColumn("loss {task.fields[loss]:.4f}")
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, TimeRemainingColumn(), loss_column, console=console) as bars:
+
+        def show(stage: str, step: int, steps: int, loss: float) -> None:
+            if stage not in tasks or bars.tasks[tasks[stage]].finished:
+                tasks[stage] = bars.add_task(stage, total=steps, completed=step - 1, loss=loss, rate="")
+            speed = bars.tasks[tasks[stage]].speed
+            bars.update(tasks[stage], completed=step, loss=loss, rate=f"{speed:.3g}/s" if speed else "")
+
+        yield show
+
+
+def _stage_lines(console: Console, every: float) -> StageReport:
+    began: dict[str, tuple[float, int]] = {}
+    last = -every
+
+    def show(stage: str, step: int, steps: int, loss: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        since, first = began.setdefault(stage, (now, step))
+        if step < steps and now - last < every:
+            return
+        last = now
+        rate = (step - first) / (now - since) if now > since else 0.0
+        left = f", {rate:.3g}/s, about {(steps - step) / rate / 60:.0f} min left" if rate else ""
+        told = "" if math.isnan(loss) else f", loss {loss:.4f}"
+        console.print(f"{stage}: {step} of {steps}{told}{left}", highlight=False, soft_wrap=True)
+        if step == steps:
+            began.pop(stage)
+
+    return show

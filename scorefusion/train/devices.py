@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,11 @@ def start(config: TrainConfig) -> Accelerator:
     if state._shared_state and state().mixed_precision != precision:
         state._reset_state()  # an earlier run of this program had another precision
     return accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
+
+
+def is_first() -> bool:
+    """Whether this process is the one of its run that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def my_share(stage: StageConfig, accelerator: Accelerator) -> range:

@@ -114,12 +114,12 @@ def replay(file: Path) -> Replay:
         model = ScoreFusion(parse(ModelConfig, about["model"], file.with_suffix(".json")))
         weights = {n.removeprefix(WEIGHTS): t for n, t in tensors.items() if n.startswith(WEIGHTS)}
         model.load_state_dict(weights)
+        batch = {name: tensor for name, tensor in tensors.items() if not name.startswith(WEIGHTS)}
+        torch.manual_seed(about["dropout_seed"])
+        return _examine(channels_last(model), stage, batch)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         problem = f"cannot be computed again ({' '.join(str(error).split())[:200]})"
         raise BadInput(file, problem, "Name a nan-*.safetensors with its .json beside it.") from None
-    batch = {name: tensor for name, tensor in tensors.items() if not name.startswith(WEIGHTS)}
-    torch.manual_seed(about["dropout_seed"])
-    return _examine(channels_last(model), stage, batch)
 
 
 def _examine(model: ScoreFusion, stage: StageConfig, batch: Batch) -> Replay:
@@ -147,7 +147,7 @@ def _examine(model: ScoreFusion, stage: StageConfig, batch: Batch) -> Replay:
         if id(parameter) in trained and parameter.grad is not None
     }
     return Replay(
-        loss=float(loss),
+        loss=loss.item(),
         norm=float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm()),
         batch=tuple(name for name, tensor in batch.items() if not _finite(tensor)),
         weights=tuple(name for name, tensor in model.named_parameters() if not _finite(tensor)),

@@ -87,6 +87,8 @@ def train(
     finally:
         if journal is not None:
             journal.close()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
     return channels_last(average.cpu()).eval()
 
 

@@ -1,0 +1,80 @@
+"""Several processes that share a step give the gradient that one gives, and one of them writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from shared_steps import gradients
+from test_train_resume import rows, write_run
+from tiny import tiny_model
+
+from scorefusion.errors import ScoreFusionError
+from scorefusion.models.config import parse
+from scorefusion.train.config import StageConfig
+from scorefusion.train.devices import my_share
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "given", card="# given")
+    stage = {"steps": 2, "batch": 2, "crop": 8, "learning_rate": 0.0, "clip": 1e9}
+    kinds = [
+        {"kind": "slices"},
+        {"kind": "patches"},
+        {"kind": "patches", "cached": 3},
+        {"kind": "features", "checkpointing": True},
+        {"kind": "volume"},
+    ]
+    parts = ("slice_networks.slice", "fusion", "features")
+    config = write_run(
+        tmp_path,
+        stages=[stage | kind for kind in kinds],
+        start_from={part: str(tmp_path / "given") for part in parts},
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(port), str(HERE / "shared_steps.py")]
+    done = subprocess.run(
+        [*command, str(config), str(tmp_path / "two"), str(tmp_path / "gradients")],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone = gradients(config, tmp_path / "one")
+    each = [torch.load(tmp_path / f"gradients.{rank}", weights_only=True) for rank in (0, 1)]
+    assert len(alone) == len(each[0]) == len(kinds)
+    for kind, one, first, second in zip(kinds, alone, *each, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), "both have the same"
+        apart = torch.stack([(a - b).double().norm() for a, b in zip(one, first, strict=True)]).norm()
+        size = torch.stack([a.double().norm() for a in one]).norm()
+        assert size > 1e-3 and apart < 1e-6 * size, (kind, float(apart / size))
+        for a, b in zip(one, first, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6 * float(size))
+    assert len(rows(tmp_path / "two")) == len(rows(tmp_path / "one")) == len(kinds)
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-5) and one == two
+    files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert files[0] == files[1]
+    assert json.loads((tmp_path / "two/config.json").read_text())["seed"] == 0
+
+
+def test_a_batch_is_shared_equally_or_not_at_all() -> None:
+    class Processes:
+        num_processes = 2
+        process_index = 1
+
+    stage = parse(StageConfig, {"kind": "slices", "steps": 1, "batch": 4}, "test")
+    assert list(my_share(stage, Processes())) == [2, 3]
+    odd = stage.model_copy(update={"batch": 3})
+    with pytest.raises(ScoreFusionError, match="2 processes cannot share a batch of 3.*multiple of 2"):
+        my_share(odd, Processes())
