@@ -1,0 +1,80 @@
+"""What a run writes of itself: rows, TensorBoard's events, curves, a card."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from test_train_resume import write_run
+
+from scorefusion.models.config import read_config
+from scorefusion.train.card import training_card
+from scorefusion.train.checkpoint import State
+from scorefusion.train.config import TrainConfig
+from scorefusion.train.journal import Journal, draw_curves, read_rows
+from scorefusion.train.loop import train
+
+
+def config_of(folder: Path, **changes: object) -> TrainConfig:
+    return read_config(TrainConfig, write_run(folder, **changes))
+
+
+def row(step: int, **figures: float) -> dict[str, object]:
+    return {"number": 1, "stage": "patches", "step": step, "loss": 0.5, **figures}
+
+
+def test_a_stopped_run_goes_on_after_its_checkpoints_row(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    journal = Journal(tmp_path, State(), config)
+    journal.write(row(1))
+    logged = journal.settled()
+    journal.write(row(2))
+    (tmp_path / "log.jsonl").write_text((tmp_path / "log.jsonl").read_text() + '{"number": 1, "st')
+    assert [each["step"] for each in read_rows(tmp_path)] == [1, 2]
+    journal = Journal(tmp_path, State(logged=logged), config)
+    journal.write(row(2, psnr=20.0))
+    assert [each.get("psnr") for each in read_rows(tmp_path)] == [None, 20.0]
+    (tmp_path / "log.jsonl").unlink()
+    Journal(tmp_path, State(logged=logged), config).write(row(3))
+    assert [each["step"] for each in read_rows(tmp_path)] == [3]
+
+
+def test_tensorboard_has_the_rows_of_the_log(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    stages = [{"kind": kind, "steps": 2, "crop": 8} for kind in ("slices", "patches")]
+    given = {"volumes": [{"file": str(tmp_path / "head.nii")}], "boxes": 1, "size": 8}
+    config = config_of(tmp_path, stages=stages, log_every=1, look_every=2, validation=given)
+    train(config, tmp_path / "run")
+    events = accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    rows = read_rows(tmp_path / "run")
+    told = [(e.step, e.value) for tag in ("1 slices/loss", "2 patches/loss") for e in events.Scalars(tag)]
+    assert [step for step, _ in told] == [1, 2, 3, 4]
+    assert [value for _, value in told] == pytest.approx([each["loss"] for each in rows])
+    (look,) = events.Scalars("2 patches/psnr_one_step")
+    assert look.step == 4 and look.value == pytest.approx(rows[-1]["psnr_one_step"])
+    assert (tmp_path / "run/curves.png").stat().st_size > 5000
+
+
+def test_training_needs_no_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delattr("torch.utils.tensorboard", raising=False)
+    config = config_of(tmp_path, stages=[{"kind": "slices", "steps": 1, "crop": 8}])
+    train(config, tmp_path / "run")
+    assert len(read_rows(tmp_path / "run")) == 1 and not (tmp_path / "run/tensorboard").exists()
+    plain = config.model_copy(update={"tensorboard": False})
+    assert Journal(tmp_path, State(), plain).writer is None
+
+
+def test_the_card_names_what_was_seen(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    rows = [
+        {"number": 0, "stage": "slices", "step": step, "loss": 1.0 / step, "seconds": 60.0} for step in (1, 2)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    card = training_card(config, tmp_path)
+    assert "head.nii" in card and "in 1 minutes" in card and "| slices | 10 | 2 | 8 | 0.5000 |" in card
+    draw_curves(tmp_path)
+    assert (tmp_path / "curves.png").exists()
