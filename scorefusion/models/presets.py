@@ -70,7 +70,7 @@ def video_sr() -> ModelConfig:
     return _own(
         "video-sr", (24, 40, 56), (16, 32), (2, 4), channels=32, hidden=64,
         conditions=("video",), target="video",
-        residual=ResidualConfig(base="trilinear+consistency", scale=0.075),
+        residual=ResidualConfig(base="trilinear+consistency", scale=0.11),
         degradation=FOUR_TIMES_SMALLER,
     )  # fmt: skip
 
