@@ -31,7 +31,8 @@ class KnownTruth:
         prepared: what sampling needs, on the whole grid.
         box: where to sample.
         truth: float32 ``[d, h, w]`` of the box, normalised.
-        data_range: greatest less least value of the whole true volume, normalised.
+        black: least value of the whole true volume, normalised.
+        data_range: its greatest less its least value, normalised.
         intensity: how ``truth`` was normalised.
         given: contrast to ``[1, 1, ...]``, the conditions as the model is given them, image units: for a
             degradation, the first is what was measured.
@@ -43,6 +44,7 @@ class KnownTruth:
     prepared: Prepared
     box: Box
     truth: np.ndarray
+    black: float
     data_range: float
     intensity: Intensity
     given: Mapping[str, Tensor]
@@ -131,6 +133,7 @@ def known_truth(
         prepared=prepared,
         box=box,
         truth=as_array(normal[box.index]),
+        black=float(normal.min()),
         data_range=float(normal.max() - normal.min()),
         intensity=intensity,
         given=dict(zip(config.conditions, conditions, strict=True)),

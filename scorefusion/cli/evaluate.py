@@ -111,7 +111,7 @@ def evaluate(
     from scorefusion.evaluate.baselines import fit_regression
     from scorefusion.evaluate.case import find_cases, is_synthetic
     from scorefusion.evaluate.features import feature_network
-    from scorefusion.evaluate.methods import check_names, choose_baselines
+    from scorefusion.evaluate.methods import check_names, choose_baselines, own_strategy
     from scorefusion.evaluate.run import Settings
     from scorefusion.evaluate.run import evaluate as run_all
     from scorefusion.evaluate.store import Store
@@ -135,7 +135,7 @@ def evaluate(
         model, strategies, solver=solver, steps=steps, levels=change, device=device, dtype=dtype
     )
     others = [contenders.load_other(text, main, device=device, dtype=dtype) for text in against or ()]
-    own = main.config.sampling.strategy
+    own = own_strategy(main.config)
     methods = choose_baselines(baselines, main.config, fitted=fit is not None)
     methods += contenders.rows_of(main, others, without_consistency)
     check_names(methods)

@@ -77,6 +77,10 @@ class Case:
         """White less black of the whole true volume, normalised: what PSNR and SSIM are relative to."""
         return self.known.data_range
 
+    def from_black_to_white(self, volume: np.ndarray) -> np.ndarray:
+        """A normalised volume on the scale on which the whole true volume reaches from 0 to 1."""
+        return np.asarray((volume - self.known.black) / self.known.data_range)
+
     @cached_property
     def inside(self) -> np.ndarray:
         """bool ``[d, h, w]``: the foreground."""

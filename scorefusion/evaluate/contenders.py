@@ -9,7 +9,14 @@ from scorefusion import __version__
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.case import Where
 from scorefusion.evaluate.features import CUBE, STEP, FeatureNetwork
-from scorefusion.evaluate.methods import Contender, Method, check_contender, choose_strategies, model_methods
+from scorefusion.evaluate.methods import (
+    Contender,
+    Method,
+    check_contender,
+    choose_strategies,
+    model_methods,
+    own_strategy,
+)
 from scorefusion.evaluate.run import Results, Settings, model_digest
 from scorefusion.models.config import STRATEGIES, SamplingConfig, require_strategy
 from scorefusion.pipeline import Pipeline
@@ -79,7 +86,7 @@ def load_other(text: str, main: Contender, *, device: str = "auto", dtype: str =
         folder, strategy = place, ""
     pipeline = Pipeline(folder, device=device, dtype=dtype)
     config = pipeline.config
-    chosen = require_strategy(strategy or config.sampling.strategy, config)
+    chosen = require_strategy(strategy or own_strategy(config), config)
     found = Contender(
         name.strip(),
         pipeline.model,
@@ -105,7 +112,7 @@ def rows_of(main: Contender, others: Sequence[Contender], without_consistency: s
         ScoreFusionError: for a strategy without a row.
     """
     if without_consistency is None:
-        ablated: tuple[str, ...] = (main.config.sampling.strategy,)
+        ablated: tuple[str, ...] = (own_strategy(main.config),)
     elif without_consistency == "none":
         ablated = ()
     else:

@@ -27,6 +27,9 @@ FIGURES = (
 )
 """What a row of subjects.csv holds beside its names; docs/evaluation.md defines each."""
 
+VERSION = 2
+"""Goes up when a figure's definition changes: stored results are then measured again."""
+
 BANDS = ("frequency", "log_power_ratio", "shell_correlation")
 
 PERFECT = 200.0
@@ -49,20 +52,22 @@ def measure(volume: np.ndarray, case: Case) -> dict[str, Any]:
     """
     if not np.isfinite(volume).all():
         raise ScoreFusionError("the result is not finite; compute in float32 (--dtype float32)")
-    truth, span, inside = case.truth, case.data_range, case.inside
+    # SSIM is not that of shifted volumes: as the authors do, the whole truth reaches from 0 to 1.
+    consistency, inside = case.consistency(volume), case.inside
+    volume, truth = case.from_black_to_white(volume), case.from_black_to_white(case.truth)
     partly = bool(inside.any())
     spectra = compare_spectra(volume, truth)
     return {
-        "psnr": min(psnr(volume, truth, span), PERFECT),
-        "ssim": ssim(volume, truth, span),
-        "psnr_inside": min(psnr(volume, truth, span, inside=inside), PERFECT) if partly else None,
-        "ssim_inside": ssim(volume, truth, span, inside=inside) if case.deep_inside else None,
-        "psnr_outside": None if inside.all() else min(psnr(volume, truth, span, inside=~inside), PERFECT),
+        "psnr": min(psnr(volume, truth, 1.0), PERFECT),
+        "ssim": ssim(volume, truth, 1.0),
+        "psnr_inside": min(psnr(volume, truth, 1.0, inside=inside), PERFECT) if partly else None,
+        "ssim_inside": ssim(volume, truth, 1.0, inside=inside) if case.deep_inside else None,
+        "psnr_outside": None if inside.all() else min(psnr(volume, truth, 1.0, inside=~inside), PERFECT),
         "spectrum": spectra.error,
         "spectrum_signed": spectra.bias,
         "correlation": spectra.upper_correlation,
         "patches": patch_distance(volume, truth),
-        "consistency": case.consistency(volume),
+        "consistency": consistency,
         "frequency": spectra.frequency.round(6).tolist(),
         "log_power_ratio": spectra.log_ratio.round(6).tolist(),
         "shell_correlation": spectra.correlation.round(6).tolist(),

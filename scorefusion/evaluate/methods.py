@@ -10,7 +10,7 @@ from scorefusion.baselines import BASELINES
 from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.known_truth import makes_its_input
-from scorefusion.models.config import STRATEGIES, ModelConfig, SamplingConfig, require_strategy
+from scorefusion.models.config import STRATEGIES, ModelConfig, SamplingConfig, Strategy, require_strategy
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.shared_start import StrategyRun, strategy_runs
@@ -99,6 +99,12 @@ def check_contender(contender: Contender, main: ModelConfig) -> None:
         )
 
 
+def own_strategy(config: ModelConfig) -> Strategy:
+    """The strategy a model is sampled with by default; the last it was trained for, if not for that."""
+    trained = [name for name in STRATEGIES if name in config.strategies]
+    return config.sampling.strategy if config.sampling.strategy in trained else trained[-1]
+
+
 def choose_strategies(text: str | None, config: ModelConfig) -> tuple[str, ...]:
     """Read names with commas between them; all of a model's strategies when None.
 
@@ -121,18 +127,13 @@ def model_methods(contender: Contender, *, without_consistency: Sequence[str] = 
     """
     config, found = contender.config, []
     runs = [run for run in strategy_runs(config) if run.strategy in contender.strategies]
+    if not contender.name:
+        runs = [each for run in runs for each in (run, *_by_condition(run, config))]
     full = [Method(_named(contender, run.name), "sample", contender, run) for run in runs]
-    conditions = dict.fromkeys(branch.conditions for branch in config.branches)
-    if "average" in contender.strategies and len(conditions) > 1 and not contender.name:
-        for seen in conditions:
-            chosen = tuple(k for k, branch in enumerate(config.branches) if branch.conditions == seen)
-            name = f"average [{'+'.join(config.conditions[k] for k in seen)}]"
-            run = StrategyRun(name, "average", None, len(chosen), branches=chosen)
-            full.append(Method(name, "sample", contender, run))
     found += full
     if config.degradation.kind != "none":
         for method in full:
-            if method.run is not None and method.run.name in without_consistency:
+            if method.run and method.run.strategy in without_consistency and not method.run.branches:
                 name = f"{method.name} without consistency"
                 found.append(Method(name, "sample", contender, replace(method.run, consistent=False)))
     for method in full:
@@ -140,6 +141,19 @@ def model_methods(contender: Contender, *, without_consistency: Sequence[str] = 
             found.append(
                 Method(f"one-step {method.name}", "one-step", contender, method.run, sampled=method.name)
             )
+    return found
+
+
+def _by_condition(run: StrategyRun, config: ModelConfig) -> list[StrategyRun]:
+    """After the average of all branches, those of the branches that see the same conditions."""
+    seen = dict.fromkeys(branch.conditions for branch in config.branches)
+    if run.strategy != "average" or len(seen) < 2:
+        return []
+    found = []
+    for conditions in seen:
+        chosen = tuple(k for k, branch in enumerate(config.branches) if branch.conditions == conditions)
+        name = f"average [{'+'.join(config.conditions[k] for k in conditions)}]"
+        found.append(StrategyRun(name, "average", None, len(chosen), branches=chosen))
     return found
 
 

@@ -18,7 +18,7 @@ from scorefusion.engine.forecast import forecast
 from scorefusion.engine.plan import plan
 from scorefusion.evaluate.baselines import Regression, baseline_volume
 from scorefusion.evaluate.case import Case, Where, read_case
-from scorefusion.evaluate.measure import measure
+from scorefusion.evaluate.measure import VERSION, measure
 from scorefusion.evaluate.methods import Contender, Method
 from scorefusion.evaluate.store import Store
 from scorefusion.models.config import ModelConfig
@@ -205,8 +205,13 @@ class _Turn:
             if like is not None:
                 # Its only evaluation is shared with other rows; it takes as long as the sample's others.
                 seconds = like * self.settings.samples
-            record = {**measure(volume, self.case), "seconds": seconds, "each": each}
+            record = {**measure(volume, self.case), "seconds": seconds, "each": each, "version": VERSION}
             self.store.put(key, record, volume)
+        elif record.get("version") != VERSION:
+            # Stored volumes are rounded to 16 bits, too coarse for consistency alone.
+            kept = {name: record[name] for name in ("consistency", "seconds", "each")}
+            record = {**measure(self.store.volume(key), self.case), **kept, "version": VERSION}
+            self.store.put(key, record)
         return record, key
 
     def denoise(self, contender: Contender) -> dict[str, list[float]]:

@@ -53,37 +53,52 @@ class Comparison:
 
 
 def interval(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The mean of one number a subject, and its bootstrap interval over subjects.
+    """The mean of one number a subject, and its bootstrap interval; see :func:`intervals`."""
+    return intervals([values], seed=seed)[0]
+
+
+def intervals(rows: Sequence[Sequence[float]], *, seed: int = 0) -> list[Estimate]:
+    """The means of several rows of one number a subject, and their bootstrap intervals over subjects.
 
     Bias-corrected and accelerated (BCa, Efron 1987), by scipy; percentiles where that is not defined, as for
-    very few or equal values.
+    very few or equal values. All rows are resampled by the same subjects.
 
     Args:
-        values: one a subject, finite.
+        rows: of finite values, one a subject, all in one order.
         seed: of the resampling.
 
     Raises:
         ScoreFusionError: for no value, or one that is not finite.
     """
-    array = np.asarray(values, np.float64)
+    array = np.asarray(rows, np.float64)
     if array.size == 0 or not np.isfinite(array).all():
         raise ScoreFusionError(f"an interval needs finite values, at least one; got {array.tolist()}")
-    mean, count = float(array.mean()), array.size
-    if count < 2:
-        return Estimate(mean, math.nan, math.nan, count)
-    if np.ptp(array) == 0.0:
-        return Estimate(mean, mean, mean, count)
-    bootstrap = need("scipy.stats", "a bootstrap interval").bootstrap
+    means, count = array.mean(axis=1), array.shape[1]
+    ends = np.full((len(array), 2), math.nan)
+    alike = np.ptp(array, axis=1) == 0.0
+    if count > 1:
+        ends[alike] = means[alike, None]
     for method in ("BCa", "percentile"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ends = bootstrap(
-                (array,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method=method,
-                random_state=np.random.default_rng(seed), vectorized=True,
-            ).confidence_interval  # fmt: skip
-        if np.isfinite([ends.low, ends.high]).all():
-            break
-    return Estimate(mean, float(ends.low), float(ends.high), count)
+        open_rows = np.isnan(ends).any(axis=1)
+        if count > 1 and open_rows.any():
+            ends[open_rows] = _bootstrap(array[open_rows], method, seed)
+    return [Estimate(float(m), float(e[0]), float(e[1]), count) for m, e in zip(means, ends, strict=True)]
+
+
+def _bootstrap(array: np.ndarray, method: str, seed: int) -> np.ndarray:
+    """Ends ``[rows, 2]`` of the intervals; NaN where the method gives none."""
+    bootstrap = need("scipy.stats", "a bootstrap interval").bootstrap
+
+    def mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.asarray(values.mean(axis=axis))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = bootstrap(
+            (array,), mean, axis=-1, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method=method,
+            random_state=np.random.default_rng(seed), vectorized=True,
+        ).confidence_interval  # fmt: skip
+    return np.stack([found.low, found.high], axis=-1)
 
 
 def jackknife(whole: float, without: Sequence[float], count: int) -> Estimate:
@@ -147,17 +162,18 @@ def compare(
     Raises:
         ScoreFusionError: for methods with other numbers of subjects.
     """
-    found = []
     for name, other in pairs:
         if len(values[name]) != len(values[other]):
             raise ScoreFusionError(
                 f"'{name}' has {len(values[name])} subjects and '{other}' {len(values[other])}; pairs need "
                 "the same ones"
             )
-        differences = np.subtract(values[name], values[other])
-        found.append((name, other, interval(differences.tolist(), seed=seed), wilcoxon(differences.tolist())))
-    adjusted = holm([p for *_, p in found])
-    return tuple(Comparison(*row, extra) for row, extra in zip(found, adjusted, strict=True))
+    if not pairs:
+        return ()
+    changes = [np.subtract(values[name], values[other]).tolist() for name, other in pairs]
+    ps = [wilcoxon(change) for change in changes]
+    rows = zip(pairs, intervals(changes, seed=seed), ps, holm(ps), strict=True)
+    return tuple(Comparison(*pair, estimate, p, adjusted) for pair, estimate, p, adjusted in rows)
 
 
 def by_person(values: Sequence[float], groups: Sequence[str]) -> list[float]:

@@ -13,7 +13,7 @@ import numpy as np
 from scorefusion.io.atomic import written_beside
 
 VERSION = 1
-"""Goes up when a figure's definition changes, which makes stored ones void."""
+"""Goes up when sampling changes, which makes stored results void."""
 
 
 class Store:

@@ -12,7 +12,7 @@ from scorefusion.evaluate.measure import FIGURES
 from scorefusion.evaluate.methods import Method
 from scorefusion.evaluate.run import Results
 from scorefusion.evaluate.sets import set_distances
-from scorefusion.evaluate.statistics import Comparison, Estimate, by_person, compare, interval
+from scorefusion.evaluate.statistics import Comparison, Estimate, by_person, compare, intervals
 from scorefusion.evaluate.store import Store
 
 COMPARED = ("psnr", "ssim", "psnr_inside", "ssim_inside", "spectrum", "correlation", "patches")
@@ -88,7 +88,7 @@ def summarise(
     """
     groups = [str(case["person"]) for case in results.cases]
     people = len(dict.fromkeys(groups))
-    planes = [m.name for m in methods if m.kind == "sample" and m.name.startswith("single ")]
+    planes = [m.name for m in methods if m.kind == "sample" and m.run and m.name == f"single {_plane(m)}"]
     members = {method.name: [method.name] for method in methods}
     if len(planes) > 1:
         members = _after(members, planes[-1], "single", planes)
@@ -97,11 +97,12 @@ def summarise(
     spans = [float(case["data_range"]) for case in results.cases]
     rows = [method.name for method in methods]
     sets = set_distances(results.keys, rows, store, networks, persons=groups, spans=spans)
+    figures = _estimates(values)
     lines = tuple(
         Line(
             name,
             kinds[name],
-            {figure: interval(numbers) for figure, numbers in values[name].items()},
+            figures[name],
             _mean_sets([sets[each] for each in of]),
             float(np.mean([results.flop[each] for each in of])) if of[0] in results.flop else None,
         )
@@ -121,6 +122,10 @@ def summarise(
     )
 
 
+def _plane(method: Method) -> str:
+    return "" if method.run is None or not method.run.planes else method.run.planes[0]
+
+
 def _after(members: dict[str, list[str]], last: str, name: str, of: list[str]) -> dict[str, list[str]]:
     """The same with one more entry after another."""
     found: dict[str, list[str]] = {}
@@ -138,6 +143,18 @@ def _values(results: Results, rows: Sequence[str], groups: Sequence[str]) -> dic
         each = [[record[row][figure] for row in rows] for record in results.records]
         if all(value is not None for numbers in each for value in numbers):
             found[figure] = by_person([float(np.mean(numbers)) for numbers in each], groups)
+    return found
+
+
+def _estimates(values: Values) -> dict[str, dict[str, Estimate]]:
+    """Row to figure to its mean with an interval."""
+    found: dict[str, dict[str, Estimate]] = {name: {} for name in values}
+    for figure in FIGURES:
+        names = [name for name in values if figure in values[name]]
+        if names:
+            estimates = intervals([values[name][figure] for name in names])
+            for name, estimate in zip(names, estimates, strict=True):
+                found[name][figure] = estimate
     return found
 
 
