@@ -187,6 +187,17 @@ SF_INLINE Lanes sigmoid(Lanes y) {
     return (Lanes)_mm512_mask_fmadd_ps(r, finite, _mm512_fnmadd_ps(d, r, one), r);
 }
 
+// To 7e-5 of itself, a thirtieth of what bfloat16 rounds off, in half the time: exp(-y) = 2^n 2^f, 0 <= f < 1.
+SF_INLINE Lanes brief_sigmoid(Lanes y) {
+    const __m512 turns = _mm512_mul_ps((__m512)y, _mm512_set1_ps(-1.44269502e+00f));
+    const __m512 f = _mm512_reduce_ps(turns, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_set1_ps(1.353444438e-02f);
+    for (const float next : {5.201094970e-02f, 2.414430380e-01f, 6.930037737e-01f, 1.000002623e+00f}) {
+        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(next));
+    }
+    return (Lanes)_mm512_rcp14_ps(_mm512_add_ps(_mm512_scalef_ps(p, turns), _mm512_set1_ps(1.0f)));
+}
+
 // y / (1 + exp(-y)): -0 where that is 0, as PyTorch's.
 SF_INLINE Lanes silu(Lanes y) { return y * sigmoid(y); }
 #else
@@ -210,6 +221,8 @@ SF_INLINE Lanes one_and_exp(Lanes y) {
 }
 
 SF_INLINE Lanes sigmoid(Lanes y) { return spread(1.0f) / one_and_exp(y); }
+
+SF_INLINE Lanes brief_sigmoid(Lanes y) { return sigmoid(y); }
 
 // y / (1 + exp(-y)): -0 where that is 0, as PyTorch's.
 SF_INLINE Lanes silu(Lanes y) { return y / one_and_exp(y); }

@@ -32,6 +32,9 @@ struct GroupFold : Fold {
     std::vector<float> rstd, moved, level, along;
 };
 
+// What a gradient comes through; briefly if it is a bfloat16 one, which cannot hold more.
+enum class Act { kNone, kSilu, kBriefSilu };
+
 // The loops of one instruction set.
 struct TileLoops {
     // Widens `voxels` voxels, `step` elements apart from element `start`, into rows of `tile`, `row` floats apart.
@@ -47,14 +50,14 @@ struct TileLoops {
     // Folds, activates and stores.
     void (*finish_group)(const float* tile, int64_t voxels, const Fold& fold, bool silu, DType dtype, void* out);
 
-    // The gradient by the result, in `gradient`, becomes that by what was normalised; see norm_act_backward_loops.h.
-    // Of at most kTile / kRow voxels; `tile` is used up; adds to three rows of sums.
-    void (*layer_gradient)(float* tile, float* gradient, int64_t voxels, const Fold& fold, float eps, bool silu,
+    // The gradient by the result, in `gradient`, becomes that by what was normalised; see norm_act_backward_loops.h. Of
+    // at most kTile / kRow voxels; `tile` is used up; adds to three rows of sums.
+    void (*layer_gradient)(float* tile, float* gradient, int64_t voxels, const Fold& fold, float eps, Act act,
                            float* sums);
     // Adds to the first two of these rows only.
-    void (*group_sums)(const float* tile, const float* gradient, int64_t voxels, const GroupFold& fold, bool silu,
+    void (*group_sums)(const float* tile, const float* gradient, int64_t voxels, const GroupFold& fold, Act act,
                        float* sums);
-    void (*group_gradient)(const float* tile, float* gradient, int64_t voxels, const GroupFold& fold, bool silu);
+    void (*group_gradient)(const float* tile, float* gradient, int64_t voxels, const GroupFold& fold, Act act);
     // Narrows voxels of rows `row` floats apart into dense memory.
     void (*store_voxels)(const float* tile, int64_t row, int64_t voxels, int64_t channels, DType dtype, void* out);
 };

@@ -1,8 +1,8 @@
 // The gradient of norm_act on the CPU: tiles of the input and of the result's gradient stay in the first-level cache.
 //
 // Nothing but norm_act's own arguments is kept from the forward pass: LayerNorm's statistics are taken again voxel by
-// voxel, in the one pass there is; GroupNorm takes its own again, adds up, and goes over the sample once more. Sums over
-// voxels are float within a chunk and double across: chunks depend on sizes and strides alone, so any number of
+// voxel, in the one pass there is; GroupNorm takes its own again, adds up, and goes over the sample once more. Sums
+// over voxels are float within a chunk and double across: chunks depend on sizes and strides alone, so any number of
 // threads gives the same bits.
 #include <algorithm>
 #include <optional>
@@ -30,6 +30,9 @@ struct Job : NormJob {
 
     int64_t line = 0;
 
+    Act act() const {
+        return !silu ? Act::kNone : gradient.dtype == DType::kBFloat16 ? Act::kBriefSilu : Act::kSilu;
+    }
     int64_t tile_voxels() const { return std::max<int64_t>(1, kPart / padded(channels())); }
     int64_t chunk_voxels() const { return std::max<int64_t>(1, kShare / (tile_voxels() * channels())) * tile_voxels(); }
     int64_t chunks() const { return (voxels() + chunk_voxels() - 1) / chunk_voxels(); }
@@ -95,7 +98,7 @@ void layer_sample(Job& job, int64_t n, int threads) {
     over_chunks(job, threads, {&job.plain[at], &job.leaning[at], &job.inner[at]},
                 [&](int64_t begin, int64_t end, float* sums) {
                     over_tiles(job, n, begin, end, true, [&](float* tile, float* gradient, int64_t voxels) {
-                        loops.layer_gradient(tile, gradient, voxels, fold, eps, job.silu, sums);
+                        loops.layer_gradient(tile, gradient, voxels, fold, eps, job.act(), sums);
                     });
                 });
 }
@@ -117,7 +120,7 @@ void group_sample(Job& job, int64_t n, int threads) {
     }
     over_chunks(job, threads, {&job.plain[at], &job.leaning[at]}, [&](int64_t begin, int64_t end, float* sums) {
         over_tiles(job, n, begin, end, false, [&](float* tile, float* gradient, int64_t voxels) {
-            loops.group_sums(tile, gradient, voxels, fold, job.silu, sums);
+            loops.group_sums(tile, gradient, voxels, fold, job.act(), sums);
         });
     });
     const auto voxels = static_cast<double>(job.voxels());
@@ -141,7 +144,7 @@ void group_sample(Job& job, int64_t n, int threads) {
     }
     over_chunks(job, threads, {}, [&](int64_t begin, int64_t end, float*) {
         over_tiles(job, n, begin, end, true, [&](float* tile, float* gradient, int64_t size) {
-            loops.group_gradient(tile, gradient, size, fold, job.silu);
+            loops.group_gradient(tile, gradient, size, fold, job.act());
         });
     });
 }
@@ -208,7 +211,7 @@ void bind_norm_act_backward(pybind11::module_& m) {
         py::arg("results"), py::arg("gradient"), py::arg("x"), py::arg("other"), py::arg("weight"), py::arg("bias"),
         py::arg("scale"), py::arg("shift"), py::arg("add"), py::arg("groups"), py::arg("eps"), py::arg("silu"),
         py::arg("threads"),
-        "Gradients by x, other, weight, bias, scale, shift and add, into dense `results` (channels-last the first two).");
+        "Gradients by x, other, weight, bias, scale, shift, add into dense `results`, the first two channels-last.");
 }
 
 }  // namespace scorefusion

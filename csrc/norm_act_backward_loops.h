@@ -5,14 +5,14 @@
 //   dz = gradient * act'(z)
 //   dh = rstd * (dz * slope - mean(dz * slope) - unit * mean(unit * dz * slope))    means over what was normalised
 
-// 1 / (1 + exp(-z)) for |z| <= 87, to 2e-7 of 1 rather than of itself, which saves what silu() needs for that: exp(-z) =
-// 2^n 2^f, n whole and 0 <= f < 1, the polynomial minimax for the relative error.
+// 1 / (1 + exp(-z)) to 2e-7 of 1 rather than of itself, as brief_sigmoid() with one more power and a step of Newton's.
 #if defined(SF_WIDE)
-SF_INLINE Lanes share_of_one(Lanes z) {
-    const __m512 one = _mm512_set1_ps(1.0f), turns = _mm512_mul_ps((__m512)z, _mm512_set1_ps(-1.44269502e+00f));
+SF_INLINE Lanes share_of_one(Lanes unbounded) {
+    const __m512 one = _mm512_set1_ps(1.0f), z = (__m512)clamp_lanes(unbounded, -87.0f, 87.0f);
+    const __m512 turns = _mm512_mul_ps(z, _mm512_set1_ps(-1.44269502e+00f));
     const __m512 f = _mm512_reduce_ps(turns, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 p = _mm512_set1_ps(1.883060439e-03f);
-    for (const float next : {8.975590579e-03f, 5.583896860e-02f, 2.401485890e-01f, 6.931537390e-01f, 9.999999404e-01f}) {
+    for (const float next : {8.975590579e-3f, 5.583896860e-2f, 0.2401485890f, 0.6931537390f, 0.9999999404f}) {
         p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(next));
     }
     const __m512 d = _mm512_add_ps(_mm512_scalef_ps(p, turns), one), r = _mm512_rcp14_ps(d);
@@ -22,16 +22,16 @@ SF_INLINE Lanes share_of_one(Lanes z) {
 SF_INLINE Lanes share_of_one(Lanes z) { return sigmoid(z); }
 #endif
 
-// The gradient times SiLU's slope, s (1 + z (1 - s)). Beyond 87 it is 0 or 1.
-template <bool kSilu>
-SF_INLINE Lanes before_act(Lanes gradient, Lanes value) {
-    if (!kSilu) return gradient;
-    const Lanes z = clamp_lanes(value, -87.0f, 87.0f), one = spread(1.0f), s = share_of_one(z);
+// The gradient times the activation's slope: SiLU's is s (1 + z (1 - s)).
+template <Act kAct>
+SF_INLINE Lanes before_act(Lanes gradient, Lanes z) {
+    if (kAct == Act::kNone) return gradient;
+    const Lanes one = spread(1.0f), s = kAct == Act::kBriefSilu ? brief_sigmoid(z) : share_of_one(z);
     return gradient * (s * (one + z * (one - s)));
 }
 
 // Leaves unit in `tile`; adds three rows to `sums`: dz, dz * unit and dh, over the voxels.
-template <bool kSilu>
+template <Act kAct>
 SF_INLINE void layer_gradient_as(float* tile, float* gradient, int64_t voxels, const Fold& fold, float eps,
                                  float* sums) {
     const int64_t channels = fold.channels, row = padded(channels);
@@ -54,7 +54,7 @@ SF_INLINE void layer_gradient_as(float* tile, float* gradient, int64_t voxels, c
             Lanes sum = none, product = none;
             for (int64_t c = 0; c < channels; c += kLanes) {
                 const Lanes unit = (load_lanes(h + c) - centre) * times + moved, weight = load_lanes(slope + c);
-                const Lanes dz = before_act<kSilu>(load_lanes(g + c), unit * weight + load_lanes(offset + c));
+                const Lanes dz = before_act<kAct>(load_lanes(g + c), unit * weight + load_lanes(offset + c));
                 store_lanes(h + c, unit);
                 store_lanes(g + c, dz);
                 const Lanes weighted = dz * weight;
@@ -86,7 +86,7 @@ SF_INLINE void layer_gradient_as(float* tile, float* gradient, int64_t voxels, c
 }
 
 // Adds two rows to `sums`: dz and dz * unit, over the voxels.
-template <bool kSilu>
+template <Act kAct>
 SF_INLINE void group_sums_as(const float* tile, const float* gradient, int64_t voxels, const GroupFold& fold,
                              float* sums) {
     const int64_t channels = fold.channels, row = padded(channels);
@@ -97,7 +97,7 @@ SF_INLINE void group_sums_as(const float* tile, const float* gradient, int64_t v
         Lanes plain = spread(0.0f), leaning = spread(0.0f);
         for (int64_t v = 0; v < voxels; ++v) {
             const Lanes unit = (load_lanes(tile + v * row + c) - centre) * rstd + moved;
-            const Lanes dz = before_act<kSilu>(load_lanes(gradient + v * row + c), unit * slope + offset);
+            const Lanes dz = before_act<kAct>(load_lanes(gradient + v * row + c), unit * slope + offset);
             plain = plain + dz;
             leaning = leaning + dz * unit;
         }
@@ -106,7 +106,7 @@ SF_INLINE void group_sums_as(const float* tile, const float* gradient, int64_t v
     }
 }
 
-template <bool kSilu>
+template <Act kAct>
 SF_INLINE void group_gradient_as(const float* tile, float* gradient, int64_t voxels, const GroupFold& fold) {
     const int64_t channels = fold.channels, row = padded(channels);
     for (int64_t c = 0; c < channels; c += kLanes) {
@@ -117,7 +117,7 @@ SF_INLINE void group_gradient_as(const float* tile, float* gradient, int64_t vox
         for (int64_t v = 0; v < voxels; ++v) {
             float* g = gradient + v * row + c;
             const Lanes unit = (load_lanes(tile + v * row + c) - centre) * rstd + moved;
-            const Lanes dz = before_act<kSilu>(load_lanes(g), unit * slope + offset);
+            const Lanes dz = before_act<kAct>(load_lanes(g), unit * slope + offset);
             store_lanes(g, (dz * slope - level - unit * along) * rstd);
         }
     }
@@ -127,26 +127,37 @@ template <typename T>
 SF_INLINE void store_as(const float* tile, int64_t row, int64_t voxels, int64_t channels, T* __restrict out) {
     const int64_t whole = channels / kLanes * kLanes;
     for (int64_t v = 0; v < voxels; ++v) {
-        for (int64_t c = 0; c < whole; c += kLanes) narrow_lanes(load_lanes(tile + v * row + c), out + v * channels + c);
-        for (int64_t c = whole; c < channels; ++c) out[v * channels + c] = from_float<T>(tile[v * row + c]);
+        const float* from = tile + v * row;
+        T* to = out + v * channels;
+        for (int64_t c = 0; c < whole; c += kLanes) narrow_lanes(load_lanes(from + c), to + c);
+        for (int64_t c = whole; c < channels; ++c) to[c] = from_float<T>(from[c]);
     }
 }
 
-inline void layer_gradient(float* tile, float* gradient, int64_t voxels, const Fold& fold, float eps, bool silu,
+inline void layer_gradient(float* tile, float* gradient, int64_t voxels, const Fold& fold, float eps, Act act,
                            float* sums) {
-    silu ? layer_gradient_as<true>(tile, gradient, voxels, fold, eps, sums)
-         : layer_gradient_as<false>(tile, gradient, voxels, fold, eps, sums);
+    switch (act) {
+        case Act::kSilu: layer_gradient_as<Act::kSilu>(tile, gradient, voxels, fold, eps, sums); return;
+        case Act::kBriefSilu: layer_gradient_as<Act::kBriefSilu>(tile, gradient, voxels, fold, eps, sums); return;
+        default: layer_gradient_as<Act::kNone>(tile, gradient, voxels, fold, eps, sums); return;
+    }
 }
 
-inline void group_sums(const float* tile, const float* gradient, int64_t voxels, const GroupFold& fold, bool silu,
+inline void group_sums(const float* tile, const float* gradient, int64_t voxels, const GroupFold& fold, Act act,
                        float* sums) {
-    silu ? group_sums_as<true>(tile, gradient, voxels, fold, sums)
-         : group_sums_as<false>(tile, gradient, voxels, fold, sums);
+    switch (act) {
+        case Act::kSilu: group_sums_as<Act::kSilu>(tile, gradient, voxels, fold, sums); return;
+        case Act::kBriefSilu: group_sums_as<Act::kBriefSilu>(tile, gradient, voxels, fold, sums); return;
+        default: group_sums_as<Act::kNone>(tile, gradient, voxels, fold, sums); return;
+    }
 }
 
-inline void group_gradient(const float* tile, float* gradient, int64_t voxels, const GroupFold& fold, bool silu) {
-    silu ? group_gradient_as<true>(tile, gradient, voxels, fold)
-         : group_gradient_as<false>(tile, gradient, voxels, fold);
+inline void group_gradient(const float* tile, float* gradient, int64_t voxels, const GroupFold& fold, Act act) {
+    switch (act) {
+        case Act::kSilu: group_gradient_as<Act::kSilu>(tile, gradient, voxels, fold); return;
+        case Act::kBriefSilu: group_gradient_as<Act::kBriefSilu>(tile, gradient, voxels, fold); return;
+        default: group_gradient_as<Act::kNone>(tile, gradient, voxels, fold); return;
+    }
 }
 
 inline void store_voxels(const float* tile, int64_t row, int64_t voxels, int64_t channels, DType dtype, void* out) {

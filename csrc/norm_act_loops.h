@@ -91,15 +91,21 @@ SF_INLINE Lanes last_lanes(int64_t channels) {
     return load_lanes(ones);
 }
 
+// SiLU, as exactly as T can hold it.
+template <typename T>
+SF_INLINE Lanes silu_for(Lanes y) {
+    return std::is_same_v<T, BFloat16> ? y * brief_sigmoid(y) : silu(y);
+}
+
 // Writes y(c) of every vector of a voxel; the last may be partial. What is stored is never read back here: a wide
 // load of two narrower stores would wait for both to reach the cache.
 template <bool kSilu, typename T, typename Value>
 SF_INLINE void write_voxel(int64_t channels, T* __restrict out, const Value& y) {
     const int64_t whole = channels / kLanes * kLanes;
-    for (int64_t c = 0; c < whole; c += kLanes) narrow_lanes(kSilu ? silu(y(c)) : y(c), out + c);
+    for (int64_t c = 0; c < whole; c += kLanes) narrow_lanes(kSilu ? silu_for<T>(y(c)) : y(c), out + c);
     if (whole == channels) return;
     T rest[kLanes];
-    narrow_lanes(kSilu ? silu(y(whole)) : y(whole), rest);
+    narrow_lanes(kSilu ? silu_for<T>(y(whole)) : y(whole), rest);
     for (int64_t c = whole; c < channels; ++c) out[c] = rest[c - whole];
 }
 

@@ -1,6 +1,7 @@
 // The loops of norm_act and of its gradient for each instruction set, and the choice among them.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "norm_act.h"
 #include "processor.h"

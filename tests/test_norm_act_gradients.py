@@ -109,7 +109,6 @@ def test_silus_slope_at_the_limits() -> None:
     ).sum().backward()
     exact = y.double().requires_grad_()
     F.silu(exact).sum().backward()
-    exact.grad[1:3] = torch.tensor([1.0, 0.0])  # the limits, where PyTorch has NaN
     # 1 - s is known to 6e-8 at best, and then multiplied by up to 17.
     torch.testing.assert_close(shift.grad[0].double(), exact.grad, rtol=0, atol=1.5e-6, equal_nan=True)
 
