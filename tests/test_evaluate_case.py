@@ -10,6 +10,8 @@ import pytest
 import torch
 from tiny import same_grid_config, tiny_config
 
+from scorefusion.data.config import DatasetConfig
+from scorefusion.data.find import find_subjects
 from scorefusion.data.subject import Subject
 from scorefusion.degradations.config import DegradationConfig
 from scorefusion.diffusion.consistency import block_mean
@@ -194,3 +196,22 @@ def test_finding_subjects(folder: Path, tmp_path: Path) -> None:
         find_cases(folder, tiny_config(conditions=("pd",), target="pd"))
     with pytest.raises(BadInput):
         read_case(Subject("x", "x", {"t1": tmp_path / "no.nii.gz"}), config, Where())
+
+
+def test_a_split_is_the_one_that_training_leaves_out(tmp_path: Path) -> None:
+    for number in range(12):
+        image = nib.Nifti1Image(np.random.default_rng(number).normal(size=(16, 16, 16)), np.eye(4))
+        folder = tmp_path / f"sub-{number:02d}"
+        folder.mkdir()
+        nib.save(image, folder / f"sub-{number:02d}_t1.nii.gz")
+    config, shares = tiny_config(), (0.5, 0.2, 0.3)
+    parts = {
+        split: {case.name for case in find_cases(tmp_path, config, split=split, fractions=shares)}
+        for split in ("train", "validation", "test", "all")
+    }
+    assert parts["train"] | parts["validation"] | parts["test"] == parts["all"] and len(parts["all"]) == 12
+    assert all(parts[split] for split in parts) and not parts["train"] & parts["test"]
+    trained = DatasetConfig(root=str(tmp_path), contrasts=("t1",), split="train", fractions=shares)
+    assert {subject.name for subject in find_subjects(trained).subjects} == parts["train"]
+    with pytest.raises(BadInput, match="sum to 1"):
+        find_cases(tmp_path, config, split="test", fractions=(0.5, 0.2, 0.2))

@@ -48,6 +48,12 @@ def evaluate(
     ] = None,
     coarsen: Annotated[int, typer.Option(help="Average N x N x N voxels of the data first.")] = 1,
     subjects: Annotated[int | None, typer.Option(help="The first so many by name; all by default.")] = None,
+    split: Annotated[
+        str, typer.Option(help="train, validation or test, as a training run splits the same data; or all.")
+    ] = "all",
+    fractions: Annotated[
+        str | None, typer.Option(help="Of the three splits, such as 0.6,0.1,0.3; 0.8,0.1,0.1 by default.")
+    ] = None,
     fit: Annotated[
         Path | None, typer.Option(help="Training subjects for the intensity regression (translation).")
     ] = None,
@@ -139,7 +145,9 @@ def evaluate(
     methods = choose_baselines(baselines, main.config, fitted=fit is not None)
     methods += contenders.rows_of(main, others, without_consistency)
     check_names(methods)
-    found = find_cases(data, main.config, count=subjects, labels=segmenter)
+    found = find_cases(
+        data, main.config, count=subjects, labels=segmenter, split=split, fractions=_shares(fractions)
+    )
     folder = report.check_folder(output)
     store, settings = Store(folder / report.CACHE), Settings(seed, samples, denoise)
     regression = None if fit is None else fit_regression(find_cases(fit, main.config), main.config, where)
@@ -171,6 +179,18 @@ def evaluate(
         wide.print("\n".join("  ".join(cell for cell in row) for row in (dice[0], *dice[1])), markup=False)
     if not quiet:
         print(f"{time.perf_counter() - began:.0f} s in all; see {folder / 'report.html'}")
+
+
+def _shares(fractions: str | None) -> list[float] | None:
+    """Read --fractions."""
+    from scorefusion.errors import ScoreFusionError
+
+    try:
+        return None if fractions is None else [float(share) for share in fractions.split(",")]
+    except ValueError:
+        raise ScoreFusionError(
+            f"--fractions are three shares such as 0.6,0.1,0.3; got {fractions!r}"
+        ) from None
 
 
 def _where(box: str, region: str | None, coarsen: int) -> Where:

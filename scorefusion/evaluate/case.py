@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from scorefusion.data.config import DatasetConfig
 from scorefusion.data.contrast import LABELS
-from scorefusion.data.find import find_subjects_at
+from scorefusion.data.find import find_subjects
 from scorefusion.data.grid import read_subject
 from scorefusion.data.subject import Subject
 from scorefusion.degradations.inpainting import Inpainting
 from scorefusion.degradations.make import disagreement
 from scorefusion.errors import ScoreFusionError
 from scorefusion.known_truth import KnownTruth, files_needed, known_truth, makes_its_input
-from scorefusion.models.config import ModelConfig
+from scorefusion.models.config import ModelConfig, parse
 from scorefusion.preprocess import Intensity, Prepared, prepare_conditions
 
 FOREGROUND = -0.95
@@ -132,7 +133,13 @@ class Case:
 
 
 def find_cases(
-    data: Path, config: ModelConfig, *, count: int | None = None, labels: bool = False
+    data: Path,
+    config: ModelConfig,
+    *,
+    count: int | None = None,
+    labels: bool = False,
+    split: str = "all",
+    fractions: Sequence[float] | None = None,
 ) -> list[Subject]:
     """The subjects of a dataset, or a single NIfTI file, that have what a model needs.
 
@@ -141,15 +148,19 @@ def find_cases(
         config: the model.
         count: take only so many, the first by name.
         labels: whether a label map is needed too.
+        split: ``all``, or train, validation or test, as a training run splits the same dataset.
+        fractions: of the three splits; :class:`~scorefusion.data.config.DatasetConfig`'s by default.
 
     Raises:
-        BadInput: if there is none.
+        BadInput: if there is none, or for fractions that are not shares.
         ScoreFusionError: for a count below 1.
     """
     if count is not None and count < 1:
         raise ScoreFusionError(f"an evaluation needs at least 1 subject, got {count}")
     wanted = [*reversed(files_needed(config)), *([LABELS] if labels else [])]
-    return list(find_subjects_at(data, wanted).subjects)[:count]
+    values = {"root": str(data), "contrasts": wanted, "split": split}
+    values |= {} if fractions is None else {"fractions": fractions}
+    return list(find_subjects(parse(DatasetConfig, values, data)).subjects)[:count]
 
 
 def is_synthetic(data: Path) -> bool:
