@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,7 +159,7 @@ def find_cases(
     if count is not None and count < 1:
         raise ScoreFusionError(f"an evaluation needs at least 1 subject, got {count}")
     wanted = [*reversed(files_needed(config)), *([LABELS] if labels else [])]
-    values = {"root": str(data), "contrasts": wanted, "split": split}
+    values: dict[str, Any] = {"root": str(data), "contrasts": wanted, "split": split}
     values |= {} if fractions is None else {"fractions": fractions}
     return list(find_subjects(parse(DatasetConfig, values, data)).subjects)[:count]
 
