@@ -185,3 +185,23 @@ def test_cached_branch_outputs_give_the_loss_of_the_networks(people: Path, tmp_p
     assert all(torch.equal(once[name], cut[name]) for name in once)
     with pytest.raises(BadInput, match="cached"):
         run_of(tiny("t1-t2"), people, ("slices",), stages=[{"kind": "slices", "steps": 1, "cached": 2}])
+
+
+def test_one_slice_takes_the_weights_of_five(tmp_path: Path) -> None:
+    wide = ScoreFusion(tiny("t1-sr4"))
+    for parameter in wide.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    wide.save_pretrained(tmp_path / "wide", card="# wide")
+    narrow = ScoreFusion(tiny("t1-sr4", context=0))
+    take_weights(narrow, {"slice_networks.slice": str(tmp_path / "wide")})
+    x, time = torch.randn(2, 2, 16, 16), torch.zeros(2)
+    same = torch.cat([x[:, :1]] * 5 + [x[:, 1:]], dim=1)
+    label = torch.zeros(2, dtype=torch.long)
+    torch.testing.assert_close(
+        narrow.slice_networks["slice"](x, time, label=label),
+        wide.slice_networks["slice"](same, time, label=label),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    with pytest.raises(ScoreFusionError, match="context 0 only"):
+        take_weights(ScoreFusion(tiny("t1-sr4", context=1)), {"slice_networks.slice": str(tmp_path / "wide")})

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..data.config import DatasetConfig
 from ..data.contrast import canonical
@@ -18,6 +19,7 @@ from ..errors import ScoreFusionError
 from ..models.config import ModelConfig, read_config
 from ..models.folder import from_pretrained
 from ..models.score_fusion import ScoreFusion
+from ..models.unet import UNet
 from .checkpoint import CHECKPOINT, load
 from .config import TrainConfig
 from .pairs import contrasts_of, factors_of, needs_whole, whole_condition
@@ -99,6 +101,9 @@ def sources_of(
 def take_weights(model: ScoreFusion, start_from: Mapping[str, str]) -> None:
     """Copy networks of trained models into ``model``.
 
+    A 2D network that sees one slice takes the weights of one that sees neighbours too, as if these were the
+    slice itself.
+
     Args:
         model: changed in place.
         start_from: a part's name (``slice_networks.NAME``, ``fusion`` or ``features``) to a model folder, a
@@ -109,15 +114,30 @@ def take_weights(model: ScoreFusion, start_from: Mapping[str, str]) -> None:
     """
     for part, told in start_from.items():
         where, _, name = told.partition(":")
-        given = _part(_trained(where), name or part, where)
+        source = _trained(where)
+        given = _part(source, name or part, where)
         mine = _part(model, part, model.config.name)
+        state = given.state_dict()
+        if isinstance(given, UNet) and given.dims == 2 and model.config.context < source.config.context:
+            state = _without_neighbours(given, source.config.context, model.config.context)
         try:
-            mine.load_state_dict(given.state_dict())
+            mine.load_state_dict(state)
         except RuntimeError as error:
             raise ScoreFusionError(
                 f"{part} of {model.config.name!r} cannot take the weights of {told!r}: "
                 f"{' '.join(str(error).split())[:300]}"
             ) from None
+
+
+def _without_neighbours(network: UNet, context: int, wanted: int) -> dict[str, Tensor]:
+    """The weights of a 2D network of one condition that is given its slice in place of the neighbours."""
+    if wanted:
+        raise ScoreFusionError(f"weights of context {context} are taken for context 0 only, not {wanted}")
+    name = "encoder.0.weight"
+    state = network.state_dict()
+    cells, slices = network.config.patch**2, 2 * context + 1
+    shown, rest = state[name].split([slices * cells, state[name].shape[1] - slices * cells], dim=1)
+    return state | {name: torch.cat([shown.unflatten(1, (slices, cells)).sum(1), rest], dim=1)}
 
 
 def _trained(where: str) -> ScoreFusion:
