@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 import torch
 
 from scorefusion import Pipeline
@@ -14,16 +15,24 @@ from scorefusion.diffusion.consistency import block_mean
 from scorefusion.io.nifti import read_scan
 from scorefusion.metrics import psnr
 from scorefusion.models.folder import ASSETS
+from scorefusion.models.presets import preset
+from scorefusion.models.score_fusion import ScoreFusion
 
 ANATOMICAL = Path(nibabel.__file__).parent / "tests/data/anatomical.nii"
 """A real T1 head of 33×41×25 voxels of 4 mm that nibabel carries; the model never saw it."""
 
 
-def test_it_is_small_and_has_a_card() -> None:
-    folder = ASSETS / "t1-sr4"
+@pytest.mark.parametrize("name", ["t1-sr4", "t1-t2", "t1sr4-t2"])
+def test_it_is_small_and_has_a_card(name: str) -> None:
+    folder = ASSETS / name
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
     card = (folder / "README.md").read_text()
     assert all(part in card for part in ("## What it saw", "## What it is not for", "## Measured"))
+
+
+@pytest.mark.parametrize("name", ["t1-t2", "t1sr4-t2"])
+def test_its_networks_are_the_presets(name: str) -> None:
+    assert ScoreFusion.from_pretrained(name).config == preset(name)
 
 
 def test_it_restores_a_real_volume(tmp_path: Path) -> None:
