@@ -15,6 +15,7 @@ EXTRA = {
     "monai": "monai",
     "onnx": "tensorrt",
     "onnxscript": "tensorrt",
+    "psutil": "train",
     "scipy": "train",
     "skimage": "train",
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_config
 
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import ModelConfig, parse
@@ -24,9 +26,11 @@ from scorefusion.train.crops import CropSampler, vary
 from scorefusion.train.draws import Draws, draw_levels, stream, together
 from scorefusion.train.journal import read_rows
 from scorefusion.train.look import boxes_of, restore
-from scorefusion.train.loop import learning_rate, train
+from scorefusion.train.loop import train
 from scorefusion.train.pairs import make_example
+from scorefusion.train.sources import take_weights
 from scorefusion.train.stages import StageLoss, trained_parameters
+from scorefusion.train.step import learning_rate
 from scorefusion.train.variants import warp
 
 BLOCK = (4, 4, 4)
@@ -91,7 +95,7 @@ def some_crops(edge: int = 40, channels: int = 1) -> CropSampler:
 def test_a_look_is_drawn_and_measured_and_changes_nothing(
     head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = run_config(head)
+    config = run_config(head, model=tiny_config().model_dump())
     config = config.model_copy(update={"stages": config.stages[:1]})
     blind = train(config, tmp_path / "blind").state_dict()
     given = {"volumes": [{"file": str(head)}], "boxes": 2, "size": 16}
@@ -264,10 +268,32 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
 
 
+def test_examples_drawn_ahead_are_the_same(head: Path, tmp_path: Path) -> None:
+    config = run_config(head)
+    config = config.model_copy(update={"stages": config.stages[:1]})
+    here = train(config, tmp_path / "here").state_dict()
+    ahead = train(config.model_copy(update={"workers": 2}), tmp_path / "ahead").state_dict()
+    assert all(torch.equal(here[name], ahead[name]) for name in here)
+
+
+def test_a_run_goes_on_elsewhere_and_gives_its_weights_to_others(head: Path, tmp_path: Path) -> None:
+    config = run_config(head)
+    config = config.model_copy(update={"stages": config.stages[:1]})
+    trained = train(config, tmp_path / "run")
+    moved = config.model_copy(update={"save_every": 7.0, "export": "elsewhere"})
+    again = train(moved, tmp_path / "run")
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
+    assert json.loads((tmp_path / "run/config.json").read_text())["export"] == "elsewhere"
+    other = ScoreFusion(config.description)
+    take_weights(other, {"slice_networks.slice": str(tmp_path / "run")})
+    pairs = zip(trained.slice_networks.parameters(), other.slice_networks.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_rejects_bad_runs(head: Path, tmp_path: Path) -> None:
     config = run_config(head)
     train(config.model_copy(update={"stages": config.stages[:1]}), tmp_path / "run")
-    with pytest.raises(BadInput, match="another run"):
+    with pytest.raises(BadInput, match=r"another run \(stages differ\)"):
         train(config, tmp_path / "run")
     with pytest.raises(BadInput, match="did you mean 'steps'"):
         run_config(head, stages=[{"kind": "slices", "step": 3}])

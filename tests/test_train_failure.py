@@ -47,7 +47,7 @@ def test_the_batch_of_a_step_that_diverged_is_kept(tmp_path: Path) -> None:
 
     found = replay(kept)
     assert found.layer and not found.batch and not found.weights
-    shown = CliRunner().invoke(app, ["train", str(file), "-o", str(folder), "--replay", str(kept)])
+    shown = CliRunner().invoke(app, ["train", str(file), "--replay", str(kept)])
     assert shown.exit_code == 0 and found.layer in shown.output
     assert kept.with_suffix("").name in told["replay"]
 

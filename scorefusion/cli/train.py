@@ -18,22 +18,29 @@ Examples:
 
   scorefusion train configs/t1-sr4.json -o runs/t1-sr4
 
-  scorefusion train my.toml -o runs/mine --dry-run
+  scorefusion train my.toml --dry-run
 
   scorefusion train my.toml -o runs/mine --export models/mine
 
   torchrun --nproc-per-node 4 -m scorefusion train my.toml -o runs/mine
 
-  scorefusion train my.toml -o runs/mine --replay runs/mine/nan-1-000123.safetensors
+  scorefusion train my.toml --replay runs/mine/nan-1-000123.safetensors
 """
 
 
 def train(
     config: Annotated[Path, typer.Argument(help="The run's configuration, .json or .toml.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder.")] = None,
     export: Annotated[
         Path | None, typer.Option(help="Write the finished model here (default: the configuration's export).")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Time a few steps instead: parameters, FLOP, memory, hours."),
+    ] = False,
+    dry_run_seconds: Annotated[
+        float, typer.Option(min=0.0, help="How long to time, all stages together.")
+    ] = 60.0,
     replay: Annotated[
         Path | None,
         typer.Option(help="Compute a step again whose loss was not finite, instead of training."),
@@ -43,20 +50,31 @@ def train(
     from rich.console import Console
 
     from ..compute import DTYPES
+    from ..errors import ScoreFusionError
     from ..models.config import read_config
     from ..models.folder import save_pretrained
     from ..train.card import training_card
     from ..train.config import TrainConfig
     from ..train.devices import is_first
+    from ..train.dry_run import describe
+    from ..train.dry_run import dry_run as try_out
     from ..train.failure import replay as compute_again
     from ..train.loop import train as run
-    from .bars import stages
+    from .bars import progress, stages
 
+    settings = read_config(TrainConfig, config)
     if replay:
         found = compute_again(replay)
         print(f"{found.reason}. {found.fix}")
         return
-    settings = read_config(TrainConfig, config)
+    if dry_run:
+        with progress("stages", quiet=not is_first()) as report:
+            cost = try_out(settings, seconds=dry_run_seconds, progress=report)
+        if is_first():
+            print(describe(cost))
+        return
+    if out is None:
+        raise ScoreFusionError("a run needs a folder: scorefusion train CONFIG -o FOLDER (or --dry-run)")
     console = Console(stderr=True, quiet=not is_first())
     with stages(console) as show:
         model = run(settings, out, progress=show, warn=console.print)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,22 @@ import torch
 
 from ..errors import BadInput
 from ..io.atomic import written_beside
+from ..models.config import read_config
 from ..models.score_fusion import ScoreFusion
 from .config import TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
+FREE = (
+    "device",
+    "workers",
+    "validation",
+    "save_every",
+    "look_every",
+    "tensorboard",
+    "export",
+    "export_dtype",
+)
+"""Settings that may change while a run goes on: they change no weight, but for a device's rounding."""
 
 
 @dataclass
@@ -40,26 +51,28 @@ class State:
 
 
 def claim(folder: Path, config: TrainConfig) -> None:
-    """Make the run's folder, or check that it holds this very run.
+    """Make the run's folder, or check that it holds this very run; only :data:`FREE` settings may differ.
 
     Raises:
         BadInput: if it holds another, or cannot be written.
     """
-    path, text = folder / "config.json", config.model_dump_json(indent=2)
+    path = folder / "config.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            with written_beside(path) as beside:
-                beside.write_text(text + "\n")
-            return
-        same = json.loads(path.read_text()) == json.loads(text)
     except OSError as error:
         raise BadInput(folder, f"cannot be a run's folder ({error.strerror})", "Choose another.") from None
-    except ValueError as error:
-        raise BadInput(path, f"is damaged ({error})", "Restore it, or choose another folder.") from None
-    if not same:
-        problem = "is the configuration of another run"
-        raise BadInput(path, problem, "Choose another folder, or remove this one.")
+    if path.exists():
+        there, here = read_config(TrainConfig, path).model_dump(), config.model_dump()
+        for name in FREE:
+            there[name] = here[name]
+        if there != here:
+            names = ", ".join(name for name in here if there[name] != here[name])
+            problem = f"is the configuration of another run ({names} differ)"
+            raise BadInput(path, problem, "Choose another folder, or remove this one.")
+    text = config.model_dump_json(indent=2) + "\n"
+    if not path.exists() or path.read_text() != text:
+        with written_beside(path) as beside:
+            beside.write_text(text)
 
 
 def save(folder: Path, model: ScoreFusion, average: ScoreFusion, state: State) -> None:

@@ -125,16 +125,31 @@ class ValidationConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """The whole run. ``model`` is a preset's name or a full model description.
+    """The whole run.
 
-    A checkpoint is kept every ``save_every`` seconds, a line of the log every ``log_every`` steps, and sample
-    pictures every ``look_every`` steps and at each stage's end (0: none), with the PSNR of the ``validation``
-    boxes where there are some. ``start_from`` takes
-    weights from trained models: a network's name (``slice_networks.slice``, ``fusion``, ``features``) to a
-    model folder or another run's, or to ``FOLDER:NETWORK`` where it has another name there.
-    ``device`` is the GPU where there is one, unless named. ``precision`` is what convolutions and matrix
-    products compute in (the weights are float32): ``auto`` takes bfloat16 where the processor is clearly
-    faster at it. ``tensorboard`` writes TensorBoard's events, too, if the package is installed.
+    Attributes:
+        model: a preset's name or a full model description.
+        volumes: training subjects, one by one.
+        datasets: and all those of datasets.
+        validation: what is looked at besides the loss.
+        start_from: weights of trained models: a network's name (``slice_networks.slice``, ``fusion``,
+            ``features``) to a model folder or another run's, or to ``FOLDER:NETWORK`` where it has another
+            name there.
+        stages: in order.
+        variants: how warped copies differ from their source.
+        augment: how every crop is varied.
+        seed: of every random number.
+        device: the GPU where there is one, unless named.
+        precision: what convolutions and matrix products compute in (the weights are float32): ``auto`` takes
+            bfloat16 where the processor is clearly faster at it.
+        save_every: seconds between checkpoints.
+        log_every: steps between rows of the log.
+        look_every: steps between sample pictures, with the PSNR of ``validation``; each stage ends with one.
+            0: none.
+        tensorboard: write TensorBoard's events, too, if the package is installed.
+        workers: processes that draw examples ahead; None: on a CPU none, on a GPU up to four.
+        export: where the finished model goes.
+        export_dtype: the stored type of its weights.
     """
 
     model: str | ModelConfig
@@ -152,6 +167,7 @@ class TrainConfig(Frozen):
     log_every: int = 20
     look_every: int = 500
     tensorboard: bool = True
+    workers: int | None = Field(default=None, ge=0)
     export: str | None = None
     export_dtype: Literal["float32", "float16"] = "float16"
 

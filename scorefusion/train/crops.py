@@ -47,10 +47,11 @@ class CropSampler:
         origin = (0, 0, 0) if size is None else self._place(array, size, random)
         want = whole if size is None else tuple(size)
         box = tuple(slice(start, start + length) for start, length in zip(origin, want, strict=True))
-        part = array[:, box[0], box[1], box[2]]
-        short = [(0, length - have) for length, have in zip(want, part.shape[1:], strict=True)]
-        crop = np.pad(np.asarray(part, dtype=np.float32), [(0, 0), *short], mode="edge")
-        return Crop(vary(torch.from_numpy(crop)[None], self.augment, random), origin, whole)
+        part = torch.from_numpy(np.array(array[:, box[0], box[1], box[2]])).float()[None]
+        short = [length - have for length, have in zip(want, part.shape[2:], strict=True)]
+        if any(short):
+            part = F.pad(part, (0, short[2], 0, short[1], 0, short[0]), mode="replicate")
+        return Crop(vary(part, self.augment, random), origin, whole)
 
     def _place(self, array: np.ndarray, size: Sequence[int], random: np.random.Generator) -> tuple[int, ...]:
         """An aligned origin, drawn again (8 times at most) until a third of the box is foreground."""
@@ -77,12 +78,18 @@ def vary(volume: Tensor, augment: AugmentConfig, random: np.random.Generator) ->
     return torch.cat([_varied(channel, augment, random) for channel in volume.split(1, dim=1)], dim=1)
 
 
+def normal(shape: Sequence[int], random: np.random.Generator) -> Tensor:
+    """Independent normal numbers, float32; their generator is seeded from ``random``."""
+    generator = torch.Generator().manual_seed(int(random.integers(2**63)))
+    return torch.randn(tuple(shape), generator=generator)
+
+
 def _varied(volume: Tensor, augment: AugmentConfig, random: np.random.Generator) -> Tensor:
     """Sharpen, re-map, shade and add noise to one contrast ``[1, 1, D, H, W]``."""
     if augment.sharpen and random.random() < 0.5:
-        blurred = F.avg_pool3d(F.pad(volume, (1,) * 6, mode="replicate"), 3, stride=1)
-        volume = volume + float(random.uniform(-0.3, augment.sharpen)) * (volume - blurred)
-    level = ((volume + 1) / 2).clamp(0, 2)
+        strength = float(random.uniform(-0.3, augment.sharpen))
+        volume = volume + strength * (volume - _blurred(volume))
+    level = (volume + 1).mul_(0.5).clamp_(0, 2)
     if augment.gamma:
         level = level ** float(np.exp(random.normal(0, augment.gamma)))
     if random.random() < augment.remap:
@@ -91,23 +98,37 @@ def _varied(volume: Tensor, augment: AugmentConfig, random: np.random.Generator)
         level = level * _shade(level.shape[2:], augment.bias, random)
     if random.random() < augment.noise_probability:
         sigma = float(random.uniform(0, augment.noise))
-        first = torch.from_numpy(random.standard_normal(tuple(level.shape), dtype=np.float32))
-        second = torch.from_numpy(random.standard_normal(tuple(level.shape), dtype=np.float32))
-        level = ((level + sigma * first) ** 2 + (sigma * second) ** 2).sqrt()
-    return level * 2 - 1
+        first, second = normal((2, *level.shape), random).mul_(sigma)
+        level = first.add_(level).square_().add_(second.square_()).sqrt_()
+    return level.mul_(2).sub_(1)
+
+
+def _blurred(volume: Tensor) -> Tensor:
+    """Means of 3x3x3 voxels, the edges repeated, one axis after another."""
+    volume = F.pad(volume, (1,) * 6, mode="replicate")
+    for axis in (2, 3, 4):
+        left, middle, right = (volume.narrow(axis, at, volume.shape[axis] - 2) for at in range(3))
+        volume = (left + middle).add_(right)
+    return volume.div_(27)
 
 
 def _remapped(level: Tensor, random: np.random.Generator) -> Tensor:
     """Another contrast: a random piecewise linear curve through (0, 0), not always rising."""
     knots = np.concatenate([[0.0], np.cumsum(random.uniform(-0.15, 0.5, 6))])
     knots = np.abs(knots) / max(np.abs(knots[1:5]).max(), 0.3)
-    position = (level * 4).clamp(0, 5.999)
-    index = position.long()
-    curve = torch.tensor(knots, dtype=level.dtype)
-    return torch.lerp(curve[index], curve[index + 1], position - index)
+    position = (level * 4).clamp_(0, 6)
+    slopes = np.diff(knots)
+    curve = position * float(slopes[0])
+    for knot, bend in enumerate(np.diff(slopes), start=1):
+        curve.add_((position - knot).clamp_(min=0), alpha=float(bend))
+    return curve
 
 
 def _shade(shape: Sequence[int], strength: float, random: np.random.Generator) -> Tensor:
-    """A smooth multiplicative bias field ``[1, 1, D, H, W]`` about 1."""
-    coarse = torch.from_numpy(random.normal(0, strength / 2, (1, 1, 2, 2, 2)).astype(np.float32))
-    return 1 + F.interpolate(coarse, size=tuple(shape), mode="trilinear", align_corners=True)
+    """A smooth multiplicative bias field ``[1, 1, D, H, W]`` about 1: trilinear between the corners."""
+    field = torch.from_numpy(random.normal(0, strength / 2, (2, 2, 2)).astype(np.float32))
+    for axis in (2, 1, 0):  # the last, and largest, step in one pass
+        first, last = field.select(axis, 0).unsqueeze(axis), field.select(axis, 1).unsqueeze(axis)
+        place = torch.linspace(0, 1, shape[axis]).reshape([-1 if axis == at else 1 for at in range(3)])
+        field = torch.lerp(first, last, place)
+    return field.add_(1)[None, None]

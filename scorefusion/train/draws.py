@@ -20,7 +20,7 @@ from ..models.score_fusion import ScoreFusion
 from ..ops.gather_slices import gather_slices
 from ..reference.planes import AXIS
 from .config import StageConfig
-from .crops import CropSampler
+from .crops import CropSampler, normal
 from .pairs import factors_of, make_example
 
 Batch = dict[str, Tensor]
@@ -146,7 +146,7 @@ def draw_slices(
     first = reach + int(random.integers(0, inner - count + 1))
     level = draw_levels(count, stage, random)
     clean = residual.movedim(axis, 1)[0, first : first + count]
-    noise = torch.from_numpy(random.standard_normal(tuple(clean.shape), dtype=np.float32))
+    noise = normal(clean.shape, random)
     noisy = torch.zeros_like(residual)
     noisy.movedim(axis, 1)[0, first : first + count] = model.scaled(
         add_noise(clean, noise, level.abar), level
@@ -169,7 +169,7 @@ def draw_box(
     crop = crops.draw([stage.crop] * 3 if stage.crop else None, random)
     example = make_example(crop.volume, config, seed=int(random.integers(2**31)))
     level = draw_levels(1, stage, random)
-    noise = torch.from_numpy(random.standard_normal(tuple(example.residual.shape), dtype=np.float32))
+    noise = normal(example.residual.shape, random)
     inputs = model.prepare(example.condition, origin=crop.origin, full=crop.full)
     batch = {
         "x": model.padded(model.scaled(add_noise(example.residual, noise, level.abar), level)),

@@ -86,7 +86,7 @@ def not_finite(run: Run, draws: Draws, loss: float, norm: float) -> ScoreFusionE
         "gradient_norm": str(norm),
         "precision": run.accelerator.mixed_precision,
         "dropout_seed": step_seed(run.config.seed, state.stage, state.step),
-        "replay": f"scorefusion train {run.folder / 'config.json'} -o {run.folder} --replay {file}",
+        "replay": f"scorefusion train {run.folder / 'config.json'} --replay {file}",
         "of": stage.model_dump(mode="json"),
         "model": run.model.config.model_dump(mode="json"),
     }

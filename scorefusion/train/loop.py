@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..data.find import Refusal
 from ..io.atomic import written_beside
@@ -21,14 +20,13 @@ from . import checkpoint
 from .checkpoint import State
 from .config import StageConfig, TrainConfig
 from .crops import Crop, CropSampler
-from .devices import my_share, start
-from .draws import Draws, step_seed
+from .devices import start
 from .failure import not_finite
 from .journal import Journal, draw_curves
 from .look import boxes_of, look
 from .pairs import factors_of
 from .sources import take_weights, volumes_of
-from .stages import CachedDraws, StageLoss, on_device, trained_parameters
+from .step import Stepper, learning_rate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -129,63 +127,30 @@ class Run:
 
 def run_stage(run: Run) -> None:
     """Do what is left of the current stage, and go over to the next."""
-    config, state, accelerator = run.config, run.state, run.accelerator
-    stage, mine = config.stages[state.stage], my_share(config.stages[state.stage], accelerator)
-    run.model.train().requires_grad_(False)
-    parameters: list[Tensor] = [
-        parameter.requires_grad_() for parameter in trained_parameters(run.model, stage)
-    ]
-    averages: list[Tensor] = list(trained_parameters(run.average, stage))
-    optimiser = torch.optim.Adam(parameters, lr=stage.learning_rate, betas=(0.9, 0.99))
-    if state.optimiser is not None:
-        optimiser.load_state_dict(state.optimiser)
-    if stage.kind != "slices":
-        run.model.slice_networks.eval()
-    loss_of = accelerator.prepare_model(StageLoss(run.model, stage))
-    draws = _draws(run, stage)
-    saved = time.perf_counter()
-    while state.step < stage.steps:
-        began = time.perf_counter()
-        torch.manual_seed(step_seed(config.seed, state.stage, state.step, accelerator.process_index))
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(stage, state.step)
-        optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(on_device(draws.batch(state.step, mine), accelerator.device))
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(parameters, stage.clip)
-        value = float(accelerator.reduce(loss.detach(), "mean"))
-        if not math.isfinite(value) or not torch.isfinite(norm):
-            raise not_finite(run, draws, value, float(norm))
-        optimiser.step()
+    config, state = run.config, run.state
+    stage = config.stages[state.stage]
+    stepper = Stepper(
+        config, state.stage, run.accelerator, run.model, run.average, run.crops, state.optimiser
+    )
+    state.optimiser = None
+    saved = began = time.perf_counter()
+    for batch in stepper.batches(state.step):
+        loss, norm = stepper.gradient(state.step, batch)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise not_finite(run, stepper.draws, loss, norm)
+        stepper.update(state.step)
         state.step += 1
-        with torch.no_grad():
-            decay = min(stage.ema, (1 + state.step) / (10 + state.step))
-            torch._foreach_lerp_(averages, parameters, 1 - decay)
-        state.losses.append(value)
+        state.losses.append(loss)
         state.seconds += time.perf_counter() - began
         _tell(run, stage)
         if time.perf_counter() - saved > config.save_every:
-            run.save(optimiser)
+            run.save(stepper.optimiser)
             saved = time.perf_counter()
+        began = time.perf_counter()
     run.model.load_state_dict(run.average.state_dict())
     state.stage, state.step, state.losses = state.stage + 1, 0, []
     run.save(None)
-    accelerator.free_memory()
-
-
-def learning_rate(stage: StageConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
-    if step < stage.warmup:
-        return stage.learning_rate * (step + 1) / stage.warmup
-    done = (step - stage.warmup) / max(stage.steps - stage.warmup, 1)
-    return stage.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
-
-
-def _draws(run: Run, stage: StageConfig) -> Draws:
-    options: dict[str, Any] = {"seed": run.config.seed, "number": run.state.stage}
-    if stage.cached:
-        options["autocast"] = run.accelerator.autocast
-    return (CachedDraws if stage.cached else Draws)(run.model, run.crops, stage, **options)
+    run.accelerator.free_memory()
 
 
 def _tell(run: Run, stage: StageConfig) -> None:

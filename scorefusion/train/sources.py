@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..data.config import DatasetConfig
 from ..data.contrast import canonical
 from ..data.find import Refusal, find_subjects
-from ..data.store import Source, StoreSettings, build_store
+from ..data.store import Extra, Source, StoreSettings, Vary, build_store
 from ..data.subject import Subject
 from ..errors import ScoreFusionError
 from ..models.config import ModelConfig, read_config
@@ -29,6 +30,54 @@ PLAIN = DatasetConfig(root="", skip_broken=False)
 """How volumes that a configuration names one by one are read: any that cannot be used is an error."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The arrays that a run is trained on, and how they are made; see :func:`build_store`."""
+
+    sources: tuple[Source, ...]
+    settings: StoreSettings
+    vary: Vary
+    extra: Extra | None
+
+    def build(
+        self,
+        folder: Path,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        refused: Callable[[Refusal], None] | None = None,
+    ) -> list[tuple[np.ndarray, float]]:
+        """Make them where they are missing.
+
+        Raises:
+            BadInput: for a file that cannot be used.
+        """
+        return build_store(
+            self.sources, folder, self.settings,
+            vary=self.vary, extra=self.extra, progress=progress, refused=refused,
+        )  # fmt: skip
+
+
+def plan_of(
+    config: TrainConfig, model: ModelConfig, refused: Callable[[Refusal], None] | None = None
+) -> Plan:
+    """What a run's configuration asks to be stored.
+
+    Raises:
+        BadInput: for a dataset that cannot be used.
+        ScoreFusionError: if a subject lacks a contrast that the model needs.
+    """
+    extra = functools.partial(whole_condition, config=model) if needs_whole(model) else None
+    settings = StoreSettings(
+        seed=config.seed,
+        intensity=model.intensity,
+        factors=factors_of(model),
+        variation=config.variants.model_dump_json(),
+        extra=f"{model.degradation.model_dump_json()}|{model.residual.base}" if extra else "",
+    )
+    sources = tuple(sources_of(config, model, refused))
+    return Plan(sources, settings, lambda volume, random: warp(volume, config.variants, random), extra)
+
+
 def volumes_of(
     config: TrainConfig,
     model: ModelConfig,
@@ -37,28 +86,13 @@ def volumes_of(
     progress: Callable[[int, int], None] | None = None,
     refused: Callable[[Refusal], None] | None = None,
 ) -> list[tuple[np.ndarray, float]]:
-    """The training volumes of a run, made where they are missing; see :func:`build_store`.
+    """The training volumes of a run with the share of each, made where they are missing.
 
     Raises:
         BadInput: for a file or dataset that cannot be used.
         ScoreFusionError: if a subject lacks a contrast that the model needs.
     """
-    extra = functools.partial(whole_condition, config=model) if needs_whole(model) else None
-    return build_store(
-        list(sources_of(config, model, refused)),
-        folder,
-        StoreSettings(
-            seed=config.seed,
-            intensity=model.intensity,
-            factors=factors_of(model),
-            variation=config.variants.model_dump_json(),
-            extra=f"{model.degradation.model_dump_json()}|{model.residual.base}" if extra else "",
-        ),
-        vary=lambda volume, random: warp(volume, config.variants, random),
-        extra=extra,
-        progress=progress,
-        refused=refused,
-    )
+    return plan_of(config, model, refused).build(folder, progress=progress, refused=refused)
 
 
 def sources_of(

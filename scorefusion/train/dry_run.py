@@ -1,0 +1,245 @@
+"""What a run will take: parameters, arithmetic, memory and hours, from a few timed steps of each stage."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..optional import need
+from .config import StageConfig, TrainConfig
+from .crops import CropSampler
+from .devices import start
+from .draws import Batch
+from .loop import fresh_models
+from .pairs import factors_of
+from .rate import Rate, Recorder, finished, measure
+from .sources import plan_of
+from .stages import on_device
+from .step import Stepper
+
+LEAST = 3
+"""Steps that are timed, however long they take."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage takes.
+
+    Attributes:
+        stage: which.
+        parameters: that it trains.
+        flop: of a step of one process, forward and backward; convolutions and matrix products.
+        seconds: of a step, the median.
+        drawing: of these, what making the examples takes, where no other process does that.
+        first: seconds before the steps that a ``cached`` stage spends on what it keeps.
+        convolutions: the step's own, run bare.
+        peak_bytes: the most that was resident (on a GPU: allocated), the whole program's.
+        examples: slices or boxes of a step, of all processes.
+    """
+
+    stage: StageConfig
+    parameters: int
+    flop: int
+    seconds: float
+    drawing: float
+    first: float
+    convolutions: Rate
+    peak_bytes: int
+    examples: int
+
+    @property
+    def hours(self) -> float:
+        """Of the whole stage; pictures and validation come on top."""
+        return (self.first + self.seconds * self.stage.steps) / 3600
+
+    @property
+    def achieved(self) -> float:
+        """FLOP a second."""
+        return self.flop / self.seconds
+
+    @property
+    def share(self) -> float:
+        """Of what the same convolutions reach bare."""
+        bare = self.convolutions.each_second
+        return self.achieved / bare if bare else 0.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes.
+
+    Attributes:
+        stages: in order.
+        parameters: of the whole model.
+        device: where it was timed.
+        precision: of convolutions and matrix products.
+        threads: of a process.
+        processes: that share a step.
+        arrays: volumes and variants to be stored.
+        store_seconds: to make one of them.
+        store_bytes: of one of them.
+    """
+
+    stages: tuple[StageCost, ...]
+    parameters: int
+    device: str
+    precision: str
+    threads: int
+    processes: int
+    arrays: int
+    store_seconds: float
+    store_bytes: int
+
+
+def dry_run(
+    config: TrainConfig, *, seconds: float = 60.0, progress: Callable[[int, int], None] | None = None
+) -> Cost:
+    """Time a few steps of every stage on the run's first subject; nothing is kept.
+
+    Args:
+        config: the run.
+        seconds: for all stages together; a stage takes longer if its first steps do.
+        progress: called with (stages done, in all).
+
+    Raises:
+        BadInput: for volumes that cannot be used.
+        ScoreFusionError: as training would.
+    """
+    accelerator = start(config)
+    model, average = fresh_models(config)
+    model, average = model.to(accelerator.device), average.to(accelerator.device)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = plan_of(config, model.config)
+        first = replace(plan.sources[0], variants=min(plan.sources[0].variants, 1))
+        began = time.perf_counter()
+        store = replace(plan, sources=(first,)).build(Path(folder))
+        store_seconds = (time.perf_counter() - began) / len(store)
+        crops = CropSampler(store, config.augment, factors_of(model.config)[0])
+        costs = []
+        for number, stage in enumerate(config.stages):
+            small = stage.model_copy(update={"cached": min(stage.cached, stage.batch)})
+            stages = (*config.stages[:number], small, *config.stages[number + 1 :])
+            tried = config.model_copy(update={"stages": stages})
+            stepper = Stepper(tried, number, accelerator, model, average, crops)
+            each = stage.slices * len(model.config.branches) if stage.kind == "slices" else 1
+            costs.append(_cost(stage, stepper, seconds / len(config.stages), stage.batch * each))
+            accelerator.free_memory()
+            if progress:
+                progress(number + 1, len(config.stages))
+    return Cost(
+        tuple(costs),
+        sum(parameter.numel() for parameter in model.parameters()),
+        str(accelerator.device),
+        {"no": "float32", "bf16": "bfloat16"}[accelerator.mixed_precision],
+        torch.get_num_threads(),
+        accelerator.num_processes,
+        sum(1 + source.variants for source in plan.sources),
+        store_seconds,
+        store[0][0].nbytes,
+    )
+
+
+def describe(cost: Cost) -> str:
+    """A table: a line for each stage, and what they sum up to."""
+    head = ("stage", "trains", "steps", "GFLOP", "s/step", "drawing", "a second", "GFLOP/s", "bare", "share")
+    rows = [(*head, "peak GB", "hours")]
+    for each in cost.stages:
+        what = "slices" if each.stage.kind == "slices" else "boxes" if each.stage.crop else "volumes"
+        rows.append(
+            (
+                each.stage.kind,
+                f"{each.parameters / 1e6:.2f} M",
+                str(each.stage.steps),
+                f"{each.flop / 1e9:.4g}",
+                f"{each.seconds:.3g}",
+                f"{each.drawing / each.seconds:.0%}",
+                f"{each.examples / each.seconds:.3g} {what}",
+                f"{each.achieved / 1e9:.4g}",
+                f"{each.convolutions.each_second / 1e9:.4g}",
+                f"{each.share:.0%}",
+                f"{each.peak_bytes / 1e9:.2f}",
+                f"{each.hours:.2f}",
+            )
+        )
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    store = cost.arrays * cost.store_seconds / 3600
+    total = store + sum(each.hours for each in cost.stages)
+    where = f"{cost.device}, {cost.precision}, {cost.threads} threads"
+    where += f", {cost.processes} processes" if cost.processes > 1 else ""
+    return "\n".join(
+        [
+            f"{cost.parameters / 1e6:.2f} M parameters; {where}",
+            f"{cost.arrays} volumes to store: {store:.2f} h, {cost.arrays * cost.store_bytes / 1e9:.2f} GB",
+            *lines,
+            f"in all {total:.1f} h, without pictures and validation",
+            "GFLOP, GFLOP/s: of one process; bare: what the same convolutions reach alone; share: of that",
+        ]
+    )
+
+
+def _cost(stage: StageConfig, stepper: Stepper, seconds: float, examples: int) -> StageCost:
+    device = stepper.accelerator.device
+    _forget_peak(device)
+    began = finished(device)
+    batch = _drawn(stepper, 0)
+    with Recorder() as convolutions, FlopCounterMode(display=False) as counter:
+        stepper.gradient(0, batch)
+    stepper.update(0)
+    first = finished(device) - began
+    times: list[tuple[float, float]] = []
+    bare: Rate | None = None
+    began = finished(device)
+    while len(times) < LEAST or finished(device) - began < seconds:
+        before = finished(device)
+        batch = _drawn(stepper, len(times) + 1)
+        drawn = finished(device)
+        stepper.gradient(len(times) + 1, batch)
+        stepper.update(len(times) + 1)
+        times.append((drawn - before, finished(device) - before))
+        if bare is None and (len(times) >= LEAST or finished(device) - began > seconds / 2):
+            bare = measure(convolutions.found, device)
+    drawing, whole = (statistics.median(column) for column in zip(*times, strict=True))
+    if stepper.workers:
+        whole = max(whole - drawing, drawing / stepper.workers)
+    return StageCost(
+        stage=stage,
+        parameters=sum(parameter.numel() for parameter in stepper.parameters),
+        flop=counter.get_total_flops(),
+        seconds=whole,
+        drawing=0.0 if stepper.workers else drawing,
+        first=max(first - whole, 0.0) * stage.cached / stage.batch,
+        convolutions=bare or measure(convolutions.found, device),
+        peak_bytes=_peak(device),
+        examples=examples,
+    )
+
+
+def _drawn(stepper: Stepper, step: int) -> Batch:
+    return on_device(stepper.draws.batch(step, stepper.mine), stepper.accelerator.device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes at the peak; where the system does not tell, bytes now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+    return int(need("psutil", "measuring memory").Process().memory_info().rss)
