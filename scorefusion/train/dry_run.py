@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -20,7 +21,7 @@ from .devices import start
 from .draws import Batch
 from .loop import fresh_models
 from .pairs import factors_of
-from .rate import Rate, Recorder, finished, measure
+from .rate import Moment, Rate, Recorder, measure, now
 from .sources import plan_of
 from .stages import on_device
 from .step import Stepper
@@ -38,6 +39,7 @@ class StageCost:
         parameters: that it trains.
         flop: of a step of one process, forward and backward; convolutions and matrix products.
         seconds: of a step, the median.
+        busy: seconds of a processor that a step takes; of a GPU, by the clock.
         drawing: of these, what making the examples takes, where no other process does that.
         first: seconds before the steps that a ``cached`` stage spends on what it keeps.
         convolutions: the step's own, run bare.
@@ -49,6 +51,7 @@ class StageCost:
     parameters: int
     flop: int
     seconds: float
+    busy: float
     drawing: float
     first: float
     convolutions: Rate
@@ -62,8 +65,8 @@ class StageCost:
 
     @property
     def achieved(self) -> float:
-        """FLOP a second."""
-        return self.flop / self.seconds
+        """FLOP a second of a processor."""
+        return self.flop / self.busy
 
     @property
     def share(self) -> float:
@@ -181,41 +184,53 @@ def describe(cost: Cost) -> str:
             f"{cost.arrays} volumes to store: {store:.2f} h, {cost.arrays * cost.store_bytes / 1e9:.2f} GB",
             *lines,
             f"in all {total:.1f} h, without pictures and validation",
-            "GFLOP, GFLOP/s: of one process; bare: what the same convolutions reach alone; share: of that",
+            "GFLOP: of one process; GFLOP/s: for each second of a processor (a GPU); bare: what the same",
+            "convolutions reach with nothing around them; share: of that",
+            *_warning(),
         ]
     )
+
+
+def _warning() -> list[str]:
+    """A line if other programs were running."""
+    load, processors = (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0), os.cpu_count() or 1
+    if load < 1.3 * processors:
+        return []
+    return [f"other programs are running (load {load:.1f} on {processors} processors): hours are too many"]
 
 
 def _cost(stage: StageConfig, stepper: Stepper, seconds: float, examples: int) -> StageCost:
     device = stepper.accelerator.device
     _forget_peak(device)
-    began = finished(device)
+    began = now(device)
     batch = _drawn(stepper, 0)
     with Recorder() as convolutions, FlopCounterMode(display=False) as counter:
         stepper.gradient(0, batch)
     stepper.update(0)
-    first = finished(device) - began
-    times: list[tuple[float, float]] = []
+    first = now(device).since(began).clock
+    draws: list[float] = []
+    steps: list[Moment] = []
     bare: Rate | None = None
-    began = finished(device)
-    while len(times) < LEAST or finished(device) - began < seconds:
-        before = finished(device)
-        batch = _drawn(stepper, len(times) + 1)
-        drawn = finished(device)
-        stepper.gradient(len(times) + 1, batch)
-        stepper.update(len(times) + 1)
-        times.append((drawn - before, finished(device) - before))
-        if bare is None and (len(times) >= LEAST or finished(device) - began > seconds / 2):
+    began = now(device)
+    while len(steps) < LEAST or now(device).since(began).clock < seconds:
+        before, number = now(device), len(steps) + 1
+        batch = _drawn(stepper, number)
+        draws.append(now(device).since(before).clock)
+        stepper.gradient(number, batch)
+        stepper.update(number)
+        steps.append(now(device).since(before))
+        if bare is None and number >= LEAST and now(device).since(began).clock > seconds / 2:
             bare = measure(convolutions.found, device)
-    drawing, whole = (statistics.median(column) for column in zip(*times, strict=True))
+    drawing, whole = statistics.median(draws), statistics.median(step.clock for step in steps)
     if stepper.workers:
-        whole = max(whole - drawing, drawing / stepper.workers)
+        whole, drawing = max(whole - drawing, drawing / stepper.workers), 0.0
     return StageCost(
         stage=stage,
         parameters=sum(parameter.numel() for parameter in stepper.parameters),
         flop=counter.get_total_flops(),
         seconds=whole,
-        drawing=0.0 if stepper.workers else drawing,
+        busy=statistics.median(step.busy for step in steps),
+        drawing=drawing,
         first=max(first - whole, 0.0) * stage.cached / stage.batch,
         convolutions=bare or measure(convolutions.found, device),
         peak_bytes=_peak(device),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -93,50 +94,58 @@ class Recorder(TorchDispatchMode):
         self.found[Convolution(*shapes, tuple(stride), tuple(padding), x.dtype, bias, wanted)] += 1
 
 
+class Moment(NamedTuple):
+    """When it is: by the clock, and in processor seconds that the program has used (a GPU: by the clock)."""
+
+    clock: float
+    busy: float
+
+    def since(self, other: Moment) -> Moment:
+        """What lies between."""
+        return Moment(self.clock - other.clock, self.busy - other.busy)
+
+
+def now(device: torch.device) -> Moment:
+    """The time, once the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return Moment(time.perf_counter(), time.perf_counter())
+    return Moment(time.perf_counter(), time.process_time())
+
+
 @dataclass(frozen=True)
 class Rate:
     """What bare convolutions reach.
 
     Attributes:
         flop: of all of them.
-        seconds: that they take, one after another.
+        busy: seconds of a processor that they take, one after another; of a GPU, by the clock.
         best: FLOP a second of the fastest one.
     """
 
     flop: int
-    seconds: float
+    busy: float
     best: float
 
     @property
     def each_second(self) -> float:
         """FLOP a second of them all."""
-        return self.flop / self.seconds if self.seconds else 0.0
+        return self.flop / self.busy if self.busy else 0.0
 
 
 def measure(found: Mapping[Convolution, int], device: torch.device) -> Rate:
     """Run each kind of convolution bare: its operands in memory, channels last, and nothing around it."""
-    flop, seconds, best = 0, 0.0, 0.0
+    flop, busy, best = 0, 0.0, 0.0
     for convolution, count in found.items():
         run = convolution.runner(device)
-        median = _median(run, device)
-        flop += count * convolution.flop
-        seconds += count * median
-        best = max(best, convolution.flop / median)
-    return Rate(flop, seconds, best)
-
-
-def finished(device: torch.device) -> float:
-    """The time, once the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _median(run: Callable[[], object], device: torch.device) -> float:
-    run()
-    times = []
-    for _ in range(AGAIN):
-        before = finished(device)
         run()
-        times.append(finished(device) - before)
-    return sorted(times)[AGAIN // 2]
+        times = []
+        for _ in range(AGAIN):
+            before = now(device)
+            run()
+            times.append(now(device).since(before).busy)
+        median = statistics.median(times)
+        flop += count * convolution.flop
+        busy += count * median
+        best = max(best, convolution.flop / median)
+    return Rate(flop, busy, best)
