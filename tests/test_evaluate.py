@@ -153,6 +153,24 @@ def test_what_is_done_is_not_done_again(
         evaluate(other, [], rows(other), subjects, store, where=WHERE, settings=Settings(seed=3))
 
 
+def test_stored_volumes_are_measured_again_when_a_definition_changed(
+    main: Contender, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects, store = find_cases(folder / "data", main.config, count=1), Store(tmp_path)
+    methods = [method for method in model_methods(main) if method.name == "average"]
+    settings = Settings(denoise=False)
+    first = evaluate(main, [], methods, subjects, store, where=WHERE, settings=settings)
+    key, record = first.keys[0]["average"], first.records[0]["average"]
+    store.put(key, {**record, "psnr": 0.0, "version": 0})
+    monkeypatch.setattr(SharedStart, "draw", None)
+    again = evaluate(main, [], methods, subjects, store, where=WHERE, settings=settings).records[0]["average"]
+    for figure in ("psnr", "ssim", "spectrum", "patches"):
+        assert again[figure] == pytest.approx(record[figure], rel=1e-2, abs=1e-3), figure
+    for figure in ("consistency", "seconds", "version"):
+        assert again[figure] == record[figure]
+    assert store.record(key) == again
+
+
 def test_a_stopped_evaluation_goes_on(
     main: Contender, folder: Path, found: tuple[Results, list[Method], Store], tmp_path: Path
 ) -> None:

@@ -140,7 +140,14 @@ def test_command_line(tmp_path: Path) -> None:
             labels = nib.Nifti1Image((volume > 600).astype(np.uint8), np.eye(4))
             nib.save(labels, place / f"{name}_labels.nii.gz")
     tiny_model(tiny_config(strategies=("average",))).save_pretrained(tmp_path / "tiny", card="# tiny")
-    given = ["evaluate", tmp_path / "tiny", tmp_path / "test", "--box", "16,16,16", "--segmenter"]
+    given: list[object] = [
+        "evaluate",
+        tmp_path / "tiny",
+        tmp_path / "test",
+        "--box",
+        "16,16,16",
+        "--segmenter",
+    ]
     given += ["--segment-train", tmp_path / "train", "--segment-steps", "3", "--no-denoise", "--real"]
     given += ["--without-consistency", "none", "--baselines", "nearest", "-o", tmp_path / "out"]
     done = CliRunner().invoke(app, [*map(str, given), "--device", "cpu"])

@@ -117,7 +117,7 @@ def evaluate(
     from scorefusion.evaluate.baselines import fit_regression
     from scorefusion.evaluate.case import find_cases, is_synthetic
     from scorefusion.evaluate.features import feature_network
-    from scorefusion.evaluate.methods import check_names, choose_baselines, own_strategy
+    from scorefusion.evaluate.methods import check_names, choose_baselines, choose_rows, own_strategy
     from scorefusion.evaluate.run import Settings
     from scorefusion.evaluate.run import evaluate as run_all
     from scorefusion.evaluate.store import Store
@@ -145,6 +145,7 @@ def evaluate(
     methods = choose_baselines(baselines, main.config, fitted=fit is not None)
     methods += contenders.rows_of(main, others, without_consistency)
     check_names(methods)
+    learnt = choose_rows(segment_on, methods, own) if segmenter else []
     found = find_cases(
         data, main.config, count=subjects, labels=segmenter, split=split, fractions=_shares(fractions)
     )
@@ -163,7 +164,7 @@ def evaluate(
     dice = None
     if segmenter and segment_train is not None:
         dice = _segment(
-            main, methods, results, store, where, settings, segment_train, segment_on or own,
+            main, methods, results, store, where, settings, segment_train, learnt,
             segment_subjects, segment_steps, head, quiet,
         )  # fmt: skip
     notes = contenders.notes(main, others, results, networks, data=str(data), settings=settings, where=where)
@@ -222,7 +223,7 @@ def _segment(
     where: Where,
     settings: Settings,
     data: Path,
-    rows: str,
+    learnt: list[Method],
     subjects: int,
     steps: int,
     head: str,
@@ -232,26 +233,20 @@ def _segment(
     from dataclasses import replace
 
     from scorefusion.cli.bars import progress
-    from scorefusion.errors import unknown_name
     from scorefusion.evaluate.case import find_cases, label_names
     from scorefusion.evaluate.run import evaluate as run_all
     from scorefusion.evaluate.segment import SegmenterSettings, dice_table, segment
 
-    names = [name.strip() for name in rows.split(",")] if rows != "none" else []
-    valid = [method.name for method in methods]
-    for name in names:
-        if name not in valid:
-            raise unknown_name("row", name, (*valid, "none"))
-    chosen = [method for method in methods if method.name in names]
     found = find_cases(data, main.config, count=subjects, labels=True)
     with progress("translating for the segmenter", quiet=quiet) as tell:
         training = run_all(
-            main, [], chosen, found, store, where=where, settings=replace(settings, denoise=False),
+            main, [], learnt, found, store, where=where, settings=replace(settings, denoise=False),
             callback=tell,
         )  # fmt: skip
     with progress("segmenting", quiet=quiet) as tell:
         scores = segment(
-            training, results, store, rows=valid, trained_on=names,
+            training, results, store, rows=[method.name for method in methods],
+            trained_on=[method.name for method in learnt],
             settings=SegmenterSettings(steps=steps), callback=tell,
         )  # fmt: skip
     return dice_table(scores, head, label_names(data))

@@ -191,6 +191,26 @@ def choose_baselines(text: str | None, config: ModelConfig, *, fitted: bool = Fa
     return [Method(name, "baseline") for name in dict.fromkeys(names)]
 
 
+def choose_rows(text: str | None, methods: Sequence[Method], own: str) -> list[Method]:
+    """Read rows' names with commas between them; the row ``own`` or else the last sample when None.
+
+    Raises:
+        ScoreFusionError: for a name without a row; ``none`` is no row.
+    """
+    valid = [method.name for method in methods]
+    if text == "none":
+        return []
+    if text is None:
+        sampled = [method.name for method in methods if method.kind == "sample"]
+        names = [own] if own in valid else sampled[-1:]
+    else:
+        names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in valid:
+            raise unknown_name("row", name, (*valid, "none"))
+    return [method for method in methods if method.name in names]
+
+
 def check_names(methods: Sequence[Method]) -> None:
     """See that every row has a name of its own.
 

@@ -29,26 +29,37 @@ def columns_of(rows: Sequence[str], main: str) -> list[str]:
 
 
 def figures_by_row(summary: Summary) -> Any:
-    """PSNR, SSIM and spectrum error of every person, and bars of the first distance of sets.
+    """PSNR, its difference from the main row, SSIM, spectrum error, and bars of the first distance of sets.
 
     A dot is a person, the bar reaches from quartile to quartile, the tick is the median.
     """
     sets = next((name for line in summary.lines for name in line.sets), None)
-    panels = [("psnr", "PSNR, dB"), ("ssim", "SSIM"), ("spectrum", "spectrum error")]
+    values = summary.values
+    panels = [
+        ("PSNR, dB", {name: np.array(each["psnr"]) for name, each in values.items()}),
+        ("SSIM", {name: np.array(each["ssim"]) for name, each in values.items()}),
+        ("spectrum error", {name: np.array(each["spectrum"]) for name, each in values.items()}),
+    ]
+    apart = {name: each - panels[0][1][summary.main] for name, each in panels[0][1].items()}
+    panels.insert(1, (f"PSNR less {summary.main}'s, dB", apart))
     names = [line.name for line in summary.lines]
     height = 0.9 + 0.24 * len(names)
-    figure = need("matplotlib.figure", "a figure").Figure(figsize=(13, height), layout="constrained")
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=(15, height), layout="constrained")
     axes = figure.subplots(1, len(panels) + (sets is not None), sharey=True)
     places = np.arange(len(names))[::-1]
     colours = [_COLOURS[line.kind] for line in summary.lines]
-    for axis, (key, label) in zip(axes, panels, strict=False):
+    for axis, (label, numbers) in zip(axes, panels, strict=False):
         for place, name, colour in zip(places, names, colours, strict=True):
-            values = summary.values[name][key]
-            low, middle, high = np.percentile(values, (25, 50, 75))
+            low, middle, high = np.percentile(numbers[name], (25, 50, 75))
             axis.plot([low, high], [place, place], color=colour, linewidth=5, alpha=0.35)
-            axis.plot(values, [place] * len(values), ".", color=colour, markersize=3)
+            axis.plot(numbers[name], [place] * len(numbers[name]), ".", color=colour, markersize=3)
             axis.plot(middle, place, "|", color="black", markersize=9, markeredgewidth=1.5)
         axis.set_xlabel(label)
+    close = [apart[line.name] for line in summary.lines if line.kind != "baseline"]
+    if close:  # Baselines may lie beyond the edge.
+        low, high = float(np.min(close)), float(np.max(close))
+        margin = 0.05 * (high - low) or 0.1
+        axes[1].set_xlim(low - margin, high + margin)
     if sets is not None:
         estimates = [line.sets[sets] for line in summary.lines]
         axes[-1].barh(places, [each.mean for each in estimates], color=colours, height=0.6)

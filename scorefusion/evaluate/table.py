@@ -93,7 +93,13 @@ def set_columns(summary: Summary) -> tuple[Column, ...]:
     """A column for each distance of sets that some row has."""
     names = dict.fromkeys(name for line in summary.lines for name in line.sets)
     return tuple(
-        Column(name, f"{name.split(' ', 1)[0].upper()}, {name.split(' ', 1)[1]}", None, False, "low")
+        Column(
+            name,
+            f"{name.split(' ', 1)[0].upper()}, {name.split(' ', 1)[1]}",
+            None,
+            name.startswith("fid"),
+            "low",
+        )
         for name in names
     )
 
