@@ -319,6 +319,8 @@ def test_other_models_are_checked_and_put_on_equal_terms(folder: Path) -> None:
     names = [method.name for method in rows_of(main, [other, same], "none")]
     assert names == ["average", "fuse", "one-step average", "one-step fuse", "tosm", "one-step tosm", "again",
                      "one-step again"]  # fmt: skip
+    alone = load_main(str(folder / "tiny"), "average", steps=1, device="cpu")
+    assert [method.name for method in rows_of(alone, [], "none")] == ["average"], "it is one step already"
     with pytest.raises(ScoreFusionError, match="two rows are called 'tosm'"):
         check_names(rows_of(main, [other, other], "none"))
     translation = tiny_model(same_grid_config())

@@ -137,7 +137,7 @@ def model_methods(contender: Contender, *, without_consistency: Sequence[str] = 
                 name = f"{method.name} without consistency"
                 found.append(Method(name, "sample", contender, replace(method.run, consistent=False)))
     for method in full:
-        if method.run is not None and method.run.strategy in POSTERIOR:
+        if method.run is not None and method.run.strategy in POSTERIOR and len(method.table) > 1:
             found.append(
                 Method(f"one-step {method.name}", "one-step", contender, method.run, sampled=method.name)
             )

@@ -160,7 +160,9 @@ def train_segmenter(
     settings: SegmenterSettings,
     callback: Callable[[int], None] | None = None,
 ) -> nn.Module:
-    """Train on random crops, flipped left to right half of the time, by Dice and cross entropy.
+    """Train on random crops, every label in the middle as often, half of them flipped left to right.
+
+    The loss is Dice and cross entropy.
 
     Args:
         volumes: float32 ``[d, h, w]`` each, normalised.
@@ -265,13 +267,22 @@ def _numbered(values: np.ndarray, labels: Sequence[int]) -> np.ndarray:
 def _crop(
     volumes: Sequence[np.ndarray], labels: Sequence[np.ndarray], edge: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random crop of a random volume; edges are replicated where the volume is smaller."""
+    """A crop of a random volume, around a voxel of a random label, so that rare labels are seen too.
+
+    Edges are replicated where the volume is smaller.
+    """
     which = int(random.integers(len(volumes)))
     volume, label = volumes[which], labels[which]
     short = [(0, max(0, edge - length)) for length in volume.shape]
     if any(after for _, after in short):
         volume, label = (np.pad(array, short, mode="edge") for array in (volume, label))
-    start = [int(random.integers(length - edge + 1)) for length in volume.shape]
+    here = np.flatnonzero(label == random.choice(np.unique(label)))
+    middle = np.unravel_index(int(random.choice(here)), label.shape)
+    shift = random.integers(-(edge // 4), edge // 4 + 1, 3)
+    start = [
+        int(np.clip(at + by - edge // 2, 0, length - edge))
+        for at, by, length in zip(middle, shift, volume.shape, strict=True)
+    ]
     place = tuple(slice(at, at + edge) for at in start)
     flip = slice(None, None, -1) if random.random() < 0.5 else slice(None)
     return (
