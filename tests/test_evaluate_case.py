@@ -18,6 +18,7 @@ from scorefusion.diffusion.consistency import block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.evaluate.baselines import baseline_volume, fit_regression
 from scorefusion.evaluate.case import Case, Where, find_cases, is_synthetic, label_names, read_case
+from scorefusion.evaluate.measure import measure
 from scorefusion.known_truth import files_needed
 from scorefusion.models.config import BranchConfig, ModelConfig, ResidualConfig
 
@@ -117,6 +118,23 @@ def test_translation(folder: Path) -> None:
     assert case.truth.max() <= 1.0 and case.data_range == pytest.approx(2.0)
     first = case.known.prepared.condition[case.known.box.index][0, 0].numpy()
     np.testing.assert_array_equal(baseline_volume("input", case), first)
+
+
+def test_a_fitted_psnr_does_not_see_brightness_and_contrast(folder: Path) -> None:
+    pytest.importorskip("scipy")
+    pytest.importorskip("skimage")
+    case = case_of(folder, same_grid_config())
+    noise = np.random.default_rng(0).normal(0, 0.1, case.truth.shape).astype(np.float32)
+    right, other = (
+        measure(volume, case) for volume in (case.truth + noise, 0.4 * (case.truth + noise) - 0.3)
+    )
+    assert other["psnr"] < 20 < right["psnr"]
+    assert other["psnr_fitted"] == pytest.approx(right["psnr_fitted"], abs=1e-4)
+    assert right["psnr_fitted"] == pytest.approx(right["psnr"], abs=0.4), "the fit shrinks noise a little"
+    assert right["psnr"] == pytest.approx(20 * np.log10(2.0 / 0.1), abs=0.1)
+    assert (
+        measure(case_of(folder, tiny_config()).truth, case_of(folder, tiny_config()))["psnr_fitted"] is None
+    )
 
 
 def test_a_regression_of_intensities_finds_a_polynomial(folder: Path) -> None:

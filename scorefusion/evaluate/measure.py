@@ -18,6 +18,7 @@ FIGURES = (
     "psnr_inside",
     "ssim_inside",
     "psnr_outside",
+    "psnr_fitted",
     "spectrum",
     "spectrum_signed",
     "correlation",
@@ -27,7 +28,7 @@ FIGURES = (
 )
 """What a row of subjects.csv holds beside its names; docs/evaluation.md defines each."""
 
-VERSION = 2
+VERSION = 3
 """Goes up when a figure's definition changes: stored results are then measured again."""
 
 BANDS = ("frequency", "log_power_ratio", "shell_correlation")
@@ -55,6 +56,7 @@ def measure(volume: np.ndarray, case: Case) -> dict[str, Any]:
     # SSIM is not that of shifted volumes: as the authors do, the whole truth reaches from 0 to 1.
     consistency, inside = case.consistency(volume), case.inside
     volume, truth = case.from_black_to_white(volume), case.from_black_to_white(case.truth)
+    translated = case.config.degradation.kind == "none"
     partly = bool(inside.any())
     spectra = compare_spectra(volume, truth)
     return {
@@ -63,6 +65,7 @@ def measure(volume: np.ndarray, case: Case) -> dict[str, Any]:
         "psnr_inside": min(psnr(volume, truth, 1.0, inside=inside), PERFECT) if partly else None,
         "ssim_inside": ssim(volume, truth, 1.0, inside=inside) if case.deep_inside else None,
         "psnr_outside": None if inside.all() else min(psnr(volume, truth, 1.0, inside=~inside), PERFECT),
+        "psnr_fitted": min(psnr(_fitted(volume, truth), truth, 1.0), PERFECT) if translated else None,
         "spectrum": spectra.error,
         "spectrum_signed": spectra.bias,
         "correlation": spectra.upper_correlation,
@@ -72,3 +75,11 @@ def measure(volume: np.ndarray, case: Case) -> dict[str, Any]:
         "log_power_ratio": spectra.log_ratio.round(6).tolist(),
         "shell_correlation": spectra.correlation.round(6).tolist(),
     }
+
+
+def _fitted(volume: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """``a · volume + b`` that is nearest to the truth in the mean square."""
+    x, y = volume.astype(np.float64), truth.astype(np.float64)
+    variance = float(x.var())
+    slope = float(((x - x.mean()) * (y - y.mean())).mean()) / variance if variance > 0.0 else 0.0
+    return np.asarray(slope * (x - x.mean()) + y.mean())

@@ -36,6 +36,7 @@ CLOSENESS = (
     Column("psnr_inside", "PSNR inside, dB", 2, False, "high"),
     Column("ssim_inside", "SSIM inside", 4, False, "high"),
     Column("psnr_outside", "PSNR outside, dB", 2, False, "high"),
+    Column("psnr_fitted", "PSNR fitted, dB", 2, False, "high"),
     Column("correlation", "FSC, upper half", 3, False, "high"),
 )
 REALISM = (
@@ -147,7 +148,15 @@ def rich_table(summary: Summary, head: str, title: str) -> Any:
     """The main figures as a ``rich.table.Table``; the best sample's of each column is bold."""
     from rich.table import Table
 
-    columns = (*CLOSENESS[:3], *set_columns(summary)[:1], REALISM[0], CLOSENESS[-1], REALISM[-1], *COST)
+    columns = (
+        *CLOSENESS[:3],
+        CLOSENESS[-2],
+        *set_columns(summary)[:1],
+        REALISM[0],
+        CLOSENESS[-1],
+        REALISM[-1],
+        *COST,
+    )
     titles, rows = measured(summary, columns, head, flop=True)
     shown = [column for column in columns if column.title in titles]
     best = [_best(summary, column) for column in shown]
