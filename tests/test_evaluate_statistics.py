@@ -14,6 +14,7 @@ from scorefusion.evaluate.statistics import (
     compare,
     holm,
     interval,
+    intervals,
     jackknife,
     left_out,
     wilcoxon,
@@ -25,7 +26,7 @@ RNG = np.random.default_rng(0)
 
 def test_an_interval_covers_the_mean_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 999)
-    found = [interval(RNG.normal(3.0, 1.0, 20).tolist(), seed=k) for k in range(200)]
+    found = intervals(RNG.normal(3.0, 1.0, (400, 20)).tolist())
     covered = np.mean([each.low <= 3.0 <= each.high for each in found])
     assert 0.88 < covered < 0.99
     width = np.mean([each.high - each.low for each in found])
@@ -39,6 +40,8 @@ def test_intervals_of_few_and_of_equal_values() -> None:
     assert (same.mean, same.low, same.high) == (2.0, 2.0, 2.0)
     two = interval([1.0, 3.0])
     assert two.mean == 2.0 and 1.0 <= two.low <= two.high <= 3.0
+    mixed = intervals([[2.0, 2.0, 2.0], [1.0, 2.0, 5.0]], seed=1)
+    assert mixed[0].low == mixed[0].high == 2.0 and mixed[1] == interval([1.0, 2.0, 5.0], seed=1)
     assert interval([1.0, 2.0, 5.0], seed=1) == interval([1.0, 2.0, 5.0], seed=1)
     for wrong in ([], [1.0, math.inf]):
         with pytest.raises(ScoreFusionError, match="needs finite values"):
