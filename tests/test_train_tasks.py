@@ -9,15 +9,19 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_model
 
-from scorefusion.degradations.make import degrade
+from scorefusion.degradations.make import degrade, make_operator
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import ModelConfig, parse
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.train.config import TrainConfig
+from scorefusion.train.config import AugmentConfig, StageConfig, TrainConfig
+from scorefusion.train.crops import Crop, CropSampler
+from scorefusion.train.draws import Draws
+from scorefusion.train.look import restore
 from scorefusion.train.loop import train
-from scorefusion.train.pairs import contrasts_of, factors_of, make_example, whole_condition
+from scorefusion.train.pairs import contrasts_of, factors_of, make_example, needs_whole, whole_condition
 from scorefusion.train.sources import sources_of, take_weights, volumes_of
 
 STILL = {"flip": False, "gamma": 0, "remap": 0, "sharpen": 0, "bias": 0, "noise": 0}
@@ -118,6 +122,44 @@ def test_what_a_crop_cannot_give_is_stored_beside_it(people: Path, tmp_path: Pat
     np.testing.assert_allclose(whole[1], whole_condition(whole[:1], config), atol=2e-3)
     example = make_example(torch.from_numpy(whole[None, :, 4:20, :16, :16]), config)
     assert torch.equal(example.condition[0, 0], torch.from_numpy(whole[1, 4:20, :16, :16]))
+
+
+@pytest.mark.parametrize(
+    "degradation",
+    [
+        {"kind": "block-mean", "edges": (4, 2, 2)},
+        {"kind": "thick-slices", "axis": "z", "thickness": 3, "gap": 1, "profile": "gaussian"},
+        {"kind": "inpaint", "holes": 2, "seed": 3},
+        {"kind": "k-space", "fraction": 0.5},
+    ],
+    ids=lambda degradation: degradation["kind"],
+)
+def test_a_look_agrees_with_what_was_measured(degradation: dict[str, Any]) -> None:
+    config = tiny("t1-sr4", degradation=degradation, residual={"base": "pseudo-inverse", "scale": 0.2})
+    model = tiny_model(config)
+    voxels = np.random.default_rng(0).uniform(-1, 1, (1, 24, 24, 24)).astype(np.float32)
+    if needs_whole(config):
+        voxels = np.concatenate([voxels, whole_condition(voxels, config)[None]])
+    volume = torch.from_numpy(voxels[None, :, :16, :16, :16])
+    stage = StageConfig(kind="patches", steps=1)
+    truth, base, *results = restore(model, Crop(volume, (0, 0, 0), (24, 24, 24)), stage, 0).values()
+    assert torch.equal(truth, volume[:, :1]) and not torch.allclose(base, truth, atol=0.1)
+    operator = make_operator(config.degradation, (16, 16, 16))
+    assert operator is not None
+    for result in results:
+        assert (result - base).std() > 1e-3
+        if not needs_whole(config):
+            torch.testing.assert_close(operator.A(result), operator.A(truth), atol=2e-3, rtol=0)
+
+
+def test_holes_and_noise_are_others_every_time() -> None:
+    config = tiny("t1-sr4", degradation={"kind": "inpaint", "noise": 0.1})
+    crops = CropSampler([(np.zeros((1, 32, 32, 32), np.float32), 1.0)], AugmentConfig(**STILL), (1, 1, 1))
+    stage = StageConfig(kind="patches", steps=1, crop=16)
+    draws = Draws(ScoreFusion(config), crops, stage)
+    first, second = (draws.batch(step, range(1))["condition"] for step in range(2))
+    assert not torch.equal(first == 0, second == 0)
+    assert torch.equal(first, draws.batch(0, range(1))["condition"])
 
 
 def test_a_region_is_all_that_is_seen(people: Path, tmp_path: Path) -> None:

@@ -70,23 +70,22 @@ class Draws:
         ``common`` (padded, as :meth:`ScoreFusion.prepare` makes them), ``abar [B]``, ``t [B]`` and
         ``target [B, 1, D, H, W]``.
         """
-        return together([self.example(step, index) for index in indices])
+        return together([part for index in indices for part in self.parts(step, index)])
 
-    def example(self, step: int, index: int) -> Batch:
-        """One example; see :meth:`batch`."""
+    def parts(self, step: int, index: int) -> list[Batch]:
+        """What one example is made of: a box, or slices of each branch."""
         random = stream(self.seed, self.number, step, index)
         if self.stage.kind != "slices":
-            return draw_box(self.model, self.crops, self.stage, random)
-        parts: dict[str, list[Batch]] = {name: [] for name in self.model.slice_networks}
+            return [draw_box(self.model, self.crops, self.stage, random)]
+        parts = []
         for branch in self.model.config.branches:
-            parts[branch.network].append(draw_slices(self.model, self.crops, self.stage, branch, random))
-        return {
-            f"{name}.{key}": tensor for name, each in parts.items() for key, tensor in together(each).items()
-        }
+            slices = draw_slices(self.model, self.crops, self.stage, branch, random)
+            parts.append({f"{branch.network}.{key}": tensor for key, tensor in slices.items()})
+        return parts
 
 
 def together(parts: list[Batch]) -> Batch:
-    """Several batches as one.
+    """Several batches as one; each may have some of its tensors.
 
     Raises:
         ScoreFusionError: for whole volumes of different sizes.
@@ -95,7 +94,8 @@ def together(parts: list[Batch]) -> Batch:
     if len(sizes) > 1:
         listed = ", ".join(str(list(size)) for size in sorted(sizes))
         raise ScoreFusionError(f"volumes of sizes {listed} cannot be one batch; set crop, or batch to 1")
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
 
 
 def draw_levels(count: int, stage: StageConfig, random: np.random.Generator) -> NoiseLevel:

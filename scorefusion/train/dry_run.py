@@ -29,6 +29,9 @@ from .step import Stepper
 LEAST = 3
 """Steps that are timed, however long they take."""
 
+ROUNDS = 3
+"""Times that the bare convolutions are timed, between steps; the median counts."""
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -210,7 +213,7 @@ def _cost(stage: StageConfig, stepper: Stepper, seconds: float, examples: int) -
     first = now(device).since(began).clock
     draws: list[float] = []
     steps: list[Moment] = []
-    bare: Rate | None = None
+    bare: list[Rate] = []
     began = now(device)
     while len(steps) < LEAST or now(device).since(began).clock < seconds:
         before, number = now(device), len(steps) + 1
@@ -219,8 +222,8 @@ def _cost(stage: StageConfig, stepper: Stepper, seconds: float, examples: int) -
         stepper.gradient(number, batch)
         stepper.update(number)
         steps.append(now(device).since(before))
-        if bare is None and number >= LEAST and now(device).since(began).clock > seconds / 2:
-            bare = measure(convolutions.found, device)
+        if now(device).since(began).clock > seconds * (1 + len(bare)) / (1 + ROUNDS):
+            bare.append(measure(convolutions.found, device))
     drawing, whole = statistics.median(draws), statistics.median(step.clock for step in steps)
     if stepper.workers:
         whole, drawing = max(whole - drawing, drawing / stepper.workers), 0.0
@@ -232,7 +235,7 @@ def _cost(stage: StageConfig, stepper: Stepper, seconds: float, examples: int) -
         busy=statistics.median(step.busy for step in steps),
         drawing=drawing,
         first=max(first - whole, 0.0) * stage.cached / stage.batch,
-        convolutions=bare or measure(convolutions.found, device),
+        convolutions=sorted(bare, key=lambda rate: rate.busy)[len(bare) // 2],
         peak_bytes=_peak(device),
         examples=examples,
     )

@@ -68,14 +68,14 @@ def whole_condition(volume: np.ndarray, config: ModelConfig) -> np.ndarray:
     return given.condition[0, 0].numpy()
 
 
-def make_example(volume: Tensor, config: ModelConfig, *, seed: int = 0) -> Example:
+def make_example(volume: Tensor, config: ModelConfig, *, seed: int | None = None) -> Example:
     """Form the conditions of a crop, and the residual to the base that they give.
 
     Args:
         volume: ``[B, C, D, H, W]`` near [-1, 1], contrasts as :func:`contrasts_of` names them, and last what
             :func:`whole_condition` made where it is needed.
         config: the model.
-        seed: of the measurement's noise, where there is some.
+        seed: of the measurement's noise, holes or lines; the degradation's own if None.
     """
     names = contrasts_of(config)
     parts = volume.split(1, dim=1)

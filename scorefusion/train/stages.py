@@ -105,7 +105,7 @@ class CachedDraws(Draws):
         self.autocast = autocast
         self.kept: dict[int, Batch] = {}
 
-    def example(self, step: int, index: int) -> Batch:
+    def parts(self, step: int, index: int) -> list[Batch]:
         """One of the boxes that are kept, with ``score.K`` of each branch, on the model's device."""
         place = int(stream(self.seed, self.number, step, index).integers(self.stage.cached))
         if place not in self.kept:
@@ -114,7 +114,7 @@ class CachedDraws(Draws):
             with torch.no_grad(), self.autocast():
                 scores, _ = self.model.branch_outputs(box["x"], _inputs(box), _level(box))
             self.kept[place] = box | {f"score.{k}": score for k, score in enumerate(scores)}
-        return self.kept[place]
+        return [self.kept[place]]
 
 
 def trained_parameters(model: ScoreFusion, stage: StageConfig) -> Iterator[nn.Parameter]:
