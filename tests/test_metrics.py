@@ -115,8 +115,11 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         optional.need("surely_not_installed.metrics", "SSIM")
 
 
+DISTRIBUTIONS = {"PIL": "pillow", "imageio_ffmpeg": "imageio-ffmpeg", "skimage": "scikit-image"}
+
+
 def test_extras_are_those_of_the_package() -> None:
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
     for module, extra in optional.EXTRA.items():
         listed = text.split(f"\n{extra} = [", 1)[1].split("]", 1)[0]
-        assert {"skimage": "scikit-image"}.get(module, module) in listed
+        assert DISTRIBUTIONS.get(module, module) in listed
