@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scorefusion.degradations.inpainting import Inpainting
 from scorefusion.degradations.pooling import Pooling
+from scorefusion.degradations.thickness import ThickSlices
 from scorefusion.diffusion.consistency import BlockPooling, MeasurementProjection
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.pool import EnginePool
@@ -59,9 +63,11 @@ def draw_residuals(
     """
     engines = engines or EnginePool(model)
     total = len(table) * -(-samples // batch)
+    wanted, whole = Box.whole(box.size).index, prepared.base.shape[2:]
+    prepared, box = whole_patches(model.config, prepared, box)
     mean = torch.zeros_like(prepared.base[box.index])
     squares = torch.zeros_like(mean)
-    condition, whole = prepared.condition[box.index], prepared.base.shape[2:]
+    condition = prepared.condition[box.index]
     project = projection(model.config, prepared, box)
     for turn, first in enumerate(range(0, samples, batch)):
         members = range(first, min(first + batch, samples))
@@ -75,7 +81,33 @@ def draw_residuals(
             squares += change * (residual - mean)
     if not bool(torch.isfinite(mean).all()):
         raise ScoreFusionError("the networks' output is not finite; compute in float32 (--dtype float32)")
+    mean, squares = mean[wanted], squares[wanted]
     return mean, (squares / (samples - 1)).sqrt() if samples > 1 else None
+
+
+def whole_patches(config: ModelConfig, prepared: Prepared, box: Box) -> tuple[Prepared, Box]:
+    """Extend a box to whole patches of the networks, beyond the volume by repeating its last voxels.
+
+    Networks pad what they are given in the same way, but that repeats the noise as well, and they take it for
+    something that is there; here it is drawn for the voxels beyond, too. Only where a measurement is local:
+    of blocks or slices, or none.
+    """
+    local = prepared.operator is None or isinstance(prepared.operator, Pooling | ThickSlices)
+    multiples = [math.lcm(factor, config.multiple) for factor in config.degradation.factors]
+    beyond = [-length % multiple for length, multiple in zip(box.size, multiples, strict=True)]
+    if not local or not any(beyond):
+        return prepared, box
+    stop = [last + more for last, more in zip(box.stop, beyond, strict=True)]
+    short = [max(0, last - have) for last, have in zip(stop, prepared.base.shape[2:], strict=True)]
+    pads = (0, short[2], 0, short[1], 0, short[0])
+
+    def longer(volume: Tensor) -> Tensor:
+        return F.pad(volume, pads, mode="replicate")
+
+    base = longer(prepared.base)
+    outside = base if prepared.outside is prepared.base else longer(prepared.outside)
+    larger = replace(prepared, condition=longer(prepared.condition), base=base, outside=outside)
+    return larger, Box(box.start, (stop[0], stop[1], stop[2]))
 
 
 def projection(
