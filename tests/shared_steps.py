@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import read_config
 from scorefusion.train.config import TrainConfig
 from scorefusion.train.loop import train
@@ -35,6 +36,16 @@ def gradients(config: str | Path, folder: str | Path) -> list[list[torch.Tensor]
     return [found for _, found in seen.values()]
 
 
+def stopped(config: str, folder: str) -> str:
+    """What a run that cannot go on says."""
+    try:
+        train(read_config(TrainConfig, config), Path(folder))
+    except ScoreFusionError as error:
+        return str(error)
+    return ""
+
+
 if __name__ == "__main__":
-    found = gradients(*sys.argv[1:3])
-    torch.save(found, f"{sys.argv[3]}.{os.environ['RANK']}")
+    diverging, config, folder, kept = sys.argv[1:]
+    said = stopped(diverging, f"{folder}-diverging")
+    torch.save((said, gradients(config, folder)), f"{kept}.{os.environ['RANK']}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from shared_steps import gradients
 from test_train_resume import rows, write_run
 from tiny import tiny_model
@@ -35,6 +36,8 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
         {"kind": "volume"},
     ]
     parts = ("slice_networks.slice", "fusion", "features")
+    wild = {"kind": "slices", "steps": 5, "batch": 2, "crop": 8, "learning_rate": 1e30, "warmup": 0}
+    diverging = write_run(tmp_path, stages=[wild]).rename(tmp_path / "wild.json")
     config = write_run(
         tmp_path,
         stages=[stage | kind for kind in kinds],
@@ -46,12 +49,17 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(port), str(HERE / "shared_steps.py")]
     done = subprocess.run(
-        [*command, str(config), str(tmp_path / "two"), str(tmp_path / "gradients")],
+        [*command, str(diverging), str(config), str(tmp_path / "two"), str(tmp_path / "gradients")],
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     alone = gradients(config, tmp_path / "one")
-    each = [torch.load(tmp_path / f"gradients.{rank}", weights_only=True) for rank in (0, 1)]
+    said, each = zip(
+        *(torch.load(tmp_path / f"gradients.{rank}", weights_only=True) for rank in (0, 1)), strict=True
+    )
+    kept = load_file(tmp_path / "two-diverging/nan-1-000001.safetensors")
+    assert kept["slice.slab"].shape[0] == 2 * 2 * 3, "the batch of both"
+    assert "nan-1-000001" in said[0] and "nan-1-000001" not in said[1] and "at step 1" in said[1]
     assert len(alone) == len(each[0]) == len(kinds)
     for kind, one, first, second in zip(kinds, alone, *each, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), "both have the same"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,8 @@ def start(config: TrainConfig) -> Accelerator:
     state = need("accelerate.state", "training").AcceleratorState
     if state._shared_state and state().mixed_precision != precision:
         state._reset_state()  # an earlier run of this program had another precision
+    # PyTorch's remark on 1x1 convolutions, whose strides may be written in two ways
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
 
 

@@ -73,7 +73,8 @@ def not_finite(run: Run, draws: Draws, loss: float, norm: float) -> ScoreFusionE
     """Keep ``nan-STAGE-STEP.safetensors``, the whole step's batch and the weights, and return the error."""
     state, stage = run.state, run.config.stages[run.state.stage]
     what = f"stage {stage.kind!r} has loss {loss:g} and gradient norm {norm:g} at step {state.step}"
-    if run.journal is None:  # the first process keeps what all of them computed
+    if run.journal is None:  # the first process keeps what all computed, and must not be stopped meanwhile
+        run.accelerator.wait_for_everyone()
         return ScoreFusionError(what)
     file = run.folder / f"nan-{state.stage + 1}-{state.step:06d}.safetensors"
     tensors = draws.batch(state.step, range(stage.batch))
@@ -95,6 +96,7 @@ def not_finite(run: Run, draws: Draws, loss: float, norm: float) -> ScoreFusionE
     with written_beside(file.with_suffix(".json")) as beside:
         beside.write_text(json.dumps(about, indent=2) + "\n")
     found = replay(file)
+    run.accelerator.wait_for_everyone()
     return BadInput(file, f"holds the batch that stopped the run: {what}; {found.reason}", found.fix)
 
 

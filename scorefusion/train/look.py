@@ -108,20 +108,20 @@ def restore(model: ScoreFusion, crop: Crop, stage: StageConfig, seed: int) -> di
             table_for(description, steps=count),
             seeds=[seed],
             clamp=description.sampling.clamp,
-            project=_projection(description, truth),
+            project=_projection(description, condition),
         )
         volumes[label] = volumes["base"] + description.residual.scale * residual.cpu()
     return volumes
 
 
-def _projection(description: ModelConfig, truth: Tensor) -> BlockPooling | MeasurementProjection | None:
+def _projection(description: ModelConfig, condition: Tensor) -> BlockPooling | MeasurementProjection | None:
     """As when a whole volume is sampled; none where what is measured mixes voxels beyond the box."""
     degradation = description.degradation
     if not is_degraded(description) or not description.sampling.consistency or any(degradation.whole):
         return None
     if degradation.blocks is not None:
         return BlockPooling(degradation.blocks)
-    operator = make_operator(degradation, truth.shape[2:])
+    operator = make_operator(degradation, condition.shape[2:], device=condition.device)
     return None if operator is None else MeasurementProjection(operator)
 
 
