@@ -30,6 +30,9 @@ weights: .venv/.run
 	$(BIN)/scorefusion train configs/t1-sr4.json -o runs/t1-sr4
 	$(BIN)/scorefusion train configs/t1-t2.json -o runs/t1-t2
 	$(BIN)/scorefusion train configs/t1sr4-t2.json -o runs/t1sr4-t2
+	$(BIN)/scorefusion video data/bikes.mp4 --convert --frames :187 --pool 2 -o data/bikes.nii.gz
+	$(BIN)/scorefusion video data/bigbuckbunny.mp4 --convert --pool 4 -o data/bigbuckbunny.nii.gz
+	$(BIN)/scorefusion train configs/video-sr.json -o runs/video-sr
 
 data: .venv/.made
 	$(BIN)/python tools/fetch_data.py all
@@ -62,7 +65,7 @@ data/oasis_t1.nii.gz: | .venv/.made
 
 .venv/.run: .venv/.made $(SOURCES)
 	@echo "installing into .venv; a few minutes the first time"
-	$(PIP) -e '.[train]' scikit-image
+	$(PIP) -e '.[train,video]' scikit-image
 	@touch $@
 
 .venv/.dev: .venv/.made $(SOURCES)

@@ -88,7 +88,7 @@ def side_by_side(clips: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def clip_figure(clips: Mapping[str, np.ndarray], captions: Mapping[str, str]) -> Any:
-    """The middle frame of each clip, a zoom of it, and one row of pixels through time.
+    """The middle frame of each clip, a zoom of it, and one row of pixels in time (downwards).
 
     Args:
         clips: name to ``[T, H, W]``, all of one size.
@@ -110,6 +110,6 @@ def clip_figure(clips: Mapping[str, np.ndarray], captions: Mapping[str, str]) ->
             axis.set_xticks([])
             axis.set_yticks([])
         column[0].set_title(f"{name}\n{captions.get(name, '')}", fontsize=8)
-    for row, title in zip(axes, ("frame", "zoom", "a row through time"), strict=True):
+    for row, title in zip(axes, ("frame", "zoom", "in time"), strict=True):
         row[0].set_ylabel(title, fontsize=8)
     return figure

@@ -22,7 +22,7 @@ ANATOMICAL = Path(nibabel.__file__).parent / "tests/data/anatomical.nii"
 """A real T1 head of 33×41×25 voxels of 4 mm that nibabel carries; the model never saw it."""
 
 
-@pytest.mark.parametrize("name", ["t1-sr4", "t1-t2", "t1sr4-t2"])
+@pytest.mark.parametrize("name", ["t1-sr4", "t1-t2", "t1sr4-t2", "video-sr"])
 def test_it_is_small_and_has_a_card(name: str) -> None:
     folder = ASSETS / name
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
@@ -30,7 +30,7 @@ def test_it_is_small_and_has_a_card(name: str) -> None:
     assert all(part in card for part in ("## What it saw", "## What it is not for", "## Measured"))
 
 
-@pytest.mark.parametrize("name", ["t1-t2", "t1sr4-t2"])
+@pytest.mark.parametrize("name", ["t1-t2", "t1sr4-t2", "video-sr"])
 def test_its_networks_are_the_presets(name: str) -> None:
     assert ScoreFusion.from_pretrained(name).config == preset(name)
 
