@@ -23,6 +23,8 @@ from scorefusion.optional import need
 
 Progress = Callable[[int, int], None]
 TRUTH = "truth"
+VERSION = 2
+"""Goes up when training changes, which makes stored segmenters void."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def _trained(
     """A segmenter from the store, or trained and stored."""
     key = store.key(
         f"segmenter {source}", keys=[(each[source], each["labels"]) for each in training.keys],
-        labels=list(labels), settings=asdict(settings),
+        labels=list(labels), settings=asdict(settings), training=VERSION,
     )  # fmt: skip
     file = store.folder / f"{key}.safetensors"
     network = make_network(len(labels), settings)
