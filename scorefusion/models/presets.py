@@ -26,7 +26,8 @@ the highest correlation with the true residual, and a spectrum nearer to it than
 FOUR_TIMES_SMALLER = DegradationConfig(kind="block-mean", edges=(1, 4, 4))
 FAR_APART = SamplingConfig(solver="ddpm", steps=8, sigma_max=80.0, sigma_min=0.3)
 """For a residual whose mean over a region is large: up to a high sigma the noisy volume still tells it, and a
-start from noise alone would tell that it is zero. From sigma 20, one evaluation of t1-t2 lost 5 dB.
+start from noise alone would tell that it is zero. On training subjects t1-t2 gave 3 dB less from sigma 20
+(docs/results.md).
 """
 
 T1_T2_SCALE = 0.7

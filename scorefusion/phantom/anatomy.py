@@ -10,6 +10,7 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.optional import need
 from scorefusion.phantom.fields import Field, Grid
 from scorefusion.phantom.maps import Maps
+from scorefusion.rotation import rotation
 
 TISSUES = ("csf", "gm", "wm", "bone", "marrow", "fat", "muscle")
 """What a head is made of, air aside."""
@@ -132,7 +133,7 @@ def deformation(maps: Maps, grid: Grid, random: np.random.Generator) -> tuple[np
     Returns:
         float32 ``[3, D, H, W]`` (z, y, x) voxel coordinates, and the least determinant of the derivative.
     """
-    matrix = np.exp(random.normal(0, ZOOM, 3))[:, None] * _rotation(np.deg2rad(random.normal(0, TURN, 3)))
+    matrix = np.exp(random.normal(0, ZOOM, 3))[:, None] * rotation(np.deg2rad(random.normal(0, TURN, 3)))
     shift = random.normal(0, SHIFT, 3)
     bends = [[(sd, Field.draw(random, grid.extent, knot)) for knot, sd in BENDS] for _ in range(3)]
 
@@ -178,13 +179,3 @@ def share(level: np.ndarray) -> np.ndarray:
     np.sqrt(slope, out=slope)
     slope += np.float32(1e-6)
     return (level / slope + np.float32(0.5)).clip(0.0, 1.0)
-
-
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotation matrix of three angles in radians, about z, then y, then x."""
-    turns = np.eye(3)
-    for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), angles, strict=True):
-        turn = np.eye(3)
-        turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        turns = turns @ turn
-    return turns

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..data.store import MULTIPLE
+from ..rotation import rotation
 from .config import VariantConfig
 
 
@@ -23,7 +24,7 @@ def warp(source: np.ndarray, config: VariantConfig, random: np.random.Generator)
     coarse = [max(4, round(length * spacing / config.bend_spacing) + 1) for length in grid]
     bends = random.normal(0, config.bend, (3, *coarse))
 
-    matrix = _rotation(angles) * (spacing / axes)[None, :]
+    matrix = rotation(angles) * (spacing / axes)[None, :]
     mesh = np.indices(grid, dtype=np.float32) - (np.array(grid, np.float32)[:, None, None, None] - 1) / 2
     places = (
         np.tensordot(matrix.astype(np.float32), mesh, 1)
@@ -42,13 +43,3 @@ def warp(source: np.ndarray, config: VariantConfig, random: np.random.Generator)
             map_coordinates(coefficients, places, order=3, mode="nearest", prefilter=False, output=np.float32)
         )
     return np.stack(channels)
-
-
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotation matrix of three angles in radians, about z, then y, then x."""
-    turns = np.eye(3)
-    for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), angles, strict=True):
-        turn = np.eye(3)
-        turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        turns = turns @ turn
-    return turns
