@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +20,15 @@ from scorefusion.degradations.operator import Operator
 from scorefusion.diffusion.solvers import Table
 from scorefusion.draw import Progress, draw_residuals
 from scorefusion.engine.pool import EnginePool
-from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
+from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.header import MAX_VOXELS
-from scorefusion.io.nifti import NAN_CHOICES, OUTPUT_DTYPES, Scan, check_same_grid, make_image, read_scan
-from scorefusion.models.config import PLANES, ModelConfig, Plane, require_strategy
+from scorefusion.io.nifti import Scan, check_same_grid, make_image, read_scan
+from scorefusion.job import STAGES, Drawn, Job, Reading, timed
+from scorefusion.models.config import ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.preprocess import Box, Prepared, prepare_conditions, sampling_box
+from scorefusion.settings import Settings
 from scorefusion.translation import Consistency, Translation
 
 __all__ = ["Pipeline", "Translation"]
@@ -133,74 +135,126 @@ class Pipeline:
             BadInput: for an image that cannot be used.
             ScoreFusionError: for an unknown name or an impossible combination, before any file is read.
         """
-        start = time.perf_counter()
-        strategy = require_strategy(strategy or self.config.sampling.strategy, self.config)
-        table = self.table(solver, steps, eta=eta, start_abar=start_abar)
-        _check_numbers(samples, seed, batch)
-        _check_choices(strategy, planes, nan, output_dtype)
-        given = [images] if isinstance(images, str | os.PathLike | SpatialImage) else list(images)
-        self._check_count(given)
-        if mask is not None and (operator is not None or self.config.degradation.kind != "inpaint"):
-            raise ScoreFusionError(f"a mask is for a model that fills in; '{self.config.name}' does not")
-
-        scans = [
-            read_scan(image, nan=nan, assume_affine=assume_affine, max_voxels=max_voxels) for image in given
-        ]
-        self._check_grids(scans, max_voxels)
-        read = time.perf_counter()
-
-        if mask is not None:
-            missing = read_scan(mask, assume_affine=assume_affine, max_voxels=max_voxels)
-            check_same_grid(scans[0], missing)
-            operator = Inpainting(self._tensor(missing)[0, 0] == 0)
-        volumes = [self._tensor(scan) for scan in scans]
-        prepared = prepare_conditions(volumes, self.config, operator=operator)
-        box = Box.whole(prepared.base.shape[2:])
-        if crop and (operator is None or mask is not None):
-            box = sampling_box(prepared.condition, self.config)
-        ready = time.perf_counter()
-
-        mean, deviation = draw_residuals(
-            self.model,
-            prepared,
-            box,
-            table,
+        settings = self.settings(
             strategy=strategy,
             planes=planes,
+            solver=solver,
+            steps=steps,
+            eta=eta,
+            start_abar=start_abar,
             samples=samples,
             seed=seed,
             batch=batch,
-            callback=callback,
-            engines=self._engines,
+            crop=crop,
+            nan=nan,
+            assume_affine=assume_affine,
+            output_dtype=output_dtype,
+            max_voxels=max_voxels,
         )
-        drawn = time.perf_counter()
+        if mask is not None and operator is not None:
+            raise ScoreFusionError("a mask and an operator both say what is missing; give one of them")
+        job = self.prepare(self.read(images, settings, mask=mask), settings, operator=operator)
+        return self.finish(job, self.draw(job, settings, callback=callback), settings)
 
-        volume, spread, consistency = self._finish(prepared, box, mean, deviation, scans[0])
-        factor = self.config.degradation.factors
-        image = make_image(scans[0], volume, factor=factor, dtype=output_dtype)
-        end = time.perf_counter()
+    def settings(self, **choices: Any) -> Settings:
+        """The choices of a call, checked, with the model's own filled in; for :meth:`read` to :meth:`finish`.
+
+        Raises:
+            ScoreFusionError: for an unknown name or an impossible combination.
+        """
+        return Settings.of(self.config, **choices)
+
+    def read(
+        self, images: Image | Sequence[Image], settings: Settings, *, mask: Image | None = None
+    ) -> Reading:
+        """First of the four stages of a call: read and check the files. Needs no device, only the host.
+
+        A call is ``finish(job, draw(job, settings), settings)`` of ``job = prepare(read(images, settings),
+        settings)``; whoever translates many may read and finish some while another is drawn.
+
+        Raises:
+            BadInput: for an image that cannot be used.
+            ScoreFusionError: for another number of images than the model has conditions.
+        """
+        given = [images] if isinstance(images, str | os.PathLike | SpatialImage) else list(images)
+        self._check_count(given)
+        if mask is not None and self.config.degradation.kind != "inpaint":
+            raise ScoreFusionError(f"a mask is for a model that fills in; '{self.config.name}' does not")
+        timings: dict[str, float] = {}
+        with timed("read", timings):
+            how: dict[str, Any] = {
+                "assume_affine": settings.assume_affine,
+                "max_voxels": settings.max_voxels,
+            }
+            scans = tuple(read_scan(image, nan=settings.nan, **how) for image in given)
+            self._check_grids(scans, settings.max_voxels)
+            missing = None if mask is None else read_scan(mask, **how)
+            if missing is not None:
+                check_same_grid(scans[0], missing)
+        return Reading(scans, missing, timings)
+
+    def prepare(self, reading: Reading, settings: Settings, *, operator: Operator | None = None) -> Job:
+        """Second stage: normalised conditions, the base, and the box to sample, on the device."""
+        timings = dict(reading.timings)
+        with timed("prepare", timings):
+            if reading.mask is not None:
+                operator = Inpainting(self._tensor(reading.mask)[0, 0] == 0)
+            volumes = [self._tensor(scan) for scan in reading.scans]
+            prepared = prepare_conditions(volumes, self.config, operator=operator)
+            box = Box.whole(prepared.base.shape[2:])
+            if settings.crop and (operator is None or reading.mask is not None):
+                box = sampling_box(prepared.condition, self.config)
+        return Job(reading.scans[0], prepared, box, timings)
+
+    def draw(self, job: Job, settings: Settings, *, callback: Progress | None = None) -> Drawn:
+        """Third stage: sample the residual of the job's box.
+
+        Raises:
+            ScoreFusionError: if the networks' output is not finite.
+        """
+        timings = dict(job.timings)
+        with timed("sample", timings):
+            mean, deviation = draw_residuals(
+                self.model,
+                job.prepared,
+                job.box,
+                settings.table,
+                strategy=settings.strategy,
+                planes=settings.planes,
+                samples=settings.samples,
+                seed=settings.seed,
+                batch=settings.batch,
+                callback=callback,
+                engines=self._engines,
+            )
+        return Drawn(mean, deviation, timings)
+
+    def finish(self, job: Job, drawn: Drawn, settings: Settings) -> Translation:
+        """Last stage: the volume in the input's units and orientation, and how well it agrees with it."""
+        timings = dict(drawn.timings)
+        with timed("finish", timings):
+            volume, spread, consistency = self._finish(
+                job.prepared, job.box, drawn.mean, drawn.deviation, job.scan
+            )
+            factor = self.config.degradation.factors
+            image = make_image(job.scan, volume, factor=factor, dtype=settings.output_dtype)
+        timings["total"] = sum(timings[stage] for stage in STAGES)
         return Translation(
             volume=volume,
             affine=np.asarray(image.affine),
             header=image.header,
-            timings={
-                "read": read - start,
-                "prepare": ready - read,
-                "sample": drawn - ready,
-                "finish": end - drawn,
-                "total": end - start,
-            },
+            timings=timings,
             consistency_residual=consistency,
             spread=spread,
-            seed=seed,
-            samples=samples,
-            strategy=strategy,
-            solver=table.name,
-            evaluations=len(table),
+            seed=settings.seed,
+            samples=settings.samples,
+            strategy=settings.strategy,
+            solver=settings.table.name,
+            evaluations=len(settings.table),
             dtype=str(self.dtype).removeprefix("torch."),
-            source=scans[0],
+            source=job.scan,
             factor=factor,
-            output_dtype=output_dtype,
+            output_dtype=settings.output_dtype,
         )
 
     def table(
@@ -277,23 +331,3 @@ def _ready(model: ScoreFusion, device: torch.device, dtype: torch.dtype) -> bool
     cast = all(parameter.dtype == dtype for parameter in networks)
     rest = all(parameter.dtype == torch.float32 for parameter in model.features.parameters())
     return cast and rest and not model.training and all(p.device == device for p in model.parameters())
-
-
-def _check_numbers(samples: int, seed: int, batch: int) -> None:
-    if samples < 1 or batch < 1:
-        raise ScoreFusionError(f"samples and batch must be at least 1, got {samples} and {batch}")
-    if not -(2**63) <= seed < 2**64:
-        raise ScoreFusionError(f"a seed must be within [-2^63, 2^64), got {seed}")
-
-
-def _check_choices(strategy: str, planes: Sequence[Plane] | None, nan: str, output_dtype: str) -> None:
-    """Refuse what would only be found after reading or sampling."""
-    for plane in planes or ():
-        if plane not in PLANES:
-            raise unknown_name("plane", plane, PLANES)
-    if planes and strategy not in ("single", "alternate"):
-        raise ScoreFusionError(f"planes are for strategies single and alternate; '{strategy}' uses them all")
-    if nan not in NAN_CHOICES:
-        raise unknown_name("treatment of NaN", nan, NAN_CHOICES)
-    if output_dtype not in OUTPUT_DTYPES:
-        raise unknown_name("output dtype", output_dtype, OUTPUT_DTYPES)
