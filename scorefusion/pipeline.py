@@ -272,6 +272,10 @@ class Pipeline:
         """
         return table_for(self.config, solver=solver, steps=steps, eta=eta, start_abar=start_abar)
 
+    def free(self) -> None:
+        """Give back the memory that is kept for the next volume of the same shape."""
+        self._engines.free()
+
     def _finish(
         self, prepared: Prepared, box: Box, mean: Tensor, deviation: Tensor | None, scan: Scan
     ) -> tuple[np.ndarray, np.ndarray | None, Consistency | None]:
