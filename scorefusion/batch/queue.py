@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,26 @@ class Queue:
                 rows,
             )
 
+    def adopt(self, other: Path) -> None:
+        """Take over what another queue of the folder has done: a run in shards goes on where one did not.
+
+        Raises:
+            sqlite3.Error: if it cannot be read.
+        """
+        columns = "state, work, outputs, seconds, residual, warnings, numbers, before, after, changed"
+        with self._lock:
+            self._db.execute("ATTACH ? AS other", (str(other),))
+            try:
+                with self._db:
+                    self._db.execute(
+                        f"UPDATE items SET ({columns}, error, fix) = (SELECT {columns}, NULL, NULL "
+                        "FROM other.items AS found WHERE found.name = items.name) WHERE state <> 'done' "
+                        "AND name IN (SELECT name FROM other.items WHERE state = 'done')"
+                    )
+                    self._db.execute("INSERT OR IGNORE INTO files SELECT * FROM other.files")
+            finally:
+                self._db.execute("DETACH other")
+
     def mark(self, name: str, state: str) -> None:
         """Say that an item is waiting or running."""
         assert state in _STATES
@@ -188,6 +208,23 @@ def queue_name(shard: Shard | None) -> str:
     return "queue.sqlite" if shard is None else f"queue-{shard.number}-of-{shard.count}.sqlite"
 
 
+def queue_files(state: Path) -> list[Path]:
+    """The databases of all shards in a folder of books."""
+    return sorted(path for path in state.glob("queue*.sqlite") if path.is_file())
+
+
+def known_facts(state: Path) -> dict[str, str]:
+    """The facts of the queues in a folder of books that can be read, whoever may be writing them."""
+    facts: dict[str, str] = {}
+    for path in queue_files(state):
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+                facts |= dict(db.execute("SELECT key, value FROM facts").fetchall())
+        except sqlite3.Error:
+            continue
+    return facts
+
+
 def merged_entries(state: Path, *, pictures: bool = True) -> tuple[list[Entry], dict[str, str]]:
     """The items of all queues in a folder, the latest word on each, and the facts.
 
@@ -196,7 +233,7 @@ def merged_entries(state: Path, *, pictures: bool = True) -> tuple[list[Entry], 
     """
     latest: dict[str, Entry] = {}
     facts: dict[str, str] = {}
-    paths = sorted(path for path in state.glob("queue*.sqlite") if path.is_file())
+    paths = queue_files(state)
     if not paths:
         raise BadInput(state, "holds no queue", "Translate something into this folder first.")
     for path in paths:

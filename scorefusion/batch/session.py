@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import scorefusion
@@ -14,17 +13,17 @@ from scorefusion.batch.events import Listener, Teller
 from scorefusion.batch.faults import Stopped, stop_for
 from scorefusion.batch.folders import STATE, Wanted, describe_bids
 from scorefusion.batch.item import Item, Shard, shown
-from scorefusion.batch.listing import SIDES, Source, side_path
+from scorefusion.batch.leftovers import remove_leftovers
+from scorefusion.batch.listing import Source
 from scorefusion.batch.lock import FolderLock
-from scorefusion.batch.queue import Entry, Queue, queue_name
+from scorefusion.batch.queue import Entry, Queue, known_facts, queue_files, queue_name
 from scorefusion.batch.run import Limits, Run, StopFlag, is_current
 from scorefusion.batch.sources import find_items
 from scorefusion.batch.work import Work
 from scorefusion.batch.worker import Worker, failure, identify
+from scorefusion.compute import choose_device
 from scorefusion.data.contrast import canonical
 from scorefusion.errors import BadInput, ScoreFusionError
-
-_BESIDE = re.compile(r"\.[0-9a-f]{8}\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,7 @@ def translate_batch(
             listener(event)
 
     tell = Teller(count)
+    batch = _settled(batch)
     recipe = batch.work.recipe()
     source = _source(batch)
     items = [item for item in source.items if batch.shard is None or batch.shard.holds(item.name)]
@@ -150,6 +150,16 @@ def translate_batch(
     return summary
 
 
+def _settled(batch: Batch) -> Batch:
+    """The batch with the dtype that ``auto`` was when it began, whatever a measurement says now."""
+    if batch.work.dtype != "auto":
+        return batch
+    facts = known_facts(batch.state)
+    if facts.get("device") != choose_device(batch.work.device).type or "dtype" not in facts:
+        return batch
+    return replace(batch, work=replace(batch.work, dtype=facts["dtype"]))
+
+
 def _source(batch: Batch) -> Source:
     config = batch.work.config()
     wanted = Wanted(
@@ -192,8 +202,12 @@ def _go(
 ) -> None:
     if queue.note:
         tell("note", text=queue.note)
-    _remove_leftovers(batch, items, queue)
+    remove_leftovers([*(batch.out / name for name in queue.outputs()), *(item.output for item in items)])
     queue.begin(items, batch.out)
+    for other in queue_files(batch.state):
+        if other != queue.path:
+            queue.adopt(other)
+    queue.set_facts({"device": choose_device(batch.work.device).type, "dtype": str(recipe["dtype"])})
     if source.kind == "bids":
         describe_bids(batch.out, batch.work.model)
     before = {entry.name: entry for entry in queue.entries()}
@@ -262,19 +276,3 @@ def _is_kept(item: Item, entry: Entry, recipe: dict[str, object], queue: Queue) 
     except (Unknown, ScoreFusionError):
         return False
     return is_current(entry, item, work, queue, hashing=False)
-
-
-def _remove_leftovers(batch: Batch, items: Iterable[Item], queue: Queue) -> None:
-    """Remove what a killed run was writing: hidden files named after this queue's outputs."""
-    places: dict[Path, set[str]] = {}
-    outputs = [batch.out / output for output in queue.outputs()] + [item.output for item in items]
-    for output in outputs:
-        names = places.setdefault(output.parent, set())
-        names |= {shown(path.name) for path in (output, *(side_path(output, side) for side in SIDES))}
-    for folder, names in places.items():
-        if not folder.is_dir():
-            continue
-        for file in folder.iterdir():
-            match = _BESIDE.fullmatch(shown(file.name))
-            if match and match[1] in names:
-                file.unlink(missing_ok=True)

@@ -27,8 +27,8 @@ class Work:
         engines: folder of TensorRT engines.
         max_memory: the most that may be resident.
         level: of gzip, 1 to 9; 0 stores.
-        spread: also write the standard deviation over the samples.
-        disagreement: also write the standard deviation over the planes.
+        spread: also write the standard deviation over the samples; where ``choices`` ask for the planes'
+            disagreement, that is written as well.
         pictures: make small pictures for the report.
     """
 
@@ -41,7 +41,6 @@ class Work:
     max_memory: str | int | None = None
     level: int = 1
     spread: bool = False
-    disagreement: bool = False
     pictures: bool = True
 
     def __post_init__(self) -> None:
@@ -54,7 +53,7 @@ class Work:
     @property
     def sides(self) -> tuple[str, ...]:
         """The volumes written beside each translation."""
-        return ("sd",) * self.spread + ("planes",) * self.disagreement
+        return ("sd",) * self.spread + ("planes",) * bool(self.choices.get("disagreement"))
 
     def config(self) -> ModelConfig:
         """The model's description.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 import warnings
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from scorefusion.batch.faults import Stopped, stop_for
@@ -23,7 +25,6 @@ from scorefusion.batch.work import Work
 from scorefusion.draw import Progress
 from scorefusion.engine.memory import out_of_memory
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.io.nifti import make_image
 from scorefusion.job import Drawn, Job
 from scorefusion.pipeline import Pipeline
 from scorefusion.translation import Translation
@@ -160,6 +161,7 @@ class Worker:
         seconds = {"hash": ready.identity.seconds, **result.timings, "write": time.perf_counter() - start}
         return Outcome(
             item.name,
+            numbers=_numbers(ready.job, result),
             work=ready.identity.work,
             outputs=outputs,
             seconds={stage: round(each, 4) for stage, each in seconds.items() if stage != "total"},
@@ -209,9 +211,9 @@ class Worker:
     def _images(self, item: Item, result: Translation) -> Sequence[tuple[Path, Any]]:
         """The volumes beside first: where there is a translation, all that belongs to it is there."""
         images = []
-        if self.work.spread and result.spread is not None:
-            spread = make_image(result.source, result.spread, factor=result.factor)
-            images.append((side_path(item.output, "sd"), spread))
+        for side, field_ in (("sd", result.spread), ("planes", result.planes_apart)):
+            if side in self.work.sides and field_ is not None:
+                images.append((side_path(item.output, side), result.image_of(field_)))
         return [*images, (item.output, result.image())]
 
 
@@ -270,6 +272,17 @@ def _remarks(job: Job) -> tuple[str, ...]:
 
 
 def _share(job: Job, result: Translation) -> float | None:
+    """The mean residual as a share of the input's intensity range."""
     if result.consistency_residual is None:
         return None
     return result.consistency_residual.mean / (2 * job.prepared.intensity.half_range)
+
+
+def _numbers(job: Job, result: Translation) -> dict[str, float]:
+    """Figures for the report: means over the sampled box, as shares of the input's intensity range."""
+    numbers = {"megavoxels": result.volume.size / 1e6}
+    share = 1 / (2 * job.prepared.intensity.half_range * math.prod(job.box.size))
+    for name, values in (("spread", result.spread), ("planes apart", result.planes_apart)):
+        if values is not None:
+            numbers[name] = float(values.sum(dtype=np.float64)) * share
+    return numbers

@@ -75,6 +75,8 @@ def make_batch(
     if ending not in ENDINGS:
         raise unknown_name("ending", ending, ENDINGS)
     engines = machine["engines"]
+    if choices["samples"] > 1 and not choices["disagreement"]:
+        choices = {**choices, "disagreement": _runs_all_planes(model, choices)}
     work = Work(
         model,
         choices,
@@ -124,6 +126,16 @@ def run_batch(batch: Batch, *, as_json: bool = False, quiet: bool = False) -> in
     if summary.stopped is not None:
         return 128 + caught[0] if caught else STOPPED
     return SOME_FAILED if summary.failed else 0
+
+
+def _runs_all_planes(model: str, choices: Mapping[str, Any]) -> bool:
+    """Whether the planes' disagreement can be written: nothing is evaluated for it, so it always is."""
+    from scorefusion.models.folder import load_config
+    from scorefusion.settings import ALL_PLANES
+
+    config = load_config(model)
+    strategy = choices["strategy"] or config.sampling.strategy
+    return strategy in ALL_PLANES and len({branch.plane for branch in config.branches}) > 1
 
 
 @contextmanager

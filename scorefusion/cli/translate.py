@@ -82,6 +82,10 @@ def translate(
         Path | None,
         typer.Option(help="Also write the standard deviation over the samples.", show_default=False),
     ] = None,
+    disagreement: Annotated[
+        bool,
+        typer.Option("--disagreement", help="Also write how far the planes are from each other: _planes."),
+    ] = False,
     figure: Annotated[
         Path | None,
         typer.Option(help="Also draw three planes, before and after: .png, .pdf, .svg.", show_default=False),
@@ -146,6 +150,7 @@ def translate(
         "samples": samples,
         "seed": seed,
         "batch": batch,
+        "disagreement": disagreement,
         "crop": not whole,
         "nan": nan,
         "assume_affine": assume_affine,
@@ -197,9 +202,10 @@ def _one(
     quiet: bool,
 ) -> None:
     """Translate one volume, and say how it went."""
+    from scorefusion.batch.listing import side_path
     from scorefusion.errors import ScoreFusionError
     from scorefusion.io.atomic import check_output
-    from scorefusion.io.nifti import ENDINGS
+    from scorefusion.io.nifti import ENDINGS, save_image
 
     check_output(output, ENDINGS, images)
     if spread is not None:
@@ -208,6 +214,8 @@ def _one(
             raise ScoreFusionError(
                 "--spread needs --samples 2 or more: there is no spread of a single sample"
             )
+    if choices["disagreement"]:
+        check_output(side_path(output, "planes"), ENDINGS, images)
     if figure is not None:
         from scorefusion.figures import FIGURE_ENDINGS
         from scorefusion.optional import need
@@ -225,6 +233,8 @@ def _one(
     with progress("translating", quiet=quiet) as report:
         result = pipeline(images, **choices, mask=mask, callback=report)
     result.save(output)
+    if result.planes_apart is not None:
+        save_image(result.image_of(result.planes_apart), side_path(output, "planes"))
     if spread is not None:
         result.save_spread(spread)
     if figure is not None:
