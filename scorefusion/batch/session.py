@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from scorefusion.batch.leftovers import remove_leftovers
 from scorefusion.batch.listing import Source
 from scorefusion.batch.lock import FolderLock
 from scorefusion.batch.queue import Entry, Queue, known_facts, queue_files, queue_name
+from scorefusion.batch.reporting import Reporter
 from scorefusion.batch.run import Limits, Run, StopFlag, is_current
 from scorefusion.batch.sources import find_items
 from scorefusion.batch.work import Work
@@ -124,7 +126,7 @@ def translate_batch(
             raise BadInput(batch.out, problem, "Free some space, or choose another folder.") from None
         try:
             _go(batch, source, items, recipe, queue, tell, stop)
-        except (Stopped, OSError, sqlite3.Error) as error:
+        except (Stopped, BadInput, OSError, sqlite3.Error) as error:
             stopped = error if isinstance(error, Stopped) else stop_for(error, shown(batch.out))
             if stopped is None:
                 raise
@@ -207,7 +209,7 @@ def _go(
     for other in queue_files(batch.state):
         if other != queue.path:
             queue.adopt(other)
-    queue.set_facts({"device": choose_device(batch.work.device).type, "dtype": str(recipe["dtype"])})
+    queue.set_facts(_facts(batch, source, recipe))
     if source.kind == "bids":
         describe_bids(batch.out, batch.work.model)
     before = {entry.name: entry for entry in queue.entries()}
@@ -234,9 +236,37 @@ def _go(
             tell("item-failed", name=item.name, error=item.problem.error, fix=item.problem.fix or None)
         elif entry is not None:
             tell("item-failed", name=item.name, error=entry.outcome.error, fix=entry.outcome.fix)
+    key = "" if batch.shard is None else f"-{batch.shard.number}-of-{batch.shard.count}"
+    reporter = Reporter(batch.out, key)
     if worker is not None:
-        run = Run(worker, queue, batch.out, tell=tell, limits=batch.limits, stop=stop, verify=batch.verify)
+        run = Run(
+            worker,
+            queue,
+            batch.out,
+            tell=tell,
+            limits=batch.limits,
+            stop=stop,
+            verify=batch.verify,
+            between=reporter.now_and_then,
+        )
         run.go(todo, before)
+    reporter.finish()
+
+
+def _facts(batch: Batch, source: Source, recipe: Mapping[str, object]) -> dict[str, str]:
+    """What a later run must know, and what the report says of the whole batch."""
+    settings, device = batch.work.settings(), choose_device(batch.work.device).type
+    told = {
+        "model": batch.work.model,
+        "inputs": ", ".join(shown(path) for path in batch.inputs[:3]) + ", ..." * (len(batch.inputs) > 3),
+        "kind": source.kind,
+        "strategy": settings.strategy,
+        "sampler": f"{settings.table.name}, {settings.samples} × {len(settings.table)} evaluations",
+        "seed": str(settings.seed),
+        "computed": f"on {device} in {recipe['dtype']}",
+        "scorefusion": scorefusion.__version__,
+    }
+    return {"device": device, "dtype": str(recipe["dtype"]), "report": json.dumps(told)}
 
 
 def _sort(

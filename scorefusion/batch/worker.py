@@ -25,6 +25,7 @@ from scorefusion.batch.work import Work
 from scorefusion.draw import Progress
 from scorefusion.engine.memory import out_of_memory
 from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.io.nifti import ras_order
 from scorefusion.job import Drawn, Job
 from scorefusion.pipeline import Pipeline
 from scorefusion.translation import Translation
@@ -158,6 +159,7 @@ class Worker:
         except (OSError, BadInput) as error:
             stop = stop_for(error, shown(self.root or item.output.parent))
             raise stop or error from error
+        pictures = self._pictures(ready.job, result)
         seconds = {"hash": ready.identity.seconds, **result.timings, "write": time.perf_counter() - start}
         return Outcome(
             item.name,
@@ -167,6 +169,8 @@ class Worker:
             seconds={stage: round(each, 4) for stage, each in seconds.items() if stage != "total"},
             residual=_share(ready.job, result),
             warnings=ready.warnings + sample.warnings,
+            before=pictures and pictures[0],
+            after=pictures and pictures[1],
         )
 
     def translate(self, item: Item, callback: Progress | None = None) -> Outcome:
@@ -207,6 +211,15 @@ class Worker:
         if self.root is not None and not self.root.is_dir():
             raise FileNotFoundError(2, "it is gone", str(self.root))
         folder.mkdir(parents=True, exist_ok=True)
+
+    def _pictures(self, job: Job, result: Translation) -> tuple[bytes, bytes] | None:
+        """Small pictures of the input and the result."""
+        if not self.work.pictures:
+            return None
+        from scorefusion.batch.thumbnails import pair
+
+        scan, fine = job.scan, ras_order(result.volume, result.affine)
+        return pair(scan.values, _spacing(scan.ras_affine), fine, _spacing(scan.ras_affine, result.factor))
 
     def _images(self, item: Item, result: Translation) -> Sequence[tuple[Path, Any]]:
         """The volumes beside first: where there is a translation, all that belongs to it is there."""
@@ -269,6 +282,12 @@ def _remarks(job: Job) -> tuple[str, ...]:
     if job.scan.affine_assumed:
         return ("its header has no orientation: pixdim and RAS axes are assumed",)
     return ()
+
+
+def _spacing(affine: np.ndarray, factor: Sequence[int] = (1, 1, 1)) -> tuple[float, float, float]:
+    """Voxel size (z, y, x) in mm of a grid so much finer along (z, y, x) than an affine's."""
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(z) / factor[0], float(y) / factor[1], float(x) / factor[2]
 
 
 def _share(job: Job, result: Translation) -> float | None:

@@ -115,6 +115,9 @@ def translate(
     prefetch_memory: Annotated[
         str | None, typer.Option(help="The most memory for these, such as 4GB.", show_default="no limit")
     ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Translate nothing; write OUT/report.html of all shards.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Of a folder: print each event as a line of JSON.")
     ] = False,
@@ -164,8 +167,14 @@ def translate(
         "engines": engines,
         "max_memory": max_memory,
     }
-    if not is_batch(images, output):
+    if not report_only and not is_batch(images, output):
         _one(images, Path(output), model, machine, choices, mask, spread, figure, quiet)
+        return
+
+    if report_only:
+        from scorefusion.batch.reporting import report
+
+        print(report(Path(output)))
         return
 
     from scorefusion.cli.batch_run import make_batch, run_batch
