@@ -100,7 +100,9 @@ def morning(count: int, kinds: int = 12) -> list[Row]:
                 output=name.replace("_T1w", "_desc-fine_T1w"),
                 seconds=float(random.lognormal(4.1, 0.2)) * (12 if strange and number % 2 else 1),
                 residual=float(random.lognormal(-6, 0.2)) * (9 if strange and not number % 2 else 1),
-                warnings=("voxels of 4 × 4 × 6 mm; the model was trained on cubes",) if number % 7 == 3 else (),
+                warnings=("voxels of 4 × 4 × 6 mm; the model was trained on cubes",)
+                if number % 7 == 3
+                else (),
                 before=before,
                 after=after,
                 numbers={

@@ -106,7 +106,9 @@ def test_nothing_leads_outside(rows: list[Row]) -> None:
     (style,) = [text for _, text in found.all("style")]
     code = "".join(text for attributes, text in found.all("script") if "type" not in attributes)
     assert not re.search(r"//|url\(|@import|http", style)
-    assert not re.search(r"//|http|fetch|XMLHttp|innerHTML|insertAdjacent|document\.write|eval|Function\(", code)
+    assert not re.search(
+        r"//|http|fetch|XMLHttp|innerHTML|insertAdjacent|document\.write|eval|Function\(", code
+    )
     for attributes, text in found.all("script"):
         if attributes.get("type") == "text/plain":
             assert re.fullmatch(r"(data:image/(webp|jpeg);base64,[\w+/=]+)? ?(data:[\w/;,+=]+)?", text)
@@ -114,7 +116,9 @@ def test_nothing_leads_outside(rows: list[Row]) -> None:
 
 def test_the_policy_allows_this_style_and_this_script_and_data_images_only(rows: list[Row]) -> None:
     found = parsed(rows)
-    (policy,) = [a["content"] for a, _ in found.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        a["content"] for a, _ in found.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    ]
     rules = dict(rule.strip().split(" ", 1) for rule in (policy or "").split(";"))
 
     def hashed(text: str) -> str:
@@ -129,7 +133,14 @@ def test_the_policy_allows_this_style_and_this_script_and_data_images_only(rows:
 
 
 def test_links_are_relative_and_name_the_very_file(tmp_path: Path) -> None:
-    names = ["a b/ü#?&;.nii.gz", "c:d%20e'\".nii", "javascript:alert(1)", "\udcff.nii", "back\\slash.nii", "./x//y"]
+    names = [
+        "a b/ü#?&;.nii.gz",
+        "c:d%20e'\".nii",
+        "javascript:alert(1)",
+        "\udcff.nii",
+        "back\\slash.nii",
+        "./x//y",
+    ]
     made = parsed([Row(name=name, state="done", output=name) for name in names]).data()["rows"]
     for name, row in zip(names, made, strict=True):
         parts = urlsplit(row["link"])

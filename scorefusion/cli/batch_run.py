@@ -111,7 +111,10 @@ def run_batch(batch: Batch, *, as_json: bool = False, quiet: bool = False) -> in
     """
     from scorefusion.batch.run import StopFlag
     from scorefusion.batch.session import translate_batch
+    from scorefusion.engine.memory import keep_freed_memory
 
+    if batch.work.max_memory is None:
+        keep_freed_memory()
     stop = StopFlag()
     with view(as_json=as_json, quiet=quiet) as listener, _signals(stop) as caught:
         summary = translate_batch(batch, listener=listener, stop=stop)
