@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,19 @@ def refused(model: Path, *arguments: str | Path) -> str:
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("scorefusion: "), result.stderr
     return lines[0]
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Do without root's right to read and write everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def names(events: Events, kind: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from bad_scans import BAD
 from batches import names, translate, volumes, write_model, write_scan
+from killed_batches import QUICK
 
 ROOT = Path(__file__).parent.parent
 KILLS, GOOD_ONES, BAD_ONES = 10, 180, 20
@@ -34,7 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kinds(folder: Path) -> dict[str, str]:
     """What is wrong with each bad scan, by name."""
     for number in range(GOOD_ONES):
-        write_scan(folder / "in" / f"good{number:03d}.nii.gz", number, (5, 6, 7) if number % 2 else (7, 6, 5))
+        shape = (5, 6, 7) if number % 10 == 0 else (7, 6, 5)
+        write_scan(folder / "in" / f"good{number:03d}.nii.gz", number, shape)
     wrong = {}
     for number in range(BAD_ONES):
         kind = list(BAD)[number % len(BAD)]
@@ -105,5 +107,5 @@ def test_memory_is_flat(seen: dict[str, Any]) -> None:
 
 
 def test_a_run_after_it_has_nothing_to_do(folder: Path, seen: dict[str, Any]) -> None:
-    events = translate(folder / "tiny", folder / "in", "-o", folder / "out", "--steps", "1", code=1)
+    events = translate(folder / "tiny", folder / "in", "-o", folder / "out", *QUICK, code=1)
     assert len(names(events, "item-kept")) == GOOD_ONES and not names(events, "item-started")

@@ -12,6 +12,7 @@ from scorefusion.batch.item import Item, Problem, shown
 from scorefusion.batch.names import length_problem
 from scorefusion.data.listing import stem
 
+VOLUME = "volume"
 SIDES = ("sd", "planes")
 """Volumes that may lie beside a translation: deviation over samples, disagreement of the planes."""
 
@@ -29,6 +30,11 @@ class Source:
     kind: str
     items: tuple[Item, ...]
     ignored: tuple[Path, ...] = ()
+
+
+def output_path(output: Path, kind: str) -> Path:
+    """Where a file of :attr:`.Outcome.outputs` lies: ``volume`` at the item's output, the others beside it."""
+    return output if kind == VOLUME else side_path(output, kind)
 
 
 def side_path(output: Path, side: str) -> Path:

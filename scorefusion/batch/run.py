@@ -15,6 +15,7 @@ from scorefusion.batch.events import Teller
 from scorefusion.batch.faults import Stopped, stop_for
 from scorefusion.batch.identity import hash_file, stamp_of
 from scorefusion.batch.item import Item, Problem, shown
+from scorefusion.batch.listing import VOLUME, output_path
 from scorefusion.batch.outcome import Outcome
 from scorefusion.batch.queue import Entry, Queue
 from scorefusion.batch.threads import side_threads
@@ -262,9 +263,11 @@ class Run:
                     raise
                 gc.collect()
                 outcome = self.worker.write(sample)
-            written = {item.output.with_name(name): sha256 for name, (_, sha256) in outcome.outputs.items()}
             with self._books():
-                self.queue.keep_hashes([(path, stamp_of(path), sha256) for path, sha256 in written.items()])
+                written = [
+                    (output_path(item.output, kind), sha) for kind, (_, sha) in outcome.outputs.items()
+                ]
+                self.queue.keep_hashes([(path, stamp_of(path), sha256) for path, sha256 in written])
                 self.queue.record(outcome)
             self._tell_done(item, outcome)
         except Stopped as stop:
@@ -278,7 +281,7 @@ class Run:
             "item-done",
             name=item.name,
             output=shown(item.output),
-            sha256=outcome.outputs.get(shown(item.output.name), (0, ""))[1],
+            sha256=outcome.outputs[VOLUME][1],
             seconds=outcome.seconds,
             residual=outcome.residual,
             warnings=list(outcome.warnings),
@@ -327,10 +330,10 @@ def is_current(
         verify: read outputs in any case.
     """
     outcome = entry.outcome
-    if entry.state != "done" or outcome.work != work or shown(item.output.name) not in outcome.outputs:
+    if entry.state != "done" or outcome.work != work or VOLUME not in outcome.outputs:
         return False
-    for name, (size, sha256) in outcome.outputs.items():
-        path = item.output.with_name(name)
+    for kind, (size, sha256) in outcome.outputs.items():
+        path = output_path(item.output, kind)
         try:
             stamp = stamp_of(path)
             if stamp[0] != size:

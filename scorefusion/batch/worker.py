@@ -18,7 +18,7 @@ import torch
 from scorefusion.batch.faults import Stopped, stop_for
 from scorefusion.batch.identity import Stamp, hash_file, stamp_of, work_hash
 from scorefusion.batch.item import Item, Problem, shown
-from scorefusion.batch.listing import side_path
+from scorefusion.batch.listing import VOLUME, output_path
 from scorefusion.batch.outcome import Outcome
 from scorefusion.batch.store import store_image
 from scorefusion.batch.work import Work
@@ -154,8 +154,8 @@ class Worker:
         outputs = {}
         try:
             self._make_folder(item.output.parent)
-            for path, image in self._images(item, result):
-                outputs[shown(path.name)] = store_image(image, path, self.work.level)
+            for kind, image in self._images(result):
+                outputs[kind] = store_image(image, output_path(item.output, kind), self.work.level)
         except (OSError, BadInput) as error:
             stop = stop_for(error, shown(self.root or item.output.parent))
             raise stop or error from error
@@ -221,13 +221,13 @@ class Worker:
         scan, fine = job.scan, ras_order(result.volume, result.affine)
         return pair(scan.values, _spacing(scan.ras_affine), fine, _spacing(scan.ras_affine, result.factor))
 
-    def _images(self, item: Item, result: Translation) -> Sequence[tuple[Path, Any]]:
+    def _images(self, result: Translation) -> Sequence[tuple[str, Any]]:
         """The volumes beside first: where there is a translation, all that belongs to it is there."""
         images = []
         for side, field_ in (("sd", result.spread), ("planes", result.planes_apart)):
             if side in self.work.sides and field_ is not None:
-                images.append((side_path(item.output, side), result.image_of(field_)))
-        return [*images, (item.output, result.image())]
+                images.append((side, result.image_of(field_)))
+        return [*images, (VOLUME, result.image())]
 
 
 def identify(item: Item, recipe: dict[str, Any], known: KnownHash | None = None) -> Identity:
