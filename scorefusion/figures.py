@@ -58,7 +58,7 @@ def translation_figure(translation: Translation) -> Any:
     lo, hi = (float(value) for value in np.percentile(before, (0.5, 99.8)))
     if not hi > lo:
         lo, hi = float(before.min()), float(before.max())
-    where = _middle(before, lo + 0.1 * (hi - lo))
+    where = middle(before, lo + 0.1 * (hi - lo))
     fine = fine_affine(translation.source.ras_affine, translation.factor[::-1])
     figure = matplotlib_figure.Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(2, 3)
@@ -135,7 +135,7 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
     return final
 
 
-def _middle(volume: np.ndarray, threshold: float) -> tuple[float, float, float]:
+def middle(volume: np.ndarray, threshold: float) -> tuple[float, float, float]:
     """The centre (z, y, x) of the box around what exceeds the threshold, as fractions of the axes."""
     places = np.argwhere(volume > threshold)
     if not len(places):

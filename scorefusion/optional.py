@@ -9,7 +9,6 @@ from scorefusion.errors import ScoreFusionError
 
 EXTRA = {
     "accelerate": "train",
-    "PIL": "video",
     "imageio_ffmpeg": "video",
     "matplotlib": "train",
     "monai": "monai",

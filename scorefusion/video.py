@@ -77,11 +77,12 @@ def scores(frames: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
 
 def side_by_side(clips: Mapping[str, np.ndarray]) -> np.ndarray:
     """Clips of one size beside one another, uint8 ``[T, H + 12, n·W]``, each under its name."""
-    drawing, image = need("PIL.ImageDraw", "a clip of clips"), need("PIL.Image", "a clip of clips")
+    from PIL import Image, ImageDraw
+
     parts = []
     for name, frames in clips.items():
-        title = image.new("L", (frames.shape[2], 12))
-        drawing.Draw(title).text((2, 0), name, fill=255)
+        title = Image.new("L", (frames.shape[2], 12))
+        ImageDraw.Draw(title).text((2, 0), name, fill=255)
         bar = np.broadcast_to(np.asarray(title), (len(frames), *np.asarray(title).shape))
         parts.append(np.concatenate([bar, np.rint(np.clip(frames, 0, 255)).astype(np.uint8)], axis=1))
     return np.concatenate(parts, axis=2)

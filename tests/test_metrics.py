@@ -136,7 +136,7 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         optional.need("surely_not_installed.metrics", "SSIM")
 
 
-DISTRIBUTIONS = {"PIL": "pillow", "imageio_ffmpeg": "imageio-ffmpeg", "skimage": "scikit-image"}
+DISTRIBUTIONS = {"imageio_ffmpeg": "imageio-ffmpeg", "skimage": "scikit-image"}
 
 
 def test_extras_are_those_of_the_package() -> None:

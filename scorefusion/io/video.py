@@ -82,7 +82,7 @@ def write_clip(path: str | os.PathLike[str], frames: Sequence[np.ndarray] | np.n
 
     Raises:
         BadInput: for another ending, or if it cannot be written.
-        ScoreFusionError: without imageio-ffmpeg, or pillow for .gif.
+        ScoreFusionError: without imageio-ffmpeg for .mp4.
     """
     final = Path(path)
     if not final.name.lower().endswith(CLIP_ENDINGS):
@@ -92,9 +92,10 @@ def write_clip(path: str | os.PathLike[str], frames: Sequence[np.ndarray] | np.n
     images = np.stack([np.rint(np.clip(frame, 0, 255)).astype(np.uint8) for frame in frames])
     with written_beside(final) as beside:
         if final.suffix.lower() == ".gif":
-            pictures = [need("PIL.Image", "writing a .gif").fromarray(image) for image in images]
-            told = {"duration": 1000 / rate, "loop": 0}
-            pictures[0].save(beside, save_all=True, append_images=pictures[1:], **told)
+            from PIL import Image
+
+            pictures = [Image.fromarray(image) for image in images]
+            pictures[0].save(beside, save_all=True, append_images=pictures[1:], duration=1000 / rate, loop=0)
         else:
             _write_mp4(beside, images, rate)
     return final

@@ -1,0 +1,130 @@
+"""Scans whose figures are unlike those of the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from scorefusion.batch.row import Row
+
+FEWEST = 8
+"""With fewer scans there is no saying what is usual."""
+
+FARTHEST = 5.0
+"""Robust standard deviations from the median that are not unusual yet."""
+
+SHARE = 0.1
+"""Less than this share of the median away is never unusual, however alike the others are."""
+
+SMALLEST = 1e-6
+"""Nor is less than this, in the figure's own unit: rounding, where the median is 0."""
+
+
+def flag(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What is unusual about each scan, in words.
+
+    Args:
+        rows: the batch; only what is done counts.
+
+    Returns:
+        Name to sentences such as "residual 9 times the median (2.8% against 0.31%)"; the unremarkable are
+        left out.
+    """
+    return {name: list(found.values()) for name, found in unusual(rows).items()}
+
+
+def unusual(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """What :func:`flag` says, by figure: ``residual``, ``seconds`` or a name of :attr:`.Row.numbers`.
+
+    A figure is unusual if it is not finite, or if it is more than :data:`FARTHEST` robust standard deviations
+    from the median of at least :data:`FEWEST` scans: 1.4826 times the median absolute deviation, or 1.2533
+    times the mean absolute one where over half of the scans are alike (Iglewicz and Hoaglin, 1993).
+    """
+    done = [row for row in rows if row.state == "done"]
+    found: dict[str, dict[str, str]] = {}
+    for figure in figures(done):
+        values = {row.name: value for row in done if (value := value_of(row, figure)) is not None}
+        finite = np.array([value for value in values.values() if math.isfinite(value)], dtype=np.float64)
+        median, spread = _centre(finite)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                found.setdefault(name, {})[figure] = f"{_said(figure)} is {value}"
+            elif len(finite) >= FEWEST and _far(value, median, spread):
+                found.setdefault(name, {})[figure] = f"{_said(figure)} {_compared(figure, value, median)}"
+    return found
+
+
+def figures(rows: Sequence[Row]) -> list[str]:
+    """The figures that at least one row has: ``residual``, ``seconds``, then numbers as they first appear."""
+    numbers = dict.fromkeys(name for row in rows for name in row.numbers)
+    first = [name for name in ("residual", "seconds") if any(getattr(row, name) is not None for row in rows)]
+    return [*first, *(name for name in numbers if name not in first)]
+
+
+def value_of(row: Row, figure: str) -> float | None:
+    """One figure of a row; None where it has none."""
+    if figure in ("residual", "seconds"):
+        value: float | None = getattr(row, figure)
+        return value
+    return row.numbers.get(figure)
+
+
+def shown(figure: str, value: float) -> str:
+    """A figure as the report prints it: residuals in percent, seconds as a time, others to three digits."""
+    if not math.isfinite(value):
+        return str(value)
+    if figure == "residual":
+        return f"{_digits(100 * value, 2)}%"
+    return duration(value) if figure == "seconds" else _digits(value, 3)
+
+
+def duration(seconds: float) -> str:
+    """A time such as "0.4 s", "48 s", "3 min 08 s" or "2 h 05 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _centre(values: np.ndarray) -> tuple[float, float]:
+    """Median and robust standard deviation."""
+    if not len(values):
+        return 0.0, 0.0
+    median = float(np.median(values))
+    away = np.abs(values - median)
+    spread = 1.4826 * float(np.median(away))
+    return median, spread if spread > SMALLEST else 1.2533 * float(away.mean())
+
+
+def _far(value: float, median: float, spread: float) -> bool:
+    away = abs(value - median)
+    return away > FARTHEST * spread and away > max(SHARE * abs(median), SMALLEST)
+
+
+def _said(figure: str) -> str:
+    return "time" if figure == "seconds" else figure
+
+
+def _compared(figure: str, value: float, median: float) -> str:
+    both = f"({shown(figure, value)} against {shown(figure, median)})"
+    ratio = value / median if median else 0.0
+    if ratio >= 1.5:
+        return f"{_digits(ratio, 2)} times the median {both}"
+    if 0 < ratio <= 1 / 1.5:
+        return f"{_digits(ratio, 2)} of the median {both}"
+    return f"{'above' if value > median else 'below'} the others {both}"
+
+
+def _digits(value: float, count: int) -> str:
+    """A number to so many digits, without an exponent where it is short without."""
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{count - 1}e}"
+    places = count - 1 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{round(value, places):.{max(places, 0)}f}" if value else "0"

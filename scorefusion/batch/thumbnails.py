@@ -1,0 +1,109 @@
+"""Small pictures of volumes, a few kilobytes each."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+
+from scorefusion.figures import middle, plane_images
+
+Spacing = tuple[float, float, float]
+
+SAMPLE = 64
+"""Grey scale and foreground are found on every n-th voxel: about so many along each axis."""
+
+QUALITY = 70
+
+
+class View(NamedTuple):
+    """What two pictures share so that they can be compared.
+
+    Attributes:
+        limits: what is black and what is white, in the volume's units.
+        where: (z, y, x) place of the planes, as a fraction of each axis.
+    """
+
+    limits: tuple[float, float]
+    where: tuple[float, float, float]
+
+
+def view_of(volume: np.ndarray) -> View:
+    """Grey scale, and the middle of what is bright, of a volume ``[D, H, W]``."""
+    sample = volume[tuple(slice(None, None, max(1, n // SAMPLE)) for n in volume.shape)]
+    finite = sample[np.isfinite(sample)]
+    if not finite.size:
+        return View((0.0, 0.0), (0.5, 0.5, 0.5))
+    lo, hi = (float(value) for value in np.percentile(finite, (0.5, 99.8)))
+    if not hi > lo:
+        lo, hi = float(finite.min()), float(finite.max())
+    return View((lo, hi), middle(sample, lo + 0.1 * (hi - lo)))
+
+
+def strip(
+    volume: np.ndarray,
+    spacing: Spacing,
+    limits: tuple[float, float] | None = None,
+    height: int = 96,
+    where: tuple[float, float, float] | None = None,
+) -> bytes:
+    """Axial, coronal and sagittal plane side by side, each as large as fits a square, on black.
+
+    Args:
+        volume: ``[D, H, W]`` (z, y, x) in RAS+ order.
+        spacing: voxel size (z, y, x) in mm.
+        limits: what is black and what is white; the volume's own if None.
+        height: of the strip in pixels, which is three times as wide.
+        where: place of the planes; through the middle of what is bright if None.
+
+    Returns:
+        A WebP image, or a JPEG where Pillow was built without WebP.
+    """
+    from PIL import Image, features
+
+    if limits is None or where is None:
+        own = view_of(volume)
+        limits, where = limits or own.limits, where or own.where
+    picture = Image.new("L", (3 * height, height))
+    for column, (_, plane, aspect) in enumerate(plane_images(volume, spacing, where)):
+        image = Image.fromarray(_grey(plane[::-1], limits))
+        size = _fitting(image.width, image.height * aspect, height)
+        enlarged = size[0] > image.width or size[1] > image.height
+        image = image.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX)
+        picture.paste(image, (column * height + (height - size[0]) // 2, (height - size[1]) // 2))
+    buffer = io.BytesIO()
+    if features.check("webp"):
+        picture.save(buffer, "WEBP", quality=QUALITY, method=4)
+    else:
+        picture.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def pair(
+    before: np.ndarray, spacing: Spacing, after: np.ndarray, fine: Spacing, height: int = 96
+) -> tuple[bytes, bytes]:
+    """Strips of an input and of its translation: the same planes, on the input's grey scale.
+
+    Args:
+        before: ``[D, H, W]`` in RAS+ order.
+        spacing: its voxel size (z, y, x) in mm.
+        after: the same box on any grid, in the same units.
+        fine: the voxel size of that grid.
+        height: see :func:`strip`.
+    """
+    limits, where = view_of(before)
+    return strip(before, spacing, limits, height, where), strip(after, fine, limits, height, where)
+
+
+def _grey(plane: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    lo, hi = limits
+    if not hi > lo:
+        return np.zeros(plane.shape, np.uint8)
+    grey = (plane.astype(np.float32) - np.float32(lo)) * np.float32(255 / (hi - lo))
+    return np.nan_to_num(grey, nan=0.0).clip(0, 255).astype(np.uint8)
+
+
+def _fitting(width: float, height: float, edge: int) -> tuple[int, int]:
+    scale = edge / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
