@@ -41,14 +41,16 @@ HOSTILE_ROWS = tuple(
 
 
 @functools.cache
-def phantom(seed: int, size: int = 48) -> np.ndarray:
-    """A head of ellipsoids, ``[size, size, size]``: scalp, skull, brain, ventricles, some lesions."""
+def phantom(seed: int, size: int = 96) -> np.ndarray:
+    """A head of ellipsoids, ``[size, size, size]``: scalp, skull, a folded brain, ventricles, some lesions."""
     random = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32)] * 3, indexing="ij")
     volume = np.zeros(z.shape, np.float32)
     shape = np.array([0.86, 0.92, 0.74]) * random.uniform(0.92, 1.05, 3)
     for scale, value in ((1.0, 700), (0.93, 80), (0.88, 420), (0.8, 600)):
         volume[(z / shape[0]) ** 2 + (y / shape[1]) ** 2 + (x / shape[2]) ** 2 < scale**2] = value
+    folds = np.sin(30 * z + 3 * np.sin(9 * x)) * np.sin(28 * y + 4 * np.cos(8 * z)) * np.cos(26 * x)
+    volume[(volume == 600) & (folds > 0.25)] = 380
     for side in (-1, 1):
         volume[((z - 0.1) / 0.2) ** 2 + (y / 0.35) ** 2 + ((x - 0.14 * side) / 0.09) ** 2 < 1] = 150
     for centre in random.uniform(-0.4, 0.4, (3, 3)):
@@ -57,13 +59,17 @@ def phantom(seed: int, size: int = 48) -> np.ndarray:
     return volume + random.normal(0, 15, volume.shape).astype(np.float32) * (volume > 0)
 
 
+def pooled(volume: np.ndarray) -> np.ndarray:
+    """Means of blocks of 2 × 2 × 2 voxels."""
+    n = volume.shape[0] // 2
+    return volume.reshape(n, 2, n, 2, n, 2).mean(axis=(1, 3, 5))
+
+
 @functools.cache
 def phantom_thumbnails(seed: int) -> tuple[bytes, bytes]:
     """A pooled phantom and the phantom itself, as the page shows them."""
     fine = phantom(seed)
-    n = fine.shape[0] // 4
-    coarse = fine.reshape(n, 4, n, 4, n, 4).mean(axis=(1, 3, 5))
-    return thumbnails.pair(coarse, (4, 4, 4), fine, (1, 1, 1))
+    return thumbnails.pair(pooled(fine), (2, 2, 2), fine, (1, 1, 1))
 
 
 def morning(count: int, kinds: int = 12) -> list[Row]:

@@ -15,11 +15,16 @@ FEWEST = 8
 FARTHEST = 5.0
 """Robust standard deviations from the median that are not unusual yet."""
 
+RARE = 0.1
+"""If more than this share of the scans is that far off it is a group, and unusual is who is twice as far."""
+
 SHARE = 0.1
 """Less than this share of the median away is never unusual, however alike the others are."""
 
 SMALLEST = 1e-6
 """Nor is less than this, in the figure's own unit: rounding, where the median is 0."""
+
+_OWN = ("residual", "seconds")
 
 
 def flag(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -29,7 +34,7 @@ def flag(rows: Sequence[Row]) -> dict[str, list[str]]:
         rows: the batch; only what is done counts.
 
     Returns:
-        Name to sentences such as "residual 9 times the median (2.8% against 0.31%)"; the unremarkable are
+        Name to sentences such as "residual 9.0 times the median (2.8% against 0.31%)"; the unremarkable are
         left out.
     """
     return {name: list(found.values()) for name, found in unusual(rows).items()}
@@ -40,32 +45,32 @@ def unusual(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
 
     A figure is unusual if it is not finite, or if it is more than :data:`FARTHEST` robust standard deviations
     from the median of at least :data:`FEWEST` scans: 1.4826 times the median absolute deviation, or 1.2533
-    times the mean absolute one where over half of the scans are alike (Iglewicz and Hoaglin, 1993).
+    times the mean absolute one where over half of the scans are alike (Iglewicz and Hoaglin, 1993). See
+    :data:`RARE`, :data:`SHARE` and :data:`SMALLEST` for what is not.
     """
     done = [row for row in rows if row.state == "done"]
     found: dict[str, dict[str, str]] = {}
     for figure in figures(done):
         values = {row.name: value for row in done if (value := value_of(row, figure)) is not None}
         finite = np.array([value for value in values.values() if math.isfinite(value)], dtype=np.float64)
-        median, spread = _centre(finite)
+        median, usual = _usual(finite)
         for name, value in values.items():
             if not math.isfinite(value):
                 found.setdefault(name, {})[figure] = f"{_said(figure)} is {value}"
-            elif len(finite) >= FEWEST and _far(value, median, spread):
+            elif len(finite) >= FEWEST and abs(value - median) > usual:
                 found.setdefault(name, {})[figure] = f"{_said(figure)} {_compared(figure, value, median)}"
     return found
 
 
 def figures(rows: Sequence[Row]) -> list[str]:
     """The figures that at least one row has: ``residual``, ``seconds``, then numbers as they first appear."""
-    numbers = dict.fromkeys(name for row in rows for name in row.numbers)
-    first = [name for name in ("residual", "seconds") if any(getattr(row, name) is not None for row in rows)]
-    return [*first, *(name for name in numbers if name not in first)]
+    numbers = dict.fromkeys(name for row in rows for name in row.numbers if name not in _OWN)
+    return [*(name for name in _OWN if any(getattr(row, name) is not None for row in rows)), *numbers]
 
 
 def value_of(row: Row, figure: str) -> float | None:
     """One figure of a row; None where it has none."""
-    if figure in ("residual", "seconds"):
+    if figure in _OWN:
         value: float | None = getattr(row, figure)
         return value
     return row.numbers.get(figure)
@@ -93,19 +98,17 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _centre(values: np.ndarray) -> tuple[float, float]:
-    """Median and robust standard deviation."""
+def _usual(values: np.ndarray) -> tuple[float, float]:
+    """The median, and how far from it is not unusual."""
     if not len(values):
         return 0.0, 0.0
     median = float(np.median(values))
     away = np.abs(values - median)
     spread = 1.4826 * float(np.median(away))
-    return median, spread if spread > SMALLEST else 1.2533 * float(away.mean())
-
-
-def _far(value: float, median: float, spread: float) -> bool:
-    away = abs(value - median)
-    return away > FARTHEST * spread and away > max(SHARE * abs(median), SMALLEST)
+    if spread < SMALLEST:
+        spread = 1.2533 * float(away.mean())
+    many = float(np.quantile(away, 1 - RARE, method="lower"))
+    return median, max(FARTHEST * spread, 2 * many, SHARE * abs(median), SMALLEST)
 
 
 def _said(figure: str) -> str:

@@ -14,7 +14,7 @@ Spacing = tuple[float, float, float]
 SAMPLE = 64
 """Grey scale and foreground are found on every n-th voxel: about so many along each axis."""
 
-QUALITY = 70
+QUALITY = 50
 
 
 class View(NamedTuple):
