@@ -65,8 +65,8 @@ def rows() -> list[Row]:
 
 
 def test_text_from_outside_makes_no_element(rows: list[Row]) -> None:
-    harmless = [dataclasses.replace(row, name=f"s{k}", warnings=(), error=None, fix=None, inputs=(), output=None)
-                for k, row in enumerate(rows)]  # fmt: skip
+    silent = {"warnings": (), "error": None, "fix": None, "inputs": (), "output": None}
+    harmless = [dataclasses.replace(row, name=f"s{k}", **silent) for k, row in enumerate(rows)]
     calm = [tag for tag, _ in parsed(harmless, facts={f"f{k}": "" for k in range(len(FACTS))}).tags]
     for text in HOSTILE:
         found = parsed(rows, title=text, facts=FACTS)
@@ -106,7 +106,9 @@ def test_nothing_leads_outside(rows: list[Row]) -> None:
     (style,) = [text for _, text in found.all("style")]
     code = "".join(text for attributes, text in found.all("script") if "type" not in attributes)
     assert not re.search(r"//|url\(|@import|http", style)
-    assert not re.search(r"//|http|fetch|XMLHttp|innerHTML|insertAdjacent|document\.write|eval|Function\(", code)
+    assert not re.search(
+        r"//|http|fetch|XMLHttp|innerHTML|insertAdjacent|document\.write|eval|Function\(", code
+    )
     for attributes, text in found.all("script"):
         if attributes.get("type") == "text/plain":
             assert re.fullmatch(r"(data:image/(webp|jpeg);base64,[\w+/=]+)? ?(data:[\w/;,+=]+)?", text)
@@ -114,7 +116,9 @@ def test_nothing_leads_outside(rows: list[Row]) -> None:
 
 def test_the_policy_allows_this_style_and_this_script_and_data_images_only(rows: list[Row]) -> None:
     found = parsed(rows)
-    (policy,) = [a["content"] for a, _ in found.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        a["content"] for a, _ in found.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    ]
     rules = dict(rule.strip().split(" ", 1) for rule in (policy or "").split(";"))
 
     def hashed(text: str) -> str:
@@ -129,7 +133,14 @@ def test_the_policy_allows_this_style_and_this_script_and_data_images_only(rows:
 
 
 def test_links_are_relative_and_name_the_very_file(tmp_path: Path) -> None:
-    names = ["a b/ü#?&;.nii.gz", "c:d%20e'\".nii", "javascript:alert(1)", "\udcff.nii", "back\\slash.nii", "./x//y"]
+    names = [
+        "a b/ü#?&;.nii.gz",
+        "c:d%20e'\".nii",
+        "javascript:alert(1)",
+        "\udcff.nii",
+        "back\\slash.nii",
+        "./x//y",
+    ]
     made = parsed([Row(name=name, state="done", output=name) for name in names]).data()["rows"]
     for name, row in zip(names, made, strict=True):
         parts = urlsplit(row["link"])
@@ -181,7 +192,7 @@ def test_a_histogram_counts_every_scan_once(rows: list[Row]) -> None:
 def test_columns_that_hold_nothing_are_left_out() -> None:
     assert parsed([Row(name="a", state="done", seconds=1.0)]).data()["figures"] == ["Time"]
     assert parsed([Row(name="a", state="waiting")]).data()["figures"] == []
-    assert parsed([]).data() == {"figures": [], "rows": []}
+    assert parsed([]).data() == {"figures": [], "columns": page.COLUMNS, "rows": []}
     odd = Row(name="a", state="done", numbers={"fold": float("nan"), "residual": 2.0})
     assert parsed([odd]).data()["rows"][0]["figures"] == [[None, "nan", True]]
 
