@@ -5,6 +5,7 @@
   const find = (id) => document.getElementById(id);
   const data = JSON.parse(find("data").textContent);
   const table = find("table"), head = find("head"), body = find("body"), large = find("large");
+  const tools = document.querySelector(".tools");
   const collator = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
 
   /* Text from outside goes through here only, so that it is never read as markup. */
@@ -103,6 +104,8 @@
       other.turned = other === column && !turned;
     }
     column.head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    const above = table.getBoundingClientRect().top - tools.offsetHeight;
+    if (above < 0) window.scrollBy(0, above);
   }
 
   function belongs(row) {
@@ -202,7 +205,6 @@
       find("filter").focus();
     }
   });
-  const tools = document.querySelector(".tools");
   new ResizeObserver(() => table.style.setProperty("--tools", tools.offsetHeight + "px")).observe(tools);
   filter();
 }
