@@ -256,6 +256,9 @@ class Pipeline:
             source=job.scan,
             factor=factor,
             output_dtype=settings.output_dtype,
+            model=self.config.name,
+            conditions=self.config.conditions,
+            target=self.config.target,
         )
 
     def table(

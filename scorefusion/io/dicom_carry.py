@@ -88,6 +88,7 @@ CT = (
     "ConvolutionKernel",
     "RescaleType",
 )
+
 ENHANCED = (
     "EchoPulseSequence",
     "InversionRecovery",
@@ -95,18 +96,16 @@ ENHANCED = (
     "ResonantNucleus",
     "AcquisitionDateTime",
 )
+"""What enhanced objects say of an acquisition in other words, beside their functional groups."""
+
 CARRIED = tuple(
-    dict.fromkeys(
-        (*PATIENT, *STUDY, *SERIES, *EQUIPMENT, *FRAME_OF_REFERENCE, *IMAGE, *CONTRAST, *MR, *CT)
-    )
+    dict.fromkeys((*PATIENT, *STUDY, *SERIES, *EQUIPMENT, *FRAME_OF_REFERENCE, *IMAGE, *CONTRAST, *MR, *CT))
 )
 """All that a derived series may take over; nothing else of a source, private attributes least of all."""
 
 CODES = {
     "Modality": {"CT", "MR"},
-    "PatientPosition": {
-        f"{way}{side}" for way in ("HF", "FF") for side in ("P", "S", "DR", "DL")
-    },
+    "PatientPosition": {f"{way}{side}" for way in ("HF", "FF") for side in ("P", "S", "DR", "DL")},
     "PhotometricInterpretation": {"MONOCHROME1", "MONOCHROME2"},
     "ScanningSequence": {"SE", "IR", "GR", "EP", "RM"},
     "SequenceVariant": {"SK", "MTC", "SS", "TRSS", "SP", "MP", "OSP", "TOF", "NONE"},
@@ -163,10 +162,10 @@ def carry(source: Any, modality: str, *, nobody: bool) -> Any:
             element = source[keyword]
             if element.VR != "SQ":
                 for value in _each(element.value):
-                    values.validate_value(element.VR, value, settings.RAISE)
+                    values.validate_value(element.VR, str(value), settings.RAISE)
         except Exception:
             continue
-        if not nobody or _names_nobody(keyword, element.value):
+        if element.value and (not nobody or _names_nobody(keyword, element.value)):
             setattr(carried, keyword, element.value)
     return carried
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scorefusion.io.dicom_decimals import decimals
 from scorefusion.io.dicom_frames import Frame
 from scorefusion.optional import need
 
@@ -27,6 +28,7 @@ _RENAMED = {
 }
 _PULSES = {"SPIN": ["SE"], "GRADIENT": ["GR"], "BOTH": ["SE", "GR"]}
 
+
 def classic_header(frame: Frame) -> Any:
     """The header of a frame in a classic object's words; a classic object's own header as it is.
 
@@ -40,7 +42,7 @@ def classic_header(frame: Frame) -> Any:
         group = frame.macro(macro)
         value = None if group is None else group.get(name)
         if value is not None:
-            setattr(header, keyword, value)
+            setattr(header, keyword, decimals([value])[0] if isinstance(value, float) else value)
     if pulses := _PULSES.get(str(frame.header.get("EchoPulseSequence") or "")):
         planar = frame.header.get("EchoPlanarPulseSequence") == "YES"
         recovery = frame.header.get("InversionRecovery") == "YES"
@@ -49,5 +51,8 @@ def classic_header(frame: Frame) -> Any:
         header.ImagedNucleus = frame.header.ResonantNucleus
     when = str(frame.header.get("AcquisitionDateTime") or "")
     if len(when) >= 14:
-        header.AcquisitionDate, header.AcquisitionTime = when[:8], when[8:].partition("+")[0].partition("-")[0]
+        header.AcquisitionDate, header.AcquisitionTime = (
+            when[:8],
+            when[8:].partition("+")[0].partition("-")[0],
+        )
     return header

@@ -17,7 +17,7 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.optional import need
 
 MAX_HEADER = 2**25
-"""The most bytes that what stands before the pixels may take; an enhanced object of 10,000 frames has about as many."""
+"""The most bytes that may stand before the pixels; an enhanced object of 10,000 frames has about as many."""
 MAX_ITEMS = 2**18
 """The most sequence items in there; each becomes an object of its own."""
 

@@ -14,7 +14,7 @@ from scorefusion.io.dicom_carry import CARRIED, ENHANCED
 from scorefusion.io.dicom_file import read_header, reading
 from scorefusion.io.dicom_kind import KIND_TAGS, frame_count, image_type, obstacle, sop_class
 
-_OWN = ("SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "InstanceNumber")
+_OWN = ("SOPInstanceUID", "FrameOfReferenceUID", "InstanceNumber", "SeriesNumber", "SeriesDescription")
 _PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
 _VALUES = ("RescaleSlope", "RescaleIntercept", "BitsStored", "PixelRepresentation", "GantryDetectorTilt")
 _GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
@@ -49,7 +49,7 @@ class Frame:
         sop_instance: SOPInstanceUID of the file.
         number: InstanceNumber of the file plus ``index``.
         shape: (rows, columns).
-        position: float64 ``[3]``, centre of the first pixel in millimetres (DICOM's axes: left, posterior, up).
+        position: float64 ``[3]``, centre of the first pixel in millimetres (to the left, back and head).
         orientation: float64 ``[2, 3]``, unit vectors along a row and down a column.
         spacing: millimetres from row to row and from column to column.
         thickness: SliceThickness in millimetres; None where it is not told.

@@ -16,8 +16,8 @@ _SLICES = {
     "1.2.840.10008.5.1.4.1.1.128.1": "PT",
     "1.2.840.10008.5.1.4.1.1.7": "OT",
 }
-"""SOP classes that are read, and of what: CT, MR and PET Image Storage, classic, enhanced and legacy converted,
-and Secondary Capture Image Storage, which research tools write."""
+"""SOP classes that are read, and of what: CT, MR and PET Image Storage, classic, enhanced and legacy
+converted, and Secondary Capture Image Storage, which research tools write."""
 
 DICOMDIR = "1.2.840.10008.1.3.10"
 """Media Storage Directory Storage: an index of files, not one of them."""

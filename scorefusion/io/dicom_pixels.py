@@ -1,4 +1,4 @@
-"""Pixels of DICOM files, decoded by pydicom and its plugins, after what they claim was held against what is there."""
+"""Pixels of DICOM files, decoded by pydicom and its plugins once their claims are held against what is there."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}
 
 
 def check_pixels(frames: Sequence[Frame]) -> None:
-    """Find out before anything is allocated whether a file can hold its frames, and whether they can be decoded.
+    """Find out before anything is allocated whether a file can hold its frames and they can be decoded.
 
     Args:
         frames: all frames of one file.
@@ -107,7 +107,8 @@ def _check_codestreams(path: Path, pixels: bytes, frames: Sequence[Frame]) -> No
         size = codestream_size(stream)
         if size is not None and size != frames[0].shape:
             rows, columns = frames[0].shape
-            problem = f"holds a compressed image of {size[1]} × {size[0]} pixels, its header says {columns} × {rows}"
+            theirs, ours = f"{size[1]} × {size[0]}", f"{columns} × {rows}"
+            problem = f"holds a compressed image of {theirs} pixels, its header says {ours}"
             raise BadInput(path, problem, DAMAGED)
     if count != len(frames):
         raise BadInput(path, f"is truncated: {len(frames)} frames are promised, {count} are there", DAMAGED)

@@ -1,4 +1,4 @@
-"""DICOM series as volumes: what the pipeline takes, with what a derived series needs to know of its source."""
+"""DICOM series as volumes: what the pipeline takes, and what a derived series needs to know of its source."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def read_dicom_series(
 def _check_size(name: str, frames: list[Frame], max_voxels: int) -> None:
     rows, columns = frames[-1].shape
     if len(frames) * rows * columns > max_voxels:
-        problem = f"holds more than {max_voxels:,} voxels ({len(frames)} slices of {columns} × {rows} and more)"
+        problem = (
+            f"holds more than {max_voxels:,} voxels ({len(frames)} slices of {columns} × {rows} and more)"
+        )
         raise BadInput(name, problem, "Crop or resample it first.")
 
 
