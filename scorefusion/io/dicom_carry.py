@@ -119,7 +119,6 @@ CODES = {
 """The coded attributes that stay when a series is de-identified, and the only values of them that do."""
 
 NUMBERS = (
-    "AcquisitionNumber",
     "RepetitionTime",
     "EchoTime",
     "EchoTrainLength",

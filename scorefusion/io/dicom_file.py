@@ -24,6 +24,7 @@ MAX_ITEMS = 2**18
 DAMAGED = "Copy or export it again, or take it out of the folder."
 
 _MARK, _MARK_AT = b"DICM", 128
+_PIXELS = (0x7FE00010, 0x7FE00009, 0x7FE00008)
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
@@ -123,17 +124,28 @@ def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: b
         stop_when=None if pixels else _at_pixels,
         specific_tags=[tags.tag_for_keyword(keyword) for keyword in keywords],
     )
+    for element in found.elements():
+        if element.tag not in _PIXELS and 0 < len(getattr(element, "value", b"") or b"") < _length(element):
+            raise ValueError("it ends within its header")
     found.file_meta = dataset.FileMetaDataset(meta)
     return found
 
 
+def _length(element: Any) -> int:
+    """Bytes that an element as it was read should have; 0 where it does not say."""
+    length = getattr(element, "length", 0)
+    return 0 if length == 0xFFFFFFFF else length
+
+
 def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
-    return tag in (0x7FE00010, 0x7FE00009, 0x7FE00008)
+    return tag in _PIXELS
 
 
 def _inflated(path: Path, data: bytes, bound: int, whole: bool) -> bytes:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     plain = inflater.decompress(data, bound)
+    if not inflater.eof and not inflater.unconsumed_tail:
+        raise ValueError("its deflated data end early")
     if whole and not inflater.eof and inflater.decompress(inflater.unconsumed_tail, 1):
         problem = f"inflates to more than the {bound:,} bytes that its header accounts for"
         raise BadInput(path, problem, DAMAGED)

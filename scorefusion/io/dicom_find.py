@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from scorefusion.errors import BadInput
-from scorefusion.io.dicom_file import is_dicom, read_header, reading
-from scorefusion.io.dicom_kind import DICOMDIR, KIND_TAGS, frame_count, obstacle, sop_class
+from scorefusion.io.dicom_file import DAMAGED, is_dicom, read_header, reading
+from scorefusion.io.dicom_kind import DICOMDIR, KIND_TAGS, family, frame_count, obstacle, sop_class
 from scorefusion.optional import need
 
 PathLike = str | os.PathLike[str]
@@ -83,8 +83,11 @@ def find_series(folder: PathLike) -> list[SeriesDescription]:
             continue
         header = read_header(path, _TAGS)
         with reading(path):
-            if sop_class(header) != DICOMDIR:
-                members.setdefault(str(header.get("SeriesInstanceUID") or ""), []).append((path, header))
+            kind, uid = sop_class(header), str(header.get("SeriesInstanceUID") or "")
+            if family(kind) and not uid:
+                raise BadInput(path, "is an image without SeriesInstanceUID", DAMAGED)
+            if kind != DICOMDIR:
+                members.setdefault(uid, []).append((path, header))
     found = [_describe(root, uid, files) for uid, files in members.items()]
     return sorted(found, key=lambda series: (series.number is None, series.number or 0, series.uid))
 
@@ -159,8 +162,6 @@ def _describe(root: Path, uid: str, members: Sequence[tuple[Path, Any]]) -> Seri
 
 def _problem(uid: str, problems: Counter[str], count: int) -> str:
     named = [problem for problem in problems if problem]
-    if not uid:
-        return "has no SeriesInstanceUID"
     if not named:
         return ""
     first = named[0]

@@ -9,6 +9,7 @@ import numpy as np
 
 from scorefusion.errors import BadInput
 from scorefusion.io.dicom_frames import Frame
+from scorefusion.io.dicom_kind import frame_count
 
 _SAME_PLACE = 1e-3  # mm between slices that are one
 _UNEVEN = (0.02, 0.02)  # mm, and share of the spacing: what rounding to two decimals does
@@ -85,9 +86,8 @@ def _check_single(frames: Sequence[Frame], gaps: np.ndarray) -> None:
     if not len(same):
         return
     one, other = frames[same[0]], frames[same[0] + 1]
-    names = f"{_label(one)} and {_label(other)}" if one.file == other.file else one.file.name
     if (one.sop_instance, one.index) == (other.sop_instance, other.index):
-        raise BadInput(other.file, f"is a copy of {names}", "Remove one of the two.")
+        raise BadInput(other.file, f"is a copy of {_label(one)}", "Remove one of the two.")
     keys = sorted({*one.traits, *other.traits})
     differ = [key for key in keys if one.traits.get(key) != other.traits.get(key)]
     how = "; they differ in nothing that is known here"
@@ -95,7 +95,8 @@ def _check_single(frames: Sequence[Frame], gaps: np.ndarray) -> None:
         told = (f"{key} ({one.traits.get(key, 'none')}, {other.traits.get(key, 'none')})" for key in differ)
         how = f"; they differ in {', '.join(told)}"
     count = f"{len(same)} places of its series" if len(same) > 1 else "one place"
-    problem = f"lies where {names} does, two slices at {count}{how}"
+    which = f"frame {other.index + 1} " if frame_count(other.header) > 1 else ""
+    problem = f"{which}lies where {_label(one)} does, two slices at {count}{how}"
     fix = "Put each echo, time point or other repetition into a folder of its own."
     raise BadInput(other.file, problem, fix)
 
@@ -141,4 +142,5 @@ def _mixed(frame: Frame, problem: str, what: str) -> BadInput:
 
 
 def _label(frame: Frame) -> str:
-    return f"{frame.file.name} frame {frame.index + 1}" if frame.index else frame.file.name
+    many = frame_count(frame.header) > 1
+    return f"{frame.file.name} frame {frame.index + 1}" if many else frame.file.name
