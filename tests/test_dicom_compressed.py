@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
-
-pydicom = pytest.importorskip("pydicom")
-
 from dicom_series import enhanced_of, save, slice_of, texture, write_series
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
-
-pydicom = pytest.importorskip("pydicom")
-
 from dicom_series import CT, MR, enhanced_of, save, slice_of, texture, uid, write_series
 from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
@@ -33,11 +31,11 @@ MARKS: dict[str, Any] = {
     "UN": b"MARKER",
 }
 NEEDED = {
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality",
-    "SpecificCharacterSet", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
-    "RescaleSlope", "RescaleIntercept", "PhotometricInterpretation", "NumberOfFrames", "InstanceNumber",
-    "SeriesNumber", "BurnedInAnnotation", "PerFrameFunctionalGroupsSequence", "ModalityLUTSequence", "PixelData",
-    "SharedFunctionalGroupsSequence", "EncapsulatedDocument",
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
+    "SpecificCharacterSet", "Modality", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "SliceThickness", "RescaleSlope", "RescaleIntercept", "PhotometricInterpretation", "NumberOfFrames",
+    "InstanceNumber", "SeriesNumber", "BurnedInAnnotation", "ModalityLUTSequence", "PixelData",
+    "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
 }  # fmt: skip
 FOUND = [b"MARKER", b"18990403", b"034455", b"077Y", b"7712345", b"Named", b"ODD"]
 

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
-
-pydicom = pytest.importorskip("pydicom")
-
 from dicom_series import CT, enhanced_of, save, slice_of, texture, uid, write_series
 
 from scorefusion.errors import BadInput

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("pydicom")
-
 from dicom_series import CT, enhanced_of, save, slice_of, texture
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -23,10 +20,12 @@ from pydicom.uid import (
 )
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.io.dicom_read import read_dicom_series
+from scorefusion.io.dicom_read import DicomScan, read_dicom_series
+from scorefusion.io.dicom_write import save_dicom_series
+from scorefusion.translation import Translation
 
-ODD = [b"\0", b"\xff", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\xfe\xff\x00\xe0", b"1e999", b"nan",
-       b"-", b"\\", b"SQ", b"UN", b"UI", b"DS", b"99999999", b"\x1b$B"]  # fmt: skip
+ODD = [b"\0", b"\xff", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\xfe\xff\x00\xe0", b"1e999",
+       b"nan", b"-", b"\\", b"SQ", b"UN", b"UI", b"DS", b"99999999", b"\x1b$B"]  # fmt: skip
 
 
 def mutated(data: bytes, generator: random.Random, end: int) -> bytes:
@@ -50,12 +49,33 @@ def mutated(data: bytes, generator: random.Random, end: int) -> bytes:
     return bytes(changed)
 
 
+def copied(scan: DicomScan) -> Translation:
+    """A translation that changed nothing."""
+    return Translation(
+        volume=scan.to_own_order(scan.values),
+        affine=scan.affine,
+        header=scan.header,
+        timings={},
+        consistency_residual=None,
+        spread=None,
+        seed=0,
+        samples=1,
+        strategy="none",
+        solver="none",
+        evaluations=0,
+        dtype="float32",
+        source=scan,
+        factor=(1, 1, 1),
+        output_dtype="float32",
+    )
+
+
 def attempt(folder: Path, outcomes: Counter[str]) -> None:
     start = time.perf_counter()
     try:
         scan = read_dicom_series(folder, max_voxels=2**22)
         outcomes["read"] += 1
-        assert scan.values.size == scan.values[0].size * len(scan.values)
+        save_dicom_series(copied(scan), folder.parent / f"out{outcomes['read']}")
     except ScoreFusionError as error:
         outcomes["refused"] += 1
         assert "\n" not in str(error)
@@ -84,25 +104,26 @@ def written(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "enhanced", "RLE", "deflated"])
 def test_mutations_are_read_or_refused(tmp_path: Path, kind: str) -> None:
-    path = written(tmp_path, kind)
+    path = written(tmp_path / "in", kind)
     data, generator, outcomes = path.read_bytes(), random.Random(kind), Counter[str]()
-    attempt(tmp_path, outcomes)
+    attempt(tmp_path / "in", outcomes)
     assert outcomes == {"read": 1}
     for number in range(110):
         path.write_bytes(mutated(data, generator, len(data) - 32))
         if number == 90:
             tracemalloc.start()
-        attempt(tmp_path, outcomes)
+        attempt(tmp_path / "in", outcomes)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
-    assert outcomes["read"] + outcomes["refused"] == 111 and outcomes["refused"] > 20
+    assert outcomes["read"] > 1 and outcomes["refused"] > 50
 
 
 def test_random_bytes_behind_the_mark(tmp_path: Path) -> None:
     generator, outcomes = random.Random(0), Counter[str]()
+    (tmp_path / "in").mkdir()
     for _ in range(50):
-        (tmp_path / "x").write_bytes(bytes(128) + b"DICM" + generator.randbytes(generator.randint(0, 400)))
-        attempt(tmp_path, outcomes)
+        (tmp_path / "in/x").write_bytes(bytes(128) + b"DICM" + generator.randbytes(generator.randint(0, 400)))
+        attempt(tmp_path / "in", outcomes)
     assert outcomes == {"refused": 50}
 
 

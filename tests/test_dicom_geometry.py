@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
-
-pytest.importorskip("pydicom")
-
-import nibabel as nib
+import SimpleITK as sitk
 from dicom_series import CT, MR, ORIENTATIONS, enhanced_of, save, texture, write_series
 from tiny import tiny_config, tiny_image, tiny_model
 
@@ -19,8 +17,6 @@ from scorefusion.io.dicom_write import save_dicom_series
 from scorefusion.io.nifti import fine_affine, read_scan
 from scorefusion.models.config import DegradationConfig
 from scorefusion.pipeline import Pipeline
-
-sitk = pytest.importorskip("SimpleITK")
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PLACES = [(name, step) for name in ORIENTATIONS for step in (1, -1)]

@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("pydicom")
-
 from dicom_series import CT, ORIENTATIONS, enhanced_of, save, slice_of, texture, uid, write_series
 from pydicom.dataset import Dataset
 

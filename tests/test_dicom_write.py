@@ -8,12 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-
-pydicom = pytest.importorskip("pydicom")
-
 import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
 from dicom_series import CT, MR, enhanced_of, save, slice_of, texture, uid, write_series
 from tiny import same_grid_config, tiny_image, tiny_model
 

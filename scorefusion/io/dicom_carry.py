@@ -152,13 +152,15 @@ def carry(source: Any, modality: str, *, nobody: bool) -> Any:
         nobody: take only numbers and codes of ``NUMBERS`` and ``CODES``.
     """
     dataset, values = need("pydicom.dataset", "writing DICOM"), need("pydicom.valuerep", "writing DICOM")
-    settings = need("pydicom.config", "writing DICOM")
+    settings, tags = need("pydicom.config", "writing DICOM"), need("pydicom.datadict", "writing DICOM")
     carried, other = dataset.Dataset(), {"MR": set(CT) - set(MR), "CT": set(MR) - set(CT)}[modality]
     for keyword in CARRIED:
         if keyword in other or keyword not in source:
             continue
         try:
             element = source[keyword]
+            if element.VR != tags.dictionary_VR(keyword):
+                continue
             if element.VR != "SQ":
                 for value in _each(element.value):
                     values.validate_value(element.VR, str(value), settings.RAISE)

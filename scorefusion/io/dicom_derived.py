@@ -105,7 +105,7 @@ def derived_image(derivation: Derivation, values: np.ndarray, k: int, count: int
 
 def _add_identity(image: Any, derivation: Derivation, frame: Frame) -> None:
     names, header = derivation.names, frame.header
-    study = str(header.get("StudyInstanceUID") or derivation.scan.series_uid)
+    study = str(header.get("StudyInstanceUID") or names.new("study", derivation.scan.series_uid))
     space = str(header.get("FrameOfReferenceUID") or f"of series {derivation.scan.series_uid}")
     known = "FrameOfReferenceUID" in image or names.hide
     image.StudyInstanceUID = names.kept(study)

@@ -111,7 +111,7 @@ def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: b
     meta = read_dataset(data, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     syntax = need("pydicom.uid", "reading DICOM").UID(str(meta.get("TransferSyntaxUID", "")))
     if not syntax.is_transfer_syntax or syntax.is_private:
-        problem = f"is in a transfer syntax that is not DICOM's own ('{syntax}')"
+        problem = f"is in a transfer syntax that is not DICOM's own ({str(syntax)[:64]!r})"
         raise BadInput(path, problem, "Convert it to Explicit VR Little Endian first.")
     body = data
     if syntax.is_deflated:

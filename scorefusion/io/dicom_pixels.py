@@ -1,4 +1,4 @@
-"""Pixels of DICOM files, decoded by pydicom and its plugins once their claims are held against what is there."""
+"""Pixels of DICOM files, decoded by pydicom and its plugins once what they claim was checked."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from scorefusion import __version__
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import folder_written_beside
 from scorefusion.io.dicom_derived import Derivation, derived_image
-from scorefusion.io.dicom_file import is_dicom, read_header
+from scorefusion.io.dicom_file import is_dicom, read_header, reading
 from scorefusion.io.dicom_kind import family
 from scorefusion.io.dicom_names import Names
 from scorefusion.io.dicom_read import DicomScan
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 _APART = 1e-3  # mm
+_IGNORE = 0  # pydicom's IGNORE: do not warn, the answer says it
 
 IMPLEMENTATION = "2.25.299046374138190811285474829350154103"
 """ImplementationClassUID of the files written here, by which they are known again."""
@@ -108,7 +109,8 @@ def save_dicom_series(
     count = translation.volume.shape[2]
     with folder_written_beside(final) as beside:
         for k in range(count):
-            image = derived_image(derivation, translation.volume[:, :, k], k, count)
+            with reading(scan.frames[k // derivation.factors[2]].file):
+                image = derived_image(derivation, translation.volume[:, :, k], k, count)
             _write(image, beside / f"{int(image.InstanceNumber):05d}.dcm")
     return WrittenSeries(final, derivation.series_uid, count, rescaling.slope, rescaling.intercept)
 
@@ -120,6 +122,7 @@ def _sources(translation: Translation, source: DicomScan | Sequence[DicomScan] |
         if not isinstance(scan, DicomScan):
             problem = "is no DICOM series, and a DICOM series can only be derived from one"
             raise BadInput(scan.name, problem, "Translate a DICOM series, or save a NIfTI file.")
+        _check_uids(scan)
         sources.append(scan)
     if not sources:
         raise ScoreFusionError("a derived series needs the series it is derived from; 'source' is empty")
@@ -133,6 +136,17 @@ def _sources(translation: Translation, source: DicomScan | Sequence[DicomScan] |
             first.name, problem, "Give the series that was translated, the first condition's first."
         )
     return sources
+
+
+def _check_uids(scan: DicomScan) -> None:
+    uids = need("pydicom.uid", "writing DICOM")
+    for frame in scan.frames:
+        with reading(frame.file):
+            study = str(frame.header.get("StudyInstanceUID") or "")
+        for uid in (study, scan.series_uid, frame.sop_instance):
+            if uid and not uids.UID(uid, validation_mode=_IGNORE).is_valid:
+                problem = f"has an impossible UID ({uid!r}), which a derived series would refer to"
+                raise BadInput(frame.file, problem, "Correct it, or save a NIfTI file.")
 
 
 def _check_folder(folder: Path, sources: Sequence[DicomScan]) -> Path:
