@@ -181,9 +181,36 @@ def test_written_over_itself_but_over_nothing_else(tmp_path: Path, pipeline: Pip
     with pytest.raises(BadInput, match="is a file"):
         save_dicom_series(result, out / "notes.txt")
     for folder in (tmp_path / "in", tmp_path / "in/out", tmp_path):
-        with pytest.raises(BadInput, match="a folder of the input"):
+        with pytest.raises(BadInput, match="holds the input or lies in its folder"):
             save_dicom_series(result, folder)
     assert (out / "notes.txt").read_text() == "mine" and len(find_series(tmp_path / "in")) == 1
+
+
+def test_beside_an_enhanced_object(tmp_path: Path, pipeline: Pipeline) -> None:
+    """A file that was read by its name does not claim the folder it lies in."""
+    path = save(enhanced_of(texture()), tmp_path / "object.dcm")
+    save_dicom_series(pipeline(read_dicom_series(path)), tmp_path / "out")
+    assert len(images(tmp_path / "out")) == 10
+    with pytest.raises(BadInput, match="holds the input"):
+        save_dicom_series(pipeline(read_dicom_series(path)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        ("ISO_IR 100", "Buc^Jérôme"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+    ],
+)
+def test_names_in_other_alphabets(tmp_path: Path, charset: Any, name: str, pipeline: Pipeline) -> None:
+    def change(image: Any, k: int) -> None:
+        image.SpecificCharacterSet, image.PatientName = charset, name
+
+    save_dicom_series(translated(pipeline, tmp_path, change=change), tmp_path / "out")
+    assert {str(image.PatientName) for image in images(tmp_path / "out")} == {name}
+    assert name.encode() in (tmp_path / "out/00001.dcm").read_bytes()
+    check_valid(tmp_path / "out")
 
 
 def test_nothing_is_left_of_a_write_that_failed(

@@ -43,7 +43,8 @@ def check_pixels(frames: Sequence[Frame]) -> None:
         BadInput: for a truncated file, or a compression that nothing here decodes, naming the package.
     """
     path, syntax = frames[0].file, frames[0].header.file_meta.TransferSyntaxUID
-    promised, size = _promised(frames), path.stat().st_size
+    with reading(path):
+        promised, size = _promised(frames), path.stat().st_size
     room = size
     if syntax.is_encapsulated:
         _check_decoder(path, syntax)

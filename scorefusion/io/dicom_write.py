@@ -152,11 +152,10 @@ def _check_uids(scan: DicomScan) -> None:
 def _check_folder(folder: Path, sources: Sequence[DicomScan]) -> Path:
     final = folder.resolve()
     for scan in sources:
-        inputs = {scan.folder.resolve(), *(frame.file.resolve().parent for frame in scan.frames)}
-        if any(
-            final == place or final.is_relative_to(place) or place.is_relative_to(final) for place in inputs
-        ):
-            problem = f"is, holds or lies in a folder of the input ({scan.folder})"
+        searched = scan.folder.resolve()
+        inside = searched.is_dir() and final.is_relative_to(searched)
+        if inside or any(frame.file.resolve().is_relative_to(final) for frame in scan.frames):
+            problem = f"holds the input or lies in its folder ({scan.folder})"
             raise BadInput(folder, problem, "Choose a folder beside it.")
     if not final.exists():
         return folder
