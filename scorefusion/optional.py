@@ -15,6 +15,7 @@ EXTRA = {
     "onnx": "tensorrt",
     "onnxscript": "tensorrt",
     "psutil": "train",
+    "pydicom": "dicom",
     "scipy": "train",
     "skimage": "train",
 }
