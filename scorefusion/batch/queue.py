@@ -89,7 +89,7 @@ class Queue:
         What was running when the last run ended waits again.
         """
         rows = [
-            (item.name, number, json.dumps([shown(file) for file in item.files]), _below(item.output, out))
+            (item.name, number, json.dumps(item.inputs), _below(item.output, out))
             for number, item in enumerate(items)
         ]
         with self._change() as db:
