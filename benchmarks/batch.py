@@ -3,8 +3,8 @@
     python -m benchmarks.batch [--model t1-sr4] [--count 12] [--size 20 24 20] [--steps 4] [--turns 3]
 
 Both are timed in turns, in one process, with the model loaded. What a folder costs above its sampling
-(reading, hashing, preparing, compressing, writing, thumbnails, books) is the ratio's distance from 1; in processor time,
-which a busy machine disturbs less, all of it counts, though most runs on another core than the sampling.
+(reading, hashing, preparing, compressing, writing, thumbnails, books) is the ratio's distance from 1. In
+processor time, which a busy machine disturbs less, all of it counts, though most runs on another core.
 """
 
 from __future__ import annotations
@@ -39,7 +39,15 @@ def write_scans(folder: Path, count: int, size: Sequence[int]) -> None:
 
 
 def throughput(model: str, count: int, size: Sequence[int], steps: int, turns: int) -> dict[str, Any]:
-    """Seconds a volume of the folder's run and of its sampling alone, and their ratios: medians over turns."""
+    """Seconds a volume of the folder's run and of its sampling alone, and their ratios; medians over turns.
+
+    Args:
+        model: a name or a folder.
+        count: scans.
+        size: of each.
+        steps: of the sampler.
+        turns: both are timed so often.
+    """
     worker = Worker(Work(model, {"steps": steps}, device="cpu", dtype="float32"))
     folder_seconds: list[tuple[float, float]] = []
     draw_seconds: list[tuple[float, float]] = []
