@@ -250,7 +250,11 @@ def _go(
             verify=batch.verify,
             between=reporter.now_and_then,
         )
-        run.go(todo, before)
+        try:
+            run.go(todo, before)
+        except Stopped:
+            reporter.try_to_finish()
+            raise
     reporter.finish()
 
 
