@@ -16,6 +16,7 @@ from scorefusion.degradations.pooling import Pooling
 from scorefusion.degradations.thickness import ThickSlices
 from scorefusion.diffusion.consistency import BlockPooling, MeasurementProjection
 from scorefusion.diffusion.solvers import Table
+from scorefusion.engine.engine import Engine
 from scorefusion.engine.pool import EnginePool
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import ModelConfig, Plane
@@ -38,6 +39,7 @@ def draw_residuals(
     batch: int = 1,
     callback: Progress | None = None,
     engines: EnginePool | None = None,
+    watch: Callable[[Engine], None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Sample a volume's residual, clamped and projected as the model's configuration says.
 
@@ -53,6 +55,7 @@ def draw_residuals(
         batch: how many are drawn at once.
         callback: called with (network evaluations done, in all); raise in it to cancel.
         engines: lends the model's engines; one of its own when None.
+        watch: shown the engine each time it has drawn.
 
     Returns:
         Mean and standard deviation (None for one sample) ``[1, 1, d, h, w]`` of the box, in units of
@@ -75,6 +78,8 @@ def draw_residuals(
         with engines.borrow(box.size, batch=len(members), strategy=strategy, planes=planes) as engine:
             engine.load(condition, origin=box.start, full=whole, project=project)
             drawn = engine.run(table, [seed] * len(members), sample=members, callback=tell)
+            if watch is not None:
+                watch(engine)
         for count, residual in enumerate(drawn.split(1), start=first + 1):
             change = residual - mean
             mean += change / count

@@ -54,11 +54,14 @@ class Drawn:
     Attributes:
         mean: ``[1, 1, d, h, w]``, over the samples, in units of ``residual.scale``.
         deviation: their standard deviation; None for a single sample.
+        planes_apart: the standard deviation over planes of what each takes for the clean volume; None if it
+            was not asked for.
         timings: seconds by stage, of those that are over.
     """
 
     mean: Tensor
     deviation: Tensor | None
+    planes_apart: Tensor | None
     timings: dict[str, float] = field(default_factory=dict)
 
 

@@ -19,6 +19,7 @@ from scorefusion.degradations.make import disagreement
 from scorefusion.degradations.operator import Operator
 from scorefusion.diffusion.solvers import Table
 from scorefusion.draw import Progress, draw_residuals
+from scorefusion.engine.plane_deviation import PlaneDeviation
 from scorefusion.engine.pool import EnginePool
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.header import MAX_VOXELS
@@ -27,7 +28,7 @@ from scorefusion.job import STAGES, Drawn, Job, Reading, timed
 from scorefusion.models.config import ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
-from scorefusion.preprocess import Box, Prepared, prepare_conditions, sampling_box
+from scorefusion.preprocess import Box, prepare_conditions, sampling_box
 from scorefusion.settings import Settings
 from scorefusion.translation import Consistency, Translation
 
@@ -92,6 +93,7 @@ class Pipeline:
         samples: int = 1,
         seed: int = 0,
         batch: int = 1,
+        disagreement: bool = False,
         crop: bool = True,
         mask: Image | None = None,
         operator: Operator | None = None,
@@ -120,6 +122,8 @@ class Pipeline:
             seed: of the noise, which depends on it and on the voxel's place in the output alone. The volume
                 is the same again on the same machine, and to rounding in another dtype or on another device.
             batch: samples drawn at once; more memory, the same result.
+            disagreement: keep the standard deviation over the planes, at the last noise level, of what each
+                takes for the clean volume; for strategies that run every plane at each step.
             crop: compute only in a box around the foreground; the result elsewhere is the base.
             mask: for a model that fills in: an image that is not 0 where voxels are missing, on the first
                 image's grid; the holes of ``config.degradation`` when None.
@@ -146,6 +150,7 @@ class Pipeline:
             samples=samples,
             seed=seed,
             batch=batch,
+            disagreement=disagreement,
             crop=crop,
             nan=nan,
             assume_affine=assume_affine,
@@ -214,6 +219,7 @@ class Pipeline:
             ScoreFusionError: if the networks' output is not finite.
         """
         timings = dict(job.timings)
+        apart = PlaneDeviation(settings.table, job.box.size) if settings.disagreement else None
         with timed("sample", timings):
             mean, deviation = draw_residuals(
                 self.model,
@@ -227,16 +233,15 @@ class Pipeline:
                 batch=settings.batch,
                 callback=callback,
                 engines=self._engines,
+                watch=None if apart is None else apart.add,
             )
-        return Drawn(mean, deviation, timings)
+        return Drawn(mean, deviation, None if apart is None else apart.mean, timings)
 
     def finish(self, job: Job, drawn: Drawn, settings: Settings) -> Translation:
         """Last stage: the volume in the input's units and orientation, and how well it agrees with it."""
         timings = dict(drawn.timings)
         with timed("finish", timings):
-            volume, spread, consistency = self._finish(
-                job.prepared, job.box, drawn.mean, drawn.deviation, job.scan
-            )
+            volume, consistency = self._finish(job, drawn.mean)
             factor = self.config.degradation.factors
             image = make_image(job.scan, volume, factor=factor, dtype=settings.output_dtype)
         timings["total"] = sum(timings[stage] for stage in STAGES)
@@ -246,7 +251,8 @@ class Pipeline:
             header=image.header,
             timings=timings,
             consistency_residual=consistency,
-            spread=spread,
+            spread=self._in_units(job, drawn.deviation),
+            planes_apart=self._in_units(job, drawn.planes_apart),
             seed=settings.seed,
             samples=settings.samples,
             strategy=settings.strategy,
@@ -276,25 +282,31 @@ class Pipeline:
         """
         return table_for(self.config, solver=solver, steps=steps, eta=eta, start_abar=start_abar)
 
-    def _finish(
-        self, prepared: Prepared, box: Box, mean: Tensor, deviation: Tensor | None, scan: Scan
-    ) -> tuple[np.ndarray, np.ndarray | None, Consistency | None]:
-        """Volume and spread in the input's units and orientation, and how well the volume agrees with it."""
+    def free(self) -> None:
+        """Give back the memory that is kept for the next volume of the same shape."""
+        self._engines.free()
+
+    def _finish(self, job: Job, mean: Tensor) -> tuple[np.ndarray, Consistency | None]:
+        """The volume in the input's units and orientation, and how well it agrees with the input."""
+        prepared, box, scan = job.prepared, job.box, job.scan
         scale, intensity = self.config.residual.scale, prepared.intensity
         whole = prepared.outside.clone()
         whole[box.index] = prepared.base[box.index] + scale * mean
         whole = intensity.denormalise(whole)
         volume = scan.to_own_order(whole[0, 0].cpu().numpy())
-        spread = None
-        if deviation is not None:
-            field = torch.zeros_like(prepared.base)
-            field[box.index] = deviation * scale * intensity.half_range
-            spread = scan.to_own_order(field[0, 0].cpu().numpy())
         consistency = None
         if prepared.operator is not None:
             apart = disagreement(prepared.operator, whole, self._tensor(scan), self.config.degradation)
             consistency = Consistency(*apart)
-        return volume, spread, consistency
+        return volume, consistency
+
+    def _in_units(self, job: Job, deviation: Tensor | None) -> np.ndarray | None:
+        """A deviation of the box's residual in the input's units and orientation, 0 outside the box."""
+        if deviation is None:
+            return None
+        field = torch.zeros_like(job.prepared.base)
+        field[job.box.index] = deviation * self.config.residual.scale * job.prepared.intensity.half_range
+        return job.scan.to_own_order(field[0, 0].cpu().numpy())
 
     def _placed(self, model: ScoreFusion) -> ScoreFusion:
         """The model on the device, its networks in the dtype, everything else in float32."""

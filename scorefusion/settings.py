@@ -13,6 +13,9 @@ from scorefusion.io.nifti import NAN_CHOICES, OUTPUT_DTYPES
 from scorefusion.models.config import PLANES, ModelConfig, Plane, Strategy, require_strategy
 from scorefusion.models.table import table_for
 
+ALL_PLANES = ("average", "fuse", "fuse+features")
+"""Strategies that run every plane's network at each step."""
+
 
 @dataclass(frozen=True, eq=False)
 class Settings:
@@ -25,6 +28,7 @@ class Settings:
         samples: how many are drawn and averaged.
         seed: of the noise.
         batch: samples drawn at once.
+        disagreement: keep how far the planes are from each other.
         crop: compute only in a box around the foreground.
         nan: ``error``, or ``zero`` to count NaN and infinite voxels as 0.
         assume_affine: accept an image without orientation.
@@ -38,6 +42,7 @@ class Settings:
     samples: int = 1
     seed: int = 0
     batch: int = 1
+    disagreement: bool = False
     crop: bool = True
     nan: str = "error"
     assume_affine: bool = False
@@ -58,6 +63,11 @@ class Settings:
         if self.planes and self.strategy not in ("single", "alternate"):
             raise ScoreFusionError(
                 f"planes are for strategies single and alternate; '{self.strategy}' uses them all"
+            )
+        if self.disagreement and self.strategy not in ALL_PLANES:
+            raise ScoreFusionError(
+                f"the planes' disagreement needs a strategy that runs them all at each step: "
+                f"{', '.join(ALL_PLANES)}; '{self.strategy}' does not"
             )
         if self.nan not in NAN_CHOICES:
             raise unknown_name("treatment of NaN", self.nan, NAN_CHOICES)
@@ -93,6 +103,8 @@ class Settings:
             ScoreFusionError: for an unknown name or an impossible combination.
         """
         chosen = require_strategy(strategy or config.sampling.strategy, config)
+        if others.get("disagreement") and len({branch.plane for branch in config.branches}) < 2:
+            raise ScoreFusionError(f"model '{config.name}' has one plane; there is no disagreement of planes")
         table = table_for(config, solver=solver, steps=steps, eta=eta, start_abar=start_abar)
         return cls(chosen, table, tuple(planes) if planes else None, **others)
 

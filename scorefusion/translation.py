@@ -38,6 +38,8 @@ class Translation:
         consistency_residual: where the input was measured of the target, what is left of the difference: for
             super-resolution between the result's block means and the input; None for other models.
         spread: float32 ``[i, j, k]``, standard deviation over the samples; None for a single one.
+        planes_apart: float32 ``[i, j, k]``, standard deviation over the planes, at the last noise level, of
+            what each takes for the clean volume; None if it was not asked for.
         seed: what the noise was drawn with; the same seed gives the same volume.
         samples: how many were averaged.
         strategy: how scores were fused.
@@ -58,6 +60,7 @@ class Translation:
     timings: dict[str, float]
     consistency_residual: Consistency | None
     spread: np.ndarray | None
+    planes_apart: np.ndarray | None
     seed: int
     samples: int
     strategy: str
@@ -74,6 +77,10 @@ class Translation:
     def image(self) -> Any:
         """The volume as a nibabel image."""
         return make_image(self.source, self.volume, factor=self.factor, dtype=self.output_dtype)
+
+    def image_of(self, field: np.ndarray) -> Any:
+        """A field on the volume's grid, such as ``spread``, as a float32 nibabel image."""
+        return make_image(self.source, field, factor=self.factor)
 
     def save(self, path: PathLike) -> Path:
         """Write a .nii or .nii.gz file: beside, then renamed.
@@ -92,7 +99,7 @@ class Translation:
         """
         if self.spread is None:
             raise ScoreFusionError("there is no spread of a single sample; ask for samples=2 or more")
-        return save_image(make_image(self.source, self.spread, factor=self.factor), path)
+        return save_image(self.image_of(self.spread), path)
 
     def figure(self, path: PathLike | None = None) -> Any:
         """Three planes through the middle, before and after, as a matplotlib figure.

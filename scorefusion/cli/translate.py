@@ -1,9 +1,9 @@
-"""``scorefusion translate``: a volume in, its translation out."""
+"""``scorefusion translate``: a volume in, its translation out; or a folder in, and a folder out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,11 +14,16 @@ def translate(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IN.nii.gz", help="NIfTI files, one a condition of the model.", show_default=False
+            metavar="IN",
+            help="NIfTI files, one a condition of the model; or a folder, a CSV or a TSV.",
+            show_default=False,
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where to write: .nii or .nii.gz.", show_default=False)
+        str,
+        typer.Option(
+            "--output", "-o", help="Where to write: .nii or .nii.gz, or a folder.", show_default=False
+        ),
     ],
     model: Annotated[str, typer.Option(help="A bundled model's name, or a model folder.")] = "t1-sr4",
     strategy: Annotated[
@@ -77,13 +82,50 @@ def translate(
         Path | None,
         typer.Option(help="Also write the standard deviation over the samples.", show_default=False),
     ] = None,
+    disagreement: Annotated[
+        bool,
+        typer.Option("--disagreement", help="Also write how far the planes are from each other: _planes."),
+    ] = False,
     figure: Annotated[
         Path | None,
         typer.Option(help="Also draw three planes, before and after: .png, .pdf, .svg.", show_default=False),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    layout: Annotated[
+        str, typer.Option(help="Of a folder: auto, files (each file a scan), bids, brats, folder, ...")
+    ] = "auto",
+    choose: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of several files of a condition, the one with this in its path.", show_default=False
+        ),
+    ] = None,
+    ending: Annotated[str, typer.Option(help="Of a folder's outputs: .nii.gz or .nii.")] = ".nii.gz",
+    level: Annotated[int, typer.Option("--gzip-level", help="Of a folder's outputs: 0 to 9.")] = 1,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all inputs and outputs to see whether they changed.")
+    ] = False,
+    keep_failed: Annotated[
+        bool, typer.Option("--keep-failed", help="Do not try again what failed before.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(help="Only the i-th of n parts, such as 3/8.", show_default=False)
+    ] = None,
+    prefetch: Annotated[int, typer.Option(help="Volumes read ahead.")] = 2,
+    prefetch_memory: Annotated[
+        str | None, typer.Option(help="The most memory for these, such as 4GB.", show_default="no limit")
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Translate nothing; write OUT/report.html of all shards.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Of a folder: print each event as a line of JSON.")
+    ] = False,
 ) -> None:
-    """Translate a volume, such as a T1 image to four times the resolution along each axis.
+    """Translate a volume, such as a T1 image to four times the resolution along each axis; or many.
+
+    Where IN is a folder or a table, or OUT is a folder, each scan gives a file in OUT. What goes wrong with
+    one does not stop the others, and the same command again does what is missing.
 
     The result lies in the input's own orientation and units. For super-resolution its 4 × 4 × 4 block means
     are the input's voxels. Nothing is written unless all went well.
@@ -96,18 +138,93 @@ def translate(
       scorefusion translate t1.nii.gz -o out.nii.gz --solver dpmpp_2m --steps 12 --figure out.png
       scorefusion translate t1.nii.gz t2.nii.gz -o flair.nii.gz --model my_model
       scorefusion translate t1.nii.gz -o t1_fine.nii.gz --max-memory 4GB
+      scorefusion translate scans -o fine/
+      scorefusion translate pairs.csv -o flair/ --model my_model --shard 3/8
     """
+    from scorefusion.batch.sources import is_batch
+
+    choices = {
+        "strategy": strategy,
+        "planes": plane,
+        "solver": solver,
+        "steps": steps,
+        "eta": eta,
+        "start_abar": start_abar,
+        "samples": samples,
+        "seed": seed,
+        "batch": batch,
+        "disagreement": disagreement,
+        "crop": not whole,
+        "nan": nan,
+        "assume_affine": assume_affine,
+        "output_dtype": output_dtype,
+        "max_voxels": max_voxels,
+    }
+    machine: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "runner": runner,
+        "engines": engines,
+        "max_memory": max_memory,
+    }
+    if not report_only and not is_batch(images, output):
+        _one(images, Path(output), model, machine, choices, mask, spread, figure, quiet)
+        return
+
+    if report_only:
+        from scorefusion.batch.reporting import report
+
+        print(report(Path(output)))
+        return
+
+    from scorefusion.cli.batch_run import make_batch, run_batch
+
+    many = make_batch(
+        images,
+        Path(output),
+        model,
+        machine,
+        choices,
+        layout=layout,
+        choose=choose or (),
+        ending=ending,
+        level=level,
+        verify=verify,
+        keep_failed=keep_failed,
+        shard=shard,
+        prefetch=prefetch,
+        prefetch_memory=prefetch_memory,
+        refused={"--mask": mask, "--spread": spread, "--figure": figure},
+    )
+    raise typer.Exit(run_batch(many, as_json=as_json, quiet=quiet))
+
+
+def _one(
+    images: list[Path],
+    output: Path,
+    model: str,
+    machine: dict[str, Any],
+    choices: dict[str, Any],
+    mask: Path | None,
+    spread: Path | None,
+    figure: Path | None,
+    quiet: bool,
+) -> None:
+    """Translate one volume, and say how it went."""
+    from scorefusion.batch.listing import side_path
     from scorefusion.errors import ScoreFusionError
     from scorefusion.io.atomic import check_output
-    from scorefusion.io.nifti import ENDINGS
+    from scorefusion.io.nifti import ENDINGS, save_image
 
     check_output(output, ENDINGS, images)
     if spread is not None:
         check_output(spread, ENDINGS, [*images, output])
-        if samples < 2:
+        if choices["samples"] < 2:
             raise ScoreFusionError(
                 "--spread needs --samples 2 or more: there is no spread of a single sample"
             )
+    if choices["disagreement"]:
+        check_output(side_path(output, "planes"), ENDINGS, images)
     if figure is not None:
         from scorefusion.figures import FIGURE_ENDINGS
         from scorefusion.optional import need
@@ -119,32 +236,14 @@ def translate(
     from scorefusion.engine.memory import keep_freed_memory
     from scorefusion.pipeline import Pipeline
 
-    if max_memory is None:
+    if machine["max_memory"] is None:
         keep_freed_memory()
-    pipeline = Pipeline(
-        model, device=device, dtype=dtype, runner=runner, engines=engines, max_memory=max_memory
-    )
+    pipeline = Pipeline(model, **machine)
     with progress("translating", quiet=quiet) as report:
-        result = pipeline(
-            images,
-            strategy=strategy,
-            planes=plane,  # type: ignore[arg-type]
-            solver=solver,
-            steps=steps,
-            eta=eta,
-            start_abar=start_abar,
-            samples=samples,
-            seed=seed,
-            batch=batch,
-            crop=not whole,
-            mask=mask,
-            nan=nan,
-            assume_affine=assume_affine,
-            output_dtype=output_dtype,
-            max_voxels=max_voxels,
-            callback=report,
-        )
+        result = pipeline(images, **choices, mask=mask, callback=report)
     result.save(output)
+    if result.planes_apart is not None:
+        save_image(result.image_of(result.planes_apart), side_path(output, "planes"))
     if spread is not None:
         result.save_spread(spread)
     if figure is not None:

@@ -80,7 +80,7 @@ def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Prog
         raise _empty_split(root, config, groups)
     refused = [_refusal(subject, error) for subject, error in listing.problems]
     chosen = [v for v in listing.volumes if config.split in ("all", splits[v.group])]
-    candidates = list(_assemble(root, chosen, config, refused))
+    candidates = list(assemble(root, chosen, config, refused))
     subjects = []
     for done, (subject, contrasts) in enumerate(candidates, start=1):
         try:
@@ -140,10 +140,17 @@ def _list(root: Path, config: DatasetConfig) -> tuple[str, Listing, tuple[Path, 
     return layout, listing, tuple(file for file in files if file not in known)
 
 
-def _assemble(
+def assemble(
     root: Path, volumes: Sequence[Volume], config: DatasetConfig, refused: list[Refusal]
 ) -> Iterator[tuple[Subject, list[str]]]:
-    """Subjects whose files are named without doubt, each with the contrasts to be checked."""
+    """Subjects whose files are named without doubt, each with the contrasts to be checked.
+
+    Args:
+        root: the dataset's folder, for messages.
+        volumes: what a layout found.
+        config: which contrasts are needed, and which of several files is meant.
+        refused: takes the subjects that lack a file, or have several where one is needed.
+    """
     named: dict[str, dict[str, list[Volume]]] = defaultdict(lambda: defaultdict(list))
     for volume in volumes:
         named[volume.subject][volume.contrast].append(volume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,12 +52,22 @@ class Listing:
         return len(self.problems) + len({volume.path for volume in self.volumes})
 
 
-def nifti_files(root: Path) -> list[Path]:
+def nifti_files(
+    root: Path,
+    *,
+    skip: Callable[[Path], bool] | None = None,
+    unreadable: list[BadInput] | None = None,
+) -> list[Path]:
     """Every NIfTI file below a folder, sorted by path.
 
     Links to folders are followed after all else, and each folder is entered once, so loops end. Hidden files
     and folders are left out, AppleDouble files (``._name``) among them; links that lead nowhere are kept, to
     be reported.
+
+    Args:
+        root: the folder.
+        skip: says which folders below are not entered.
+        unreadable: takes folders that cannot be read, instead of an error.
 
     Raises:
         BadInput: for a folder that cannot be read.
@@ -69,14 +80,18 @@ def nifti_files(root: Path) -> list[Path]:
         folder = waiting.pop() if waiting else links.pop(0)
         try:
             status = folder.stat()
-            if (status.st_dev, status.st_ino) in entered:
+            if (status.st_dev, status.st_ino) in entered or (skip and folder != root and skip(folder)):
                 continue
             entered.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
             fix = "Check its permissions, or move it out of the dataset."
-            raise BadInput(folder, f"cannot be read ({error.strerror or error})", fix) from None
+            problem = BadInput(folder, f"cannot be read ({error.strerror or error})", fix)
+            if unreadable is None:
+                raise problem from None
+            unreadable.append(problem)
+            continue
         for entry in visible:
             if _is_folder(entry):
                 (links if entry.is_symlink() else waiting).append(Path(entry.path))

@@ -30,7 +30,7 @@ def list_table(table: Path, contrasts: Sequence[str]) -> Listing:
             one contrast.
     """
     rows = read_rows(table, ("subject",))
-    columns = _contrast_columns(table, rows, contrasts)
+    columns = contrast_columns(table, rows, contrasts)
     volumes: list[Volume] = []
     problems: list[tuple[str, BadInput]] = []
     splits: dict[str, str] = {}
@@ -64,9 +64,14 @@ def list_table(table: Path, contrasts: Sequence[str]) -> Listing:
     return Listing(tuple(volumes), tuple(problems), splits)
 
 
-def _contrast_columns(
+def contrast_columns(
     table: Path, rows: Sequence[tuple[int, dict[str, str]]], contrasts: Sequence[str]
 ) -> dict[str, str]:
+    """Which columns of a table name files, and of which contrast.
+
+    Raises:
+        BadInput: if two are of one contrast.
+    """
     names = [name for name in (rows[0][1] if rows else ()) if name not in _RESERVED]
     columns = {
         name: canonical(name)

@@ -74,6 +74,11 @@ class EnginePool:
         with self._lock:
             self._idle = key, engine
 
+    def free(self) -> None:
+        """Let go of the engine that was last given back, and of its memory."""
+        with self._lock:
+            self._idle = None
+
     def _make(self, key: Key) -> Engine:
         size, batch, strategy, planes = key
         dtype = next(self.model.slice_networks.parameters()).dtype

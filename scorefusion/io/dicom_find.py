@@ -57,7 +57,7 @@ class SeriesDescription:
         return f"{self.uid or 'without UID'} ({self.modality or 'no modality'}{told}{grid}){problem}"
 
 
-def find_series(folder: PathLike) -> list[SeriesDescription]:
+def find_series(folder: PathLike, *, damaged: list[BadInput] | None = None) -> list[SeriesDescription]:
     """Find every DICOM series in a folder and the folders in it.
 
     A file is DICOM by its content, whatever its name; other files and DICOMDIR are passed over. Links to
@@ -65,6 +65,7 @@ def find_series(folder: PathLike) -> list[SeriesDescription]:
 
     Args:
         folder: where to look; or one file.
+        damaged: takes what is wrong with files that cannot be read, instead of an error.
 
     Returns:
         The series by number and UID, those that cannot be volumes too, with their ``problem``.
@@ -78,16 +79,22 @@ def find_series(folder: PathLike) -> list[SeriesDescription]:
     if not root.exists():
         raise BadInput(root, "does not exist", "Check the name.")
     members: dict[str, list[tuple[Path, Any]]] = {}
-    for path in _files(root):
-        if not is_dicom(path):
+    for path in _files(root, damaged):
+        try:
+            if not is_dicom(path):
+                continue
+            header = read_header(path, _TAGS)
+            with reading(path):
+                kind, uid = sop_class(header), str(header.get("SeriesInstanceUID") or "")
+                if family(kind) and not uid:
+                    raise BadInput(path, "is an image without SeriesInstanceUID", DAMAGED)
+        except BadInput as error:
+            if damaged is None:
+                raise
+            damaged.append(error)
             continue
-        header = read_header(path, _TAGS)
-        with reading(path):
-            kind, uid = sop_class(header), str(header.get("SeriesInstanceUID") or "")
-            if family(kind) and not uid:
-                raise BadInput(path, "is an image without SeriesInstanceUID", DAMAGED)
-            if kind != DICOMDIR:
-                members.setdefault(uid, []).append((path, header))
+        if kind != DICOMDIR:
+            members.setdefault(uid, []).append((path, header))
     found = [_describe(root, uid, files) for uid, files in members.items()]
     return sorted(found, key=lambda series: (series.number is None, series.number or 0, series.uid))
 
@@ -121,13 +128,17 @@ def choose_series(folder: PathLike, uid: str | None = None) -> SeriesDescription
     raise BadInput(folder, problem, "Give a folder with the slices of a CT, MR or PET volume.")
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _files(root: Path, damaged: list[BadInput] | None = None) -> Iterator[Path]:
     if not root.is_dir():
         yield root
         return
 
     def refuse(error: OSError) -> None:
-        raise BadInput(error.filename or root, f"cannot be read ({error.strerror})", "Check its permissions.")
+        place = error.filename or root
+        problem = BadInput(place, f"cannot be read ({error.strerror})", "Check its permissions.")
+        if damaged is None:
+            raise problem
+        damaged.append(problem)
 
     for place, folders, names in os.walk(root, onerror=refuse):
         folders.sort()

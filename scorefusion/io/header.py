@@ -20,6 +20,9 @@ MAX_VOXELS = 2**30
 """The most voxels a volume may have, in or out, unless the caller says otherwise: 4 GiB in float32."""
 
 _GZIP, _DEFLATE_RATIO, _CHUNK = b"\x1f\x8b", 1032, 2**22
+_BEYOND = 2**26
+"""Bytes that may follow a volume inside a gzip file; one that goes on and on is a bomb."""
+
 _MAGIC = {348: (b"n+1\0", b"ni1\0"), 540: (b"n+2\0", b"ni2\0")}
 _NOT_NIFTI = "Give a NIfTI file (.nii or .nii.gz)."
 _DAMAGED = "Copy or download it again."
@@ -114,10 +117,14 @@ def read_voxel_bytes(path: Path, promise: Promise) -> bytes:
                 return file.read(promise.length)
         with gzip.open(path, "rb") as stream:
             data = stream.read(promise.length)
-            while stream.read(_CHUNK):
-                pass
+            beyond = 0
+            while beyond <= _BEYOND and (more := stream.read(_CHUNK)):
+                beyond += len(more)
     except (EOFError, zlib.error, OSError) as error:
         raise _damaged_gzip(path, error) from None
+    if beyond > _BEYOND:
+        problem = f"goes on for more than {_BEYOND:,} bytes after the {promise.length:,} its header promises"
+        raise BadInput(path, problem, _DAMAGED)
     if len(data) < promise.length:
         problem = f"is truncated: its header promises {promise.length:,} bytes, it holds {len(data):,}"
         raise BadInput(path, problem, _DAMAGED)
@@ -158,8 +165,9 @@ def _length(path: Path, header: Any) -> int:
     offset = float(header["vox_offset"])
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as error:
-        raise BadInput(path, f"its header is damaged ({error})", _DAMAGED) from None
+    except (HeaderDataError, KeyError):
+        problem = f"its header names a type of voxels that does not exist, {int(header['datatype'])}"
+        raise BadInput(path, problem, _DAMAGED) from None
     if not (math.isfinite(offset) and 0 <= offset < 2**40):
         raise BadInput(path, f"its header places the voxels at byte {offset:g}", _DAMAGED)
     count = math.prod(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])

@@ -1,0 +1,69 @@
+"""What decides an output's bits, as hashes: the inputs' bytes, the model, the settings, how it is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scorefusion.errors import BadInput
+from scorefusion.models.folder import CONFIG, WEIGHTS, find_folder
+
+RESULTS = 1
+"""Counts the changes of scorefusion that change results' bits; a batch made before one is made again."""
+
+Stamp = tuple[int, int, int]
+"""(bytes, modification time in ns, inode): while it stays, so do a file's bytes."""
+
+
+def stamp_of(path: str | os.PathLike[str]) -> Stamp:
+    """The stamp of a file.
+
+    Raises:
+        OSError: if it is not there.
+    """
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """sha256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        BadInput: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        known = "does not exist" if isinstance(error, FileNotFoundError) else None
+        problem = known or f"cannot be read ({error.strerror or error})"
+        raise BadInput(path, problem, "Check its name and permissions.") from error
+    return digest.hexdigest()
+
+
+def model_hash(model: str | os.PathLike[str]) -> str:
+    """sha256 over a model's configuration and weights.
+
+    Raises:
+        ScoreFusionError: for a name that is no model's.
+        BadInput: for a folder without its files.
+    """
+    folder = find_folder(model)
+    config = json.dumps(json.loads(Path(folder / CONFIG).read_text()), sort_keys=True)
+    return combine([config, hash_file(folder / WEIGHTS)])
+
+
+def work_hash(inputs: Sequence[str], recipe: Mapping[str, Any]) -> str:
+    """sha256 of what decides an output: the inputs' hashes in order, and how they are translated."""
+    return combine([list(inputs), dict(recipe), RESULTS])
+
+
+def combine(parts: Any) -> str:
+    """sha256 of anything that JSON takes; mappings in any order are alike."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

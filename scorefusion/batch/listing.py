@@ -1,0 +1,102 @@
+"""What a source of scans holds, and the checks that hold for every source."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scorefusion.batch.item import Item, Problem, shown
+from scorefusion.batch.names import length_problem
+from scorefusion.data.listing import stem
+
+VOLUME = "volume"
+SIDES = ("sd", "planes")
+"""Volumes that may lie beside a translation: deviation over samples, disagreement of the planes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be translated.
+
+    Attributes:
+        kind: ``folder``, ``table``, ``bids``, ``dicom`` or ``files``.
+        items: sorted by name, each with a name and an output of its own.
+        ignored: files that are none of the model's conditions.
+    """
+
+    kind: str
+    items: tuple[Item, ...]
+    ignored: tuple[Path, ...] = ()
+
+
+def output_path(output: Path, kind: str) -> Path:
+    """Where a file of :attr:`.Outcome.outputs` lies: the volume at the item's output, others beside it."""
+    return output if kind == VOLUME else side_path(output, kind)
+
+
+def side_path(output: Path, side: str) -> Path:
+    """Where a volume beside a translation goes: ``x_sd.nii.gz``, in BIDS ``..._desc-scorefusionsd_T1w``."""
+    name = stem(output)
+    ending = output.name[len(name) :]
+    if "_desc-scorefusion_" in name:
+        return output.with_name(name.replace("_desc-scorefusion_", f"_desc-scorefusion{side}_") + ending)
+    return output.with_name(f"{name}_{side}{ending}")
+
+
+def checked(items: Iterable[Item], sides: Sequence[str] = ()) -> tuple[Item, ...]:
+    """Sort items; those that would overwrite an input or each other become items with a problem.
+
+    Args:
+        items: whose names are their own.
+        sides: of :data:`SIDES`, those that will be written.
+    """
+    ordered = sorted(items, key=lambda item: item.name)
+    real = _Places()
+    inputs = {place: item.name for item in ordered for file in item.files for place in real.read(file)}
+    owners: dict[str, list[str]] = defaultdict(list)
+    for item in ordered:
+        for path in _outputs(item, sides) if item.problem is None else ():
+            owners[real.written(path)].append(item.name)
+    return tuple(_check(item, sides, real, inputs, owners) for item in ordered)
+
+
+class _Places:
+    """Paths without the links in their folders, each folder looked at once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, str] = {}
+
+    def written(self, path: Path) -> str:
+        """Where a file is written to: a link of that name is replaced, not followed."""
+        folder = self._folders.get(path.parent)
+        if folder is None:
+            folder = self._folders[path.parent] = os.path.realpath(path.parent)
+        return os.path.join(folder, path.name)
+
+    def read(self, path: Path) -> set[str]:
+        """What must not be replaced when a file is read: it, and what it leads to."""
+        return {self.written(path), os.path.realpath(path) if path.is_symlink() else self.written(path)}
+
+
+def _check(
+    item: Item, sides: Sequence[str], real: _Places, inputs: dict[str, str], owners: dict[str, list[str]]
+) -> Item:
+    if item.problem is not None:
+        return item
+    for path in _outputs(item, sides):
+        place = real.written(path)
+        if place in inputs:
+            problem = f"its output {shown(path)} is an input ({inputs[place]})"
+            return replace(item, problem=Problem(problem, "Choose another folder for the outputs."))
+        if len(owners[place]) > 1:
+            other = next((name for name in owners[place] if name != item.name), item.name)
+            problem = f"would give the same output as {other}: {shown(path)}"
+            return replace(item, problem=Problem(problem, "Rename one of them."))
+    return replace(item, problem=length_problem(item.output.name))
+
+
+def _outputs(item: Item, sides: Sequence[str]) -> list[Path]:
+    return [item.output, *(side_path(item.output, side) for side in sides)]

@@ -1,0 +1,301 @@
+"""The books of a batch in SQLite: what is waiting, done or failed, of what inputs, with what result."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scorefusion.batch.identity import Stamp
+from scorefusion.batch.item import Item, Shard, shown
+from scorefusion.batch.outcome import Outcome
+from scorefusion.errors import BadInput
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS items (
+    name TEXT PRIMARY KEY, position INTEGER, listed INTEGER, state TEXT NOT NULL, work TEXT, inputs TEXT,
+    output TEXT, outputs TEXT, error TEXT, fix TEXT, seconds TEXT, residual REAL, warnings TEXT, numbers TEXT,
+    before BLOB, after BLOB, changed REAL
+);
+CREATE TABLE IF NOT EXISTS files (
+    path BLOB PRIMARY KEY, size INTEGER, mtime INTEGER, inode INTEGER, sha256 TEXT
+);
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT);
+"""
+_STATES = ("waiting", "running", "done", "failed")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An item as the books have it.
+
+    Attributes:
+        name: the item's.
+        state: waiting, running, done or failed.
+        inputs: the files, as text.
+        output: the file, relative to the folder of the outputs, as text.
+        outcome: what came of it; empty while it waits.
+        changed: when, in seconds since 1970.
+    """
+
+    name: str
+    state: str
+    inputs: tuple[str, ...] = ()
+    output: str = ""
+    outcome: Outcome = field(default_factory=lambda: Outcome(""))
+    changed: float = 0.0
+
+
+class Queue:
+    """One shard's books. Safe to use from several threads; one process at a time (see :mod:`.lock`).
+
+    Args:
+        path: the database; made if missing. One that is damaged is put aside, and a new one begun.
+
+    Raises:
+        OSError, sqlite3.Error: if it cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.note: str | None = None
+        self._lock = threading.Lock()
+        try:
+            self._db = _open(path)
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
+            path.rename(aside)
+            for ending in ("-wal", "-shm"):
+                path.with_name(path.name + ending).unlink(missing_ok=True)
+            self.note = f"the queue was damaged ({error}) and is begun anew; the old one is {aside.name}"
+            self._db = _open(path)
+
+    def close(self) -> None:
+        """Close the database; what is in it stays."""
+        with self._lock:
+            self._db.close()
+
+    def begin(self, items: Sequence[Item], out: Path) -> None:
+        """Take a listing: items that are no longer in it drop out of the report, new ones wait.
+
+        What was running when the last run ended waits again.
+        """
+        rows = [
+            (item.name, number, json.dumps(item.inputs), _below(item.output, out))
+            for number, item in enumerate(items)
+        ]
+        with self._change() as db:
+            db.execute("UPDATE items SET listed = 0")
+            db.execute("UPDATE items SET state = 'waiting' WHERE state = 'running'")
+            db.executemany(
+                "INSERT INTO items (name, position, listed, state, inputs, output) "
+                "VALUES (?, ?, 1, 'waiting', ?, ?) ON CONFLICT (name) DO UPDATE SET listed = 1, "
+                "position = excluded.position, inputs = excluded.inputs, output = excluded.output",
+                rows,
+            )
+
+    def adopt(self, other: Path) -> None:
+        """Take over what another queue of the folder has done: a run in shards goes on where one did not.
+
+        Raises:
+            sqlite3.Error: if it cannot be read.
+        """
+        columns = "state, work, outputs, seconds, residual, warnings, numbers, before, after, changed"
+        with self._lock:
+            self._db.execute("ATTACH ? AS other", (str(other),))
+            try:
+                with self._db:
+                    self._db.execute(
+                        f"UPDATE items SET ({columns}, error, fix) = (SELECT {columns}, NULL, NULL "
+                        "FROM other.items AS found WHERE found.name = items.name) WHERE state <> 'done' "
+                        "AND name IN (SELECT name FROM other.items WHERE state = 'done')"
+                    )
+                    self._db.execute("INSERT OR IGNORE INTO files SELECT * FROM other.files")
+            finally:
+                self._db.execute("DETACH other")
+
+    def mark(self, name: str, state: str) -> None:
+        """Say that an item is waiting or running."""
+        assert state in _STATES
+        with self._change() as db:
+            db.execute("UPDATE items SET state = ?, changed = ? WHERE name = ?", (state, time.time(), name))
+
+    def record(self, outcome: Outcome) -> None:
+        """Put down what came of an item; returns when it is on its way to the disk."""
+        with self._change() as db:
+            db.execute(
+                "UPDATE items SET state = ?, work = ?, outputs = ?, error = ?, fix = ?, seconds = ?, "
+                "residual = ?, warnings = ?, numbers = ?, before = ?, after = ?, changed = ? WHERE name = ?",
+                (
+                    "failed" if outcome.error else "done",
+                    outcome.work,
+                    json.dumps(outcome.outputs),
+                    outcome.error,
+                    outcome.fix,
+                    json.dumps(outcome.seconds),
+                    outcome.residual,
+                    json.dumps(outcome.warnings),
+                    json.dumps(outcome.numbers),
+                    outcome.before,
+                    outcome.after,
+                    time.time(),
+                    outcome.name,
+                ),
+            )
+
+    def entries(self, *, pictures: bool = False) -> list[Entry]:
+        """The listed items, in order.
+
+        Args:
+            pictures: with the small pictures, which are most of the database.
+        """
+        thumbnails = "before, after" if pictures else "NULL, NULL"
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT name, state, inputs, output, changed, work, outputs, error, fix, seconds, residual, "
+                f"warnings, numbers, {thumbnails} FROM items WHERE listed = 1 ORDER BY position"
+            ).fetchall()
+        return [_entry(row) for row in rows]
+
+    def outputs(self) -> list[str]:
+        """Every output that was ever listed, relative to the folder of the outputs."""
+        with self._lock:
+            return [row[0] for row in self._db.execute("SELECT output FROM items WHERE output IS NOT NULL")]
+
+    def known_hash(self, path: Path, stamp: Stamp) -> str | None:
+        """The hash of a file that had this stamp when it was read; None if it was not."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime = ? AND inode = ?",
+                (_bytes(path), *stamp),
+            ).fetchone()
+        return None if row is None else row[0]
+
+    def keep_hashes(self, found: Iterable[tuple[Path, Stamp, str]]) -> None:
+        """Remember hashes of files, each with its stamp from before it was read."""
+        with self._change() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+                [(_bytes(path), *stamp, sha256) for path, stamp, sha256 in found],
+            )
+
+    def set_facts(self, facts: dict[str, str]) -> None:
+        """Remember facts about the batch for the report."""
+        with self._change() as db:
+            db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", list(facts.items()))
+
+    def facts(self) -> dict[str, str]:
+        """The facts that were set."""
+        with self._lock:
+            return dict(self._db.execute("SELECT key, value FROM facts").fetchall())
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._db:
+            yield self._db
+
+
+def queue_name(shard: Shard | None) -> str:
+    """The name of a shard's database."""
+    return "queue.sqlite" if shard is None else f"queue-{shard.number}-of-{shard.count}.sqlite"
+
+
+def queue_files(state: Path) -> list[Path]:
+    """The databases of all shards in a folder of books."""
+    return sorted(path for path in state.glob("queue*.sqlite") if path.is_file())
+
+
+def known_facts(state: Path) -> dict[str, str]:
+    """The facts of the queues in a folder of books that can be read, whoever may be writing them."""
+    facts: dict[str, str] = {}
+    for path in queue_files(state):
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+                facts |= dict(db.execute("SELECT key, value FROM facts").fetchall())
+        except sqlite3.Error:
+            continue
+    return facts
+
+
+def merged_entries(state: Path, *, pictures: bool = True) -> tuple[list[Entry], dict[str, str]]:
+    """The items of all queues in a folder, the latest word on each, and the facts.
+
+    Raises:
+        BadInput: if there is no queue, or one cannot be read.
+    """
+    latest: dict[str, Entry] = {}
+    facts: dict[str, str] = {}
+    paths = queue_files(state)
+    if not paths:
+        raise BadInput(state, "holds no queue", "Translate something into this folder first.")
+    for path in paths:
+        try:
+            queue = Queue(path)
+            try:
+                facts |= queue.facts()
+                for entry in queue.entries(pictures=pictures):
+                    if entry.name not in latest or entry.changed >= latest[entry.name].changed:
+                        latest[entry.name] = entry
+            finally:
+                queue.close()
+        except (OSError, sqlite3.Error) as error:
+            raise BadInput(path, f"cannot be read ({error})", "Run its shard again.") from error
+    return sorted(latest.values(), key=lambda entry: entry.name), facts
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=30.0, check_same_thread=False)
+    try:
+        try:
+            db.execute("PRAGMA journal_mode=WAL").fetchone()
+        except sqlite3.OperationalError:  # a file system without shared memory
+            db.execute("PRAGMA journal_mode=DELETE").fetchone()
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.executescript(_SCHEMA)
+        row = db.execute("PRAGMA quick_check").fetchone()
+        if row[0] != "ok":
+            raise sqlite3.DatabaseError(f"malformed: {row[0]}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    text = str(error).lower()
+    return "malformed" in text or "not a database" in text
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    name, state, inputs, output, changed, work, outputs, error, fix, seconds, residual, *rest = row
+    warnings, numbers, before, after = rest
+    outcome = Outcome(
+        name,
+        work=work,
+        outputs=json.loads(outputs or "{}"),
+        error=error,
+        fix=fix,
+        seconds=json.loads(seconds or "{}"),
+        residual=residual,
+        warnings=tuple(json.loads(warnings or "[]")),
+        numbers=json.loads(numbers or "{}"),
+        before=before,
+        after=after,
+    )
+    return Entry(name, state, tuple(json.loads(inputs or "[]")), output or "", outcome, changed or 0.0)
+
+
+def _bytes(path: Path) -> bytes:
+    return str(path.absolute()).encode("utf-8", "surrogateescape")
+
+
+def _below(output: Path, out: Path) -> str:
+    return shown(output.relative_to(out)) if output.is_relative_to(out) else shown(output)

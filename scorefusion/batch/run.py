@@ -1,0 +1,359 @@
+"""The scheduler: some items are read while one is drawn and others are written."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from scorefusion.batch.events import Teller
+from scorefusion.batch.faults import Stopped, stop_for
+from scorefusion.batch.identity import hash_file, stamp_of
+from scorefusion.batch.item import Item, Problem, shown
+from scorefusion.batch.listing import VOLUME, output_path
+from scorefusion.batch.outcome import Outcome
+from scorefusion.batch.queue import Entry, Queue
+from scorefusion.batch.threads import side_threads
+from scorefusion.batch.worker import Identity, Ready, Sample, Worker, failure
+from scorefusion.engine.memory import out_of_memory
+from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.io.header import check_header
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be under way at once.
+
+    Attributes:
+        prefetch: volumes read ahead, and volumes waiting to be written.
+        prefetch_bytes: the most that those read ahead may take together, as far as headers tell; one always
+            may.
+        readers: threads that read.
+        writers: threads that write.
+    """
+
+    prefetch: int = 2
+    prefetch_bytes: int | None = None
+    readers: int = 2
+    writers: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse what would stand still."""
+        if min(self.prefetch, self.readers, self.writers) < 1:
+            raise ScoreFusionError("prefetch, readers and writers must be at least 1")
+
+
+class StopFlag:
+    """Set by whoever finds that a batch must end; the first reason counts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.reason: Stopped | None = None
+
+    def set(self, reason: Stopped) -> None:
+        """End the batch."""
+        with self._lock:
+            self.reason = self.reason or reason
+
+    def check(self, *_: object) -> None:
+        """Raise the reason, if there is one."""
+        if self.reason is not None:
+            raise self.reason
+
+
+class Run:
+    """Translates items of one queue.
+
+    The compute is done by the thread that calls :meth:`go`. Bits do not depend on the limits, on the order,
+    or on which items a run is resumed with.
+
+    Args:
+        worker: the model.
+        queue: takes what came of each.
+        out: the folder of the outputs.
+        tell: gets events.
+        limits: what may be under way at once.
+        stop: ends the run when it is set.
+        verify: hash every input and output, whatever their stamps say.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        queue: Queue,
+        out: Path,
+        *,
+        tell: Teller | None = None,
+        limits: Limits | None = None,
+        stop: StopFlag | None = None,
+        verify: bool = False,
+        between: Callable[[], None] | None = None,
+    ):
+        self.worker, self.queue, self.out = worker, queue, out
+        self.tell, self.limits, self.stop = tell or Teller(), limits or Limits(), stop or StopFlag()
+        self.verify, self.between = verify, between
+        self._prefetch = self.limits.prefetch
+        self._writes: set[Future[None]] = set()
+        self._again: deque[Item] = deque()
+
+    def go(self, items: Sequence[Item], before: Mapping[str, Entry]) -> None:
+        """Translate items.
+
+        Args:
+            items: what; those whose outputs turn out to be there already are kept.
+            before: the queue's entries by name.
+
+        Raises:
+            Stopped: if the run has to end; what was being written is then on the disk or gone.
+        """
+        waiting = deque(items)
+        ahead: dict[Future[Ready | None], tuple[Item, int]] = {}
+        with (
+            side_threads(self.limits.readers, "read") as readers,
+            side_threads(self.limits.writers, "write") as writers,
+        ):
+            try:
+                while waiting or ahead or self._again:
+                    self.stop.check()
+                    if not waiting and not ahead:
+                        waiting, self._prefetch = self._again, 1
+                        self._again = deque()
+                        before = {**before, **{item.name: _RETRIED for item in waiting}}
+                    while waiting and self._room(waiting[0], ahead):
+                        item = waiting.popleft()
+                        future = readers.submit(self._read, item, before.get(item.name))
+                        ahead[future] = item, self._bytes(item)
+                    future = self._next(ahead)
+                    item, _ = ahead.pop(future)
+                    ready = future.result()
+                    del future
+                    if ready is not None:
+                        sample = self._draw(ready)
+                        del ready
+                        if sample is not None:
+                            self._submit_write(writers, sample)
+                        del sample
+                    if self.between is not None:
+                        self.between()
+                self._drain(0)
+            except BaseException as error:
+                if isinstance(error, Stopped):
+                    self.stop.set(error)
+                for future in ahead:
+                    future.cancel()
+                wait(self._writes)
+                raise
+        self.stop.check()
+
+    def _next(self, ahead: Mapping[Future[Ready | None], object]) -> Future[Ready | None]:
+        """The first in order that is ready, or else whichever is ready first."""
+        while True:
+            done = [future for future in ahead if future.done()]
+            if done:
+                return done[0]
+            wait(ahead, timeout=0.5, return_when=FIRST_COMPLETED)
+            self.stop.check()
+
+    def _room(self, item: Item, ahead: Mapping[Future[Ready | None], tuple[Item, int]]) -> bool:
+        if not ahead:
+            return True
+        if len(ahead) >= self._prefetch:
+            return False
+        if self.limits.prefetch_bytes is None:
+            return True
+        return sum(size for _, size in ahead.values()) + self._bytes(item) <= self.limits.prefetch_bytes
+
+    def _bytes(self, item: Item) -> int:
+        """What a prepared item takes, by its first header; 0 where that is not needed or not known."""
+        if self.limits.prefetch_bytes is None or item.problem is not None:
+            return 0
+        if item.series:
+            first = item.series[0]
+            return 4 * first.images * first.rows * first.columns * self._fine(len(item.series))
+        try:
+            header = check_header(item.files[0], self.worker.settings.max_voxels).header
+        except ScoreFusionError:
+            return 0
+        voxels = math.prod(int(n) for n in header.get_data_shape())
+        return 4 * voxels * self._fine(len(item.files))
+
+    def _fine(self, conditions: int) -> int:
+        """Numbers kept for each voxel read: conditions, base, outside and result on the fine grid; images."""
+        factors = math.prod(self.worker.pipeline.config.degradation.factors)
+        return factors * (conditions + 3) + conditions
+
+    def _read(self, item: Item, entry: Entry | None) -> Ready | None:
+        """In a reader's thread: an item to draw, or None where there is nothing to draw."""
+        self.stop.check()
+        work = None
+        try:
+            known = None if self.verify else self.queue.known_hash
+            identity = self.worker.identify(item, known)
+            work = identity.work
+            self._keep_hashes(item, identity)
+            if entry is not None and is_current(
+                entry, item, identity.work, self.queue, hashing=True, verify=self.verify
+            ):
+                self.tell("item-kept", name=item.name, output=shown(item.output))
+                return None
+            return self.worker.read(item, identity)
+        except Stopped:
+            raise
+        except Exception as error:
+            if out_of_memory(error) and entry is not _RETRIED:
+                gc.collect()
+                self._prefetch = max(1, self._prefetch // 2)
+                self._again.append(item)
+                return None
+            self._fail(item, error, work)
+            return None
+
+    def _keep_hashes(self, item: Item, identity: Identity) -> None:
+        found = zip(item.files, identity.stamps, identity.hashes, strict=True)
+        with self._books():
+            self.queue.keep_hashes(list(found))
+
+    def _draw(self, ready: Ready) -> Sample | None:
+        """The compute; None where the item failed."""
+        item = ready.item
+        with self._books():
+            self.queue.mark(item.name, "running")
+        self.tell("item-started", name=item.name, inputs=item.inputs)
+        for attempt in range(2):
+            try:
+                return self.worker.draw(ready, self.stop.check)
+            except Stopped:
+                with self._books():
+                    self.queue.mark(item.name, "waiting")
+                raise
+            except Exception as error:
+                if attempt or not out_of_memory(error):
+                    self._fail(item, error, ready.identity.work)
+                    return None
+                del error
+            self._drain(0)
+            self._prefetch = max(1, self._prefetch // 2)
+            self.worker.relieve()
+            self.tell("note", text=f"{item.name}: memory ran out; once more with half as much at once")
+        return None
+
+    def _submit_write(self, writers: ThreadPoolExecutor, sample: Sample) -> None:
+        self._drain(max(0, self._prefetch - 1))
+        self._writes.add(writers.submit(self._write, sample))
+
+    def _drain(self, most: int) -> None:
+        """Wait until at most so many are being written."""
+        while True:
+            done = {future for future in self._writes if future.done()}
+            self._writes -= done
+            for future in done:
+                future.result()
+            self.stop.check()
+            if len(self._writes) <= most:
+                return
+            wait(self._writes, timeout=0.5, return_when=FIRST_COMPLETED)
+
+    def _write(self, sample: Sample) -> None:
+        """In a writer's thread: finish, write, put down."""
+        item, work = sample.ready.item, sample.ready.identity.work
+        try:
+            try:
+                outcome = self.worker.write(sample)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                gc.collect()
+                outcome = self.worker.write(sample)
+            with self._books():
+                written = [
+                    (output_path(item.output, kind), sha) for kind, (_, sha) in outcome.outputs.items()
+                ]
+                self.queue.keep_hashes([(path, stamp_of(path), sha256) for path, sha256 in written])
+                self.queue.record(outcome)
+            self._tell_done(item, outcome)
+        except Stopped as stop:
+            self.stop.set(stop)
+            raise
+        except Exception as error:
+            self._fail(item, error, work)
+
+    def _tell_done(self, item: Item, outcome: Outcome) -> None:
+        self.tell(
+            "item-done",
+            name=item.name,
+            output=shown(item.output),
+            sha256=outcome.outputs[VOLUME][1],
+            seconds=outcome.seconds,
+            residual=outcome.residual,
+            warnings=list(outcome.warnings),
+            numbers=outcome.numbers,
+        )
+
+    def _fail(self, item: Item, error: BaseException | Problem, work: str | None = None) -> None:
+        outcome = failure(item, error, work)
+        with self._books():
+            self.queue.record(outcome)
+        self.tell("item-failed", name=item.name, error=outcome.error, fix=outcome.fix)
+
+    def _books(self) -> _Books:
+        return _Books(self.stop, self.out)
+
+
+class _Books:
+    """Around changes of the queue: what goes wrong there ends the run."""
+
+    def __init__(self, stop: StopFlag, out: Path):
+        self.stop, self.out = stop, out
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, Stopped):
+            return
+        found = stop_for(error, shown(self.out))
+        if found is not None:
+            self.stop.set(found)
+            raise found from error
+
+
+def is_current(
+    entry: Entry, item: Item, work: str, queue: Queue, *, hashing: bool, verify: bool = False
+) -> bool:
+    """Whether an item's outputs are there as they were written, and are what would be written now.
+
+    Args:
+        entry: what the queue has on the item.
+        item: the item.
+        work: hash of what decides the outputs now.
+        queue: knows the hashes of files by their stamps.
+        hashing: read outputs whose stamps are not known; else they count as changed.
+        verify: read outputs in any case.
+    """
+    outcome = entry.outcome
+    if entry.state != "done" or outcome.work != work or VOLUME not in outcome.outputs:
+        return False
+    for kind, (size, sha256) in outcome.outputs.items():
+        path = output_path(item.output, kind)
+        try:
+            stamp = stamp_of(path)
+            if stamp[0] != size:
+                return False
+            known = None if verify else queue.known_hash(path, stamp)
+            if known is None:
+                if not hashing or hash_file(path) != sha256:
+                    return False
+                queue.keep_hashes([(path, stamp, sha256)])
+            elif known != sha256:
+                return False
+        except (OSError, BadInput):
+            return False
+    return True
+
+
+_RETRIED = Entry("", "retried")

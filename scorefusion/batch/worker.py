@@ -1,0 +1,321 @@
+"""Translates items: identify, read, draw and write, each callable from a thread of its own."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scorefusion.batch.faults import Stopped, stop_for
+from scorefusion.batch.identity import Stamp, hash_file, stamp_of, work_hash
+from scorefusion.batch.item import Item, Problem, shown
+from scorefusion.batch.listing import VOLUME, output_path
+from scorefusion.batch.outcome import Outcome
+from scorefusion.batch.store import store_image
+from scorefusion.batch.work import Work
+from scorefusion.draw import Progress
+from scorefusion.engine.memory import out_of_memory
+from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.io.nifti import ras_order
+from scorefusion.job import Drawn, Job
+from scorefusion.pipeline import Pipeline
+from scorefusion.translation import Translation
+
+KnownHash = Callable[[Path, Stamp], str | None]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which bytes an item is made of.
+
+    Attributes:
+        stamps: of its files, from before they were read.
+        hashes: sha256 of each.
+        work: hash of all that decides its outputs.
+        seconds: that it took.
+    """
+
+    stamps: tuple[Stamp, ...]
+    hashes: tuple[str, ...]
+    work: str
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """An item that can be drawn."""
+
+    item: Item
+    identity: Identity
+    job: Job
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An item that was drawn."""
+
+    ready: Ready
+    drawn: Drawn
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class Worker:
+    """A loaded model and what it is to do.
+
+    Attributes:
+        work: what.
+        root: the folder of the outputs, which must stay there; folders below it are made.
+        recipe: ``work.recipe()``, if it is known.
+
+    Raises:
+        ScoreFusionError: for what the model or the machine cannot do.
+    """
+
+    work: Work
+    root: Path | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Load the model."""
+        work = self.work
+        self.recipe = self.recipe or work.recipe()
+        self.pipeline = Pipeline(
+            work.model,
+            device=work.device,
+            dtype=work.dtype,
+            runner=work.runner,
+            engines=work.engines,
+            max_memory=work.max_memory,
+        )
+        self.settings = self.pipeline.settings(**dict(work.choices))
+
+    def identify(self, item: Item, known: KnownHash | None = None) -> Identity:
+        """Hash an item's files.
+
+        Args:
+            item: one without a problem.
+            known: gives the hash of a file with this stamp, if it was hashed before.
+
+        Raises:
+            BadInput: for a file that is not there or cannot be read.
+        """
+        return identify(item, self.recipe, known)
+
+    def read(self, item: Item, identity: Identity) -> Ready:
+        """Read and normalise an item's files.
+
+        Raises:
+            BadInput: for a file that cannot be used, or that changed since it was hashed.
+            ScoreFusionError: for a volume that cannot be normalised.
+        """
+        try:
+            start = time.perf_counter()
+            images = _images_of(item, self.settings.max_voxels)
+            before = time.perf_counter() - start
+            reading = self.pipeline.read(images, self.settings)
+            reading.timings["read"] += before
+            job = self.pipeline.prepare(reading, self.settings)
+        except ScoreFusionError as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(item.files[0], str(error), "") from error
+        for file, stamp in zip(item.files, identity.stamps, strict=True):
+            if _stamp(file) != stamp:
+                raise BadInput(file, "changed while it was read", "Translate it when it is complete.")
+        return Ready(item, identity, job, _remarks(job))
+
+    def draw(self, ready: Ready, callback: Progress | None = None) -> Sample:
+        """Sample. One thread at a time.
+
+        Raises:
+            ScoreFusionError: if the networks' output is not finite.
+        """
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            drawn = self.pipeline.draw(ready.job, self.settings, callback=callback)
+        return Sample(ready, drawn, tuple(str(warning.message) for warning in caught))
+
+    def write(self, sample: Sample) -> Outcome:
+        """Finish an item and write its outputs, each whole or not at all.
+
+        Raises:
+            Stopped: where the outputs' folder is gone, full or not writable.
+            BadInput: where only this output cannot be written.
+        """
+        ready, item = sample.ready, sample.ready.item
+        result = self.pipeline.finish(ready.job, sample.drawn, self.settings)
+        start = time.perf_counter()
+        outputs = {}
+        try:
+            self._make_folder(item.output.parent)
+            for kind, image in self._images(result):
+                outputs[kind] = store_image(image, output_path(item.output, kind), self.work.level)
+        except (OSError, BadInput) as error:
+            stop = stop_for(error, shown(self.root or item.output.parent))
+            raise stop or error from error
+        pictures = self._pictures(ready.job, result)
+        seconds = {"hash": ready.identity.seconds, **result.timings, "write": time.perf_counter() - start}
+        return Outcome(
+            item.name,
+            numbers=_numbers(ready.job, result),
+            work=ready.identity.work,
+            outputs=outputs,
+            seconds={stage: round(each, 4) for stage, each in seconds.items() if stage != "total"},
+            residual=_share(ready.job, result),
+            warnings=ready.warnings + sample.warnings,
+            before=pictures and pictures[0],
+            after=pictures and pictures[1],
+        )
+
+    def translate(self, item: Item, callback: Progress | None = None) -> Outcome:
+        """All stages for one item; an item that cannot be translated gives an outcome that says so.
+
+        Raises:
+            Stopped: as for :meth:`write`.
+        """
+        if item.problem is not None:
+            return failure(item, item.problem)
+        work = None
+        try:
+            identity = self.identify(item)
+            work = identity.work
+            ready = self.read(item, identity)
+            try:
+                sample = self.draw(ready, callback)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                self.relieve()
+                sample = self.draw(ready, callback)
+            return self.write(sample)
+        except (Stopped, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            return failure(item, error, work)
+
+    def relieve(self) -> None:
+        """After memory ran out: free what is idle, and draw half as many samples at once from now on."""
+        self.settings = replace(self.settings, batch=max(1, self.settings.batch // 2))
+        self.pipeline.free()
+        gc.collect()
+        if self.pipeline.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _make_folder(self, folder: Path) -> None:
+        if self.root is not None and not self.root.is_dir():
+            raise FileNotFoundError(2, "it is gone", str(self.root))
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _pictures(self, job: Job, result: Translation) -> tuple[bytes, bytes] | None:
+        """Small pictures of the input and the result."""
+        if not self.work.pictures:
+            return None
+        from scorefusion.batch.thumbnails import pair
+
+        scan, fine = job.scan, ras_order(result.volume, result.affine)
+        return pair(scan.values, _spacing(scan.ras_affine), fine, _spacing(scan.ras_affine, result.factor))
+
+    def _images(self, result: Translation) -> Sequence[tuple[str, Any]]:
+        """The volumes beside first: where there is a translation, all that belongs to it is there."""
+        images = []
+        for side, field_ in (("sd", result.spread), ("planes", result.planes_apart)):
+            if side in self.work.sides and field_ is not None:
+                images.append((side, result.image_of(field_)))
+        return [*images, (VOLUME, result.image())]
+
+
+def identify(item: Item, recipe: dict[str, Any], known: KnownHash | None = None) -> Identity:
+    """Hash an item's files; see :meth:`Worker.identify`."""
+    start = time.perf_counter()
+    stamps, hashes = [], []
+    for file in item.files:
+        stamp = _stamp(file)
+        stamps.append(stamp)
+        hashes.append((known and known(file, stamp)) or hash_file(file))
+    return Identity(tuple(stamps), tuple(hashes), work_hash(hashes, recipe), time.perf_counter() - start)
+
+
+def failure(item: Item, error: BaseException | Problem, work: str | None = None) -> Outcome:
+    """The outcome of an item that cannot be translated."""
+    problem = error if isinstance(error, Problem) else Problem.of(error)
+    return Outcome(item.name, work=work, error=shown(problem.error), fix=shown(problem.fix) or None)
+
+
+_lock = threading.Lock()
+_last: list[Worker] = []
+
+
+def translate_item(work: Work, item: Item, callback: Progress | None = None) -> Outcome:
+    """Translate one item in this process, which keeps the model loaded for the next one of the same work.
+
+    Args:
+        work: how.
+        item: what, and where to; folders of the output are made.
+        callback: called with (evaluations done, in all); raise in it to cancel.
+
+    Raises:
+        ScoreFusionError: for work that cannot be done at all: a model that is not there, say.
+        Stopped: where nothing can be written.
+    """
+    with _lock:
+        if not _last or _last[0].work != work:
+            _last[:] = [Worker(work)]
+        return _last[0].translate(item, callback)
+
+
+def _stamp(file: Path) -> Stamp:
+    try:
+        return stamp_of(file)
+    except FileNotFoundError:
+        raise BadInput(file, "does not exist", "Check its name.") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(file, f"cannot be read ({error})", "Check its name and permissions.") from None
+
+
+def _images_of(item: Item, max_voxels: int) -> list[Any]:
+    """What the pipeline reads: files, or series that are read here."""
+    if not item.series:
+        return list(item.files)
+    from scorefusion.io.dicom_read import read_dicom_series
+
+    return [read_dicom_series(series, max_voxels=max_voxels) for series in item.series]
+
+
+def _remarks(job: Job) -> tuple[str, ...]:
+    if job.scan.affine_assumed:
+        return ("its header has no orientation: pixdim and RAS axes are assumed",)
+    return ()
+
+
+def _spacing(affine: np.ndarray, factor: Sequence[int] = (1, 1, 1)) -> tuple[float, float, float]:
+    """Voxel size (z, y, x) in mm of a grid so much finer along (z, y, x) than an affine's."""
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(z) / factor[0], float(y) / factor[1], float(x) / factor[2]
+
+
+def _share(job: Job, result: Translation) -> float | None:
+    """The mean residual as a share of the input's intensity range."""
+    if result.consistency_residual is None:
+        return None
+    return result.consistency_residual.mean / (2 * job.prepared.intensity.half_range)
+
+
+def _numbers(job: Job, result: Translation) -> dict[str, float]:
+    """Figures for the report: means over the sampled box, as shares of the input's intensity range."""
+    numbers = {"megavoxels": result.volume.size / 1e6}
+    share = 1 / (2 * job.prepared.intensity.half_range * math.prod(job.box.size))
+    for name, values in (("spread", result.spread), ("planes apart", result.planes_apart)):
+        if values is not None:
+            numbers[name] = float(values.sum(dtype=np.float64)) * share
+    return numbers

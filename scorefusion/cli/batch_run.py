@@ -1,0 +1,168 @@
+"""``scorefusion translate`` for many scans: signals, exit codes, and what is printed at the end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from scorefusion.cli.batch_view import view
+
+if TYPE_CHECKING:
+    from scorefusion.batch.run import StopFlag
+    from scorefusion.batch.session import Batch
+
+SOME_FAILED, STOPPED = 1, 3
+
+
+def make_batch(
+    inputs: Sequence[Path],
+    out: Path,
+    model: str,
+    machine: Mapping[str, Any],
+    choices: Mapping[str, Any],
+    *,
+    layout: str,
+    choose: Sequence[str],
+    ending: str,
+    level: int,
+    verify: bool,
+    keep_failed: bool,
+    shard: str | None,
+    prefetch: int,
+    prefetch_memory: str | None,
+    refused: Mapping[str, object],
+) -> Batch:
+    """The batch that a command line describes.
+
+    Args:
+        inputs: a folder, a table, or NIfTI files.
+        out: the folder of the outputs.
+        model: a name or a folder.
+        machine: the device and what belongs to it, as :class:`scorefusion.Pipeline` takes them.
+        choices: of one translation.
+        layout: with all that follows, as the options say.
+        choose: see ``layout``.
+        ending: see ``layout``.
+        level: of gzip.
+        verify: see ``layout``.
+        keep_failed: see ``layout``.
+        shard: such as ``3/8``.
+        prefetch: volumes read ahead.
+        prefetch_memory: such as ``4GB``.
+        refused: options that are for one volume, each None if it was not given.
+
+    Raises:
+        ScoreFusionError: for an option that makes no sense here.
+    """
+    from scorefusion.batch.item import Shard
+    from scorefusion.batch.run import Limits
+    from scorefusion.batch.session import Batch
+    from scorefusion.batch.work import Work
+    from scorefusion.engine.fit import parse_memory
+    from scorefusion.errors import ScoreFusionError, unknown_name
+    from scorefusion.io.nifti import ENDINGS
+
+    given = [option for option, value in refused.items() if value is not None]
+    if given:
+        raise ScoreFusionError(f"{given[0]} is for one volume, and {out} is a folder of many")
+    if ending not in ENDINGS:
+        raise unknown_name("ending", ending, ENDINGS)
+    engines = machine["engines"]
+    if choices["samples"] > 1 and not choices["disagreement"]:
+        choices = {**choices, "disagreement": _runs_all_planes(model, choices)}
+    work = Work(
+        model,
+        choices,
+        **{**machine, "engines": None if engines is None else str(engines)},
+        level=level,
+        spread=choices["samples"] > 1,
+    )
+    memory = None if prefetch_memory is None else parse_memory(prefetch_memory)
+    return Batch(
+        tuple(inputs),
+        out,
+        work,
+        ending=ending,
+        layout=layout,
+        choose=tuple(choose),
+        shard=None if shard is None else Shard.parse(shard),
+        limits=Limits(prefetch, memory),
+        verify=verify,
+        keep_failed=keep_failed,
+    )
+
+
+def run_batch(batch: Batch, *, as_json: bool = False, quiet: bool = False) -> int:
+    """Translate a batch and say how it went.
+
+    Returns:
+        The exit code: 0 if no item failed, 1 if some did, 3 if the run had to stop, 128 and the signal's
+        number if it was interrupted.
+
+    Raises:
+        ScoreFusionError: if nothing could be started.
+    """
+    from scorefusion.batch.run import StopFlag
+    from scorefusion.batch.session import translate_batch
+    from scorefusion.engine.memory import keep_freed_memory
+
+    if batch.work.max_memory is None:
+        keep_freed_memory()
+    stop = StopFlag()
+    with view(as_json=as_json, quiet=quiet) as listener, _signals(stop) as caught:
+        summary = translate_batch(batch, listener=listener, stop=stop)
+    if summary.stopped is not None:
+        resume = shlex.join(["scorefusion", *sys.argv[1:]])
+        print(f"scorefusion: {summary.stopped} Resume with: {resume}", file=sys.stderr)
+    if not (as_json or quiet):
+        text = (
+            f"{batch.out}: {summary.done} translated, {summary.kept} there already, {summary.failed} failed"
+        )
+        print(f"{text}, {summary.left} not reached" if summary.left else text)
+    if summary.stopped is not None:
+        return 128 + caught[0] if caught else STOPPED
+    return SOME_FAILED if summary.failed else 0
+
+
+def _runs_all_planes(model: str, choices: Mapping[str, Any]) -> bool:
+    """Whether the planes' disagreement can be written: nothing is evaluated for it, so it always is."""
+    from scorefusion.models.folder import load_config
+    from scorefusion.settings import ALL_PLANES
+
+    config = load_config(model)
+    strategy = choices["strategy"] or config.sampling.strategy
+    return strategy in ALL_PLANES and len({branch.plane for branch in config.branches}) > 1
+
+
+@contextmanager
+def _signals(stop: StopFlag) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end a run after what is being written, and a second one at once."""
+    from scorefusion.batch.faults import Stopped
+
+    caught: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if caught:
+            os._exit(128 + number)
+        caught.append(number)
+        stop.set(Stopped(f"interrupted by {signal.Signals(number).name}"))
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {}
+    try:
+        for number in numbers:
+            before[number] = signal.signal(number, handle)
+    except ValueError:  # not the main thread: signals are somebody else's
+        pass
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
