@@ -75,6 +75,22 @@ class Translation:
         """The volume as a nibabel image."""
         return make_image(self.source, self.volume, factor=self.factor, dtype=self.output_dtype)
 
+    def native(self, *, spread: bool = False) -> Any:
+        """The volume as what the (first) input was: array, tensor, nibabel or SimpleITK image, MetaTensor.
+
+        It lies on the result's grid; metadata of the input is kept where it still holds. Of a file it is a
+        nibabel image.
+
+        Args:
+            spread: the standard deviation over the samples instead, float32.
+
+        Raises:
+            ScoreFusionError: for the spread of a single sample.
+        """
+        image = self._spread_image() if spread else self.image()
+        kind = self.source.kind
+        return image if kind is None else kind.back(image, self.source.own_factors(self.factor))
+
     def save(self, path: PathLike) -> Path:
         """Write a .nii or .nii.gz file: beside, then renamed.
 
@@ -90,9 +106,7 @@ class Translation:
             ScoreFusionError: if there was only one sample.
             BadInput: as for :meth:`save`.
         """
-        if self.spread is None:
-            raise ScoreFusionError("there is no spread of a single sample; ask for samples=2 or more")
-        return save_image(make_image(self.source, self.spread, factor=self.factor), path)
+        return save_image(self._spread_image(), path)
 
     def figure(self, path: PathLike | None = None) -> Any:
         """Three planes through the middle, before and after, as a matplotlib figure.
@@ -110,3 +124,8 @@ class Translation:
         if path is not None:
             save_figure(figure, path)
         return figure
+
+    def _spread_image(self) -> Any:
+        if self.spread is None:
+            raise ScoreFusionError("there is no spread of a single sample; ask for samples=2 or more")
+        return make_image(self.source, self.spread, factor=self.factor)
