@@ -89,7 +89,9 @@ class Translation:
         """
         image = self._spread_image() if spread else self.image()
         kind = self.source.kind
-        return image if kind is None else kind.back(image, self.source.own_factors(self.factor))
+        own_type = self.output_dtype == "input" and not spread
+        factors = self.source.own_factors(self.factor)
+        return image if kind is None else kind.back(image, factors, own_type)
 
     def save(self, path: PathLike) -> Path:
         """Write a .nii or .nii.gz file: beside, then renamed.

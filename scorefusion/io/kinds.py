@@ -51,8 +51,14 @@ Image = str | os.PathLike[str] | SpatialImage | np.ndarray | Tensor | SimpleITKI
 class Kind(Protocol):
     """How a result becomes what the caller handed in."""
 
-    def back(self, image: Any, factors: tuple[int, int, int]) -> Any:
-        """A nibabel image of the result as this kind; ``factors`` is how much finer it is along (i, j, k)."""
+    def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
+        """A nibabel image of the result as this kind.
+
+        Args:
+            image: the result.
+            factors: how much finer it is along (i, j, k).
+            own_type: whether its voxels are to be of the input's type.
+        """
         ...
 
 
@@ -62,7 +68,7 @@ class NibabelKind:
 
     own: type[SpatialImage] = nib.Nifti1Image
 
-    def back(self, image: Any, factors: tuple[int, int, int]) -> Any:
+    def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
         """A nibabel image."""
         if issubclass(self.own, nib.Nifti1Pair) or not getattr(self.own, "makeable", True):
             return image
@@ -75,9 +81,11 @@ class ArrayKind:
 
     dtype: np.dtype
 
-    def back(self, image: Any, factors: tuple[int, int, int]) -> Any:
+    def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
         """``[i, j, k]``: float32, or the input's own type where that is what is to be stored."""
-        return _stored(image, self.dtype)
+        return np.asanyarray(image.dataobj).astype(
+            self.dtype.newbyteorder("=") if own_type else np.float32, copy=False
+        )
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,10 @@ class TensorKind:
     dtype: torch.dtype
     device: torch.device
 
-    def back(self, image: Any, factors: tuple[int, int, int]) -> Any:
+    def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
         """``[i, j, k]`` on the input's device: float32, or the input's own type."""
         values = np.asanyarray(image.dataobj)
-        wanted = torch.float32 if values.dtype == np.float32 else self.dtype
+        wanted = self.dtype if own_type else torch.float32
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, wanted)
 
 
@@ -192,8 +200,3 @@ def _chosen(name: str, affine: np.ndarray | None, assume: bool) -> np.ndarray:
         fix = "Pass affine=, [4, 4] to RAS+ millimetres, or assume_affine=True for the identity."
         raise BadInput(name, "has no affine", fix)
     return np.eye(4) if affine is None else affine
-
-
-def _stored(image: Any, dtype: np.dtype) -> np.ndarray:
-    values = np.asanyarray(image.dataobj)
-    return values if values.dtype == np.float32 else values.astype(dtype)

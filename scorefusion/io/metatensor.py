@@ -40,7 +40,7 @@ class MetaTensorKind:
     meta: dict[str, Any]
     applied: list[Any]
 
-    def back(self, image: Any, factors: tuple[int, int, int]) -> Any:
+    def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
         """A MetaTensor on the same device, its affine and spatial shape the result's.
 
         Recorded transforms are kept where the grid is the input's own; on another they could not be undone.
@@ -48,7 +48,7 @@ class MetaTensorKind:
         from monai.data import MetaTensor
 
         values = np.asanyarray(image.dataobj)
-        wanted = torch.float32 if values.dtype == np.float32 else self.dtype
+        wanted = self.dtype if own_type else torch.float32
         voxels = torch.from_numpy(np.ascontiguousarray(values)).to(self.device, wanted)
         affine = _turned(np.asarray(image.affine), self.lps)
         meta = {key: copy.deepcopy(value) for key, value in self.meta.items() if key != "affine"}

@@ -38,7 +38,7 @@ class SimpleITKKind:
     dtype: np.dtype
     metadata: dict[str, str]
 
-    def back(self, image: Any, factors: tuple[int, int, int]) -> Any:
+    def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
         """A SimpleITK image: the same direction, the spacing divided, the origin moved to the first voxel.
 
         Of the metadata, what speaks of the grid, of the stored type or of the file itself is left out.
@@ -46,7 +46,7 @@ class SimpleITKKind:
         import SimpleITK as itk
 
         values = np.asanyarray(image.dataobj)
-        stored = values if values.dtype == np.float32 else values.astype(self.dtype)
+        stored = values.astype(self.dtype if own_type else np.float32, copy=False)
         result = itk.GetImageFromArray(np.ascontiguousarray(stored.transpose(2, 1, 0)))
         fine = np.array(self.spacing) / factors
         # The first fine voxel's centre is (1/factor - 1)/2 of a coarse voxel before the coarse one's.
