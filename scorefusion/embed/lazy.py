@@ -6,6 +6,8 @@ import os
 import threading
 from typing import Any
 
+import torch
+
 from scorefusion.pipeline import Pipeline
 
 
@@ -25,7 +27,10 @@ class LazyPipeline:
 
     def __init__(self, model: str | os.PathLike[str], **options: Any) -> None:
         self.model = os.fspath(model)
-        self.options = {name: str(value) if value is not None else None for name, value in options.items()}
+        self.options = {
+            name: str(value) if isinstance(value, torch.device | os.PathLike) else value
+            for name, value in options.items()
+        }
 
     def __call__(self) -> Pipeline:
         """The pipeline of this process.
@@ -36,7 +41,7 @@ class LazyPipeline:
         key = (os.getpid(), self.model, *sorted(self.options.items()))
         with self._lock:
             if key not in self._loaded:
-                self._loaded[key] = Pipeline(self.model, **self.options)  # type: ignore[arg-type]
+                self._loaded[key] = Pipeline(self.model, **self.options)
             return self._loaded[key]
 
 
