@@ -12,6 +12,7 @@ EXTRA = {
     "imageio_ffmpeg": "video",
     "matplotlib": "train",
     "monai": "monai",
+    "nipype": "nipype",
     "onnx": "tensorrt",
     "onnxscript": "tensorrt",
     "psutil": "train",
