@@ -110,10 +110,10 @@ class Pipeline:
 
         Args:
             images: NIfTI files, nibabel or SimpleITK images, MONAI MetaTensors, arrays and tensors
-                ``[i, j, k]``, or scans that were read; :meth:`Translation.native` gives the result back as what the first is. Several
-                lie on one grid; for super-resolution all but the first may lie on the output's. Where
-                something else than a coarser image was measured, the first is what the pseudo-inverse makes
-                of it: a zero-filled MRI, a reconstructed CT.
+                ``[i, j, k]``, or scans that were read; :meth:`Translation.native` gives the result back as
+                what the first is. Several lie on one grid; for super-resolution all but the first may lie on
+                the output's. Where something else than a coarser image was measured, the first is what the
+                pseudo-inverse makes of it: a zero-filled MRI, a reconstructed CT.
             affine: of arrays and tensors: ``[4, 4]``, (i, j, k) to RAS+ millimetres, or one an image.
             strategy: how scores are fused; one of ``config.strategies``.
             planes: for ``single`` and ``alternate``: axial, coronal, sagittal.
