@@ -38,8 +38,6 @@ class Translation:
         consistency_residual: where the input was measured of the target, what is left of the difference: for
             super-resolution between the result's block means and the input; None for other models.
         spread: float32 ``[i, j, k]``, standard deviation over the samples; None for a single one.
-        planes_apart: float32 ``[i, j, k]``, standard deviation over the planes, at the last noise level, of
-            what each takes for the clean volume; None if it was not asked for.
         seed: what the noise was drawn with; the same seed gives the same volume.
         samples: how many were averaged.
         strategy: how scores were fused.
@@ -52,6 +50,8 @@ class Translation:
         model: name of the model.
         conditions: the contrasts it was given, the source's first; empty where nobody said.
         target: the contrast of the volume.
+        planes_apart: float32 ``[i, j, k]``, standard deviation over the planes, at the last noise level, of
+            what each takes for the clean volume; None if it was not asked for.
     """
 
     volume: np.ndarray
@@ -60,7 +60,6 @@ class Translation:
     timings: dict[str, float]
     consistency_residual: Consistency | None
     spread: np.ndarray | None
-    planes_apart: np.ndarray | None
     seed: int
     samples: int
     strategy: str
@@ -73,6 +72,7 @@ class Translation:
     model: str = ""
     conditions: tuple[str, ...] = ()
     target: str = ""
+    planes_apart: np.ndarray | None = None
 
     def image(self) -> Any:
         """The volume as a nibabel image."""
