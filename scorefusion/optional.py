@@ -15,6 +15,7 @@ EXTRA = {
     "onnx": "tensorrt",
     "onnxscript": "tensorrt",
     "psutil": "train",
+    "ray": "ray",
     "scipy": "train",
     "skimage": "train",
 }
