@@ -9,15 +9,18 @@ from scorefusion.errors import ScoreFusionError
 
 EXTRA = {
     "accelerate": "train",
+    "fastapi": "serve",
     "imageio_ffmpeg": "video",
     "matplotlib": "train",
     "monai": "monai",
     "onnx": "tensorrt",
     "onnxscript": "tensorrt",
     "psutil": "train",
+    "python_multipart": "serve",
     "ray": "ray",
     "scipy": "train",
     "skimage": "train",
+    "uvicorn": "serve",
 }
 """The extra of this package that brings each optional module."""
 

@@ -159,17 +159,14 @@ class RayRun:
         return is_current(entry, item, identity.work, self.queue, hashing=True, verify=self.verify)
 
     def _start(self) -> _Seat:
-        actor = (
-            self.ray.remote(RayWorker)
-            .options(
-                num_cpus=self.cluster.cpus,
-                num_gpus=self.cluster.gpus,
-                max_restarts=-1,
-                max_task_retries=0,
-                concurrency_groups={"control": 1},
-            )
-            .remote(self.work, self.out, self.recipe, scorefusion.__version__)
-        )
+        kind = self.ray.remote(
+            num_cpus=self.cluster.cpus,
+            num_gpus=self.cluster.gpus,
+            max_restarts=-1,
+            max_task_retries=0,
+            concurrency_groups={"control": 1},
+        )(RayWorker)
+        actor = kind.remote(self.work, self.out, self.recipe, scorefusion.__version__)
         return _Seat(actor, self._open(actor))
 
     def _open(self, actor: Any) -> Any:
