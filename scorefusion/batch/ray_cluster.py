@@ -90,6 +90,7 @@ def connected(
     local = address == "local"
     if local:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: whatever else runs would go first
     ray = need("ray", "--ray")
     if ray.is_initialized():
         yield _plan(ray.nodes(), device, workers, elsewhere=not local)
