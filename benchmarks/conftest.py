@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.ceilings import CONVOLUTION, COPY, PRODUCT, ceiling
 from scorefusion.bench_report import result_line
@@ -109,6 +110,21 @@ def compiled(timed: bool) -> Callable[[Function], Function]:
         return torch.compile(function, dynamic=False, backend="inductor" if timed else "eager")
 
     return compiled_function
+
+
+def check(found: Tensor, expected: Tensor, *, baseline: bool = False, rtol: float, atol: float) -> None:
+    """Fail if a result is not the definition's; only skip, saying so, if it is `torch.compile`'s.
+
+    A compiler that is wrong on some processor is no fault of what is measured, and its time means nothing.
+    """
+    try:
+        torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+    except AssertionError as error:
+        if not baseline:
+            raise
+        count = int((~torch.isclose(found, expected, rtol=rtol, atol=atol)).sum())
+        reason = f"{count} of {expected.numel()} results are not the definition's"
+        raise pytest.skip.Exception(f"torch.compile: not timed, wrong here: {reason}") from error
 
 
 @functools.cache

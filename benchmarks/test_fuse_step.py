@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.conftest import check
 from benchmarks.test_fuse_scores import CASES, SIZES, slice_major
 from scorefusion.ops.fuse_step import fuse_step
 from scorefusion.ops.noise import noise_keys
@@ -60,7 +61,7 @@ def test_fuse_step(
         return result
 
     for found, wanted in zip(body(), expected, strict=True):
-        torch.testing.assert_close(found.cpu(), wanted, rtol=1e-5, atol=1e-5)
+        check(found.cpu(), wanted, baseline=backend == "compile", rtol=1e-5, atol=1e-5)
     measure(
         body,
         group=f"fuse_step, {blocks}, {row}, {str(dtype).removeprefix('torch.')}",

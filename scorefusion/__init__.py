@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from scorefusion.diffusion.solvers import make_table
     from scorefusion.errors import BadInput, ScoreFusionError
     from scorefusion.importers.official import load_official
+    from scorefusion.io.dicom_find import find_series
+    from scorefusion.io.dicom_read import read_dicom_series
+    from scorefusion.io.dicom_write import save_dicom_series
     from scorefusion.models.config import ModelConfig
     from scorefusion.models.score_fusion import ScoreFusion
     from scorefusion.pipeline import Pipeline, Translation
@@ -26,9 +29,12 @@ _HOME = {
     "ScoreFusion": "models.score_fusion",
     "ScoreFusionError": "errors",
     "Translation": "pipeline",
+    "find_series": "io.dicom_find",
     "load_official": "importers.official",
     "make_table": "diffusion.solvers",
+    "read_dicom_series": "io.dicom_read",
     "sample": "diffusion.sample",
+    "save_dicom_series": "io.dicom_write",
 }
 
 __all__ = [
@@ -39,9 +45,12 @@ __all__ = [
     "ScoreFusionError",
     "Translation",
     "__version__",
+    "find_series",
     "load_official",
     "make_table",
+    "read_dicom_series",
     "sample",
+    "save_dicom_series",
 ]
 
 

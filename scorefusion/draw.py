@@ -98,8 +98,7 @@ def whole_patches(config: ModelConfig, prepared: Prepared, box: Box) -> tuple[Pr
     of blocks or slices, or none.
     """
     local = prepared.operator is None or isinstance(prepared.operator, Pooling | ThickSlices)
-    multiples = [math.lcm(factor, config.multiple) for factor in config.degradation.factors]
-    beyond = [-length % multiple for length, multiple in zip(box.size, multiples, strict=True)]
+    beyond = missing_voxels(config, box)
     if not local or not any(beyond):
         return prepared, box
     stop = [last + more for last, more in zip(box.stop, beyond, strict=True)]
@@ -113,6 +112,12 @@ def whole_patches(config: ModelConfig, prepared: Prepared, box: Box) -> tuple[Pr
     outside = base if prepared.outside is prepared.base else longer(prepared.outside)
     larger = replace(prepared, condition=longer(prepared.condition), base=base, outside=outside)
     return larger, Box(box.start, (stop[0], stop[1], stop[2]))
+
+
+def missing_voxels(config: ModelConfig, box: Box) -> list[int]:
+    """How many voxels a box lacks along z, y and x to be of whole patches and whole blocks."""
+    multiples = [math.lcm(factor, config.multiple) for factor in config.degradation.factors]
+    return [-length % multiple for length, multiple in zip(box.size, multiples, strict=True)]
 
 
 def projection(

@@ -110,3 +110,23 @@ def discrepancy(one: np.ndarray, other: np.ndarray, width: float) -> float:
 
     between = float(np.exp(-squared_distances(one, other) / width).mean())
     return among(one) + among(other) - 2.0 * between
+
+
+def paired_terms(one: np.ndarray, other: np.ndarray, across: np.ndarray, width: float) -> np.ndarray:
+    """What the squared maximum mean discrepancy of N pairs is the mean of (Gretton et al. 2012, equation 4).
+
+    The terms are ``k(a_i, a_j) + k(b_i, b_j) - k(a_i, b_j) - k(a_j, b_i)``, with k the kernel of
+    :func:`discrepancy`; their mean over all i ≠ j is unbiased whatever binds a_i to b_i, as a translation is
+    bound to its truth. :func:`discrepancy` takes the crowds for independent, and is below 0 for equal ones.
+
+    Args:
+        one: squared distances ``[N, N]`` of all a_i to all a_j.
+        other: of all b_i to all b_j.
+        across: of all a_i to all b_j.
+        width: h of the kernel exp(-|a - b|²/h), positive.
+
+    Returns:
+        ``[N, N]``, symmetric; the diagonal does not belong to the mean.
+    """
+    crossed = np.exp(-across / width)
+    return np.asarray(np.exp(-one / width) + np.exp(-other / width) - crossed - crossed.T)

@@ -10,6 +10,9 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.optional import need
 from scorefusion.spectrum import compare_spectra
 
+WINDOW = 7
+"""Voxels along an edge of the window that SSIM compares; scikit-image's default."""
+
 
 def psnr(
     volume: np.ndarray,
@@ -18,25 +21,28 @@ def psnr(
     *,
     inside: np.ndarray | None = None,
 ) -> float:
-    """Peak signal-to-noise ratio in dB: ``10 log10(range² / mean squared error)``.
+    """Peak signal-to-noise ratio: how far the error lies below the range of intensities, in dB.
+
+    ``20 log10(L / e)``, where e is the root of the mean squared difference over all voxels that count, taken
+    together: of a volume there is one figure, not a mean of its slices'.
 
     Args:
         volume: any shape.
         truth: the same shape and units.
-        data_range: the difference of white and black; that of ``truth`` if not given.
+        data_range: L, the span of intensities that can occur, such as white less black of the whole image
+            that ``truth`` is a part of; the greatest less the least value of ``truth`` if not given.
         inside: bool, the same shape: the voxels that count; all of them if not given.
 
     Returns:
         dB; infinite for equal volumes.
 
     Raises:
-        ScoreFusionError: for different shapes, no voxel that counts, or a truth that is constant while no
-            range is given.
+        ScoreFusionError: for different shapes, no voxel that counts, or a range that is not positive.
     """
-    span = _range(volume, truth, data_range)
-    squares = (np.asarray(volume, np.float64) - np.asarray(truth, np.float64)) ** 2
-    error = float(_counted(squares, inside).mean())
-    return math.inf if error == 0.0 else 10.0 * math.log10(span**2 / error)
+    peak = _range(volume, truth, data_range)
+    difference = np.asarray(volume, np.float64) - np.asarray(truth, np.float64)
+    error = math.sqrt(float(np.square(_counted(difference, inside)).mean()))
+    return 20.0 * math.log10(peak / error) if error > 0.0 else math.inf
 
 
 def ssim(
@@ -46,27 +52,42 @@ def ssim(
     *,
     inside: np.ndarray | None = None,
 ) -> float:
-    """Mean structural similarity (Wang et al. 2004) over 7-voxel cubes, by scikit-image.
+    """Structural similarity (Wang et al. 2004, equation 13), mean over all windows that lie wholly inside.
+
+    In a window with means m and n, variances v and w and covariance c it is
+    ``(2mn + C1)(2c + C2) / ((m² + n² + C1)(v + w + C2))``, C1 = (0.01 L)², C2 = (0.03 L)². Windows are cubes
+    of :data:`WINDOW` voxels, or squares of as many pixels, with equal weights; variances have the divisor
+    N - 1. These are the defaults of scikit-image, which computes it. Wang et al. weigh 11 pixels by a
+    Gaussian; of cubes as large, fewer lie wholly inside a box.
+
+    Intensities should begin at 0: the same constant added to both volumes changes the means' factor.
 
     Args:
-        volume: 2D or 3D, at least 7 voxels along each axis.
+        volume: 2D or 3D, at least :data:`WINDOW` voxels along each axis.
         truth: the same shape and units.
-        data_range: the difference of white and black; that of ``truth`` if not given.
-        inside: bool, the same shape: the cubes whose middle voxels count; all of them if not given.
+        data_range: L, as :func:`psnr` takes it.
+        inside: bool, the same shape: the windows whose middle voxels count; all of them if not given.
+
+    Returns:
+        1 for equal volumes, less for all others.
 
     Raises:
-        ScoreFusionError: for different or too small shapes, no voxel that counts, or without scikit-image.
+        ScoreFusionError: for different or too small shapes, no voxel that counts, a range that is not
+            positive, or without scikit-image.
     """
-    span = _range(volume, truth, data_range)
-    if min(truth.shape) < 7:
-        raise ScoreFusionError(f"SSIM needs at least 7 voxels along each axis, got shape {list(truth.shape)}")
-    similarity = need("skimage.metrics", "SSIM").structural_similarity
-    pair = np.asarray(truth, np.float64), np.asarray(volume, np.float64)
-    if inside is None:
-        return float(similarity(*pair, data_range=span))
-    _, alike = similarity(*pair, data_range=span, full=True)
-    whole_cubes = (slice(3, -3),) * truth.ndim
-    return float(_counted(alike[whole_cubes], inside[whole_cubes]).mean())
+    peak = _range(volume, truth, data_range)
+    if min(truth.shape) < WINDOW:
+        shape = list(truth.shape)
+        raise ScoreFusionError(f"SSIM needs at least {WINDOW} voxels along each axis, got shape {shape}")
+    _, alike = need("skimage.metrics", "SSIM").structural_similarity(
+        np.asarray(truth, np.float64),
+        np.asarray(volume, np.float64),
+        win_size=WINDOW,
+        data_range=peak,
+        full=True,
+    )
+    whole = (slice(WINDOW // 2, -(WINDOW // 2)),) * truth.ndim
+    return float(_counted(alike[whole], None if inside is None else inside[whole]).mean())
 
 
 def power_spectrum_error(volume: np.ndarray, truth: np.ndarray) -> float:

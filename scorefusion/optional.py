@@ -16,6 +16,7 @@ EXTRA = {
     "onnx": "tensorrt",
     "onnxscript": "tensorrt",
     "psutil": "train",
+    "pydicom": "dicom",
     "python_multipart": "serve",
     "ray": "ray",
     "scipy": "train",

@@ -34,7 +34,7 @@ from scorefusion.translation import Consistency, Translation
 
 __all__ = ["Pipeline", "Translation"]
 
-Image = str | os.PathLike[str] | SpatialImage
+Image = str | os.PathLike[str] | SpatialImage | Scan
 
 
 class Pipeline:
@@ -108,9 +108,10 @@ class Pipeline:
         What is not given comes from the model's ``config.sampling``.
 
         Args:
-            images: NIfTI files or nibabel images. Several lie on one grid; for super-resolution all but the
-                first may lie on the output's. Where something else than a coarser image was measured, the
-                first is what the pseudo-inverse makes of it: a zero-filled MRI, a reconstructed CT.
+            images: NIfTI files, nibabel images or scans that were read. Several lie on one grid; for
+                super-resolution all but the first may lie on the output's. Where something else than a
+                coarser image was measured, the first is what the pseudo-inverse makes of it: a zero-filled
+                MRI, a reconstructed CT.
             strategy: how scores are fused; one of ``config.strategies``.
             planes: for ``single`` and ``alternate``: axial, coronal, sagittal.
             solver: see ``scorefusion.diffusion.solvers.SOLVERS``.
@@ -181,7 +182,7 @@ class Pipeline:
             BadInput: for an image that cannot be used.
             ScoreFusionError: for another number of images than the model has conditions.
         """
-        given = [images] if isinstance(images, str | os.PathLike | SpatialImage) else list(images)
+        given = [images] if isinstance(images, str | os.PathLike | SpatialImage | Scan) else list(images)
         self._check_count(given)
         if mask is not None and self.config.degradation.kind != "inpaint":
             raise ScoreFusionError(f"a mask is for a model that fills in; '{self.config.name}' does not")
@@ -261,6 +262,9 @@ class Pipeline:
             source=job.scan,
             factor=factor,
             output_dtype=settings.output_dtype,
+            model=self.config.name,
+            conditions=self.config.conditions,
+            target=self.config.target,
         )
 
     def table(
@@ -318,7 +322,7 @@ class Pipeline:
     def _check_count(self, given: Sequence[Image]) -> None:
         names = self.config.conditions
         if len(given) != len(names):
-            files = ", ".join(str(image) for image in given if not isinstance(image, SpatialImage))
+            files = ", ".join(str(image) for image in given if not isinstance(image, SpatialImage | Scan))
             raise ScoreFusionError(
                 f"model '{self.config.name}' takes {len(names)} image{'s' * (len(names) != 1)} "
                 f"({', '.join(names)}), got {len(given)}{': ' + files if files else ''}"

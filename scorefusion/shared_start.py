@@ -17,7 +17,7 @@ from torch import Tensor
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import Callback, sample
 from scorefusion.diffusion.solvers import Table
-from scorefusion.draw import projection
+from scorefusion.draw import projection, whole_patches
 from scorefusion.engine.prepack import packed_model
 from scorefusion.models.config import PLANES, STRATEGIES, ModelConfig, Plane, Strategy
 from scorefusion.models.score_fusion import ScoreFusion, Scores, cropped
@@ -78,12 +78,14 @@ class SharedStart:
         self, model: ScoreFusion, prepared: Prepared, box: Box, seed: int = 0, sample: int = 0
     ) -> None:
         on_cpu = next(model.parameters()).device.type == "cpu"
-        self.model, self.box = packed_model(model) if on_cpu else model, box
+        self.model, self.wanted = packed_model(model) if on_cpu else model, Box.whole(box.size).index
         self.seed, self.number = seed, sample
-        self.condition = prepared.condition[box.index]
-        self.project = projection(model.config, prepared, box)
+        full = prepared.condition.shape[2:]
+        prepared, self.box = whole_patches(model.config, prepared, box)
+        self.condition = prepared.condition[self.box.index]
+        self.project = projection(model.config, prepared, self.box)
         with torch.no_grad():
-            self.inputs = model.prepare(self.condition, origin=box.start, full=prepared.condition.shape[2:])
+            self.inputs = model.prepare(self.condition, origin=box.start, full=full)
         self._start: tuple[Tensor, Scores, dict[int, Tensor]] | None = None
 
     def draw(self, run: StrategyRun, table: Table, callback: Callback | None = None) -> Tensor:
@@ -92,7 +94,8 @@ class SharedStart:
         Args:
             run: the strategy.
             table: the solver; every call's begins at the same noise level.
-            callback: called as callback(step, steps, x0) after each evaluation.
+            callback: called as callback(step, steps, x0) after each evaluation; x0 may be of a larger box, of
+                whole patches.
 
         Returns:
             ``[1, 1, d, h, w]`` of the box, in units of ``residual.scale``.
@@ -111,7 +114,7 @@ class SharedStart:
                 x_t, self.inputs, level, strategy=run.strategy, planes=run.planes, step=number
             )
 
-        return sample(
+        drawn = sample(
             denoise,
             self.condition,
             table,
@@ -122,6 +125,7 @@ class SharedStart:
             project=self.project if run.consistent else None,
             callback=callback,
         )
+        return drawn[self.wanted]
 
     def _at_start(self, run: StrategyRun, x_t: Tensor, level: NoiseLevel) -> Fusion:
         """What the model says of the noise that every strategy starts from."""

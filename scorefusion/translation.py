@@ -49,6 +49,9 @@ class Translation:
         source: the (first) input.
         factor: how much finer the grid is than the input's along z, y and x (RAS order).
         output_dtype: ``float32`` or ``input``, the type :meth:`save` stores.
+        model: name of the model.
+        conditions: the contrasts it was given, the source's first; empty where nobody said.
+        target: the contrast of the volume.
     """
 
     volume: np.ndarray
@@ -67,6 +70,9 @@ class Translation:
     source: Scan
     factor: tuple[int, int, int]
     output_dtype: str
+    model: str = ""
+    conditions: tuple[str, ...] = ()
+    target: str = ""
 
     def image(self) -> Any:
         """The volume as a nibabel image."""

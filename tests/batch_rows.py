@@ -1,7 +1,8 @@
-"""Rows of a batch as one might come in the morning: thumbnails, failures, outliers, names meant to do harm."""
+"""Rows of a batch as one might come in the morning: thumbnails, failures, outliers, harmful names."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -42,7 +43,7 @@ HOSTILE_ROWS = tuple(
 
 @functools.cache
 def phantom(seed: int, size: int = 96) -> np.ndarray:
-    """A head of ellipsoids, ``[size, size, size]``: scalp, skull, a folded brain, ventricles, some lesions."""
+    """A head of ellipsoids, ``[size, size, size]``: scalp, skull, folded brain, ventricles, lesions."""
     random = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32)] * 3, indexing="ij")
     volume = np.zeros(z.shape, np.float32)
@@ -75,7 +76,8 @@ def phantom_thumbnails(seed: int) -> tuple[bytes, bytes]:
 def morning(count: int, kinds: int = 12) -> list[Row]:
     """So many scans, the hostile names among them; every 29th failed, every 41st is unlike the others."""
     random = np.random.default_rng(0)
-    rows = list(HOSTILE_ROWS[:count])
+    before, after = phantom_thumbnails(0)
+    rows = [dataclasses.replace(row, before=before, after=after) for row in HOSTILE_ROWS[:count]]
     for number in range(len(rows), count):
         name = f"sub-{number:04d}/anat/sub-{number:04d}_T1w.nii.gz"
         before, after = phantom_thumbnails(number % kinds)

@@ -65,8 +65,8 @@ def rows() -> list[Row]:
 
 
 def test_text_from_outside_makes_no_element(rows: list[Row]) -> None:
-    harmless = [dataclasses.replace(row, name=f"s{k}", warnings=(), error=None, fix=None, inputs=(), output=None)
-                for k, row in enumerate(rows)]  # fmt: skip
+    silent = {"warnings": (), "error": None, "fix": None, "inputs": (), "output": None}
+    harmless = [dataclasses.replace(row, name=f"s{k}", **silent) for k, row in enumerate(rows)]
     calm = [tag for tag, _ in parsed(harmless, facts={f"f{k}": "" for k in range(len(FACTS))}).tags]
     for text in HOSTILE:
         found = parsed(rows, title=text, facts=FACTS)
@@ -192,7 +192,7 @@ def test_a_histogram_counts_every_scan_once(rows: list[Row]) -> None:
 def test_columns_that_hold_nothing_are_left_out() -> None:
     assert parsed([Row(name="a", state="done", seconds=1.0)]).data()["figures"] == ["Time"]
     assert parsed([Row(name="a", state="waiting")]).data()["figures"] == []
-    assert parsed([]).data() == {"figures": [], "rows": []}
+    assert parsed([]).data() == {"figures": [], "columns": page.COLUMNS, "rows": []}
     odd = Row(name="a", state="done", numbers={"fold": float("nan"), "residual": 2.0})
     assert parsed([odd]).data()["rows"][0]["figures"] == [[None, "nan", True]]
 

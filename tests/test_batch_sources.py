@@ -11,9 +11,9 @@ import pytest
 from batches import names, nobody, refused, translate, volumes, write_model, write_scan
 from tiny import same_grid_config
 
-from scorefusion.batch.folders import Wanted
 from scorefusion.batch.item import Item
 from scorefusion.batch.sources import find_items, is_batch
+from scorefusion.batch.wanted import Wanted
 from scorefusion.errors import BadInput
 
 ONE, TWO = ("t1",), ("t1", "t2")

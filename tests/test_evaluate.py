@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_evaluate_case import head
+from test_evaluate_sets import paired_loop, width_of
 from tiny import tiny_config, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -219,13 +220,11 @@ def test_sets(found: tuple[Results, list[Method], Store], summary: Summary) -> N
     line = next(line for line in summary.lines if line.name == "average")
     assert line.sets["fid random"].mean == pytest.approx(frechet_distance(*crowds), rel=1e-6, abs=1e-9)
     assert line.sets["fid random"].low <= line.sets["fid random"].mean <= line.sets["fid random"].high
-    # The authors' own formula: the squared distance of the mean volumes, each from 0 to 1.
-    spans = [case["data_range"] for case in results.cases]
-    means = []
-    for row in ("average", "truth"):
-        volumes = [store.volume(keys[row]).astype(np.float64) for keys in results.keys]
-        means.append(np.mean([v / span for v, span in zip(volumes, spans, strict=True)], axis=0))
-    assert line.sets["mmd voxels"].mean == pytest.approx(((means[0] - means[1]) ** 2).sum(), rel=1e-3)
+    drawn, truths = (
+        np.array([store.volume(keys[row]) for keys in results.keys]) for row in ("average", "truth")
+    )
+    expected = paired_loop(drawn, truths, width_of(truths))
+    assert line.sets["mmd voxels"].mean == pytest.approx(expected, rel=1e-6)
 
 
 def test_flop_is_what_pytorch_counts(main: Contender) -> None:

@@ -137,6 +137,20 @@ def test_a_fitted_psnr_does_not_see_brightness_and_contrast(folder: Path) -> Non
     )
 
 
+def test_psnr_and_ssim_are_of_the_truth_scaled_to_0_and_1(folder: Path) -> None:
+    """By scikit-image, from the file: neither the scan's own unit nor the model's normalisation counts."""
+    metrics = pytest.importorskip("skimage.metrics")
+    case = case_of(folder, tiny_config(), Where(None))
+    scan = head(0).transpose(2, 1, 0)[: case.truth.shape[0]].astype(np.float64)
+    truth = (scan - scan.min()) / np.ptp(scan)
+    noisy = case.truth + np.random.default_rng(1).normal(0, 0.1, case.truth.shape).astype(np.float32)
+    other = (noisy - case.truth.min()) / np.ptp(case.truth)
+    found = measure(noisy, case)
+    expected = metrics.peak_signal_noise_ratio(truth, other, data_range=1)
+    assert found["psnr"] == pytest.approx(expected, abs=1e-4)
+    assert found["ssim"] == pytest.approx(metrics.structural_similarity(truth, other, data_range=1), abs=1e-5)
+
+
 def test_a_regression_of_intensities_finds_a_polynomial(folder: Path) -> None:
     """FLAIR is T1 squared here, and both are normalised linearly."""
     config = same_grid_config(conditions=("t1",), branches=tiny_config().branches)

@@ -56,6 +56,27 @@ def test_inside_a_mask() -> None:
             psnr(noisy, TRUTH, 1.0, inside=wrong)
 
 
+def test_psnr_is_of_the_volume_not_a_mean_of_slices() -> None:
+    noisy = TRUTH.copy()
+    noisy[0] += 0.4
+    assert psnr(noisy, TRUTH, 1.0) == pytest.approx(10 * math.log10(len(TRUTH) / 0.4**2))
+
+
+@pytest.mark.parametrize("part", [np.s_[:], np.s_[0]], ids=["volume", "slice"])
+def test_ssim_is_equation_13_of_wang(part: slice | int) -> None:
+    pytest.importorskip("skimage")
+    truth = 3 * TRUTH[part]
+    noisy = truth + np.random.default_rng(6).normal(0, 0.3, truth.shape)
+    axes = tuple(range(-truth.ndim, 0))
+    x, y = (np.lib.stride_tricks.sliding_window_view(a, (7,) * a.ndim) for a in (noisy, truth))
+    m, n = x.mean(axes), y.mean(axes)
+    v, w = x.var(axes, ddof=1), y.var(axes, ddof=1)
+    c = ((x - m[(..., *[None] * truth.ndim)]) * y).sum(axes) / (7**truth.ndim - 1)
+    c1, c2 = (0.01 * 3) ** 2, (0.03 * 3) ** 2
+    alike = (2 * m * n + c1) * (2 * c + c2) / ((m**2 + n**2 + c1) * (v + w + c2))
+    assert ssim(noisy, truth, 3.0) == pytest.approx(alike.mean(), rel=1e-9)
+
+
 def test_ssim_matches_monai() -> None:
     """The same uniform 7-voxel windows; MONAI divides by n where scikit-image divides by n - 1."""
     pytest.importorskip("skimage")

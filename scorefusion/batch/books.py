@@ -43,7 +43,7 @@ class Books:
         """An item is being computed."""
         with self._guard():
             self.queue.mark(item.name, "running")
-        self.tell("item-started", name=item.name, inputs=[shown(file) for file in item.files])
+        self.tell("item-started", name=item.name, inputs=item.inputs)
 
     def put_back(self, item: Item) -> None:
         """An item is not being computed any more, and will be."""

@@ -8,7 +8,15 @@ import threading
 
 from scorefusion.errors import ScoreFusionError
 
-_ITEMS = {errno.ENAMETOOLONG, errno.EISDIR, errno.EILSEQ, errno.ENOTEMPTY, errno.EFBIG}
+_ITEMS = {
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EILSEQ,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+}
 """Errors of the system while writing that another output of the batch need not meet."""
 
 _FIXES = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import scorefusion
+from scorefusion.batch.dicom import holds_dicom, list_dicom
 from scorefusion.batch.item import Item, Problem, shown
 from scorefusion.batch.listing import Source
+from scorefusion.batch.wanted import Wanted
 from scorefusion.data.config import DatasetConfig
 from scorefusion.data.find import Refusal, assemble
 from scorefusion.data.layouts import LAYOUTS, detect
@@ -24,27 +25,6 @@ STATE = ".scorefusion"
 _SUFFIXES = {"t1": "T1w", "t1c": "T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "mra": "angio"}
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a source is read for.
-
-    Attributes:
-        out: the folder of the outputs.
-        conditions: the model's, by their canonical names.
-        target: what the model makes, such as ``t1``.
-        ending: of the outputs: ``.nii.gz`` or ``.nii``.
-        layout: of a folder: ``auto``, ``files`` (each file is a scan), or one of ``LAYOUTS``.
-        choose: where a subject has several files of a condition, parts of the right one's path.
-    """
-
-    out: Path
-    conditions: tuple[str, ...]
-    target: str
-    ending: str = ".nii.gz"
-    layout: str = "auto"
-    choose: tuple[str, ...] = ()
-
-
 def list_folder(root: Path, wanted: Wanted) -> Source:
     """What a folder holds. Nothing but names is read: what is wrong with a file shows when its turn comes.
 
@@ -52,13 +32,15 @@ def list_folder(root: Path, wanted: Wanted) -> Source:
         BadInput: if the folder itself cannot be read.
         ScoreFusionError: for an unknown layout.
     """
-    choices = ("auto", "files", *LAYOUTS)
+    choices = ("auto", "files", "dicom", *LAYOUTS)
     if wanted.layout not in choices:
         raise unknown_name("layout", wanted.layout, choices)
     unreadable: list[BadInput] = []
     files = nifti_files(root, skip=lambda folder: _is_output(folder, wanted.out), unreadable=unreadable)
     if unreadable and Path(unreadable[0].file) == root:
         raise unreadable[0]
+    if wanted.layout == "dicom" or (wanted.layout == "auto" and not files and holds_dicom(root)):
+        return list_dicom(root, wanted)
     broken = [_broken(root, error, wanted) for error in unreadable]
     single = len(wanted.conditions) == 1
     layout = wanted.layout

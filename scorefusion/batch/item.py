@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scorefusion.errors import BadInput, ScoreFusionError
+
+if TYPE_CHECKING:
+    from scorefusion.io.dicom_find import SeriesDescription
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,21 @@ class Item:
         files: one a condition of the model, in its order.
         output: where the translation goes.
         problem: why it cannot be translated, if that is known already.
+        series: where the conditions are DICOM series, these; ``files`` are then all of theirs.
     """
 
     name: str
     files: tuple[Path, ...]
     output: Path
     problem: Problem | None = None
+    series: tuple[SeriesDescription, ...] = ()
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files, as text; for a series its folder and UID."""
+        if self.series:
+            return [f"{shown(series.files[0].parent)} ({series.uid})" for series in self.series]
+        return [shown(file) for file in self.files]
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Source:
 
 
 def output_path(output: Path, kind: str) -> Path:
-    """Where a file of :attr:`.Outcome.outputs` lies: ``volume`` at the item's output, the others beside it."""
+    """Where a file of :attr:`.Outcome.outputs` lies: the volume at the item's output, others beside it."""
     return output if kind == VOLUME else side_path(output, kind)
 
 

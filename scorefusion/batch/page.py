@@ -30,6 +30,9 @@ LONGEST = 600
 MOST = 12
 """Warnings of a scan that are shown."""
 
+COLUMNS = 6
+"""Figures that have a column; further ones are listed below the enlarged pictures."""
+
 LABELS = {"residual": "Residual", "seconds": "Time"}
 
 _RANK = {"failed": 0, "outlier": 1, "done": 2, "waiting": 3}
@@ -73,6 +76,7 @@ def report_page(rows: Sequence[Row], *, title: str, facts: Mapping[str, str]) ->
     figures = outliers.figures(rows)
     data = {
         "figures": [_clean(_label(figure)) for figure in figures],
+        "columns": COLUMNS,
         "rows": [_row(rows[place], states[place], figures, unusual) for place in order],
     }
     pictures = [_pictures(number, rows[place]) for number, place in enumerate(order)]

@@ -89,7 +89,7 @@ class Queue:
         What was running when the last run ended waits again.
         """
         rows = [
-            (item.name, number, json.dumps([shown(file) for file in item.files]), _below(item.output, out))
+            (item.name, number, json.dumps(item.inputs), _below(item.output, out))
             for number, item in enumerate(items)
         ]
         with self._change() as db:
@@ -104,12 +104,11 @@ class Queue:
 
     def add(self, item: Item, out: Path) -> None:
         """List one more item, which waits, after all others."""
-        files = json.dumps([shown(file) for file in item.files])
         with self._change() as db:
             db.execute(
                 "INSERT INTO items (name, position, listed, state, inputs, output, changed) "
                 "SELECT ?, COALESCE(MAX(position), -1) + 1, 1, 'waiting', ?, ?, ? FROM items",
-                (item.name, files, _below(item.output, out), time.time()),
+                (item.name, json.dumps(item.inputs), _below(item.output, out), time.time()),
             )
 
     def drop(self, name: str) -> None:

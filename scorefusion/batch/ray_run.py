@@ -174,9 +174,7 @@ class RayRun:
         return actor.ready.options(max_task_retries=LOSSES - 1).remote()
 
     def _send(self, seat: _Seat, item: Item) -> None:
-        sent = replace(
-            item, files=tuple(file.absolute() for file in item.files), output=item.output.absolute()
-        )
+        sent = _absolute(item)
         seat.flights.append((seat.actor.translate.remote(sent), item))
         if len(seat.flights) == 1:
             self.books.started(item)
@@ -258,6 +256,13 @@ class RayRun:
                 self._put_down(item, self.ray.get(answer, timeout=max(0.0, end - time.monotonic())))
             except (Stopped, self.ray.exceptions.RayError):
                 self.books.put_back(item)
+
+
+def _absolute(item: Item) -> Item:
+    """The item for a process with another current folder."""
+    series = (replace(each, files=tuple(file.absolute() for file in each.files)) for each in item.series)
+    files = tuple(file.absolute() for file in item.files)
+    return replace(item, files=files, output=item.output.absolute(), series=tuple(series))
 
 
 def _line(error: Exception) -> str:

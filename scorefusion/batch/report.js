@@ -5,6 +5,7 @@
   const find = (id) => document.getElementById(id);
   const data = JSON.parse(find("data").textContent);
   const table = find("table"), head = find("head"), body = find("body"), large = find("large");
+  const tools = document.querySelector(".tools");
   const collator = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
 
   /* Text from outside goes through here only, so that it is never read as markup. */
@@ -67,7 +68,7 @@
     const state = cell("");
     state.append(make("span", "chip " + row.state, LABELS[row.state]));
     element.append(holder, scan(row), state);
-    row.figures.forEach((figure, place) => {
+    row.figures.slice(0, data.columns).forEach((figure, place) => {
       const look = "number" + (place > 1 ? " extra" : "") + (!figure ? " none" : figure[2] ? " unusual" : "");
       element.append(cell(look, figure ? figure[1] : "–"));
     });
@@ -79,7 +80,7 @@
   const columns = [
     { label: "Scan", key: (row) => row.name },
     { label: "State", key: (row) => ORDER.indexOf(row.state) },
-    ...data.figures.map((label, place) => ({
+    ...data.figures.slice(0, data.columns).map((label, place) => ({
       label, look: "number" + (place > 1 ? " extra" : ""), largest: true,
       key: (row) => (row.figures[place] ? row.figures[place][0] : null),
     })),
@@ -103,6 +104,8 @@
       other.turned = other === column && !turned;
     }
     column.head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    const above = table.getBoundingClientRect().top - tools.offsetHeight;
+    if (above < 0) window.scrollBy(0, above);
   }
 
   function belongs(row) {
@@ -164,9 +167,8 @@
     column.head.append(button);
     head.append(column.head);
   }
-  const figures = data.figures.map((label, place) => ["68px", "84px"][place] || "minmax(62px, 80px)");
-  table.style.setProperty("--columns",
-    ["minmax(260px, 480px)", "minmax(220px, 1fr)", "70px", ...figures, "62px"].join(" "));
+  const widths = columns.slice(2).map((column) => (column.look === "number" ? "84px" : "minmax(62px, 80px)"));
+  table.style.setProperty("--columns", ["minmax(260px, 480px)", "minmax(220px, 1fr)", "70px", ...widths].join(" "));
 
   body.append(...rows.map(draw));
   rows.forEach((row, number) => {
@@ -203,7 +205,6 @@
       find("filter").focus();
     }
   });
-  const tools = document.querySelector(".tools");
   new ResizeObserver(() => table.style.setProperty("--tools", tools.offsetHeight + "px")).observe(tools);
   filter();
 }

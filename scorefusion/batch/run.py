@@ -159,14 +159,20 @@ class Run:
         """What a prepared item takes, by its first header; 0 where that is not needed or not known."""
         if self.limits.prefetch_bytes is None or item.problem is not None:
             return 0
+        if item.series:
+            first = item.series[0]
+            return 4 * first.images * first.rows * first.columns * self._fine(len(item.series))
         try:
             header = check_header(item.files[0], self.worker.settings.max_voxels).header
         except ScoreFusionError:
             return 0
         voxels = math.prod(int(n) for n in header.get_data_shape())
-        fine = voxels * math.prod(self.worker.pipeline.config.degradation.factors)
-        # The conditions, the base, what lies outside, the result; and the images as they were read.
-        return 4 * (fine * (len(item.files) + 3) + voxels * len(item.files))
+        return 4 * voxels * self._fine(len(item.files))
+
+    def _fine(self, conditions: int) -> int:
+        """Numbers kept for each voxel read: conditions, base, outside and result on the fine grid; images."""
+        factors = math.prod(self.worker.pipeline.config.degradation.factors)
+        return factors * (conditions + 3) + conditions
 
     def _read(self, item: Item, entry: Entry | None) -> Ready | None:
         """In a reader's thread: an item to draw, or None where there is nothing to draw."""

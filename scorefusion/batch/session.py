@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import scorefusion
 from scorefusion.batch.events import Listener, Teller
 from scorefusion.batch.faults import Stopped, stop_for
-from scorefusion.batch.folders import STATE, Wanted, describe_bids
+from scorefusion.batch.folders import STATE, describe_bids
 from scorefusion.batch.item import Item, Shard, shown
 from scorefusion.batch.leftovers import remove_leftovers
 from scorefusion.batch.listing import Source
@@ -22,6 +22,7 @@ from scorefusion.batch.queue import Entry, Queue, known_facts, queue_files, queu
 from scorefusion.batch.reporting import Reporter
 from scorefusion.batch.run import Limits, Run, StopFlag, is_current
 from scorefusion.batch.sources import find_items
+from scorefusion.batch.wanted import Wanted
 from scorefusion.batch.work import Work
 from scorefusion.batch.worker import Worker, failure, identify
 from scorefusion.compute import choose_device
@@ -42,8 +43,8 @@ class Batch:
         out: the folder of the outputs; made if missing.
         work: how each item is translated.
         ending: of the outputs: ``.nii.gz`` or ``.nii``.
-        layout: of a folder; see :class:`.folders.Wanted`.
-        choose: see :class:`.folders.Wanted`.
+        layout: of a folder; see :class:`.wanted.Wanted`.
+        choose: see :class:`.wanted.Wanted`.
         shard: only this part of the items.
         limits: what may be under way at once.
         verify: hash inputs and outputs again, whatever their times say.

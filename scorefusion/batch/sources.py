@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from scorefusion.batch.folders import Wanted, list_files, list_folder
+from scorefusion.batch.folders import list_files, list_folder
 from scorefusion.batch.listing import Source, checked
 from scorefusion.batch.tables import list_table
+from scorefusion.batch.wanted import Wanted
 from scorefusion.data.listing import is_nifti
 from scorefusion.data.rows import TABLES
 from scorefusion.errors import BadInput

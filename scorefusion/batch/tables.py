@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scorefusion.batch.folders import Wanted
 from scorefusion.batch.item import Item, Problem, shown
 from scorefusion.batch.listing import Source
 from scorefusion.batch.names import name_problem
+from scorefusion.batch.wanted import Wanted
 from scorefusion.data.rows import read_rows
 from scorefusion.data.table import contrast_columns
 from scorefusion.errors import BadInput

@@ -120,7 +120,12 @@ class Worker:
             ScoreFusionError: for a volume that cannot be normalised.
         """
         try:
-            job = self.pipeline.prepare(self.pipeline.read(list(item.files), self.settings), self.settings)
+            start = time.perf_counter()
+            images = _images_of(item, self.settings.max_voxels)
+            before = time.perf_counter() - start
+            reading = self.pipeline.read(images, self.settings)
+            reading.timings["read"] += before
+            job = self.pipeline.prepare(reading, self.settings)
         except ScoreFusionError as error:
             if isinstance(error, BadInput):
                 raise
@@ -283,6 +288,15 @@ def _stamp(file: Path) -> Stamp:
         raise BadInput(file, "does not exist", "Check its name.") from None
     except (OSError, ValueError) as error:
         raise BadInput(file, f"cannot be read ({error})", "Check its name and permissions.") from None
+
+
+def _images_of(item: Item, max_voxels: int) -> list[Any]:
+    """What the pipeline reads: files, or series that are read here."""
+    if not item.series:
+        return list(item.files)
+    from scorefusion.io.dicom_read import read_dicom_series
+
+    return [read_dicom_series(series, max_voxels=max_voxels) for series in item.series]
 
 
 def _remarks(job: Job) -> tuple[str, ...]:

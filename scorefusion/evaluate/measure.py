@@ -53,7 +53,7 @@ def measure(volume: np.ndarray, case: Case) -> dict[str, Any]:
     """
     if not np.isfinite(volume).all():
         raise ScoreFusionError("the result is not finite; compute in float32 (--dtype float32)")
-    # SSIM is not that of shifted volumes: as the authors do, the whole truth reaches from 0 to 1.
+    # The whole truth reaches from 0 to 1: SSIM takes black for 0, and the range is no box's own.
     consistency, inside = case.consistency(volume), case.inside
     volume, truth = case.from_black_to_white(volume), case.from_black_to_white(case.truth)
     translated = case.config.degradation.kind == "none"

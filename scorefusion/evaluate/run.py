@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scorefusion.data.subject import Subject
 from scorefusion.denoise_error import SIGMAS, denoising_errors
+from scorefusion.draw import missing_voxels
 from scorefusion.engine.forecast import forecast
 from scorefusion.engine.plan import plan
 from scorefusion.evaluate.baselines import Regression, baseline_volume
@@ -240,6 +241,9 @@ class _Turn:
             return parts | {"regression": None if self.regression is None else self.regression.digest}
         assert method.run is not None
         run = method.run
+        # Stored results of such boxes may be from when the noise was repeated there; all others hold.
+        if any(missing_voxels(method.contender.config, self.case.known.box)):
+            parts["noise"] = "drawn beyond the box"
         return parts | {
             "model": method.contender.digest,
             "strategy": (run.strategy, run.planes, run.branches, run.consistent),

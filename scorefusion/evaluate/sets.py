@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,10 +11,20 @@ from scorefusion.evaluate.case import FOREGROUND
 from scorefusion.evaluate.features import FeatureNetwork
 from scorefusion.evaluate.statistics import Estimate, jackknife, left_out
 from scorefusion.evaluate.store import Store
-from scorefusion.feature_distance import Moments, discrepancy, frechet_distance, squared_distances
+from scorefusion.feature_distance import (
+    Moments,
+    discrepancy,
+    frechet_distance,
+    paired_terms,
+    squared_distances,
+)
 
 Keys = Sequence[Mapping[str, str]]
 Crowds = list[np.ndarray]
+Value = TypeVar("Value")
+
+_VOXELS = 1 << 18
+"""How many voxels of each volume are compared at a time."""
 
 
 def set_distances(
@@ -23,7 +34,6 @@ def set_distances(
     networks: Sequence[FeatureNetwork],
     *,
     persons: Sequence[str],
-    spans: Sequence[float],
 ) -> dict[str, dict[str, Estimate]]:
     """Every row's distances, with the jackknife's intervals over persons.
 
@@ -33,11 +43,10 @@ def set_distances(
         store: that holds the volumes.
         networks: whose features are compared.
         persons: of each subject.
-        spans: of each subject, white less black of its truth.
 
     Returns:
-        Row to ``fid NETWORK``, ``mmd NETWORK`` and ``mmd voxels``. Left out is what too few vectors, or boxes
-        of several sizes, do not give.
+        Row to ``fid NETWORK``, ``mmd NETWORK`` and ``mmd voxels``. Left out is what too few vectors or
+        persons, or boxes of several sizes, do not give.
     """
     found: dict[str, dict[str, Estimate]] = {row: {} for row in rows}
     for network in networks:
@@ -50,15 +59,7 @@ def set_distances(
             fid, mmd = _frechet(crowds, true), _discrepancy(crowds, true, width)
             found[row][f"fid {network.name}"] = _estimate(len(true), fid)
             found[row][f"mmd {network.name}"] = _estimate(len(true), mmd)
-    truths = [store.volume(each["truth"]) for each in keys]
-    if len({truth.shape for truth in truths}) == 1:
-        for row in rows:
-            errors = [
-                (store.volume(each[row]) - truth) / span
-                for each, truth, span in zip(keys, truths, spans, strict=True)
-            ]
-            parts = [np.mean(several, axis=0) for several in _gather(errors, persons)]
-            found[row]["mmd voxels"] = _estimate(len(parts), _mean_difference(parts))
+    _add_voxels(found, keys, store, persons)
     return found
 
 
@@ -90,17 +91,45 @@ def _discrepancy(crowds: Crowds, true: Crowds, width: float) -> Callable[[Sequen
     return figure
 
 
-def _mean_difference(parts: Sequence[np.ndarray]) -> Callable[[Sequence[int]], float]:
-    """The authors' MMD, of the linear kernel on voxels: the squared length of the mean difference."""
-    total = np.sum(parts, axis=0, dtype=np.float64)
+def _add_voxels(
+    found: dict[str, dict[str, Estimate]], keys: Keys, store: Store, persons: Sequence[str]
+) -> None:
+    """Discrepancy of the normalised volumes themselves, one kernel width for all rows as for features."""
+    truths = [store.volume(each["truth"]) for each in keys]
+    members = _gather(range(len(keys)), persons)
+    if len(members) < 2 or len({truth.shape for truth in truths}) > 1:
+        return
+    within = _apart(truths, truths)
+    width = _median(within)
+    if not width > 0.0:
+        return
+    for row, figures in found.items():
+        results = [store.volume(each[row]) for each in keys]
+        terms = paired_terms(_apart(results, results), within, _apart(results, truths), width)
+        between = [[terms[np.ix_(one, other)].mean() for other in members] for one in members]
+        figures["mmd voxels"] = _estimate(len(members), _paired(np.array(between)))
+
+
+def _paired(terms: np.ndarray) -> Callable[[Sequence[int]], float]:
+    """The mean of the terms of two different persons."""
 
     def figure(kept: Sequence[int]) -> float:
-        rest = total
-        for k in set(range(len(parts))) - set(kept):
-            rest = rest - parts[k]
-        return float(((rest / len(kept)) ** 2).sum())
+        count, some = len(kept), terms[np.ix_(kept, kept)]
+        return float((some.sum() - np.trace(some)) / (count * (count - 1)))
 
     return figure
+
+
+def _apart(some: Crowds, others: Crowds) -> np.ndarray:
+    """Squared distances ``[N, M]`` of volumes, in float64 without a copy of them all."""
+    total = np.zeros((len(some), len(others)))
+    for first in range(0, some[0].size, _VOXELS):
+        part = slice(first, first + _VOXELS)
+        total += squared_distances(
+            np.array([volume.ravel()[part] for volume in some], np.float64),
+            np.array([volume.ravel()[part] for volume in others], np.float64),
+        )
+    return total
 
 
 def _crowds(
@@ -119,16 +148,21 @@ def _crowds(
     return [np.concatenate(several) for several in _gather(found, persons)]
 
 
-def _gather(values: Sequence[np.ndarray], persons: Sequence[str]) -> list[list[np.ndarray]]:
+def _gather(values: Sequence[Value], persons: Sequence[str]) -> list[list[Value]]:
     """Values by person, in the order the persons first appear."""
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[str, list[Value]] = {}
     for value, person in zip(values, persons, strict=True):
         found.setdefault(person, []).append(value)
     return list(found.values())
 
 
 def _width(vectors: np.ndarray) -> float:
-    """The median squared distance of two of the truth's vectors."""
+    """The kernel's width for some of the truth's vectors ``[N, F]``."""
     rows = vectors.astype(np.float64)
-    apart = squared_distances(rows, rows)[np.triu_indices(len(rows), 1)]
-    return float(np.median(apart)) if apart.size else 0.0
+    return _median(squared_distances(rows, rows))
+
+
+def _median(apart: np.ndarray) -> float:
+    """The median squared distance of two different ones."""
+    pairs = apart[np.triu_indices(len(apart), 1)]
+    return float(np.median(pairs)) if pairs.size else 0.0

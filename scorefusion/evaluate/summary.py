@@ -94,9 +94,8 @@ def summarise(
         members = _after(members, planes[-1], "single", planes)
     kinds = {method.name: str(method.kind) for method in methods} | {"single": "sample"}
     values = {name: _values(results, of, groups) for name, of in members.items()}
-    spans = [float(case["data_range"]) for case in results.cases]
     rows = [method.name for method in methods]
-    sets = set_distances(results.keys, rows, store, networks, persons=groups, spans=spans)
+    sets = set_distances(results.keys, rows, store, networks, persons=groups)
     figures = _estimates(values)
     lines = tuple(
         Line(

@@ -1,1 +1,1 @@
-"""Reading and writing of volumes: NIfTI in, NIfTI out, and files that appear whole or not at all."""
+"""Reading and writing of volumes: NIfTI and DICOM in and out, and files that appear whole or not at all."""

@@ -100,7 +100,7 @@ def find_affine(name: str, header: Any, affine: Any, assume: bool) -> np.ndarray
         affine = np.asarray(affine, dtype=np.float64)
         columns = np.linalg.norm(affine[:3, :3], axis=0)
         good = bool(np.isfinite(affine).all() and columns.all())
-        if good and abs(np.linalg.det(affine[:3, :3] / columns)) > 1e-3:
+        if good and abs(np.linalg.det(affine[:3, :3] / columns)) > 1e-3 and _has_axes(affine):
             return affine
     if assume:
         return None
@@ -110,6 +110,12 @@ def find_affine(name: str, header: Any, affine: Any, assume: bool) -> np.ndarray
     raise BadInput(name, "has a singular affine, which places its voxels in a plane or nowhere", fix)
 
 
+def _has_axes(affine: np.ndarray) -> bool:
+    """Whether every axis of the voxels has a direction of its own in numbers of any size."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(io_orientation(affine)).all())
+
+
 def assumed_affine(name: str, header: Any, shape: Sequence[int]) -> np.ndarray:
     """Axes R, A, S, voxel size from pixdim, origin in the centre.
 
@@ -117,7 +123,8 @@ def assumed_affine(name: str, header: Any, shape: Sequence[int]) -> np.ndarray:
         BadInput: if pixdim is not three positive numbers.
     """
     zooms = np.array(header.get_zooms()[:3], dtype=np.float64)
-    if not all(math.isfinite(zoom) and zoom > 0 for zoom in zooms):
+    good = all(math.isfinite(zoom) and zoom > 0 for zoom in zooms)
+    if not good or not _has_axes(np.diag([*zooms, 1.0])):
         problem = f"has no usable voxel size (pixdim {zooms.tolist()})"
         raise BadInput(name, problem, "Set pixdim in its header.")
     affine = np.diag([*zooms, 1.0])

@@ -165,8 +165,9 @@ def _length(path: Path, header: Any) -> int:
     offset = float(header["vox_offset"])
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as error:
-        raise BadInput(path, f"its header is damaged ({error})", _DAMAGED) from None
+    except (HeaderDataError, KeyError):
+        problem = f"its header names a type of voxels that does not exist, {int(header['datatype'])}"
+        raise BadInput(path, problem, _DAMAGED) from None
     if not (math.isfinite(offset) and 0 <= offset < 2**40):
         raise BadInput(path, f"its header places the voxels at byte {offset:g}", _DAMAGED)
     count = math.prod(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])

@@ -75,7 +75,7 @@ class Scan:
 
 
 def read_scan(
-    source: str | os.PathLike[str] | SpatialImage,
+    source: str | os.PathLike[str] | SpatialImage | Scan,
     *,
     nan: str = "error",
     assume_affine: bool = False,
@@ -85,7 +85,8 @@ def read_scan(
     """Read one 3D volume.
 
     Args:
-        source: a NIfTI-1 or -2 file, plain or gzip-compressed, or an image in memory.
+        source: a NIfTI-1 or -2 file, plain or gzip-compressed, or an image in memory; a scan, as of a DICOM
+            series, is returned as it is.
         nan: ``error``, or ``zero`` to count NaN and infinite voxels as 0.
         assume_affine: where the header has no orientation, take the axes for R, A, S, the voxel size from
             pixdim and the origin in the centre.
@@ -97,6 +98,9 @@ def read_scan(
     """
     if nan not in NAN_CHOICES:
         raise unknown_name("treatment of NaN", nan, NAN_CHOICES)
+    if isinstance(source, Scan):
+        check_shape(source.name, list(source.shape), max_voxels)
+        return source
     if isinstance(source, SpatialImage):
         file = source.get_filename()
         name, path = file or "image", Path(file) if file else None
