@@ -349,6 +349,26 @@ def test_a_restart_goes_on_with_what_waits(model: Path, scan: Path, tmp_path: Pa
     )
 
 
+def test_a_scan_waits_while_the_model_cannot_be_read(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is nobody's fault fails no scan: it is told, tried again, and forgotten."""
+    monkeypatch.setattr("scorefusion.serve.bench.PAUSE", 0.05)
+    model = write_model(tmp_path / "tiny")
+    with serving(tmp_path / "served", model) as client:
+        model.rename(tmp_path / "away")
+        told = send(client, scan).json()
+        end = time.monotonic() + 30
+        while not (trouble := client.get("/scans").json()["trouble"]):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert "does not exist" in trouble
+        assert client.get(f"/scans/{told['id']}").json()["state"] in ("waiting", "running")
+        (tmp_path / "away").rename(model)
+        assert ended(client, told["id"])["state"] == "done"
+        assert client.get("/scans").json()["trouble"] is None
+
+
 def test_a_server_that_others_reach_needs_a_token(tmp_path: Path) -> None:
     def refused(*arguments: str) -> str:
         result = CliRunner().invoke(

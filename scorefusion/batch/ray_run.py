@@ -44,8 +44,9 @@ class _Seat:
 class RayRun:
     """Translates items of one queue by Ray's actors, and writes down what they answer.
 
-    A worker gets items once it is up. Ray starts one that died again, where there is room; what it was sent
-    goes back to the front of the line at once. An item at which three workers died has failed.
+    A worker gets items once it is up. Ray starts one that died again, where there is room, and after its
+    third death there is a new one; what it was sent goes back to the front of the line at once. An item at
+    which three workers died has failed.
 
     Args:
         cluster: connected.
@@ -81,6 +82,7 @@ class RayRun:
         self._seats: list[_Seat] = []
         self._waiting: deque[Item] = deque()
         self._lost: Counter[str] = Counter()
+        self._stillborn = 0
 
     @property
     def device(self) -> str:
@@ -162,7 +164,7 @@ class RayRun:
         kind = self.ray.remote(
             num_cpus=self.cluster.cpus,
             num_gpus=self.cluster.gpus,
-            max_restarts=-1,
+            max_restarts=LOSSES - 1,
             max_task_retries=0,
             concurrency_groups={"control": 1},
         )(RayWorker)
@@ -170,8 +172,8 @@ class RayRun:
         return _Seat(actor, self._open(actor))
 
     def _open(self, actor: Any) -> Any:
-        """Ask a worker whether it is up; the answer outlives a few deaths."""
-        return actor.ready.options(max_task_retries=LOSSES - 1).remote()
+        """Ask a worker whether it is up; the answer outlives its restarts."""
+        return actor.ready.options(max_task_retries=-1).remote()
 
     def _send(self, seat: _Seat, item: Item) -> None:
         sent = _absolute(item)
@@ -191,12 +193,16 @@ class RayRun:
                 raise Stopped(f"a worker cannot start: {error.cause}") from error
             self.books.failed(self._landed(answer, seat), error.cause or error)
         except errors.RayError as error:
-            if answer is seat.opening:
-                raise Stopped(f"a worker dies when it starts: {_line(error)}") from error
-            self._lose(seat, error)
+            if answer is not seat.opening:
+                self._lose(seat, error)
+                return
+            self._seats.remove(seat)  # Ray does not start it again; another one may do better.
+            self._stillborn += 1
+            if self._stillborn == LOSSES:
+                raise Stopped(f"workers die when they start: {_line(error)}") from error
         else:
             if answer is seat.opening:
-                seat.opening = None
+                seat.opening, self._stillborn = None, 0
             else:
                 self._put_down(self._landed(answer, seat), found)
 

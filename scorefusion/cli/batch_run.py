@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -134,9 +134,12 @@ def run_batch(
     if batch.work.max_memory is None:
         keep_freed_memory()
     stop = StopFlag()
-    with _cluster(ray, batch.work.device, workers) as cluster:
-        with view(as_json=as_json, quiet=quiet) as listener, _signals(stop) as caught:
-            summary = translate_batch(batch, listener=listener, stop=stop, cluster=cluster)
+    with (
+        view(as_json=as_json, quiet=quiet) as listener,
+        _cluster(ray, batch.work.device, workers) as cluster,
+        _signals(stop) as caught,
+    ):
+        summary = translate_batch(batch, listener=listener, stop=stop, cluster=cluster)
     if summary.stopped is not None:
         resume = shlex.join(["scorefusion", *sys.argv[1:]])
         print(f"scorefusion: {summary.stopped} Resume with: {resume}", file=sys.stderr)
@@ -157,7 +160,8 @@ def _cluster(address: str | None, device: str, workers: int | None) -> Iterator[
         return
     from scorefusion.batch.ray_cluster import connected
 
-    with connected(address, device=device, workers=workers) as cluster:
+    # Ray prints what happens to its processes on standard output, where events may go.
+    with redirect_stdout(sys.stderr), connected(address, device=device, workers=workers) as cluster:
         yield cluster
 
 

@@ -75,7 +75,7 @@ class _Answers:
 
     def __init__(self, shelf: Shelf, bench: Bench, work: Work, limits: Limits):
         self.shelf, self.bench, self.work, self.limits = shelf, bench, work, limits
-        self.conditions = work.config().conditions
+        self.conditions, self.max_voxels = work.config().conditions, work.settings().max_voxels
         self.uploading = 0
 
     def router(self) -> APIRouter:
@@ -125,7 +125,7 @@ class _Answers:
 
     def _keep(self, files: list[tuple[Path, str]]) -> str:
         for path, _ in files:
-            check_header(path, self.work.settings().max_voxels)
+            check_header(path, self.max_voxels)
         return self.shelf.add([path for path, _ in files], files[0][1])
 
     def list(self) -> dict[str, Any]:

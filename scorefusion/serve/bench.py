@@ -55,17 +55,29 @@ class Bench(threading.Thread):
     def run(self) -> None:
         """Translate until :meth:`close`."""
         while not self._gone.is_set():
-            with self._lock:
-                scan = self.shelf.next()
-                flag = StopFlag()
-                self._running = None if scan is None else (scan, flag)
-                self._progress = 0.0
-            if scan is not None:
+            try:
+                self._step()
+            except Exception as error:  # the disk, the queue or the model: no scan is to blame
+                self.trouble = " ".join(str(error).split())
+                self._gone.wait(PAUSE)
+
+    def _step(self) -> None:
+        """Translate one scan, or wait for one."""
+        flag = StopFlag()
+        with self._lock:
+            scan = self.shelf.next()
+            self._running = None if scan is None else (scan, flag)
+            self._progress = 0.0
+        if scan is not None:
+            try:
                 self._translate(scan, flag)
-                continue
-            with self.shelf.changed:
-                if not self._gone.is_set():
-                    self.shelf.changed.wait(timeout=1.0)
+            finally:
+                with self._lock:
+                    self._running = None
+            return
+        with self.shelf.changed:
+            if not self._gone.is_set():
+                self.shelf.changed.wait(timeout=1.0)
 
     def _translate(self, scan: str, flag: StopFlag) -> None:
         def step(done: int, total: int) -> None:
@@ -73,19 +85,22 @@ class Bench(threading.Thread):
             flag.check()
             self._progress = done / max(1, total)
 
-        trouble = None
         try:
             outcome = translate_item(self.work, self.shelf.item(scan), step)
-        except Stopped as stop:
-            trouble, outcome = stop, None
+        except BaseException:
+            with self._lock:
+                self._running = None
+                if flag.reason is not None:
+                    self.shelf.remove(scan)
+                    return
+                self.shelf.queue.mark(scan, "waiting")
+            if not self._gone.is_set():
+                raise
+            return
         with self._lock:
             self._running = None
             if flag.reason is not None:
                 self.shelf.remove(scan)
-            elif outcome is not None:
-                self.shelf.record(outcome)
             else:
-                self.shelf.queue.mark(scan, "waiting")
-        self.trouble = None if trouble is None or flag.reason or self._gone.is_set() else str(trouble)
-        if self.trouble is not None:
-            self._gone.wait(PAUSE)
+                self.shelf.record(outcome)
+        self.trouble = None

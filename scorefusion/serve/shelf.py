@@ -109,9 +109,9 @@ class Shelf:
         return {scan: json.loads(text) for scan, text in self.queue.facts().items() if _ID.fullmatch(scan)}
 
     def next(self) -> str | None:
-        """The scan that waits longest, marked as running."""
+        """The scan that waits longest, marked as running; or one that was left in the middle."""
         for entry in self.queue.entries():
-            if entry.state == "waiting":
+            if entry.state in ("waiting", "running"):
                 self.queue.mark(entry.name, "running")
                 return entry.name
         return None
