@@ -68,19 +68,21 @@ def test_two_workers_write_what_one_process_writes(cluster: Cluster, folder: Pat
 
 
 def test_a_killed_worker_costs_nothing(cluster: Cluster, folder: Path) -> None:
-    """SIGKILL for the first process that has an item; what it had is done by another, or by its successor."""
-    events, killed = [], []
-
-    def listen(event: dict[str, Any]) -> None:
-        events.append(event)
-        if event["event"] == "item-started" and not killed:
-            killed.append(_kill_one())
-
-    batch = _batch(folder, folder / "killed", steps=40)
-    summary = translate_batch(batch, listener=listen, cluster=cluster)
-    assert killed and summary.stopped is None and (summary.done, summary.failed, summary.left) == (6, 1, 0)
+    """SIGKILL for a process in the middle of an item; what it was sent is done by another one."""
+    events: list[dict[str, Any]] = []
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_one, args=(killed,))
+    killer.start()
+    batch = _batch(folder, folder / "killed", steps=100)
+    summary = translate_batch(batch, listener=events.append, cluster=cluster)
+    killer.join()
+    assert (
+        len(killed) == 1
+        and summary.stopped is None
+        and (summary.done, summary.failed, summary.left) == (6, 1, 0)
+    )
     assert any("a worker died at" in event.get("text", "") for event in events)
-    whole = translate_batch(_batch(folder, folder / "whole", steps=40))
+    whole = translate_batch(_batch(folder, folder / "whole", steps=100))
     assert whole.done == 6 and volumes(folder / "killed") == volumes(folder / "whole")
     assert [path.name for path in (folder / "killed").glob(".*")] == [".scorefusion"]
 
@@ -141,12 +143,17 @@ def _batch(folder: Path, out: Path, **choices: Any) -> Batch:
     return Batch((folder / "in",), out, work)
 
 
-def _kill_one() -> int:
-    """Kill the process of a worker that is up, soon."""
+def _kill_one(killed: list[int]) -> None:
+    """Kill the first of our workers that translates."""
     import psutil
 
-    found = psutil.process_iter(["cmdline"])
-    workers = [process for process in found if "ray::RayWorker" in " ".join(process.info["cmdline"] or ())]
-    assert workers
-    threading.Timer(0.05, os.kill, (workers[0].pid, signal.SIGKILL)).start()
-    return workers[0].pid
+    end = time.monotonic() + 60
+    while not killed and time.monotonic() < end:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if "ray::RayWorker.translate" in " ".join(process.cmdline()) and not killed:
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+            except psutil.Error:
+                continue
+        time.sleep(0.01)
