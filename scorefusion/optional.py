@@ -9,6 +9,7 @@ from scorefusion.errors import ScoreFusionError
 
 EXTRA = {
     "accelerate": "train",
+    "fastapi": "serve",
     "imageio_ffmpeg": "video",
     "matplotlib": "train",
     "monai": "monai",
@@ -17,8 +18,11 @@ EXTRA = {
     "onnxscript": "tensorrt",
     "psutil": "train",
     "pydicom": "dicom",
+    "python_multipart": "serve",
+    "ray": "ray",
     "scipy": "train",
     "skimage": "train",
+    "uvicorn": "serve",
 }
 """The extra of this package that brings each optional module."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+import threading
 
 from scorefusion.errors import ScoreFusionError
 
@@ -41,6 +42,24 @@ class Stopped(Exception):
     def __init__(self, reason: str, fix: str = "") -> None:
         self.reason, self.fix = reason, fix
         super().__init__(f"{reason}. {fix}".rstrip())
+
+
+class StopFlag:
+    """Set by whoever finds that a batch must end; the first reason counts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.reason: Stopped | None = None
+
+    def set(self, reason: Stopped) -> None:
+        """End the batch."""
+        with self._lock:
+            self.reason = self.reason or reason
+
+    def check(self, *_: object) -> None:
+        """Raise the reason, if there is one."""
+        if self.reason is not None:
+            raise self.reason
 
 
 def stop_for(error: BaseException, place: str) -> Stopped | None:

@@ -102,6 +102,21 @@ class Queue:
                 rows,
             )
 
+    def add(self, item: Item, out: Path) -> None:
+        """List one more item, which waits, after all others."""
+        with self._change() as db:
+            db.execute(
+                "INSERT INTO items (name, position, listed, state, inputs, output, changed) "
+                "SELECT ?, COALESCE(MAX(position), -1) + 1, 1, 'waiting', ?, ?, ? FROM items",
+                (item.name, json.dumps(item.inputs), _below(item.output, out), time.time()),
+            )
+
+    def drop(self, name: str) -> None:
+        """Forget an item, and the fact under its name."""
+        with self._change() as db:
+            db.execute("DELETE FROM items WHERE name = ?", (name,))
+            db.execute("DELETE FROM facts WHERE key = ?", (name,))
+
     def adopt(self, other: Path) -> None:
         """Take over what another queue of the folder has done: a run in shards goes on where one did not.
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import gc
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from scorefusion.batch.books import Books
 from scorefusion.batch.events import Teller
-from scorefusion.batch.faults import Stopped, stop_for
+from scorefusion.batch.faults import StopFlag, Stopped
 from scorefusion.batch.identity import hash_file, stamp_of
-from scorefusion.batch.item import Item, Problem, shown
+from scorefusion.batch.item import Item
 from scorefusion.batch.listing import VOLUME, output_path
-from scorefusion.batch.outcome import Outcome
 from scorefusion.batch.queue import Entry, Queue
 from scorefusion.batch.threads import side_threads
-from scorefusion.batch.worker import Identity, Ready, Sample, Worker, failure
+from scorefusion.batch.worker import Ready, Sample, Worker
 from scorefusion.engine.memory import out_of_memory
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.header import check_header
@@ -46,24 +45,6 @@ class Limits:
         """Refuse what would stand still."""
         if min(self.prefetch, self.readers, self.writers) < 1:
             raise ScoreFusionError("prefetch, readers and writers must be at least 1")
-
-
-class StopFlag:
-    """Set by whoever finds that a batch must end; the first reason counts."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.reason: Stopped | None = None
-
-    def set(self, reason: Stopped) -> None:
-        """End the batch."""
-        with self._lock:
-            self.reason = self.reason or reason
-
-    def check(self, *_: object) -> None:
-        """Raise the reason, if there is one."""
-        if self.reason is not None:
-            raise self.reason
 
 
 class Run:
@@ -94,12 +75,18 @@ class Run:
         verify: bool = False,
         between: Callable[[], None] | None = None,
     ):
-        self.worker, self.queue, self.out = worker, queue, out
+        self.worker, self.queue = worker, queue
         self.tell, self.limits, self.stop = tell or Teller(), limits or Limits(), stop or StopFlag()
+        self.books = Books(queue, out, self.tell, self.stop)
         self.verify, self.between = verify, between
         self._prefetch = self.limits.prefetch
         self._writes: set[Future[None]] = set()
         self._again: deque[Item] = deque()
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return str(self.worker.pipeline.device)
 
     def go(self, items: Sequence[Item], before: Mapping[str, Entry]) -> None:
         """Translate items.
@@ -195,11 +182,11 @@ class Run:
             known = None if self.verify else self.queue.known_hash
             identity = self.worker.identify(item, known)
             work = identity.work
-            self._keep_hashes(item, identity)
+            self.books.identified(item, identity)
             if entry is not None and is_current(
                 entry, item, identity.work, self.queue, hashing=True, verify=self.verify
             ):
-                self.tell("item-kept", name=item.name, output=shown(item.output))
+                self.books.kept(item)
                 return None
             return self.worker.read(item, identity)
         except Stopped:
@@ -210,30 +197,22 @@ class Run:
                 self._prefetch = max(1, self._prefetch // 2)
                 self._again.append(item)
                 return None
-            self._fail(item, error, work)
+            self.books.failed(item, error, work)
             return None
-
-    def _keep_hashes(self, item: Item, identity: Identity) -> None:
-        found = zip(item.files, identity.stamps, identity.hashes, strict=True)
-        with self._books():
-            self.queue.keep_hashes(list(found))
 
     def _draw(self, ready: Ready) -> Sample | None:
         """The compute; None where the item failed."""
         item = ready.item
-        with self._books():
-            self.queue.mark(item.name, "running")
-        self.tell("item-started", name=item.name, inputs=item.inputs)
+        self.books.started(item)
         for attempt in range(2):
             try:
                 return self.worker.draw(ready, self.stop.check)
             except Stopped:
-                with self._books():
-                    self.queue.mark(item.name, "waiting")
+                self.books.put_back(item)
                 raise
             except Exception as error:
                 if attempt or not out_of_memory(error):
-                    self._fail(item, error, ready.identity.work)
+                    self.books.failed(item, error, ready.identity.work)
                     return None
                 del error
             self._drain(0)
@@ -269,57 +248,12 @@ class Run:
                     raise
                 gc.collect()
                 outcome = self.worker.write(sample)
-            with self._books():
-                written = [
-                    (output_path(item.output, kind), sha) for kind, (_, sha) in outcome.outputs.items()
-                ]
-                self.queue.keep_hashes([(path, stamp_of(path), sha256) for path, sha256 in written])
-                self.queue.record(outcome)
-            self._tell_done(item, outcome)
+            self.books.done(item, outcome)
         except Stopped as stop:
             self.stop.set(stop)
             raise
         except Exception as error:
-            self._fail(item, error, work)
-
-    def _tell_done(self, item: Item, outcome: Outcome) -> None:
-        self.tell(
-            "item-done",
-            name=item.name,
-            output=shown(item.output),
-            sha256=outcome.outputs[VOLUME][1],
-            seconds=outcome.seconds,
-            residual=outcome.residual,
-            warnings=list(outcome.warnings),
-            numbers=outcome.numbers,
-        )
-
-    def _fail(self, item: Item, error: BaseException | Problem, work: str | None = None) -> None:
-        outcome = failure(item, error, work)
-        with self._books():
-            self.queue.record(outcome)
-        self.tell("item-failed", name=item.name, error=outcome.error, fix=outcome.fix)
-
-    def _books(self) -> _Books:
-        return _Books(self.stop, self.out)
-
-
-class _Books:
-    """Around changes of the queue: what goes wrong there ends the run."""
-
-    def __init__(self, stop: StopFlag, out: Path):
-        self.stop, self.out = stop, out
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, Stopped):
-            return
-        found = stop_for(error, shown(self.out))
-        if found is not None:
-            self.stop.set(found)
-            raise found from error
+            self.books.failed(item, error, work)
 
 
 def is_current(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import scorefusion
 from scorefusion.batch.events import Listener, Teller
@@ -27,6 +28,10 @@ from scorefusion.batch.worker import Worker, failure, identify
 from scorefusion.compute import choose_device
 from scorefusion.data.contrast import canonical
 from scorefusion.errors import BadInput, ScoreFusionError
+
+if TYPE_CHECKING:
+    from scorefusion.batch.ray_cluster import Cluster
+    from scorefusion.batch.ray_run import RayRun
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,11 @@ class Summary:
 
 
 def translate_batch(
-    batch: Batch, *, listener: Listener | None = None, stop: StopFlag | None = None
+    batch: Batch,
+    *,
+    listener: Listener | None = None,
+    stop: StopFlag | None = None,
+    cluster: Cluster | None = None,
 ) -> Summary:
     """Translate what is not translated yet.
 
@@ -93,6 +102,7 @@ def translate_batch(
         batch: what, how and where to.
         listener: gets events, as docs/batch.md lists them, from any thread, one at a time.
         stop: set it, from a signal's handler or another thread, to end the run.
+        cluster: processes of Ray that compute, from :func:`.ray_cluster.connected`; else this one does.
 
     Raises:
         ScoreFusionError: where nothing could be started: a model, a source, a folder, another run in it.
@@ -108,8 +118,11 @@ def translate_batch(
             listener(event)
 
     tell = Teller(count)
-    batch = _settled(batch)
-    recipe = batch.work.recipe()
+    if cluster is not None:
+        batch = replace(batch, work=cluster.work(batch.work))
+    device = cluster.device if cluster is not None else choose_device(batch.work.device).type
+    batch = _settled(batch, device)
+    recipe = batch.work.recipe() if cluster is None else cluster.recipe(batch.work)
     source = _source(batch)
     items = [item for item in source.items if batch.shard is None or batch.shard.holds(item.name)]
     try:
@@ -126,7 +139,7 @@ def translate_batch(
             problem = f"its queue cannot be written ({error})"
             raise BadInput(batch.out, problem, "Free some space, or choose another folder.") from None
         try:
-            _go(batch, source, items, recipe, queue, tell, stop)
+            _go(batch, source, items, recipe, queue, tell, stop, device, cluster)
         except (Stopped, BadInput, OSError, sqlite3.Error) as error:
             stopped = error if isinstance(error, Stopped) else stop_for(error, shown(batch.out))
             if stopped is None:
@@ -153,12 +166,12 @@ def translate_batch(
     return summary
 
 
-def _settled(batch: Batch) -> Batch:
+def _settled(batch: Batch, device: str) -> Batch:
     """The batch with the dtype that ``auto`` was when it began, whatever a measurement says now."""
     if batch.work.dtype != "auto":
         return batch
     facts = known_facts(batch.state)
-    if facts.get("device") != choose_device(batch.work.device).type or "dtype" not in facts:
+    if facts.get("device") != device or "dtype" not in facts:
         return batch
     return replace(batch, work=replace(batch.work, dtype=facts["dtype"]))
 
@@ -202,6 +215,8 @@ def _go(
     queue: Queue,
     tell: Teller,
     stop: StopFlag,
+    device: str,
+    cluster: Cluster | None,
 ) -> None:
     if queue.note:
         tell("note", text=queue.note)
@@ -210,12 +225,14 @@ def _go(
     for other in queue_files(batch.state):
         if other != queue.path:
             queue.adopt(other)
-    queue.set_facts(_facts(batch, source, recipe))
+    queue.set_facts(_facts(batch, source, recipe, device))
     if source.kind == "bids":
         describe_bids(batch.out, batch.work.model)
     before = {entry.name: entry for entry in queue.entries()}
     todo, kept, failed = _sort(batch, items, recipe, queue, before)
-    worker = Worker(batch.work, batch.out, recipe) if todo else None
+    key = "" if batch.shard is None else f"-{batch.shard.number}-of-{batch.shard.count}"
+    reporter = Reporter(batch.out, key)
+    run = _run(batch, recipe, queue, tell, stop, reporter, cluster) if todo else None
     tell(
         "started",
         version=scorefusion.__version__,
@@ -225,7 +242,7 @@ def _go(
         todo=len(todo),
         ignored=len(source.ignored),
         shard=str(batch.shard) if batch.shard else None,
-        device=str(worker.pipeline.device) if worker else None,
+        device=run.device if run else None,
         dtype=recipe["dtype"],
     )
     for item in kept:
@@ -237,19 +254,7 @@ def _go(
             tell("item-failed", name=item.name, error=item.problem.error, fix=item.problem.fix or None)
         elif entry is not None:
             tell("item-failed", name=item.name, error=entry.outcome.error, fix=entry.outcome.fix)
-    key = "" if batch.shard is None else f"-{batch.shard.number}-of-{batch.shard.count}"
-    reporter = Reporter(batch.out, key)
-    if worker is not None:
-        run = Run(
-            worker,
-            queue,
-            batch.out,
-            tell=tell,
-            limits=batch.limits,
-            stop=stop,
-            verify=batch.verify,
-            between=reporter.now_and_then,
-        )
+    if run is not None:
         try:
             run.go(todo, before)
         except Stopped:
@@ -258,9 +263,32 @@ def _go(
     reporter.finish()
 
 
-def _facts(batch: Batch, source: Source, recipe: Mapping[str, object]) -> dict[str, str]:
+def _run(
+    batch: Batch,
+    recipe: dict[str, Any],
+    queue: Queue,
+    tell: Teller,
+    stop: StopFlag,
+    reporter: Reporter,
+    cluster: Cluster | None,
+) -> Run | RayRun:
+    """What works the queue off: this process, or those of a cluster."""
+    between, verify = reporter.now_and_then, batch.verify
+    if cluster is None:
+        worker, limits = Worker(batch.work, batch.out, recipe), batch.limits
+        return Run(
+            worker, queue, batch.out, tell=tell, limits=limits, stop=stop, verify=verify, between=between
+        )
+    from scorefusion.batch.ray_run import RayRun
+
+    return RayRun(
+        cluster, batch.work, recipe, queue, batch.out, tell=tell, stop=stop, verify=verify, between=between
+    )
+
+
+def _facts(batch: Batch, source: Source, recipe: Mapping[str, object], device: str) -> dict[str, str]:
     """What a later run must know, and what the report says of the whole batch."""
-    settings, device = batch.work.settings(), choose_device(batch.work.device).type
+    settings = batch.work.settings()
     told = {
         "model": batch.work.model,
         "inputs": ", ".join(shown(path) for path in batch.inputs[:3]) + ", ..." * (len(batch.inputs) > 3),

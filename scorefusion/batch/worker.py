@@ -178,8 +178,15 @@ class Worker:
             after=pictures and pictures[1],
         )
 
-    def translate(self, item: Item, callback: Progress | None = None) -> Outcome:
+    def translate(
+        self, item: Item, callback: Progress | None = None, identity: Identity | None = None
+    ) -> Outcome:
         """All stages for one item; an item that cannot be translated gives an outcome that says so.
+
+        Args:
+            item: what.
+            callback: see :meth:`draw`.
+            identity: from :meth:`identify`, if that was called.
 
         Raises:
             Stopped: as for :meth:`write`.
@@ -188,7 +195,7 @@ class Worker:
             return failure(item, item.problem)
         work = None
         try:
-            identity = self.identify(item)
+            identity = identity or self.identify(item)
             work = identity.work
             ready = self.read(item, identity)
             try:

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from scorefusion.cli.batch_view import view
 
 if TYPE_CHECKING:
-    from scorefusion.batch.run import StopFlag
+    from scorefusion.batch.faults import StopFlag
+    from scorefusion.batch.ray_cluster import Cluster
     from scorefusion.batch.session import Batch
 
 SOME_FAILED, STOPPED = 1, 3
@@ -99,8 +100,22 @@ def make_batch(
     )
 
 
-def run_batch(batch: Batch, *, as_json: bool = False, quiet: bool = False) -> int:
+def run_batch(
+    batch: Batch,
+    *,
+    as_json: bool = False,
+    quiet: bool = False,
+    ray: str | None = None,
+    workers: int | None = None,
+) -> int:
     """Translate a batch and say how it went.
+
+    Args:
+        batch: what.
+        as_json: print events.
+        quiet: print errors only.
+        ray: let processes of Ray compute: the address of a cluster, or ``local`` to start it here.
+        workers: how many of them at most.
 
     Returns:
         The exit code: 0 if no item failed, 1 if some did, 3 if the run had to stop, 128 and the signal's
@@ -109,15 +124,22 @@ def run_batch(batch: Batch, *, as_json: bool = False, quiet: bool = False) -> in
     Raises:
         ScoreFusionError: if nothing could be started.
     """
-    from scorefusion.batch.run import StopFlag
+    from scorefusion.batch.faults import StopFlag
     from scorefusion.batch.session import translate_batch
     from scorefusion.engine.memory import keep_freed_memory
+    from scorefusion.errors import ScoreFusionError
 
+    if workers is not None and ray is None:
+        raise ScoreFusionError("--workers is for --ray; without it one process does all")
     if batch.work.max_memory is None:
         keep_freed_memory()
     stop = StopFlag()
-    with view(as_json=as_json, quiet=quiet) as listener, _signals(stop) as caught:
-        summary = translate_batch(batch, listener=listener, stop=stop)
+    with (
+        view(as_json=as_json, quiet=quiet) as listener,
+        _cluster(ray, batch.work.device, workers) as cluster,
+        _signals(stop) as caught,
+    ):
+        summary = translate_batch(batch, listener=listener, stop=stop, cluster=cluster)
     if summary.stopped is not None:
         resume = shlex.join(["scorefusion", *sys.argv[1:]])
         print(f"scorefusion: {summary.stopped} Resume with: {resume}", file=sys.stderr)
@@ -129,6 +151,18 @@ def run_batch(batch: Batch, *, as_json: bool = False, quiet: bool = False) -> in
     if summary.stopped is not None:
         return 128 + caught[0] if caught else STOPPED
     return SOME_FAILED if summary.failed else 0
+
+
+@contextmanager
+def _cluster(address: str | None, device: str, workers: int | None) -> Iterator[Cluster | None]:
+    if address is None:
+        yield None
+        return
+    from scorefusion.batch.ray_cluster import connected
+
+    # Ray prints what happens to its processes on standard output, where events may go.
+    with redirect_stdout(sys.stderr), connected(address, device=device, workers=workers) as cluster:
+        yield cluster
 
 
 def _runs_all_planes(model: str, choices: Mapping[str, Any]) -> bool:

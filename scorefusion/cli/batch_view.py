@@ -27,7 +27,8 @@ def view(*, as_json: bool = False, quiet: bool = False, every: float = 10.0) -> 
 
     console = Console(stderr=True)
     if as_json:
-        yield _print_json
+        stdout = sys.stdout  # which may be redirected meanwhile
+        yield lambda event: print(json.dumps(event), file=stdout, flush=True)
     elif quiet:
         yield _Lines(float("inf"), quiet=True)
     elif console.is_terminal:
@@ -43,11 +44,6 @@ def view(*, as_json: bool = False, quiet: bool = False, every: float = 10.0) -> 
             yield _Bar(bar)
     else:
         yield _Lines(every)
-
-
-def _print_json(event: Event) -> None:
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
 
 
 class Tally:

@@ -111,6 +111,16 @@ def translate(
     shard: Annotated[
         str | None, typer.Option(help="Only the i-th of n parts, such as 3/8.", show_default=False)
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Let processes of Ray, started on this machine, do the work.")
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Those of a Ray cluster: HOST:PORT, or auto.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="How many of them.", show_default="one a GPU, or one a machine")
+    ] = None,
     prefetch: Annotated[int, typer.Option(help="Volumes read ahead.")] = 2,
     prefetch_memory: Annotated[
         str | None, typer.Option(help="The most memory for these, such as 4GB.", show_default="no limit")
@@ -140,8 +150,10 @@ def translate(
       scorefusion translate t1.nii.gz -o t1_fine.nii.gz --max-memory 4GB
       scorefusion translate scans -o fine/
       scorefusion translate pairs.csv -o flair/ --model my_model --shard 3/8
+      scorefusion translate scans -o fine/ --ray --workers 4
     """
     from scorefusion.batch.sources import is_batch
+    from scorefusion.errors import ScoreFusionError
 
     choices = {
         "strategy": strategy,
@@ -168,6 +180,8 @@ def translate(
         "max_memory": max_memory,
     }
     if not report_only and not is_batch(images, output):
+        if ray or ray_address is not None or workers is not None:
+            raise ScoreFusionError("--ray is for many volumes; give a folder, a table, or a folder for OUT")
         _one(images, Path(output), model, machine, choices, mask, spread, figure, quiet)
         return
 
@@ -196,7 +210,8 @@ def translate(
         prefetch_memory=prefetch_memory,
         refused={"--mask": mask, "--spread": spread, "--figure": figure},
     )
-    raise typer.Exit(run_batch(many, as_json=as_json, quiet=quiet))
+    address = ray_address or ("local" if ray else None)
+    raise typer.Exit(run_batch(many, as_json=as_json, quiet=quiet, ray=address, workers=workers))
 
 
 def _one(

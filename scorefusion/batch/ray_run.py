@@ -1,0 +1,275 @@
+"""The items of a queue, worked off by processes of Ray; the queue stays in this one."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import scorefusion
+from scorefusion.batch.books import Books
+from scorefusion.batch.events import Teller
+from scorefusion.batch.faults import StopFlag, Stopped
+from scorefusion.batch.item import Item, Problem
+from scorefusion.batch.queue import Entry, Queue
+from scorefusion.batch.ray_cluster import Cluster
+from scorefusion.batch.ray_worker import Answer, RayWorker
+from scorefusion.batch.run import is_current
+from scorefusion.batch.work import Work
+from scorefusion.batch.worker import identify
+from scorefusion.errors import ScoreFusionError
+from scorefusion.optional import need
+
+AHEAD = 2
+"""Items sent to a worker: the one it works on, and the next."""
+LOSSES = 3
+"""Workers an item may have cost before it counts as failed."""
+GRACE = 30.0
+"""Seconds for workers to end what they write when a run is stopped."""
+_PATIENCE = 60.0
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A worker: its actor, the answer that it is ready, once it is asked for, and what it was sent."""
+
+    actor: Any
+    opening: Any
+    flights: deque[tuple[Any, Item]] = field(default_factory=deque)
+
+
+class RayRun:
+    """Translates items of one queue by Ray's actors, and writes down what they answer.
+
+    A worker gets items once it is up. Ray starts one that died again, where there is room, and after its
+    third death there is a new one; what it was sent goes back to the front of the line at once. An item at
+    which three workers died has failed.
+
+    Args:
+        cluster: connected.
+        work: as :meth:`.Cluster.work` gives it.
+        recipe: of the work.
+        queue: takes what came of each.
+        out: the folder of the outputs.
+        tell: gets events.
+        stop: ends the run when it is set.
+        verify: hash what is there, whatever its stamps say.
+        between: called again and again.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        work: Work,
+        recipe: dict[str, Any],
+        queue: Queue,
+        out: Path,
+        *,
+        tell: Teller | None = None,
+        stop: StopFlag | None = None,
+        verify: bool = False,
+        between: Callable[[], None] | None = None,
+    ):
+        self.ray = need("ray", "--ray")
+        self.cluster, self.recipe, self.out = cluster, recipe, out.absolute()
+        self.work = replace(work, dtype=str(recipe["dtype"]))
+        self.queue, self.tell, self.stop = queue, tell or Teller(), stop or StopFlag()
+        self.books = Books(queue, out, self.tell, self.stop)
+        self.verify, self.between = verify, between
+        self._seats: list[_Seat] = []
+        self._waiting: deque[Item] = deque()
+        self._lost: Counter[str] = Counter()
+        self._stillborn = 0
+
+    @property
+    def device(self) -> str:
+        """Where the models are."""
+        return self.cluster.device
+
+    def go(self, items: Sequence[Item], before: Mapping[str, Entry]) -> None:
+        """Translate items.
+
+        Args:
+            items: what; those whose outputs turn out to be there already are kept.
+            before: the queue's entries by name.
+
+        Raises:
+            Stopped: if the run has to end.
+        """
+        self._waiting = deque(items)
+        begun, patient = time.monotonic(), True
+        try:
+            while self._feed(before):
+                self.stop.check()
+                asked = {seat.opening: seat for seat in self._seats if seat.opening is not None}
+                asked |= {answer: seat for seat in self._seats for answer, _ in seat.flights}
+                answers, _ = self.ray.wait(list(asked), timeout=0.5)
+                for answer in answers:
+                    self._take(answer, asked[answer])
+                if patient and len(asked) == len(self._seats) and time.monotonic() > begun + _PATIENCE:
+                    patient = False
+                    if all(seat.opening is not None for seat in self._seats):
+                        self.tell("note", text="no worker is up yet; the Ray cluster may be full")
+                if self.between is not None:
+                    self.between()
+        except BaseException as error:
+            if isinstance(error, Stopped):
+                self.stop.set(error)
+            self._land()
+            raise
+        finally:
+            for seat in self._seats:
+                self.ray.kill(seat.actor)
+        self.stop.check()
+
+    def _feed(self, before: Mapping[str, Entry]) -> bool:
+        """Send items to workers that are up; start and dismiss workers. Whether anything is left to do."""
+        for depth in range(1, AHEAD + 1):
+            for seat in self._seats:
+                if seat.opening is None and len(seat.flights) < depth and (item := self._next(before)):
+                    self._send(seat, item)
+        left = len(self._waiting) + sum(len(seat.flights) for seat in self._seats)
+        for seat in [seat for seat in self._seats if not seat.flights]:
+            if len(self._seats) > left:
+                self._seats.remove(seat)
+                self.ray.kill(seat.actor)
+        while len(self._seats) < min(self.cluster.workers, left):
+            self._seats.append(self._start())
+        return left > 0
+
+    def _next(self, before: Mapping[str, Entry]) -> Item | None:
+        """The next item that is not done."""
+        while self._waiting:
+            self.stop.check()
+            item = self._waiting.popleft()
+            if not self._is_kept(item, before.get(item.name)):
+                return item
+            self.books.kept(item)
+        return None
+
+    def _is_kept(self, item: Item, entry: Entry | None) -> bool:
+        if entry is None or entry.state != "done":
+            return False
+        try:
+            identity = identify(item, self.recipe, None if self.verify else self.queue.known_hash)
+        except ScoreFusionError:
+            return False  # The worker says what is wrong.
+        self.books.identified(item, identity)
+        return is_current(entry, item, identity.work, self.queue, hashing=True, verify=self.verify)
+
+    def _start(self) -> _Seat:
+        kind = self.ray.remote(
+            num_cpus=self.cluster.cpus,
+            num_gpus=self.cluster.gpus,
+            max_restarts=LOSSES - 1,
+            max_task_retries=0,
+            concurrency_groups={"control": 1},
+        )(RayWorker)
+        actor = kind.remote(self.work, self.out, self.recipe, scorefusion.__version__)
+        return _Seat(actor, self._open(actor))
+
+    def _open(self, actor: Any) -> Any:
+        """Ask a worker whether it is up; the answer outlives its restarts."""
+        return actor.ready.options(max_task_retries=-1).remote()
+
+    def _send(self, seat: _Seat, item: Item) -> None:
+        sent = _absolute(item)
+        seat.flights.append((seat.actor.translate.remote(sent), item))
+        if len(seat.flights) == 1:
+            self.books.started(item)
+
+    def _take(self, answer: Any, seat: _Seat) -> None:
+        """Put down an answer that is there."""
+        errors = self.ray.exceptions
+        if seat not in self._seats or (answer is not seat.opening and not self._in_flight(answer, seat)):
+            return  # Its worker died meanwhile.
+        try:
+            found = self.ray.get(answer)
+        except errors.RayTaskError as error:
+            if answer is seat.opening:
+                raise Stopped(f"a worker cannot start: {error.cause}") from error
+            self.books.failed(self._landed(answer, seat), error.cause or error)
+        except errors.RayError as error:
+            if answer is not seat.opening:
+                self._lose(seat, error)
+                return
+            self._seats.remove(seat)  # Ray does not start it again; another one may do better.
+            self._stillborn += 1
+            if self._stillborn == LOSSES:
+                raise Stopped(f"workers die when they start: {_line(error)}") from error
+        else:
+            if answer is seat.opening:
+                seat.opening, self._stillborn = None, 0
+            else:
+                self._put_down(self._landed(answer, seat), found)
+
+    def _put_down(self, item: Item, answer: Answer) -> None:
+        if answer.identity is not None:
+            self.books.identified(item, answer.identity)
+        if answer.stopped is not None:
+            self.books.put_back(item)
+            raise Stopped(*answer.stopped)
+        assert answer.outcome is not None
+        if answer.outcome.error is None:
+            self.books.done(item, answer.outcome)
+        else:
+            self.books.refused(answer.outcome)
+
+    def _in_flight(self, answer: Any, seat: _Seat) -> bool:
+        return any(answer is flight for flight, _ in seat.flights)
+
+    def _landed(self, answer: Any, seat: _Seat) -> Item:
+        """Take an item off its worker's list; the next one begins."""
+        place = next(n for n, (flight, _) in enumerate(seat.flights) if flight is answer)
+        _, item = seat.flights[place]
+        del seat.flights[place]
+        if place == 0 and seat.flights:
+            self.books.started(seat.flights[0][1])
+        return item
+
+    def _lose(self, seat: _Seat, error: Exception) -> None:
+        """A worker died: what it was sent goes back; the item that it worked on may be why."""
+        items = [item for _, item in seat.flights]
+        seat.flights.clear()
+        seat.opening = self._open(seat.actor)
+        for item in reversed(items):
+            self.books.put_back(item)
+            self._waiting.appendleft(item)
+        if not items:
+            return
+        first = self._waiting[0]
+        self._lost[first.name] += 1
+        if self._lost[first.name] < LOSSES:
+            self.tell("note", text=f"a worker died at {first.name}, which is put back")
+            return
+        self._waiting.popleft()
+        problem = f"{LOSSES} workers died at it, the last one: {_line(error)}"
+        self.books.failed(first, Problem(problem, "It may need more memory: use fewer, or --max-memory."))
+
+    def _land(self) -> None:
+        """Stop the workers, and put down what they still bring to an end."""
+        flights = [(answer, seat) for seat in self._seats for answer, _ in seat.flights]
+        for seat in self._seats:
+            if seat.opening is None:
+                seat.actor.stop.options(concurrency_group="control").remote()
+        end = time.monotonic() + GRACE
+        for answer, seat in flights:
+            _, item = next(flight for flight in seat.flights if flight[0] is answer)
+            try:
+                self._put_down(item, self.ray.get(answer, timeout=max(0.0, end - time.monotonic())))
+            except (Stopped, self.ray.exceptions.RayError):
+                self.books.put_back(item)
+
+
+def _absolute(item: Item) -> Item:
+    """The item for a process with another current folder."""
+    series = (replace(each, files=tuple(file.absolute() for file in each.files)) for each in item.series)
+    files = tuple(file.absolute() for file in item.files)
+    return replace(item, files=files, output=item.output.absolute(), series=tuple(series))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
