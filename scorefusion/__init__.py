@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scorefusion.diffusion.sample import sample
     from scorefusion.diffusion.solvers import make_table
-    from scorefusion.errors import BadInput, ScoreFusionError
+    from scorefusion.errors import BadInput, Cancelled, ScoreFusionError
     from scorefusion.importers.official import load_official
     from scorefusion.io.dicom_find import find_series
     from scorefusion.io.dicom_read import read_dicom_series
@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BadInput": "errors",
+    "Cancelled": "errors",
     "ModelConfig": "models.config",
     "Pipeline": "pipeline",
     "ScoreFusion": "models.score_fusion",
@@ -39,6 +40,7 @@ _HOME = {
 
 __all__ = [
     "BadInput",
+    "Cancelled",
     "ModelConfig",
     "Pipeline",
     "ScoreFusion",

@@ -30,6 +30,13 @@ class BadInput(ScoreFusionError):
         return BadInput, (self.file, self.problem, self.fix)
 
 
+class Cancelled(Exception):
+    """Raise it in a callback to stop a translation; the pipeline can be used again at once.
+
+    It is no :class:`ScoreFusionError`, so that who catches these does not swallow a cancellation.
+    """
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> ScoreFusionError:
     """Return (not raise) the error for a name that is not among the valid ones.
 

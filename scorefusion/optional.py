@@ -13,6 +13,7 @@ EXTRA = {
     "imageio_ffmpeg": "video",
     "matplotlib": "train",
     "monai": "monai",
+    "nipype": "nipype",
     "onnx": "tensorrt",
     "onnxscript": "tensorrt",
     "psutil": "train",

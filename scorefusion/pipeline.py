@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
 from scorefusion.compute import choose_device, choose_dtype
@@ -23,7 +22,9 @@ from scorefusion.engine.plane_deviation import PlaneDeviation
 from scorefusion.engine.pool import EnginePool
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.header import MAX_VOXELS
-from scorefusion.io.nifti import Scan, check_same_grid, make_image, read_scan
+from scorefusion.io.kinds import Affine, Image, affines_for, listed, scan_of
+from scorefusion.io.nifti import Scan, check_same_grid, make_image
+from scorefusion.isolation import isolated
 from scorefusion.job import STAGES, Drawn, Job, Reading, timed
 from scorefusion.models.config import ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion
@@ -34,11 +35,11 @@ from scorefusion.translation import Consistency, Translation
 
 __all__ = ["Pipeline", "Translation"]
 
-Image = str | os.PathLike[str] | SpatialImage | Scan
-
 
 class Pipeline:
     """Translate images with a model. It prints nothing and changes no global state.
+
+    Several threads may share one, and a callback may call it again: results are the same bits.
 
     Args:
         model: a bundled model's name, a model folder, or a model. A model that must be moved, cast or put in
@@ -56,6 +57,7 @@ class Pipeline:
         ScoreFusionError: for an unknown name, a broken model folder, or a device that is not there.
     """
 
+    @isolated()
     def __init__(
         self,
         model: str | os.PathLike[str] | ScoreFusion = "t1-sr4",
@@ -84,6 +86,7 @@ class Pipeline:
         self,
         images: Image | Sequence[Image],
         *,
+        affine: Affine | Sequence[Affine] | None = None,
         strategy: str | None = None,
         planes: Sequence[Plane] | None = None,
         solver: str | None = None,
@@ -108,10 +111,12 @@ class Pipeline:
         What is not given comes from the model's ``config.sampling``.
 
         Args:
-            images: NIfTI files, nibabel images or scans that were read. Several lie on one grid; for
-                super-resolution all but the first may lie on the output's. Where something else than a
-                coarser image was measured, the first is what the pseudo-inverse makes of it: a zero-filled
-                MRI, a reconstructed CT.
+            images: NIfTI files, nibabel or SimpleITK images, MONAI MetaTensors, arrays and tensors
+                ``[i, j, k]``, or scans that were read; :meth:`Translation.native` gives the result back as
+                what the first is. Several lie on one grid; for super-resolution all but the first may lie on
+                the output's. Where something else than a coarser image was measured, the first is what the
+                pseudo-inverse makes of it: a zero-filled MRI, a reconstructed CT.
+            affine: of arrays and tensors: ``[4, 4]``, (i, j, k) to RAS+ millimetres, or one an image.
             strategy: how scores are fused; one of ``config.strategies``.
             planes: for ``single`` and ``alternate``: axial, coronal, sagittal.
             solver: see ``scorefusion.diffusion.solvers.SOLVERS``.
@@ -132,9 +137,12 @@ class Pipeline:
                 ``crop=False``.
             nan: ``error``, or ``zero`` to count NaN and infinite voxels as 0.
             assume_affine: accept an image without orientation; see :func:`~scorefusion.io.nifti.read_scan`.
-            output_dtype: what ``save`` stores: ``float32``, or ``input`` for the input's own type.
+                For an array or tensor it is the identity.
+            output_dtype: what ``save`` stores and ``native`` gives: ``float32``, or ``input`` for the input's
+                own type.
             max_voxels: refuse larger inputs and outputs.
-            callback: called with (evaluations done, evaluations in all); raise in it to cancel.
+            callback: called with (evaluations done, evaluations in all), in the calling thread; raise
+                :class:`~scorefusion.Cancelled` in it to cancel.
 
         Raises:
             BadInput: for an image that cannot be used.
@@ -159,7 +167,7 @@ class Pipeline:
         )
         if mask is not None and operator is not None:
             raise ScoreFusionError("a mask and an operator both say what is missing; give one of them")
-        job = self.prepare(self.read(images, settings, mask=mask), settings, operator=operator)
+        job = self.prepare(self.read(images, settings, affine=affine, mask=mask), settings, operator=operator)
         return self.finish(job, self.draw(job, settings, callback=callback), settings)
 
     def settings(self, **choices: Any) -> Settings:
@@ -171,7 +179,12 @@ class Pipeline:
         return Settings.of(self.config, **choices)
 
     def read(
-        self, images: Image | Sequence[Image], settings: Settings, *, mask: Image | None = None
+        self,
+        images: Image | Sequence[Image],
+        settings: Settings,
+        *,
+        affine: Affine | Sequence[Affine] | None = None,
+        mask: Image | None = None,
     ) -> Reading:
         """First of the four stages of a call: read and check the files. Needs no device, only the host.
 
@@ -182,7 +195,7 @@ class Pipeline:
             BadInput: for an image that cannot be used.
             ScoreFusionError: for another number of images than the model has conditions.
         """
-        given = [images] if isinstance(images, str | os.PathLike | SpatialImage | Scan) else list(images)
+        given = listed(images)
         self._check_count(given)
         if mask is not None and self.config.degradation.kind != "inpaint":
             raise ScoreFusionError(f"a mask is for a model that fills in; '{self.config.name}' does not")
@@ -192,13 +205,18 @@ class Pipeline:
                 "assume_affine": settings.assume_affine,
                 "max_voxels": settings.max_voxels,
             }
-            scans = tuple(read_scan(image, nan=settings.nan, **how) for image in given)
+            affines = affines_for(affine, len(given))
+            scans = tuple(
+                scan_of(image, affine=own, nan=settings.nan, **how)
+                for image, own in zip(given, affines, strict=True)
+            )
             self._check_grids(scans, settings.max_voxels)
-            missing = None if mask is None else read_scan(mask, **how)
+            missing = None if mask is None else scan_of(mask, affine=affines[0], **how)
             if missing is not None:
                 check_same_grid(scans[0], missing)
         return Reading(scans, missing, timings)
 
+    @isolated()
     def prepare(self, reading: Reading, settings: Settings, *, operator: Operator | None = None) -> Job:
         """Second stage: normalised conditions, the base, and the box to sample, on the device."""
         timings = dict(reading.timings)
@@ -212,6 +230,7 @@ class Pipeline:
                 box = sampling_box(prepared.condition, self.config)
         return Job(reading.scans[0], prepared, box, timings)
 
+    @isolated()
     def draw(self, job: Job, settings: Settings, *, callback: Progress | None = None) -> Drawn:
         """Third stage: sample the residual of the job's box.
 
@@ -237,6 +256,7 @@ class Pipeline:
             )
         return Drawn(mean, deviation, None if apart is None else apart.mean, timings)
 
+    @isolated()
     def finish(self, job: Job, drawn: Drawn, settings: Settings) -> Translation:
         """Last stage: the volume in the input's units and orientation, and how well it agrees with it."""
         timings = dict(drawn.timings)
@@ -322,7 +342,7 @@ class Pipeline:
     def _check_count(self, given: Sequence[Image]) -> None:
         names = self.config.conditions
         if len(given) != len(names):
-            files = ", ".join(str(image) for image in given if not isinstance(image, SpatialImage | Scan))
+            files = ", ".join(str(image) for image in given if isinstance(image, str | os.PathLike))
             raise ScoreFusionError(
                 f"model '{self.config.name}' takes {len(names)} image{'s' * (len(names) != 1)} "
                 f"({', '.join(names)}), got {len(given)}{': ' + files if files else ''}"

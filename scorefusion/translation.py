@@ -82,6 +82,24 @@ class Translation:
         """A field on the volume's grid, such as ``spread``, as a float32 nibabel image."""
         return make_image(self.source, field, factor=self.factor)
 
+    def native(self, *, spread: bool = False) -> Any:
+        """The volume as what the (first) input was: array, tensor, nibabel or SimpleITK image, MetaTensor.
+
+        It lies on the result's grid; metadata of the input is kept where it still holds. Of a file it is a
+        nibabel image.
+
+        Args:
+            spread: the standard deviation over the samples instead, float32.
+
+        Raises:
+            ScoreFusionError: for the spread of a single sample.
+        """
+        image = self._spread_image() if spread else self.image()
+        kind = self.source.kind
+        own_type = self.output_dtype == "input" and not spread
+        factors = self.source.own_factors(self.factor)
+        return image if kind is None else kind.back(image, factors, own_type)
+
     def save(self, path: PathLike) -> Path:
         """Write a .nii or .nii.gz file: beside, then renamed.
 
@@ -97,9 +115,7 @@ class Translation:
             ScoreFusionError: if there was only one sample.
             BadInput: as for :meth:`save`.
         """
-        if self.spread is None:
-            raise ScoreFusionError("there is no spread of a single sample; ask for samples=2 or more")
-        return save_image(self.image_of(self.spread), path)
+        return save_image(self._spread_image(), path)
 
     def figure(self, path: PathLike | None = None) -> Any:
         """Three planes through the middle, before and after, as a matplotlib figure.
@@ -117,3 +133,8 @@ class Translation:
         if path is not None:
             save_figure(figure, path)
         return figure
+
+    def _spread_image(self) -> Any:
+        if self.spread is None:
+            raise ScoreFusionError("there is no spread of a single sample; ask for samples=2 or more")
+        return self.image_of(self.spread)

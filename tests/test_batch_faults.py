@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from batches import Events, names, nobody, translate, volumes, write_model, write_scan
 
+from scorefusion.batch.item import Item
 from scorefusion.batch.session import Batch, Summary, translate_batch
 from scorefusion.batch.work import Work
 from scorefusion.batch.worker import Worker
@@ -230,6 +231,15 @@ def test_memory_that_runs_out(place: Path, out: Path, monkeypatch: pytest.Monkey
     assert len([name for name, _ in tries if name == "5.nii.gz"]) == 2
     monkeypatch.undo()
     check_resumed(place, out)
+
+
+def test_fewer_samples_at_once_are_said(place: Path, out: Path) -> None:
+    """Sums are rounded otherwise then, so it is no secret."""
+    work = Work(str(place / "tiny"), {**CHOICES, "samples": 4, "batch": 4}, device="cpu", dtype="float32")
+    worker, item = Worker(work), Item("a", (place / "in" / "0.nii.gz",), out / "a.nii.gz")
+    assert worker.translate(item).warnings == ()
+    worker.relieve()
+    assert worker.translate(item).warnings == ("memory ran out: 2 samples at once, not 4; equal to rounding",)
 
 
 def test_an_input_that_changes_while_it_is_read(

@@ -52,7 +52,9 @@ def test_what_counts_as_many(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     scan = touch(tmp_path, "a.nii.gz") / "a.nii.gz"
     for inputs, output, many in (
-        ([tmp_path / "in"], "out.nii.gz", True),
+        ([tmp_path / "in"], "out", True),
+        ([tmp_path / "in"], "out.nii.gz", False),
+        ([scan], "out.nii.gz/", True),
         ([tmp_path / "table.csv"], "out", True),
         ([tmp_path / "table.TSV"], "out", True),
         ([scan], "out/", True),

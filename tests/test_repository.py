@@ -14,7 +14,7 @@ import scorefusion
 from scorefusion.cli import app
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = (".ci", "benchmarks", "configs", "csrc", "docs", "kernels", "scorefusion", "tests", "tools")
+FOLDERS = ".ci benchmarks configs csrc docs examples kernels scorefusion tests tools".split()
 CODE = (".py", ".h", ".cpp", ".cu")
 TEXT = (*CODE, ".md", ".toml", ".json", ".txt", ".in", "")
 LIMIT = 400

@@ -76,6 +76,12 @@ class Reporter:
             self._thread.join()
         report(self.out, key=self.key)
 
+    def try_to_finish(self) -> None:
+        """Write the last one of a run that was stopped, if that can be done."""
+        if self._thread is not None:
+            self._thread.join()
+        self._write()
+
     def _write(self) -> None:
         try:
             report(self.out, key=self.key)

@@ -255,7 +255,11 @@ def _go(
         elif entry is not None:
             tell("item-failed", name=item.name, error=entry.outcome.error, fix=entry.outcome.fix)
     if run is not None:
-        run.go(todo, before)
+        try:
+            run.go(todo, before)
+        except Stopped:
+            reporter.try_to_finish()
+            raise
     reporter.finish()
 
 

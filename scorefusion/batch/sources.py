@@ -17,13 +17,13 @@ from scorefusion.errors import BadInput
 def is_batch(inputs: Sequence[Path], output: str) -> bool:
     """Whether a command line's inputs and output mean many scans.
 
-    They do where an input is a folder or a table, or where the output is a folder, ends in a slash, or has no
-    ending at all.
+    They do where the output is not named as a volume, and an input is a folder or a table, or the output is a
+    folder, ends in a slash, or has no ending at all.
     """
-    if any(path.is_dir() or path.suffix.lower() in TABLES for path in inputs):
-        return True
     if is_nifti(output):
         return False
+    if any(path.is_dir() or path.suffix.lower() in TABLES for path in inputs):
+        return True
     return output.endswith(("/", "\\")) or Path(output).is_dir() or not Path(output).suffix
 
 

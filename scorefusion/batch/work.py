@@ -77,10 +77,11 @@ class Work:
         Raises:
             ScoreFusionError: for a model, a device or a dtype that is not there.
         """
-        dtype = choose_dtype(self.dtype, choose_device(self.device))
+        dtype, settings = choose_dtype(self.dtype, choose_device(self.device)), self.settings()
         return {
             "model": model_hash(self.model),
-            "settings": self.settings().identity,
+            "settings": settings.identity,
+            "at once": min(settings.batch, settings.samples),  # in another batch a sum is rounded otherwise
             "dtype": str(dtype).removeprefix("torch."),
             "max_memory": self.max_memory,
             "level": self.level,

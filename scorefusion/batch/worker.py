@@ -173,7 +173,7 @@ class Worker:
             outputs=outputs,
             seconds={stage: round(each, 4) for stage, each in seconds.items() if stage != "total"},
             residual=_share(ready.job, result),
-            warnings=ready.warnings + sample.warnings,
+            warnings=ready.warnings + sample.warnings + self._relieved(),
             before=pictures and pictures[0],
             after=pictures and pictures[1],
         )
@@ -218,6 +218,13 @@ class Worker:
         gc.collect()
         if self.pipeline.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _relieved(self) -> tuple[str, ...]:
+        """What is to be said of outputs after memory ran out."""
+        wanted = min(self.recipe["at once"], self.settings.samples)
+        if self.settings.batch >= wanted:
+            return ()
+        return (f"memory ran out: {self.settings.batch} samples at once, not {wanted}; equal to rounding",)
 
     def _make_folder(self, folder: Path) -> None:
         if self.root is not None and not self.root.is_dir():

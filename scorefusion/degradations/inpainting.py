@@ -64,7 +64,11 @@ def known_outside_boxes(
     spare = [n - edge + 1 for n, edge in zip(size, edges, strict=True)]
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for _ in range(1 if seed is None else holes):
-        shares = torch.full((3,), 0.5) if generator is None else torch.rand(3, generator=generator)
+        shares = (
+            torch.full((3,), 0.5, dtype=torch.float32)
+            if generator is None
+            else torch.rand(3, generator=generator, dtype=torch.float32)
+        )
         first = [int(share * n) for share, n in zip(shares.tolist(), spare, strict=True)]
         known[tuple(slice(at, at + edge) for at, edge in zip(first, edges, strict=True))] = False
     return known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import warnings
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from scorefusion.degradations.operator import conjugate_gradients
 from scorefusion.errors import ScoreFusionError
+
+_SAYING, _SAID = threading.Lock(), list[bool]()
 
 
 class SparseView:
@@ -137,14 +140,26 @@ def _projector(
     kept = (shares > 1e-12) & (bins >= 0) & (bins < detector)
     rows = torch.cat([torch.zeros(1, dtype=torch.int64), kept.flatten(1).sum(dim=1).cumsum(0)])
     columns = (torch.arange(views)[:, None] * detector + bins)[kept]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR")  # PyTorch calls them beta
-        transpose = torch.sparse_csr_tensor(
-            rows.int(), columns.int(), shares[kept].to(dtype), (height * width, views * detector),
-            check_invariants=False,
-        )  # fmt: skip
-        matrix = transpose.t().to_sparse_csr()
+    _say_beta_once()
+    transpose = torch.sparse_csr_tensor(
+        rows.int(), columns.int(), shares[kept].to(dtype), (height * width, views * detector),
+        check_invariants=False,
+    )  # fmt: skip
+    matrix = transpose.t().to_sparse_csr()
     return matrix.to(device), transpose.to(device)
+
+
+def _say_beta_once() -> None:
+    """Let PyTorch give its one warning a process, that compressed rows are beta, where nobody hears it.
+
+    The filters of warnings belong to the whole process, so they are changed for one number's time, once.
+    """
+    with _SAYING:
+        if not _SAID:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Sparse CSR")
+                torch.eye(1, device="cpu").to_sparse_csr()
+            _SAID.append(True)
 
 
 def _shadow(offset: Tensor, wide: Tensor, narrow: Tensor) -> Tensor:

@@ -81,8 +81,9 @@ class Engine:
         self._tail = Tail(plan, self.buffers, self.index, self.keys)
         self.labels = {plane: torch.full((1,), n, device=self.device) for n, plane in enumerate(PLANES)}
         self._told = [*model.slice_networks] + (["fusion"] if plan.fuses else [])
-        self._levels = torch.zeros(ROWS, len(self._told) + 1, device=self.device)
-        self._level = torch.zeros(1, len(self._told) + 1, device=self.device)
+        told = len(self._told) + 1
+        self._levels = torch.zeros(ROWS, told, dtype=torch.float32, device=self.device)
+        self._level = torch.zeros(1, told, dtype=torch.float32, device=self.device)
         self._origin, self._turn, self._steps = (0, 0, 0), 0, 0
         self._found: dict[tuple[int, int], Outputs] = {}
 

@@ -167,7 +167,7 @@ def _network_usage(
         network = UNet(dims, inputs, outputs, config, labels=labels).eval().to(dtype)
         memory = torch.channels_last if dims == 2 else torch.channels_last_3d
         x = torch.empty(batch, inputs, *size, dtype=dtype).contiguous(memory_format=memory)
-        time, label = torch.empty(batch), torch.empty(batch, dtype=torch.int64)
+        time, label = torch.empty(batch, dtype=torch.float32), torch.empty(batch, dtype=torch.int64)
         if dims == 2:
             return measure(
                 lambda: network.forward_with_features(x, time, scales, label=label if labels else None)

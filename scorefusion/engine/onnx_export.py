@@ -73,7 +73,7 @@ class SliceNetwork(nn.Module):
         dtype = next(self.network.parameters()).dtype
         x = torch.randn(slices, rows, columns, self.channels, generator=generator).to(dtype)
         low, high = {"abar": (0.01, 0.99), "step": (0.0, 999.0), "log_sigma": (-3.0, 3.0)}[config.time.value]
-        time = low + (high - low) * torch.linspace(0.0, 1.0, slices + 2)[1:-1]
+        time = low + (high - low) * torch.linspace(0.0, 1.0, slices + 2, dtype=torch.float32)[1:-1]
         if self.network.label is None:
             return x, time
         return x, time, torch.arange(slices) % self.network.label.num_embeddings

@@ -34,7 +34,7 @@ class Tail:
     def __init__(self, plan: Plan, buffers: dict[str, Tensor], index: Tensor, keys: Tensor):
         self.blocks, self.clamp = projected_blocks(plan.config), plan.config.sampling.clamp
         self.buffers, self.index, self.keys = buffers, index, keys
-        self.rows = torch.zeros(ROWS, 6, device=index.device)
+        self.rows = torch.zeros(ROWS, 6, dtype=torch.float32, device=index.device)
         self.clean, self.onward = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
         self.project: Projection | None = None
 

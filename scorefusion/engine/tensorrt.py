@@ -161,7 +161,7 @@ class TensorRTRunner:
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed, dtype=torch.uint8, device=self.device)
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
-        time = torch.zeros(shape[0], device=self.device)
+        time = torch.zeros(shape[0], dtype=torch.float32, device=self.device)
         label = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
         binding = _Binding(context, time, label, outputs, (self._scratch, arena))
         bound = {"time": time, **outputs, **({"label": label} if self.labelled else {})}

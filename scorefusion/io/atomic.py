@@ -60,7 +60,7 @@ def folder_written_beside(path: PathLike) -> Iterator[Path]:
     try:
         beside.mkdir(parents=True)
         yield beside
-        for file in beside.iterdir():
+        for file in (path for path in beside.rglob("*") if path.is_file()):
             with open(file, "rb+") as stream:
                 os.fsync(stream.fileno())
         if final.exists():

@@ -10,7 +10,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
@@ -18,6 +17,7 @@ from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.io.atomic import written_beside
 from scorefusion.io.grid import assumed_affine, corner_distance, find_affine
 from scorefusion.io.header import MAX_VOXELS, Promise, check_header, check_shape, read_voxel_bytes
+from scorefusion.io.quiet import image_of_bytes, image_of_pair, plain_header
 
 ENDINGS = (".nii", ".nii.gz")
 NAN_CHOICES = ("error", "zero")
@@ -44,6 +44,8 @@ class Scan:
         dtype: the stored type.
         slope: stored values are (value - intercept) / slope.
         intercept: see ``slope``.
+        kind: how a result becomes what the caller handed in, a :class:`scorefusion.io.kinds.Kind`; None for
+            NIfTI.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Scan:
     dtype: np.dtype
     slope: float = 1.0
     intercept: float = 0.0
+    kind: Any = None
 
     @property
     def ras_affine(self) -> np.ndarray:
@@ -126,7 +129,7 @@ def read_scan(
         affine=affine,
         affine_assumed=known is None,
         shape=shape,
-        header=header.copy(),
+        header=plain_header(header),
         dtype=dtype,
         slope=float(slope),
         intercept=float(intercept),
@@ -200,6 +203,7 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str
         raise unknown_name("output dtype", dtype, OUTPUT_DTYPES)
     kind = np.dtype(np.float32) if dtype == "float32" else scan.dtype.newbyteorder("=")
     header = scan.header.copy()
+    header["vox_offset"] = 0  # chosen when it is written; nibabel would warn of an odd one
     factors = scan.own_factors(factor)
     affine = fine_affine(scan.affine, factors)
     sform = 2 if scan.affine_assumed else int(header["sform_code"])
@@ -239,12 +243,10 @@ def save_image(image: Any, path: str | os.PathLike[str]) -> Path:
 
 def _open(path: Path, max_voxels: int) -> Any:
     promise: Promise = check_header(path, max_voxels)
-    kinds = {1: nib.Nifti1Image, 2: nib.Nifti2Image}
     try:
-        with LoggingOutputSuppressor():
-            if promise.pair:
-                return nib.load(path)
-            return kinds[promise.version].from_bytes(read_voxel_bytes(path, promise))
+        if promise.pair:
+            return image_of_pair(path, promise.version)
+        return image_of_bytes(read_voxel_bytes(path, promise), promise.version)
     except ScoreFusionError:
         raise
     except Exception as error:

@@ -93,6 +93,20 @@ def sinusoid(value: Tensor, channels: int, max_period: float) -> Tensor:
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
 
 
+class FewRows(nn.Linear):
+    """A linear layer of a row for each example: computes as its weights are stored, under autocast, too.
+
+    To cast them, and their gradients back, takes longer than to multiply.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[N, inputs]`` to ``[N, outputs]`` of the weights' dtype."""
+        if not torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
 class ResBlock(nn.Module):
     """Normalise, SiLU, convolve, twice; told the noise level between; optionally changes the grid.
 
@@ -107,7 +121,7 @@ class ResBlock(nn.Module):
         self.step = (1, 2, 2) if config.causal else (2,) * dims
         self.norm1 = Normalisation(inputs, config)
         self.conv1 = convolution(dims, inputs, outputs, causal=config.causal)
-        self.embed = nn.Linear(config.time.hidden, 2 * outputs if film else outputs)
+        self.embed = FewRows(config.time.hidden, 2 * outputs if film else outputs)
         self.norm2 = Normalisation(outputs, config)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = convolution(dims, outputs, outputs, causal=config.causal)

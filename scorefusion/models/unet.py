@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .blocks import (
     Attention,
+    FewRows,
     LinearUp,
     Normalisation,
     ResBlock,
@@ -54,9 +55,7 @@ class UNet(nn.Module):
         self.depth_patch = 1 if config.causal else config.patch
         cells = config.patch**2 * (self.depth_patch if dims == 3 else 1)
         hidden = config.time.hidden
-        self.embed = nn.Sequential(
-            nn.Linear(config.time.channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
-        )
+        self.embed = nn.Sequential(FewRows(config.time.channels, hidden), nn.SiLU(), FewRows(hidden, hidden))
         self.label = nn.Embedding(labels, hidden) if labels else None
 
         down = StridedDown if config.resample == "conv" else None

@@ -127,8 +127,7 @@ def _check(
         )
 
 
-@torch.library.custom_op("scorefusion::norm_act", mutates_args=())
-def _norm_act(
+def _computed(
     x: Tensor,
     other: Tensor | None,
     weight: Tensor,
@@ -175,6 +174,9 @@ def _norm_act(
     return out
 
 
+_norm_act = torch.library.custom_op("scorefusion::norm_act", _computed, mutates_args=())
+
+
 def _empty(x: Tensor, other: Tensor | None, pad: int) -> Tensor:
     """Return the output's buffer: channels-last memory as strides, whatever the sizes."""
     channels = x.shape[1] + (0 if other is None else other.shape[1])
@@ -201,8 +203,7 @@ def _(
     return _empty(x, other, pad)
 
 
-@torch.library.custom_op("scorefusion::norm_act_backward", mutates_args=())
-def _norm_act_backward(
+def _computed_backward(
     gradient: Tensor,
     x: Tensor,
     other: Tensor | None,
@@ -235,6 +236,11 @@ def _norm_act_backward(
     return results
 
 
+_norm_act_backward = torch.library.custom_op(
+    "scorefusion::norm_act_backward", _computed_backward, mutates_args=()
+)
+
+
 def _gradients(given: tuple[Tensor | None, ...]) -> list[Tensor]:
     """Return buffers like what is given, dense: x and other channels-last, the others row by row."""
     return [
@@ -263,10 +269,16 @@ def _(
     return _gradients((x, other, weight, bias, scale, shift, add))
 
 
+def _holds_numbers(tensor: Tensor) -> bool:
+    """Whether it is a tensor in memory, not one that stands for it while a graph is traced."""
+    return type(tensor) is Tensor and not torch.compiler.is_compiling()
+
+
 class _Differentiable(torch.autograd.Function):
     """norm_act without padding, in C++ both ways.
 
-    Neither `register_autograd` nor `setup_context`: each costs 0.1 ms a call, as much as a small layer.
+    Neither `register_autograd` nor `setup_context`, and no dispatcher where tensors hold numbers: each costs
+    0.1 ms a call, as much as a small layer.
     """
 
     @staticmethod
@@ -285,10 +297,13 @@ class _Differentiable(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, other, weight, bias, scale, shift, add)
         ctx.options = (groups, eps, act)
-        return _norm_act(x, other, weight, bias, scale, shift, add, groups, eps, act, 0, "zeros", "cpp")
+        run = _computed if _holds_numbers(x) else _norm_act
+        return run(x, other, weight, bias, scale, shift, add, groups, eps, act, 0, "zeros", "cpp")
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         given = ctx.saved_tensors
-        found = iter(_norm_act_backward(gradient, *given, *ctx.options))
+        again = torch.is_grad_enabled()  # to be differentiated once more, which the operation refuses
+        run = _computed_backward if _holds_numbers(gradient) and not again else _norm_act_backward
+        found = iter(run(gradient, *given, *ctx.options))
         return (*(None if tensor is None else next(found) for tensor in given), None, None, None)

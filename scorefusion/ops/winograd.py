@@ -182,7 +182,7 @@ def _cpp(
         )
     if x.dtype == torch.float16:
         raise ScoreFusionError("winograd needs x in float32 or bfloat16 for backend 'cpp'; got torch.float16")
-    bias = torch.zeros(packed.outputs) if bias is None else bias.float().contiguous()
+    bias = torch.zeros(packed.outputs, dtype=torch.float32) if bias is None else bias.float().contiguous()
     x = _channels_last(x)
     residual = None if residual is None else _channels_last(residual)
     deep, high, wide = _tile3(packed.tile)

@@ -27,10 +27,10 @@ from .stages import on_device
 from .step import Stepper
 
 LEAST = 3
-"""Steps that are timed, however long they take."""
+"""Times that the bare convolutions are timed, however long they and the steps take."""
 
-ROUNDS = 3
-"""Times that the bare convolutions are timed, between steps; the median counts."""
+APART = 2
+"""Steps between two timings of the bare convolutions: near enough for other programs to slow both alike."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class StageCost:
         busy: seconds of a processor that a step takes; of a GPU, by the clock.
         drawing: of these, what making the examples takes, where no other process does that.
         first: seconds before the steps that a ``cached`` stage spends on what it keeps.
-        convolutions: the step's own, run bare.
+        convolutions: the step's own, run bare; the median of several times.
+        shares: of what the same convolutions reach bare, a step's FLOP a second: those run bare just then and
+            the steps just before, in ascending order.
         peak_bytes: the most that was resident (on a GPU: allocated), the whole program's.
         examples: slices or boxes of a step, of all processes.
     """
@@ -58,6 +60,7 @@ class StageCost:
     drawing: float
     first: float
     convolutions: Rate
+    shares: tuple[float, ...]
     peak_bytes: int
     examples: int
 
@@ -73,9 +76,13 @@ class StageCost:
 
     @property
     def share(self) -> float:
-        """Of what the same convolutions reach bare."""
-        bare = self.convolutions.each_second
-        return self.achieved / bare if bare else 0.0
+        """Of what the same convolutions reach bare: the median of ``shares``."""
+        return self.shares[len(self.shares) // 2]
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The quartiles of ``shares``."""
+        return self.shares[len(self.shares) // 4], self.shares[3 * len(self.shares) // 4]
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ def describe(cost: Cost) -> str:
                 f"{each.examples / each.seconds:.3g} {what}",
                 f"{each.achieved / 1e9:.4g}",
                 f"{each.convolutions.each_second / 1e9:.4g}",
-                f"{each.share:.0%}",
+                "{:.0%} ({:.0f}-{:.0f})".format(each.share, *(100 * side for side in each.spread)),
                 f"{each.peak_bytes / 1e9:.2f}",
                 f"{each.hours:.2f}",
             )
@@ -188,7 +195,7 @@ def describe(cost: Cost) -> str:
             *lines,
             f"in all {total:.1f} h, without pictures and validation",
             "GFLOP: of one process; GFLOP/s: for each second of a processor (a GPU); bare: what the same",
-            "convolutions reach with nothing around them; share: of that",
+            "convolutions reach with nothing around them; share: of that, median and quartiles of ratios",
             *_warning(),
         ]
     )
@@ -214,16 +221,19 @@ def _cost(stage: StageConfig, stepper: Stepper, seconds: float, examples: int) -
     draws: list[float] = []
     steps: list[Moment] = []
     bare: list[Rate] = []
+    shares: list[float] = []
     began = now(device)
-    while len(steps) < LEAST or now(device).since(began).clock < seconds:
+    while len(bare) < LEAST or now(device).since(began).clock < seconds:
         before, number = now(device), len(steps) + 1
         batch = _drawn(stepper, number)
         draws.append(now(device).since(before).clock)
         stepper.gradient(number, batch)
         stepper.update(number)
         steps.append(now(device).since(before))
-        if now(device).since(began).clock > seconds * (1 + len(bare)) / (1 + ROUNDS):
+        if len(steps) % APART == 0:
             bare.append(measure(convolutions.found, device))
+            near = statistics.fmean(step.busy for step in steps[-APART:])
+            shares.append(counter.get_total_flops() / near / bare[-1].each_second)
     drawing, whole = statistics.median(draws), statistics.median(step.clock for step in steps)
     if stepper.workers:
         whole, drawing = max(whole - drawing, drawing / stepper.workers), 0.0
@@ -236,6 +246,7 @@ def _cost(stage: StageConfig, stepper: Stepper, seconds: float, examples: int) -
         drawing=drawing,
         first=max(first - whole, 0.0) * stage.cached / stage.batch,
         convolutions=sorted(bare, key=lambda rate: rate.busy)[len(bare) // 2],
+        shares=tuple(sorted(shares)),
         peak_bytes=_peak(device),
         examples=examples,
     )

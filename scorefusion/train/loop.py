@@ -97,7 +97,7 @@ def fresh_models(config: TrainConfig, *, resumed: bool = False) -> tuple[ScoreFu
     if not resumed:
         take_weights(model, config.start_from)
     model = channels_last(model)
-    average = ScoreFusion(config.description)
+    average = channels_last(ScoreFusion(config.description))  # as the model: averaging then reads in order
     average.load_state_dict(model.state_dict())
     return model, average
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-AGAIN = 5
+AGAIN = 3
 """Times that each convolution is run; the median counts."""
 
 

@@ -1,0 +1,32 @@
+"""``scorefusion export-bundle``: a model folder in, a MONAI bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export_bundle(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A bundled model's name, or a model folder.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The bundle's folder; must be new.", show_default=False)
+    ],
+) -> None:
+    """Write a model as a MONAI bundle, for `python -m monai.bundle run` where scorefusion is installed.
+
+    \b
+    Examples:
+      scorefusion export-bundle t1-sr4 -o bundles/t1-sr4
+      cd bundles/t1-sr4 && python -m monai.bundle run --config_file configs/inference.json --dataset_dir scans
+    """
+    from scorefusion.embed.bundle import export_bundle
+
+    folder = export_bundle(model, output)
+    print(f"{folder}: run it from there with python -m monai.bundle run --config_file configs/inference.json")
