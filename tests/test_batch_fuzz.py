@@ -16,7 +16,7 @@ from tiny import AFFINE, tiny_image
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import read_scan
 
-COUNT = 1000
+COUNT = 1450
 WILD = {
     "h": (0, 1, -1, 2, 3, 7, 8, 255, 256, 32767, -32768),
     "i": (0, 1, -1, 348, 540, 2**31 - 1, -(2**31)),
