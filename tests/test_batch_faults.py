@@ -176,15 +176,16 @@ def test_a_signal_ends_a_run_in_order(place: Path, out: Path, number: signal.Sig
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_second_signal_ends_it_at_once(place: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing = out.parent / "drawing"
     child = os.fork()
     if not child:
-        monkeypatch.setattr(Worker, "draw", lambda *arguments: time.sleep(60))
+        monkeypatch.setattr(Worker, "draw", lambda *arguments: (drawing.touch(), time.sleep(60)))
         translate(place / "tiny", place / "in", "-o", out, *QUICK, code=None)
         os._exit(0)
     end = time.monotonic() + 60
-    while not (out / ".scorefusion" / "queue.sqlite").exists() and time.monotonic() < end:
+    while not drawing.exists() and time.monotonic() < end:
         time.sleep(0.01)
-    for _ in range(100):  # the handlers are there before the queue is
+    for _ in range(100):
         os.kill(child, signal.SIGINT)
         time.sleep(0.1)
         ended, status = os.waitpid(child, os.WNOHANG)

@@ -101,9 +101,10 @@ class FewRows(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, inputs]`` to ``[N, outputs]`` of the weights' dtype."""
-        if not torch.is_autocast_enabled(input.device.type):
+        kind = input.device.type
+        if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):  # meta has none
             return super().forward(input)
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.autocast(kind, enabled=False):
             return super().forward(input.to(self.weight.dtype))
 
 
