@@ -13,7 +13,7 @@ from tiny import same_grid_config
 
 from scorefusion import Pipeline
 
-pytest.importorskip("pydicom")
+pydicom = pytest.importorskip("pydicom")
 
 from dicom_series import texture, write_series  # noqa: E402
 
@@ -60,3 +60,39 @@ def test_series_do_not_say_which_condition_they_are(tmp_path: Path) -> None:
     write_series(tmp_path / "in")
     model = write_model(tmp_path / "two", same_grid_config())
     assert "list them in a CSV" in refused(model, tmp_path / "in", "-o", tmp_path / "out")
+
+
+def test_derived_series(tmp_path: Path) -> None:
+    model, root, out = write_model(tmp_path / "tiny"), tmp_path / "in", tmp_path / "out"
+    write_series(root / "a", name="a")
+    write_series(root / "b", name="b", pixels=texture(seed=1))
+    (out / "a_dicom").parent.mkdir()
+    leftover = out / ".0123abcd.new.a_dicom"
+    leftover.mkdir()
+    (leftover / "half").write_bytes(b"?")
+    translate(model, root, "-o", out, *QUICK, "--dicom", "--deidentify", code=0)
+    assert not leftover.exists()
+    before = {path: path.read_bytes() for path in out.glob("*_dicom/*")}
+    assert {path.parent.name for path in before} == {"a_dicom", "b_dicom"}
+    volume, series = nib.load(out / "a.nii.gz"), read_dicom_series(out / "a_dicom")
+    np.testing.assert_allclose(series.affine, volume.affine, atol=1e-3)
+    fine = series.to_own_order(series.values)
+    assert fine.shape == volume.shape
+    assert np.abs(fine - volume.get_fdata()).max() <= 0.51 * series.slope
+    patient = str(pydicom.dcmread(next(iter(root.glob("a/*")))).PatientName)
+    assert patient and not any(patient.encode() in data for data in before.values())
+
+    again = translate(model, root, "-o", out, *QUICK, "--dicom", "--deidentify", code=0)
+    assert names(again, "item-kept") == ["a", "b"]
+    next(out.glob("b_dicom/*")).unlink()
+    again = translate(model, root, "-o", out, *QUICK, "--dicom", "--deidentify", code=0)
+    assert names(again, "item-done") == ["b"]
+    assert {path: path.read_bytes() for path in out.glob("*_dicom/*")} == before
+
+
+def test_a_derived_series_needs_a_series(tmp_path: Path) -> None:
+    model, root = write_model(tmp_path / "tiny"), tmp_path / "in"
+    root.mkdir()
+    nib.save(nib.Nifti1Image(texture().astype(np.float32), np.eye(4)), root / "a.nii.gz")
+    assert "holds no DICOM series" in refused(model, root, "-o", tmp_path / "out", "--dicom")
+    assert "--dicom" in refused(model, root, "-o", tmp_path / "out", "--deidentify")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,27 @@ Stamp = tuple[int, int, int]
 
 
 def stamp_of(path: str | os.PathLike[str]) -> Stamp:
-    """The stamp of a file.
+    """The stamp of a file; of a folder, of the files in it: bytes in all, the latest change, its own inode.
 
     Raises:
         OSError: if it is not there.
     """
     status = os.stat(path)
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size, status.st_mtime_ns, status.st_ino
+    files = [os.stat(file) for file in os.scandir(path)]
+    latest = max((each.st_mtime_ns for each in files), default=status.st_mtime_ns)
+    return sum(each.st_size for each in files), latest, status.st_ino
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file's bytes, in hexadecimal.
+    """sha256 of a file's bytes, in hexadecimal; of a folder, over its files' names and bytes.
 
     Raises:
         BadInput: if it cannot be read.
     """
+    if os.path.isdir(path):
+        return combine([[file.name, hash_file(file)] for file in sorted(Path(path).iterdir())])
     digest = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as file:

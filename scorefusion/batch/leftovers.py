@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,12 +28,17 @@ def remove_leftovers(outputs: Iterable[Path]) -> int:
     places: dict[Path, set[str]] = {}
     for output in outputs:
         names = places.setdefault(output.parent, set())
-        names |= {shown(path.name) for path in (output, *(side_path(output, side) for side in SIDES))}
+        for path in (output, *(side_path(output, side) for side in SIDES)):
+            name = shown(path.name)
+            names |= {name, f"new.{name}", f"old.{name}"}  # the last two are folders
     count = 0
     for folder, names in places.items():
         for file in sorted(folder.iterdir()) if folder.is_dir() else ():
             match = _BESIDE.fullmatch(shown(file.name))
             if match and match[1] in names:
-                file.unlink(missing_ok=True)
+                if file.is_dir() and not file.is_symlink():
+                    shutil.rmtree(file)
+                else:
+                    file.unlink(missing_ok=True)
                 count += 1
     return count

@@ -13,8 +13,9 @@ from scorefusion.batch.names import length_problem
 from scorefusion.data.listing import stem
 
 VOLUME = "volume"
-SIDES = ("sd", "planes")
-"""Volumes that may lie beside a translation: deviation over samples, disagreement of the planes."""
+DICOM = "dicom"
+SIDES = ("sd", "planes", DICOM)
+"""What may lie beside a translation: deviation over samples, disagreement of the planes, a derived series."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,13 @@ def output_path(output: Path, kind: str) -> Path:
 
 
 def side_path(output: Path, side: str) -> Path:
-    """Where a volume beside a translation goes: ``x_sd.nii.gz``, in BIDS ``..._desc-scorefusionsd_T1w``."""
+    """Where what is beside a translation goes: ``x_sd.nii.gz``, in BIDS ``..._desc-scorefusionsd_T1w``.
+
+    A derived series is a folder: ``x_dicom``.
+    """
     name = stem(output)
+    if side == DICOM:
+        return output.with_name(f"{name}_{side}")
     ending = output.name[len(name) :]
     if "_desc-scorefusion_" in name:
         return output.with_name(name.replace("_desc-scorefusion_", f"_desc-scorefusion{side}_") + ending)

@@ -124,6 +124,9 @@ def translate_batch(
     batch = _settled(batch, device)
     recipe = batch.work.recipe() if cluster is None else cluster.recipe(batch.work)
     source = _source(batch)
+    if batch.work.dicom and source.kind != "dicom":
+        fix = "Give a folder of DICOM files, or leave --dicom out."
+        raise BadInput(batch.inputs[0], "holds no DICOM series, which a derived series needs", fix)
     items = [item for item in source.items if batch.shard is None or batch.shard.holds(item.name)]
     try:
         batch.state.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,8 @@ class Work:
         spread: also write the standard deviation over the samples; where ``choices`` ask for the planes'
             disagreement, that is written as well.
         pictures: make small pictures for the report.
+        dicom: also write each translation of a DICOM series as a derived series.
+        deidentify: leave the patient out of it.
     """
 
     model: str = "t1-sr4"
@@ -42,18 +44,23 @@ class Work:
     level: int = 1
     spread: bool = False
     pictures: bool = True
+    dicom: bool = False
+    deidentify: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written."""
         if not 0 <= self.level <= 9:
             raise ScoreFusionError(f"a gzip level is from 0 to 9, got {self.level}")
+        if self.deidentify and not self.dicom:
+            raise ScoreFusionError("only a derived DICOM series is de-identified; ask for it with --dicom")
         if self.spread and self.choices.get("samples", 1) < 2:
             raise ScoreFusionError("there is no spread of a single sample; ask for 2 samples or more")
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """The volumes written beside each translation."""
-        return ("sd",) * self.spread + ("planes",) * bool(self.choices.get("disagreement"))
+        """What is written beside each translation."""
+        planes = bool(self.choices.get("disagreement"))
+        return ("sd",) * self.spread + ("planes",) * planes + ("dicom",) * self.dicom
 
     def config(self) -> ModelConfig:
         """The model's description.
@@ -86,4 +93,5 @@ class Work:
             "max_memory": self.max_memory,
             "level": self.level,
             "sides": list(self.sides),
+            **({"deidentify": True} if self.deidentify else {}),
         }

@@ -18,7 +18,7 @@ import torch
 from scorefusion.batch.faults import Stopped, stop_for
 from scorefusion.batch.identity import Stamp, hash_file, stamp_of, work_hash
 from scorefusion.batch.item import Item, Problem, shown
-from scorefusion.batch.listing import VOLUME, output_path
+from scorefusion.batch.listing import DICOM, VOLUME, output_path
 from scorefusion.batch.outcome import Outcome
 from scorefusion.batch.store import store_image
 from scorefusion.batch.work import Work
@@ -159,6 +159,8 @@ class Worker:
         outputs = {}
         try:
             self._make_folder(item.output.parent)
+            if self.work.dicom:
+                outputs[DICOM] = self._save_series(result, output_path(item.output, DICOM))
             for kind, image in self._images(result):
                 outputs[kind] = store_image(image, output_path(item.output, kind), self.work.level)
         except (OSError, BadInput) as error:
@@ -239,6 +241,13 @@ class Worker:
 
         scan, fine = job.scan, ras_order(result.volume, result.affine)
         return pair(scan.values, _spacing(scan.ras_affine), fine, _spacing(scan.ras_affine, result.factor))
+
+    def _save_series(self, result: Translation, folder: Path) -> tuple[int, str]:
+        """Write a derived DICOM series; its bytes, and their hash."""
+        from scorefusion.io.dicom_write import save_dicom_series
+
+        save_dicom_series(result, folder, deidentify=self.work.deidentify)
+        return stamp_of(folder)[0], hash_file(folder)
 
     def _images(self, result: Translation) -> Sequence[tuple[str, Any]]:
         """The volumes beside first: where there is a translation, all that belongs to it is there."""

@@ -38,6 +38,8 @@ def make_batch(
     shard: str | None,
     prefetch: int,
     prefetch_memory: str | None,
+    dicom: bool,
+    deidentify: bool,
     refused: Mapping[str, object],
 ) -> Batch:
     """The batch that a command line describes.
@@ -57,6 +59,8 @@ def make_batch(
         shard: such as ``3/8``.
         prefetch: volumes read ahead.
         prefetch_memory: such as ``4GB``.
+        dicom: write derived series too.
+        deidentify: without the patient.
         refused: options that are for one volume, each None if it was not given.
 
     Raises:
@@ -84,6 +88,8 @@ def make_batch(
         **{**machine, "engines": None if engines is None else str(engines)},
         level=level,
         spread=choices["samples"] > 1,
+        dicom=dicom,
+        deidentify=deidentify,
     )
     memory = None if prefetch_memory is None else parse_memory(prefetch_memory)
     return Batch(

@@ -108,6 +108,13 @@ def translate(
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Do not try again what failed before.")
     ] = False,
+    dicom: Annotated[
+        bool,
+        typer.Option("--dicom", help="Of DICOM: also write each result as a derived series, OUT/NAME_dicom."),
+    ] = False,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Leave the patient out of these series.")
+    ] = False,
     shard: Annotated[
         str | None, typer.Option(help="Only the i-th of n parts, such as 3/8.", show_default=False)
     ] = None,
@@ -151,6 +158,7 @@ def translate(
       scorefusion translate scans -o fine/
       scorefusion translate pairs.csv -o flair/ --model my_model --shard 3/8
       scorefusion translate scans -o fine/ --ray --workers 4
+      scorefusion translate study -o fine/ --dicom --deidentify
     """
     from scorefusion.batch.sources import is_batch
     from scorefusion.errors import ScoreFusionError
@@ -182,6 +190,8 @@ def translate(
     if not report_only and not is_batch(images, output):
         if ray or ray_address is not None or workers is not None:
             raise ScoreFusionError("--ray is for many volumes; give a folder, a table, or a folder for OUT")
+        if dicom or deidentify:
+            raise ScoreFusionError("--dicom is for folders of DICOM files; give one, and a folder for OUT")
         _one(images, Path(output), model, machine, choices, mask, spread, figure, quiet)
         return
 
@@ -208,6 +218,8 @@ def translate(
         shard=shard,
         prefetch=prefetch,
         prefetch_memory=prefetch_memory,
+        dicom=dicom,
+        deidentify=deidentify,
         refused={"--mask": mask, "--spread": spread, "--figure": figure},
     )
     address = ray_address or ("local" if ray else None)
