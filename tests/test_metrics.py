@@ -136,7 +136,11 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         optional.need("surely_not_installed.metrics", "SSIM")
 
 
-DISTRIBUTIONS = {"imageio_ffmpeg": "imageio-ffmpeg", "skimage": "scikit-image"}
+DISTRIBUTIONS = {
+    "imageio_ffmpeg": "imageio-ffmpeg",
+    "python_multipart": "python-multipart",
+    "skimage": "scikit-image",
+}
 
 
 def test_extras_are_those_of_the_package() -> None:
