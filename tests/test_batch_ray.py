@@ -73,7 +73,7 @@ def test_a_killed_worker_costs_nothing(cluster: Cluster, folder: Path) -> None:
     killed: list[int] = []
     killer = threading.Thread(target=_kill_one, args=(killed,))
     killer.start()
-    batch = _batch(folder, folder / "killed", steps=100)
+    batch = _batch(folder, folder / "killed", steps=8)
     summary = translate_batch(batch, listener=events.append, cluster=cluster)
     killer.join()
     assert (
@@ -82,7 +82,7 @@ def test_a_killed_worker_costs_nothing(cluster: Cluster, folder: Path) -> None:
         and (summary.done, summary.failed, summary.left) == (6, 1, 0)
     )
     assert any("a worker died at" in event.get("text", "") for event in events)
-    whole = translate_batch(_batch(folder, folder / "whole", steps=100))
+    whole = translate_batch(_batch(folder, folder / "whole", steps=8))
     assert whole.done == 6 and volumes(folder / "killed") == volumes(folder / "whole")
     assert [path.name for path in (folder / "killed").glob(".*")] == [".scorefusion"]
 
