@@ -126,7 +126,7 @@ class Pipeline:
             samples: draw several and average them; ``spread`` is then their standard deviation.
             seed: of the noise, which depends on it and on the voxel's place in the output alone. The volume
                 is the same again on the same machine, and to rounding in another dtype or on another device.
-            batch: samples drawn at once; more memory, the same result.
+            batch: samples drawn at once; more memory, the same result to rounding.
             disagreement: keep the standard deviation over the planes, at the last noise level, of what each
                 takes for the clean volume; for strategies that run every plane at each step.
             crop: compute only in a box around the foreground; the result elsewhere is the base.

@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from tiny import AFFINE, tiny_model
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from scorefusion.cli import app
 from scorefusion.models.config import ModelConfig
@@ -33,19 +33,14 @@ def write_model(folder: Path, config: ModelConfig | None = None) -> Path:
     return tiny_model(config).save_pretrained(folder, card="# tiny\n\nRandom weights, for tests.")
 
 
+def _run(model: Path, *arguments: str | Path) -> Result:
+    machine = ("--device", "cpu", "--dtype", "float32")
+    return CliRunner().invoke(app, ["translate", *map(str, arguments), "--model", str(model), *machine])
+
+
 def translate(model: Path, *arguments: str | Path, code: int | None = 0) -> Events:
     """Run ``scorefusion translate --json`` in this process; its events."""
-    given = [
-        "translate",
-        *map(str, arguments),
-        "--model",
-        str(model),
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    ]
-    result = CliRunner().invoke(app, [*given, "--json"])
+    result = _run(model, *arguments, "--json")
     assert code is None or result.exit_code == code, (result.exit_code, result.output, result.exception)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
@@ -53,17 +48,7 @@ def translate(model: Path, *arguments: str | Path, code: int | None = 0) -> Even
 
 def refused(model: Path, *arguments: str | Path) -> str:
     """Run it; it must not start. The line that says why."""
-    given = [
-        "translate",
-        *map(str, arguments),
-        "--model",
-        str(model),
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    ]
-    result = CliRunner().invoke(app, given)
+    result = _run(model, *arguments)
     assert result.exit_code == 2 and result.stdout == "", (result.exit_code, result.output)
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("scorefusion: "), result.stderr

@@ -9,20 +9,20 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bad_scans import Write
+from bad_scans import saved as save
 from tiny import AFFINE, same_grid_config, tiny_image, tiny_model, write_tiny
 from typer.testing import CliRunner
 
 from scorefusion.cli import app
 
 ROOT = Path(__file__).parent.parent
-Write = Callable[[Path], object]
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +53,6 @@ def refused_image(folder: Path, name: str, write: Write, *options: str) -> str:
     line = refused(folder, folder / name, "-o", output, "--model", model, *options)
     assert str(folder / name) in line and line.endswith(".")
     return line
-
-
-def save(data: np.ndarray, affine: np.ndarray | None = AFFINE) -> Write:
-    """A file with this sform and no qform; neither for None."""
-    header = nib.Nifti1Header()
-    header.set_data_dtype(data.dtype)
-    header.set_data_shape(data.shape)
-    header.set_sform(affine, 0 if affine is None else 1)
-    return lambda path: nib.save(nib.Nifti1Image(data, None, header), path)
 
 
 def noise(*shape: int) -> np.ndarray:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from test_evaluate_case import head
+from test_evaluate_case import write_subjects
 from test_evaluate_sets import paired_loop, width_of
 from tiny import tiny_config, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
@@ -55,13 +54,7 @@ def main() -> Contender:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three subjects."""
     path = tmp_path_factory.mktemp("evaluate")
-    for number in range(3):
-        place = path / "data" / f"sub-{number:03d}"
-        place.mkdir(parents=True)
-        t1 = head(number)
-        for name, volume in (("t1", t1), ("t2", np.where(t1 > 0, 1200 - t1, 0)), ("labels", t1 > 600)):
-            kind = np.uint8 if name == "labels" else np.float32
-            nib.save(nib.Nifti1Image(volume.astype(kind), np.eye(4)), place / f"{place.name}_{name}.nii.gz")
+    write_subjects(path / "data")
     return path
 
 

@@ -42,6 +42,17 @@ def head(seed: int, offset: float = 0.0) -> np.ndarray:
     return np.asarray(ball * texture + offset, np.float32)
 
 
+def write_subjects(folder: Path) -> None:
+    """Three subjects of two contrasts, one the other's opposite, and a label map of what is bright."""
+    for number in range(3):
+        place = folder / f"sub-{number:03d}"
+        place.mkdir(parents=True)
+        t1 = head(number)
+        for name, volume in (("t1", t1), ("t2", np.where(t1 > 0, 1200 - t1, 0)), ("labels", t1 > 600)):
+            kind = np.uint8 if name == "labels" else np.float32
+            nib.save(nib.Nifti1Image(volume.astype(kind), np.eye(4)), place / f"{place.name}_{name}.nii.gz")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data")

@@ -7,10 +7,8 @@ import json
 import re
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
-from test_evaluate_case import head
+from test_evaluate_case import write_subjects
 from tiny import same_grid_config, tiny_config, tiny_model
 from typer.testing import CliRunner
 
@@ -28,13 +26,7 @@ STRATEGIES = ("single", "alternate", "average", "fuse", "fuse+features")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three synthetic subjects, a model, and another of one strategy."""
     path = tmp_path_factory.mktemp("evaluate")
-    for number in range(3):
-        place = path / "data" / f"sub-{number:03d}"
-        place.mkdir(parents=True)
-        t1 = head(number)
-        for name, volume in (("t1", t1), ("t2", np.where(t1 > 0, 1200 - t1, 0)), ("labels", t1 > 600)):
-            kind = np.uint8 if name == "labels" else np.float32
-            nib.save(nib.Nifti1Image(volume.astype(kind), np.eye(4)), place / f"{place.name}_{name}.nii.gz")
+    write_subjects(path / "data")
     (path / "data/phantom.json").write_text('{"synthetic": true, "labels": {"bright": 1}}')
     tiny_model(tiny_config(strategies=STRATEGIES)).save_pretrained(path / "tiny", card="# tiny")
     tosm = tiny_config(context=0, strategies=("average",), name="tosm")

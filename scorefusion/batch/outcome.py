@@ -12,7 +12,7 @@ class Outcome:
     Attributes:
         name: the item's.
         work: hash of all that decides the outputs' bits; None if that was not found out.
-        outputs: (bytes, sha256) of each file written: ``volume``, and those of ``listing.SIDES`` beside it.
+        outputs: (bytes, sha256) of what was written: ``volume``, and those of ``listing.SIDES`` beside it.
         error: what went wrong, in one line.
         fix: what to do about it.
         seconds: by stage: hash, read, prepare, sample, finish, write.
