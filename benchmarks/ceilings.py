@@ -40,28 +40,29 @@ def ceiling(kind: str, device: str, dtype: torch.dtype) -> float:
         return small if small < floor else max(small, measure(device, dtype, False))
 
 
-def best_convolution(dtypes: Iterable[torch.dtype]) -> float:
-    """Return FLOP a second of the fastest convolution on this CPU, of any dtype given, either layout."""
+def best_convolution(dtypes: Iterable[torch.dtype], device: str = "cpu") -> float:
+    """Return FLOP a second of the fastest convolution there, of any dtype given, either layout."""
     best = 0.0
     with torch.no_grad():
         for dtype, channels, last in itertools.product(dtypes, (64, 256), (False, True)):
-            best = max(best, _convolution("cpu", dtype, False, channels=channels, last=last))
+            best = max(best, _convolution(device, dtype, False, channels=channels, last=last))
     return best
 
 
 def copy_bytes(device: str) -> int:
-    """Return the bytes of a buffer that no cache holds: four times the last level's, at least 128 MiB."""
+    """Return the bytes of a buffer that no cache holds: a CPU's last level four times, at least 128 MiB."""
     largest = 0
-    if device == "cpu":
-        for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-            text = file.read_text().strip()
-            largest = max(largest, int(text.rstrip("KM")) << (20 if text.endswith("M") else 10))
+    if device != "cpu":
+        return 1 << 30
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        largest = max(largest, int(text.rstrip("KM")) << (20 if text.endswith("M") else 10))
     return min(max(4 * largest, 128 << 20), 1 << 30)
 
 
 def _product(device: str, dtype: torch.dtype, small: bool) -> float:
-    side = 128 if small else 1024
-    square = torch.full((side, side), 0.5, device=device, dtype=dtype)
+    side = 128 if small else 1024 if device == "cpu" else 8192
+    square = torch.rand((side, side), device=device).to(dtype)
     return 2 * side**3 / _best(lambda: square @ square, device)
 
 
@@ -70,8 +71,9 @@ def _convolution(
 ) -> float:
     """The better of a 2D and a 3D one, 3 voxels wide, as many channels out as in, channels last or first."""
     side = 8 if small else 32 if channels <= 64 else 16
-    slices = torch.full((4, channels, 2 * side, 2 * side), 0.5, device=device, dtype=dtype)
-    volume = torch.full((1, channels, side, side, side), 0.5, device=device, dtype=dtype)
+    side *= 1 if small or device == "cpu" else 4
+    slices = torch.rand((4, channels, 2 * side, 2 * side), device=device).to(dtype)
+    volume = torch.rand((1, channels, side, side, side), device=device).to(dtype)
     rates = []
     for run, given, memory in (
         (F.conv2d, slices, torch.channels_last),
@@ -80,7 +82,7 @@ def _convolution(
         memory = memory if last else torch.contiguous_format
         given = given.contiguous(memory_format=memory)
         extent = (3,) * (given.ndim - 2)
-        weight = torch.full((channels, channels, *extent), 0.5, device=device, dtype=dtype)
+        weight = torch.rand((channels, channels, *extent), device=device).to(dtype)
         weight = weight.contiguous(memory_format=memory)
         flop = 2 * channels * weight[0].numel() * given[0, 0].numel() * given.shape[0]
         seconds = _best(lambda: run(given, weight, padding=1), device)  # noqa: B023

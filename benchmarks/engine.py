@@ -2,6 +2,7 @@
 
     python -m benchmarks.engine step                    # paper widths, 32×64×64 and 64×96×96
     python -m benchmarks.engine step --compile          # torch.compile of the plain implementation as well
+    python -m benchmarks.engine step --device cuda      # on a GPU, with and without a graph
     python -m benchmarks.engine volume data/oasis_t1.nii.gz
     python -m benchmarks.engine memory --size 152 192 192 --max-memory 9GiB
     python -m benchmarks.engine growth
@@ -40,7 +41,7 @@ from scorefusion.engine.memory import keep_freed_memory
 from scorefusion.engine.pool import EnginePool
 from scorefusion.io.nifti import read_scan
 from scorefusion.metrics import psnr, ssim
-from scorefusion.models.config import SamplingConfig
+from scorefusion.models.config import PLANES, SamplingConfig
 from scorefusion.models.folder import channels_last
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
@@ -76,14 +77,18 @@ def seeded(name: str) -> ScoreFusion:
 
 
 def engine_for(
-    model: ScoreFusion, size: Sequence[int], dtype: torch.dtype, max_memory: str | None = None
+    model: ScoreFusion,
+    size: Sequence[int],
+    dtype: torch.dtype,
+    max_memory: str | None = None,
+    device: str = "cpu",
 ) -> Engine:
     """An engine as pipelines have it, with random conditions, at the start of a solver of 50 steps."""
-    model.slice_networks.to(dtype)
+    model.to(device).slice_networks.to(dtype)
     assert model.fusion is not None
     model.fusion.to(dtype)
     with EnginePool(model, max_memory=max_memory).borrow(size, strategy="fuse+features") as engine:
-        engine.load(condition_of(model, size))
+        engine.load(condition_of(model, size).to(device))
         engine.start(table_for(model.config, solver="ddpm", steps=50), [0])
         return engine
 
@@ -99,34 +104,50 @@ def in_turn(bodies: dict[str, Callable[[], Any]], turns: int) -> dict[str, float
     best = dict.fromkeys(bodies, math.inf)
     for turn in range(turns + 1):
         for name, body in bodies.items():
+            wait_for_gpu()
             start = time.perf_counter()
             body()
+            wait_for_gpu()
             best[name] = min(best[name], time.perf_counter() - start) if turn else math.inf
     return best
 
 
+def wait_for_gpu() -> None:
+    """Wait until what was launched is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 @torch.no_grad()
-def step(sizes: Sequence[Sequence[int]], turns: int, compiled: bool, name: str) -> list[dict[str, Any]]:
-    """One step of the fused model: plainly, by the engine in float32, and in the dtype that is fast here."""
-    ceiling = best_convolution(dict.fromkeys((torch.float32, choose_dtype("auto"))))
+def step(
+    sizes: Sequence[Sequence[int]], turns: int, compiled: bool, name: str, device: str = "cpu"
+) -> list[dict[str, Any]]:
+    """One step of the fused model: plainly, by the engine in float32, and in the dtype that is fast there."""
+    fast = choose_dtype("auto", device)
+    ceiling = best_convolution(dict.fromkeys((torch.float32, fast)), device)
     print(json.dumps({"best convolution, GFLOP/s": ceiling / 1e9}), flush=True)
     found = []
     for size in sizes:
-        model, fast = seeded(name), choose_dtype("auto")
-        plain, x = Plain(model), torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(2))
-        inputs, level = model.prepare(condition_of(model, size)), NoiseLevel.of(0.5, 300, 1, "cpu")
+        model = seeded(name)
+        plain = Plain(model.to(device))
+        x = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(2)).to(device)
+        inputs = model.prepare(condition_of(model, size).to(device))
+        level = NoiseLevel.of(0.5, 300, 1, device)
         with FlopCounterMode(display=False) as counter:
             expected = plain(x, inputs, level)
         bodies: dict[str, Callable[[], Any]] = {"plain float32": partial(plain, x, inputs, level)}
+        if device == "cuda":
+            bodies["plain, autocast"] = torch.autocast(device, fast)(bodies["plain float32"])
         if compiled:
             bodies["plain float32, torch.compile"] = partial(Plain(model, compiled=True), x, inputs, level)
         apart = {}
         for dtype in dict.fromkeys((torch.float32, fast)):
-            own = seeded(name)
-            engine = engine_for(own, size, dtype)
+            engine = engine_for(seeded(name), size, dtype, device=device)
             result = engine.model(x, inputs, level, strategy="fuse+features")
             label = f"engine {str(dtype).removeprefix('torch.')}"
             apart[label] = float((result - expected).norm() / expected.norm())
+            if device == "cuda":
+                bodies[f"{label}, launched"] = partial(launched, engine)
             bodies[label] = engine.step
         seconds = in_turn(bodies, turns)
         flop = counter.get_total_flops()
@@ -135,11 +156,18 @@ def step(sizes: Sequence[Sequence[int]], turns: int, compiled: bool, name: str) 
                 "model": name, "size": "×".join(map(str, size)), "what": label, "seconds": least,
                 "ratio": seconds["plain float32"] / least, "GFLOP/s": flop / least / 1e9,
                 "of best convolution": flop / least / ceiling,
-                "relative error": apart.get(label, 0.0),
+                "relative error": apart.get(label.removesuffix(", launched"), 0.0),
             }  # fmt: skip
             found.append(row)
             print(json.dumps(row, ensure_ascii=False), flush=True)
     return found
+
+
+def launched(engine: Engine) -> None:
+    """A step of the engine, kernel by kernel, without its graph."""
+    engine.index.zero_()
+    for segment in engine._segments(PLANES):
+        segment.run()
 
 
 @torch.no_grad()
@@ -248,6 +276,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--steps", type=int, default=50, help="ancestral steps of the plain implementation")
     parser.add_argument("--max-memory")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of `step`")
     given = parser.parse_args()
     if given.max_memory is None:
         keep_freed_memory()
@@ -255,9 +284,11 @@ def main() -> None:
         "instructions": sorted({"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & cpu_instructions()),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
+    if given.device == "cuda":
+        about["gpu"] = torch.cuda.get_device_name()
     print(json.dumps(about), flush=True)
     if given.what == "step":
-        step([given.size] if given.size else SIZES, given.turns, given.compile, given.model)
+        step([given.size] if given.size else SIZES, given.turns, given.compile, given.model, given.device)
     elif given.what == "volume":
         volume(given.file, given.size or BOX, given.steps, given.turns)
     elif given.what == "memory":

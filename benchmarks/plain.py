@@ -83,7 +83,7 @@ class Plain(nn.Module):
             fusion, torch.cat(parts, dim=1), network_time(fusion.config, level), inject=inject
         )
         weights = torch.cat([maps[:, :-1], -maps[:, :-1].sum(1, keepdim=True)], dim=1)
-        base = torch.tensor(config.weights).reshape(1, -1, 1, 1, 1)
+        base = torch.tensor(config.weights, device=x.device).reshape(1, -1, 1, 1, 1)
         fused = ((weights + base) * torch.cat(scores, dim=1)).sum(1, keepdim=True)
         fused = fused + config.residual_gain * maps[:, -1:]
         d, h, w = inputs.size

@@ -25,6 +25,7 @@ CASES = [
         id="cpp",
         marks=pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp"))),
     ),
+    pytest.param("torch", "cuda", id="torch reference, cuda", marks=[needs_cuda, pytest.mark.gpu]),
     pytest.param("triton", "cuda", id="triton", marks=[needs_cuda, pytest.mark.gpu]),
 ]
 PLANES = {
@@ -65,16 +66,13 @@ def test_fuse_scores(
     keywords = {} if backend == "compile" else {"backend": backend}
 
     def body() -> Tensor:
-        result = run(*here, **keywords)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return result
+        return run(*here, **keywords)
 
     check(body().cpu(), expected, baseline=backend == "compile", rtol=1e-5, atol=1e-5)
     voxels, size = expected.numel(), scores[0].element_size()
     measure(
         body,
-        group=f"fuse_scores, {name}, {str(dtype).removeprefix('torch.')}",
+        group=f"fuse_scores, {name}, {str(dtype).removeprefix('torch.')}, {device}",
         device=device,
         reference=backend == "torch",
         bytes=voxels * (2 * count * size + 4),
@@ -98,15 +96,12 @@ def test_fuse_scores_backward(
     def body() -> Tensor:
         if definition is not None:
             return definition(slope, there, 1.0)
-        (result,) = torch.autograd.grad(fused, leaf, slope, retain_graph=True)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return result
+        return torch.autograd.grad(fused, leaf, slope, retain_graph=True)[0]
 
     check(body().cpu(), expected, baseline=backend == "compile", rtol=1e-5, atol=1e-5)
     measure(
         body,
-        group="fuse_scores' gradient of the maps, float32",
+        group=f"fuse_scores' gradient of the maps, float32, {device}",
         device=device,
         reference=backend == "torch",
         bytes=4 * grad.numel() * 7,

@@ -55,16 +55,13 @@ def test_fuse_step(
     def body() -> tuple[Tensor, Tensor]:
         if definition is not None:
             return definition(*here, *tail)
-        result = fuse_step(*here, clamp=1.0, factor=FACTORS[blocks], backend=backend)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return result
+        return fuse_step(*here, clamp=1.0, factor=FACTORS[blocks], backend=backend)
 
     for found, wanted in zip(body(), expected, strict=True):
         check(found.cpu(), wanted, baseline=backend == "compile", rtol=1e-5, atol=1e-5)
     measure(
         body,
-        group=f"fuse_step, {blocks}, {row}, {str(dtype).removeprefix('torch.')}",
+        group=f"fuse_step, {blocks}, {row}, {str(dtype).removeprefix('torch.')}, {device}",
         device=device,
         reference=backend == "torch",
         bytes=x_t.numel() * (6 * scores[0].element_size() + 4 * 4),

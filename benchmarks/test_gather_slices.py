@@ -75,7 +75,7 @@ def test_gather_slices(
     pixels = expected.shape[2] * expected.shape[3]
     read = 4 * pixels * (rows + 2 * CONTEXT + rows * (1 + MODELS[model]))
     measure(
-        run if device == "cpu" else lambda: (run(), torch.cuda.synchronize()),
+        run,
         group=f"gather_slices, {model}, {plane}, {str(dtype).removeprefix('torch.')}, {device}",
         device=device,
         reference=backend == "torch",

@@ -24,6 +24,7 @@ CASES = [
         id="cpp",
         marks=pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp"))),
     ),
+    pytest.param("torch", "cuda", id="torch reference, cuda", marks=[needs_cuda, pytest.mark.gpu]),
     pytest.param("triton", "cuda", id="triton", marks=[needs_cuda, pytest.mark.gpu]),
 ]
 
@@ -36,7 +37,10 @@ def test_noise(measure: Callable[..., Any], timed: bool, name: str, backend: str
     expected = normal(shape, seeds, 1, origin=(1, 2, 3), backend="torch")
     draw = functools.partial(normal, shape, seeds, 1, origin=(1, 2, 3), device=device, backend=backend)
     assert torch.equal(draw().cpu(), expected)
-    body = draw if device == "cpu" else lambda: (draw(), torch.cuda.synchronize())
     measure(
-        body, group=f"noise, {name}", device=device, reference=backend == "torch", bytes=4 * expected.numel()
+        draw,
+        group=f"noise, {name}, {device}",
+        device=device,
+        reference=backend == "torch",
+        bytes=4 * expected.numel(),
     )

@@ -141,16 +141,11 @@ def test_norm_act(
         rtol, atol = (1e-5, 1e-5 if kind != "eager" else 1e-2) if dtype == "float32" else (2**-6, 0.15)
         check(body().double(), expected, baseline=kind == "compiled", rtol=rtol, atol=atol)
 
-        def finished() -> None:
-            body()
-            if device == "cuda":
-                torch.cuda.synchronize()
-
         elements = expected.numel() + sum(
             part.numel() for part in (given["x"], given["other"]) if part is not None
         )
         measure(
-            finished,
+            body,
             group=f"norm_act, {name}, {dtype}, {device}",
             device=device,
             reference=kind == "eager",

@@ -106,8 +106,6 @@ def test_sample_step(
                 one_step(model, given, strategy)
         else:
             one_step(model, given, strategy, networks)
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     measure(
         body,
