@@ -111,12 +111,14 @@ def test_ensemble_features(
     total, features, weight = tensors(slab, plane, DTYPES[dtype], device)
     expected = total.clone()
     with torch.no_grad():
-        definition.ensemble_features_(expected, features, weight, plane, 0)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            definition.ensemble_features_(expected, features, weight, plane, 0)
         add = body_of(kind, plane, weight, compiled)
         result = total.clone()
         add(result, features)
-        # A bfloat16 convolution rounds its result before it is added.
-        tolerance = 1e-4 if DTYPES[dtype] == torch.float32 or kind != "conv3d" else 2e-2
+        # A bfloat16 convolution rounds its result before it is added; cuDNN rounds float32 factors to TF32.
+        exact = kind != "conv3d" or (DTYPES[dtype] == torch.float32 and device == "cpu")
+        tolerance = 1e-4 if exact else 2e-2
         check(result, expected, baseline=kind == "compiled", rtol=tolerance, atol=tolerance)
 
         measure(

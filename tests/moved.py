@@ -27,7 +27,7 @@ class _Copy(torch.autograd.Function):
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    whole = torch.tensor([], dtype=tensor.dtype).set_(tensor.untyped_storage())
+    whole = torch.tensor([], dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
     made = whole.to(device, copy=True)
     return made.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 

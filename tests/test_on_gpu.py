@@ -68,8 +68,9 @@ MODULES = (
 
 
 @pytest.fixture
-def there(backend: str, device: torch.device, request: pytest.FixtureRequest) -> Any:
-    """The tests' own operations compute on the device, and what no one writes is NaN."""
+def there(backend: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The tests' own operations compute on the device, without TF32, and what no one writes is NaN."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     names = [(m, m.__name__.removeprefix("tests.test_").removesuffix("_gradients")) for m in MODULES]
     with computing_on(device, *names), test_norm_act.poisoned():
         yield
