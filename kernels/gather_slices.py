@@ -113,7 +113,7 @@ def _gather_slices_kernel(
         wanted = (c >= first) & (c < first + SHARED)
         found = tl.load(shared, mask=inside & wanted, other=0.0).to(out_ptr.dtype.element_ty)
         value = tl.where(wanted, found, value)
-    target = out_ptr + (item * count + s) * size.to(tl.int64) + index
+    target = out_ptr + (item * count + s) * size + index
     tl.store(target, value, mask=inside)
 
 

@@ -239,7 +239,7 @@ def _norm_act_finalise_kernel(
     centre -= tl.load(centre_ptr + n * C + group * EACH)
     centre += _load_told(told_ptrs[4], told_strides[4], n, channel, C)
     base = partial_ptr + n * chunks * 2 * C + channel[None, :]
-    total = voxels.to(tl.float32) * EACH
+    total = voxels * (EACH + 0.0)  # of one voxel Triton makes a constant, which has no `to`
     mean = tl.sum(tl.where(inside, centre, 0.0), 0) / EACH
     for again in tl.static_range(2):
         sums = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)

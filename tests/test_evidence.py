@@ -227,6 +227,38 @@ def test_compiles_a_product_for_each_gpu() -> None:
 
 
 @needs_compiler
+def test_kernels_of_one_voxel_compile() -> None:
+    """On a GPU, unlike in the interpreter, an argument that is 1 is a constant, not a tensor."""
+    from scorefusion.kernels.ensemble_features import ensemble_features
+    from scorefusion.kernels.fuse_scores import fuse_scores, fuse_scores_backward
+    from scorefusion.kernels.fuse_step import fuse_step
+    from scorefusion.kernels.gather_slices import gather_slices
+    from scorefusion.kernels.launch import recording
+    from scorefusion.kernels.noise import fill_normal
+    from scorefusion.kernels.norm_act import norm_act
+
+    def ones(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty((1,) * count, dtype=dtype, device="meta")
+
+    voxel, channel, rows = ones(5), ones(1), torch.empty(1, 6, device="meta")
+    index, keys = ones(1, torch.int32), torch.empty(1, 5, dtype=torch.int64, device="meta")
+    step = (voxel, voxel, rows, index, keys, 1.0)
+    with recording(90) as launches:
+        for groups in (None, 1):
+            norm_act(voxel, voxel, None, channel, channel, None, None, None, groups, 1e-5, True, 0, "zeros")
+        gather_slices(ones(4), voxel, voxel, None, 2, 0, 1, [], 0, "modality")
+        fuse_scores(voxel, [voxel], voxel, [1.0], 1.0)
+        fuse_scores_backward(voxel, voxel, [voxel], 1.0)
+        for measured in (None, voxel):
+            fuse_step(voxel, voxel, [voxel], voxel, [1.0], 1.0, *step, (1, 1, 1), measured)
+        ensemble_features(voxel, ones(4), ones(3), 2, 0)
+        fill_normal(voxel, [1], 1, (1, 1, 1), [1])
+    assert len({launch.kernel for launch in launches}) == 10
+    for launch in launches:
+        assert compile_source(source_of(launch, 90)).error == "", launch.kernel
+
+
+@needs_compiler
 def test_finds_spills_and_failures() -> None:
     from tests.counted_kernels import product_kernel, unknown_name_kernel
 

@@ -138,27 +138,32 @@ def test_pytorch_is_called_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
         def wait_stream(self, other: Stream) -> None:
             log.append(f"{self.name} waits for {other.name}")
 
+        def synchronize(self) -> None:
+            log.append(f"wait for {self.name}")
+
     class Context:
-        def __init__(self, name: str, fails: bool = False) -> None:
-            self.name, self.fails = name, fails
+        def __init__(self, name: str) -> None:
+            self.name = name
 
         def __enter__(self) -> None:
             log.append(f"enter {self.name}")
 
         def __exit__(self, *raised: object) -> None:
             log.append(f"leave {self.name}")
-            if self.fails and raised[0] is not None:
-                raise RuntimeError("operation failed due to a previous error during capture")
 
-    signature = inspect.signature(torch.cuda.graph)
-
-    def graph(*args: Any, **kwargs: Any) -> Context:
-        bound = signature.bind(*args, **kwargs).arguments
-        assert bound["pool"] == "pool" and bound["capture_error_mode"] == "thread_local"
-        assert bound["stream"].name == "cuda:0"
-        return Context("capture", fails=True)
+    signature = inspect.signature(torch.cuda.CUDAGraph.capture_begin)
 
     class Graph:
+        def capture_begin(self, *args: Any, **kwargs: Any) -> None:
+            bound = signature.bind(self, *args, **kwargs).arguments
+            assert bound["pool"] == "pool" and bound["capture_error_mode"] == "thread_local"
+            log.append("begin")
+
+        def capture_end(self) -> None:
+            log.append("end")
+            if "refused" in log:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
         def replay(self) -> None:
             log.append("replay")
 
@@ -166,22 +171,22 @@ def test_pytorch_is_called_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
         "Stream": Stream,
         "current_stream": lambda device: Stream("current"),
         "stream": lambda stream: Context(f"stream {stream.name}"),
-        "graph": graph,
         "CUDAGraph": Graph,
         "graph_pool_handle": lambda: "pool",
-        "synchronize": lambda device: log.append(f"wait for {device}"),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     graphs = CudaGraphs(torch.device("cuda:0"))
     step = CapturedStep(lambda: log.append("body"), device=graphs.device, graphs=graphs, warmup=1)
     step()
     aside = ["cuda:0 waits for current", "enter stream cuda:0", "body", "leave stream cuda:0"]
-    inside = ["enter stream cuda:0", "enter capture", "body", "leave capture", "leave stream cuda:0"]
-    assert log == [*aside, "current waits for cuda:0", "wait for cuda:0", *inside, "replay"]
+    waits = ["current waits for cuda:0", "wait for current", "wait for cuda:0"]
+    inside = ["enter stream cuda:0", "begin", "body", "end", "leave stream cuda:0"]
+    assert log == [*aside, *waits, *inside, "replay"]
     log.clear()
 
     def refuses() -> None:
-        if "enter capture" in log:
+        if "begin" in log:
+            log.append("refused")
             raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
 
     step = CapturedStep(refuses, device=graphs.device, graphs=graphs, warmup=1)
@@ -189,7 +194,7 @@ def test_pytorch_is_called_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
         RuntimeWarning, match="all of it: RuntimeError: operation not permitted when .* capturing$"
     ):
         step.prepare()
-    assert log[-2:] == ["leave capture", "leave stream cuda:0"]
+    assert log[-2:] == ["end", "leave stream cuda:0"]
 
 
 @needs_cuda

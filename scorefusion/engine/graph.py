@@ -2,15 +2,17 @@
 
 A captured step is the launches that its body made, with the addresses they were given. Nothing of the host
 is in it: whatever changes from step to step (the solver's row, seeds, volumes, weights) is read from tensors
-that stay where they are. `torch.cuda.graph` records; what of it is used here goes through `Graphs`, so that
-the rules of capture can be tested where there is no GPU.
+that stay where they are. `torch.cuda.CUDAGraph` records; what of it is used here goes through `Graphs`, so
+that the rules of capture can be tested where there is no GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import itertools
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +23,8 @@ from torch import Tensor
 from .memory import out_of_memory
 
 Body = Callable[[], object]
+
+_capturing = threading.Lock()
 
 
 class Segment(NamedTuple):
@@ -61,7 +65,7 @@ class Graphs(Protocol):
         ...
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait for what this thread launched."""
         ...
 
 
@@ -69,7 +73,9 @@ class CudaGraphs:
     """`Graphs` of a CUDA device: one side stream, which warms up and captures.
 
     The stream is one because libraries keep handles and workspaces for each stream, and making them while
-    capturing is an error. Capture minds only this thread (`thread_local`): others may allocate meanwhile.
+    capturing is an error. Capture minds only this thread (`thread_local`): others may allocate meanwhile. But
+    to wait for the whole device is an error while anyone captures, so only streams are waited for here, and
+    `torch.cuda.graph`, which waits for the device, is not used.
     """
 
     def __init__(self, device: torch.device):
@@ -96,17 +102,21 @@ class CudaGraphs:
         """See :class:`Graphs`."""
         gc.collect()  # a graph destroyed by the collector within the capture would invalidate it
         graph = torch.cuda.CUDAGraph()
-        # After a refused capture torch.cuda.graph leaves its stream current; the outer context does not.
-        with (
-            torch.cuda.stream(self.stream),
-            torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
-        ):
-            body()
+        with _capturing, torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                body()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()  # which says that the capture is invalid
+                raise
+            graph.capture_end()
         return graph.replay
 
     def synchronize(self) -> None:
         """See :class:`Graphs`."""
-        torch.cuda.synchronize(self.device)
+        torch.cuda.current_stream(self.device).synchronize()
+        self.stream.synchronize()
 
 
 class CapturedStep:
