@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,6 +177,31 @@ def test_more_than_the_limits_is_refused(model: Path, scan: Path, tmp_path: Path
     with serving(tmp_path / "voxels", model, choices={"max_voxels": 8 * 7 * 6 * 5 - 1}) as client:
         told = ended(client, send(client, scan).json()["id"])
         assert told["state"] == "failed" and "voxels" in told["error"]
+
+
+def test_an_upload_that_stands_still_is_given_up(model: Path, tmp_path: Path) -> None:
+    """Over a real connection: half a form, and then nothing."""
+    uvicorn = pytest.importorskip("uvicorn")
+    limits = Limits(waiting=1, upload_time=0.3)
+    work = Work(str(model), {}, device="cpu", dtype="float32")
+    app = make_app(tmp_path / "served", work, limits=limits)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            for _ in range(2):  # the place of the first is free again
+                with socket.create_connection(listening.getsockname(), timeout=30) as client:
+                    client.sendall(
+                        b"POST /scans HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
+                        b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+                    )
+                    answer = client.makefile("rb").read()
+                assert b" 408 " in answer.splitlines()[0] and b"not here within 0.3 s" in answer
+        finally:
+            server.should_exit = True
+            thread.join(30)
+    assert nothing_kept(tmp_path / "served")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def serve(
         int, typer.Option(help="Refuse more scans than this, until some are deleted.")
     ] = 1000,
     rate: Annotated[float, typer.Option(help="Requests a second of a client, in the long run.")] = 10.0,
+    upload_time: Annotated[float, typer.Option(help="Give an upload up after so many seconds.")] = 600.0,
 ) -> None:
     """Take scans over HTTP, translate them one after another, and give the results back.
 
@@ -70,7 +71,7 @@ def serve(
         keep_freed_memory()
     choices = {"steps": steps, "seed": seed, "max_voxels": max_voxels}
     work = Work(model, choices, device=device, dtype=dtype, max_memory=max_memory)
-    limits = Limits(parse_memory(max_upload), max_waiting, max_kept, rate)
+    limits = Limits(parse_memory(max_upload), max_waiting, max_kept, rate, upload_time=upload_time)
     app = make_app(folder, work, token=token, limits=limits)
     uvicorn.run(
         app,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import tempfile
@@ -109,8 +110,12 @@ class _Answers:
         try:
             kind = request.headers.get("content-type", "")
             count, limit = len(self.conditions), self.limits.upload
-            files = await receive(request.stream(), kind, folder, limit=limit, count=count)
+            upload = receive(request.stream(), kind, folder, limit=limit, count=count)
+            files = await asyncio.wait_for(upload, self.limits.upload_time)
             scan = await run_in_threadpool(self._keep, files)
+        except asyncio.TimeoutError:  # noqa: UP041 (before Python 3.11 not the built-in one)
+            error = f"the upload was not here within {self.limits.upload_time:g} s"
+            return _error(408, error, headers={"Connection": "close"})
         except TooLarge as error:
             return _error(413, str(error))
         except BadInput as error:

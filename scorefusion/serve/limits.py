@@ -23,6 +23,7 @@ class Limits:
         kept: scans in all; older ones must be deleted first.
         rate: requests a second of a client, in the long run.
         burst: requests of a client at once.
+        upload_time: seconds within which a request's body must have come.
     """
 
     upload: int = 512 * 2**20
@@ -30,10 +31,11 @@ class Limits:
     kept: int = 1000
     rate: float = 10.0
     burst: int = 40
+    upload_time: float = 600.0
 
     def __post_init__(self) -> None:
         """Refuse a server that refuses everything."""
-        if min(self.upload, self.waiting, self.kept, self.rate, self.burst) <= 0:
+        if min(vars(self).values()) <= 0:
             raise ScoreFusionError("a server's limits must be above 0")
 
 
