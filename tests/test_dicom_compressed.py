@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tracemalloc
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,11 +74,11 @@ def test_jpeg_is_decoded_or_the_package_is_named(tmp_path: Path, name: str, synt
     assert "pip" in error.value.fix and ("python-gdcm" in error.value.fix or "pylibjpeg" in error.value.fix)
 
 
-def test_the_missing_package_is_named(tmp_path: Path) -> None:
-    if importlib.util.find_spec("gdcm") or importlib.util.find_spec("libjpeg"):
-        pytest.skip("a decoder of lossless JPEG is installed")
+def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encapsulated(tmp_path, JPEGLosslessSV1, b"\xff\xd8\xff\xd9")
     assert find_series(tmp_path)[0].problem == ""
+    lacking = SimpleNamespace(is_available=False, missing_dependencies=["gdcm - requires gdcm>=3.0.10"])
+    monkeypatch.setattr("pydicom.pixels.get_decoder", lambda syntax: lacking)
     with pytest.raises(BadInput, match="JPEG Lossless.*no decoder is installed.*python-gdcm"):
         read_dicom_series(tmp_path)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scorefusion.errors import BadInput
+from scorefusion.io.dicom_decoder import Decoder, decode_here
 from scorefusion.io.dicom_file import DAMAGED, read_pixels, reading
 from scorefusion.io.dicom_frames import Frame
 from scorefusion.optional import need
@@ -48,7 +49,7 @@ def check_pixels(frames: Sequence[Frame]) -> None:
     room = size
     if syntax.is_encapsulated:
         _check_decoder(path, syntax)
-        room = size * _RLE_RATIO if syntax.name.startswith("RLE") else promised
+        room = size * _RLE_RATIO if _is_rle(syntax) else promised
     elif syntax.is_deflated:
         room = size * _DEFLATE_RATIO
     if promised > room:
@@ -56,31 +57,53 @@ def check_pixels(frames: Sequence[Frame]) -> None:
         raise BadInput(path, problem, DAMAGED)
 
 
-def decoded(frames: Sequence[Frame]) -> Iterator[tuple[Frame, np.ndarray]]:
+def decoded(frames: Sequence[Frame], decoder: Decoder) -> Iterator[tuple[Frame, np.ndarray]]:
     """Every frame of one file with its pixels as they are stored, ``[rows, columns]``, one at a time.
+
+    Args:
+        frames: all frames of one file.
+        decoder: of compressed pixels.
 
     Raises:
         BadInput: for pixels that are missing, truncated or cannot be decoded.
     """
-    path, promised = frames[0].file, _promised(frames)
+    path, promised, shape = frames[0].file, _promised(frames), frames[0].shape
     data = read_pixels(path, _TAGS, promised)
+    syntax = data.file_meta.TransferSyntaxUID
+    _check(path, data, frames)
+    if not syntax.is_encapsulated:
+        images = decode_here(path, data)
+    elif _is_rle(syntax):
+        images = decode_here(path, data, decoding_plugin="pydicom")
+    else:
+        del data
+        images = decoder.decode(path, _TAGS, promised, shape)
+    for frame in sorted(frames, key=lambda frame: frame.index):
+        image = next(images, None)
+        if image is None or image.shape != shape:
+            found = "nothing" if image is None else image.shape
+            raise BadInput(path, f"decodes to {found}, not to {shape} pixels", DAMAGED)
+        yield frame, image
+    if next(images, None) is not None:
+        raise BadInput(path, f"decodes to more than {len(frames)} frames", DAMAGED)
+
+
+def _check(path: Path, data: Any, frames: Sequence[Frame]) -> None:
+    """Look at the pixels before anything decodes them."""
     with reading(path):
-        pixels = data.get("PixelData")
+        pixels, promised = data.get("PixelData"), _promised(frames)
         if not isinstance(pixels, bytes) or not pixels:
             raise BadInput(path, "has no PixelData", DAMAGED)
-        syntax = data.file_meta.TransferSyntaxUID
-        if syntax.is_encapsulated:
+        if data.file_meta.TransferSyntaxUID.is_encapsulated:
             _check_codestreams(path, pixels, frames)
         elif len(pixels) < promised:
             problem = f"is truncated: {promised:,} bytes of pixels are promised, {len(pixels):,} are there"
             raise BadInput(path, problem, DAMAGED)
-        decoder = need("pydicom.pixels", "reading DICOM").get_decoder(syntax)
-        images = decoder.iter_array(data, raw=True)
-        for frame in sorted(frames, key=lambda frame: frame.index):
-            image, _ = next(images)
-            if image.shape != frame.shape:
-                raise BadInput(path, f"decodes to {image.shape}, not to {frame.shape} pixels", DAMAGED)
-            yield frame, image
+
+
+def _is_rle(syntax: Any) -> bool:
+    """Whether pydicom decodes it itself."""
+    return syntax.name.startswith("RLE")
 
 
 def _promised(frames: Sequence[Frame]) -> int:

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from scorefusion.errors import BadInput
+from scorefusion.io.dicom_decoder import Decoder
 from scorefusion.io.dicom_find import SeriesDescription, choose_series
 from scorefusion.io.dicom_frames import Frame, frames_of
 from scorefusion.io.dicom_pixels import check_pixels, decoded
@@ -108,9 +109,9 @@ def _values(name: str, grid: Stack, constant: bool) -> np.ndarray:
         check_pixels(frames)
     places = {id(frame): k for k, frame in enumerate(grid.frames)}
     values = np.empty((len(grid.frames), *grid.frames[0].shape), dtype=np.float32)
-    for frames in files:
-        for frame, pixels in decoded(frames):
-            with np.errstate(over="ignore", invalid="ignore"):
+    with Decoder() as decoder, np.errstate(over="ignore", invalid="ignore"):
+        for frames in files:
+            for frame, pixels in decoded(frames, decoder):
                 values[places[id(frame)]] = pixels.astype(np.float64) * frame.slope + frame.intercept
     if not np.isfinite(values).all():
         problem = "holds values beyond those of float32 after rescaling"
