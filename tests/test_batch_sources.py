@@ -7,14 +7,18 @@ import os
 import tempfile
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from batches import names, nobody, refused, translate, volumes, write_model, write_scan
-from tiny import same_grid_config
+from tiny import AFFINE, same_grid_config, tiny_config
 
+from scorefusion import Pipeline
 from scorefusion.batch.item import Item
 from scorefusion.batch.sources import find_items, is_batch
 from scorefusion.batch.wanted import Wanted
 from scorefusion.errors import BadInput
+from scorefusion.models.config import DegradationConfig, ResidualConfig
 
 ONE, TWO = ("t1",), ("t1", "t2")
 
@@ -230,6 +234,31 @@ def test_a_table(models: dict[int, Path], tmp_path: Path) -> None:
     assert failed["name"] == "b" and "gone.nii.gz: does not exist" in failed["error"]
     table.write_text("subject,T1w\na,scans/a1.nii.gz\n")
     assert "has no column of files 't2'" in refused(models[2], table, "-o", tmp_path / "out")
+
+
+def test_a_table_with_masks(tmp_path: Path) -> None:
+    """Each line's own mask is in its translation, and in what decides whether it is up to date."""
+    hole, base = DegradationConfig(kind="inpaint", hole=0.3), ResidualConfig(base="identity", scale=0.1)
+    config = tiny_config(degradation=hole, residual=base)
+    model = write_model(tmp_path / "tiny", config)
+    for number in range(2):
+        mask = np.zeros((7, 6, 5), np.uint8)
+        mask[2 + number : 4 + number, 2:4, 1:4] = 1
+        nib.save(nib.Nifti1Image(mask, AFFINE), tmp_path / f"hole{number}.nii.gz")
+    scan, table, out = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "scans.csv", tmp_path / "out"
+    lines = ["subject,t1,mask", "a,scan.nii.gz,hole0.nii.gz", "b,scan.nii.gz,hole1.nii.gz", "c,scan.nii.gz,"]
+    table.write_text("\n".join(lines))
+    translate(model, table, "-o", out)
+    pipeline = Pipeline(model, device="cpu", dtype="float32")
+    for name, mask in (("a", "hole0.nii.gz"), ("b", "hole1.nii.gz"), ("c", None)):
+        expected = pipeline(scan, mask=None if mask is None else tmp_path / mask).volume
+        found = np.asanyarray(nib.load(out / f"{name}.nii.gz").dataobj)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    table.write_text("\n".join([*lines[:2], "b,scan.nii.gz,hole0.nii.gz", lines[3]]))
+    events = translate(model, table, "-o", out)
+    assert names(events, "item-done") == ["b"]
+    (tmp_path / "hole0.nii.gz").unlink()
+    assert names(translate(model, table, "-o", out, code=1), "item-failed") == ["a", "b"]
 
 
 def test_files_named_one_by_one(models: dict[int, Path], tmp_path: Path) -> None:

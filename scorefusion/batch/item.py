@@ -35,10 +35,11 @@ class Item:
 
     Attributes:
         name: unique in its batch; what reports and events call it.
-        files: one a condition of the model, in its order.
+        files: one a condition of the model, in its order; then the mask, if there is one.
         output: where the translation goes.
         problem: why it cannot be translated, if that is known already.
         series: where the conditions are DICOM series, these; ``files`` are then all of theirs.
+        masked: whether the last file is the mask of what is missing.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Item:
     output: Path
     problem: Problem | None = None
     series: tuple[SeriesDescription, ...] = ()
+    masked: bool = False
 
     @property
     def inputs(self) -> list[str]:

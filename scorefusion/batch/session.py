@@ -188,6 +188,7 @@ def _source(batch: Batch) -> Source:
         batch.ending,
         batch.layout,
         batch.choose,
+        masks=config.degradation.kind == "inpaint",
     )
     return find_items(batch.inputs, wanted, sides=batch.work.sides)
 

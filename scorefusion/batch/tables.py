@@ -39,10 +39,12 @@ def list_table(table: Path, wanted: Wanted) -> Source:
         if found is None and not all(cells):
             lacking = wanted.conditions[cells.index("")]
             found = Problem(f"line {number} names no file of {lacking}", "Fill it in.")
+        masked = wanted.masks and bool(row.get("mask"))
+        cells += [row["mask"]] if masked else []
         if found is None and any("\0" in cell for cell in cells):
             found = Problem(f"line {number} names a file with a NUL character", "Correct it.")
         # A refused name never becomes part of a path.
         output = wanted.out / ((subject if found is None else f"line-{number}") + wanted.ending)
         files = () if found is not None else tuple(table.parent / cell for cell in cells)
-        items.append(Item(name, files, output, found))
+        items.append(Item(name, files, output, found, masked=masked and found is None))
     return Source("table", tuple(items))

@@ -122,8 +122,9 @@ class Worker:
         try:
             start = time.perf_counter()
             images = _images_of(item, self.settings.max_voxels)
+            mask = images.pop() if item.masked else None
             before = time.perf_counter() - start
-            reading = self.pipeline.read(images, self.settings)
+            reading = self.pipeline.read(images, self.settings, mask=mask)
             reading.timings["read"] += before
             job = self.pipeline.prepare(reading, self.settings)
         except ScoreFusionError as error:

@@ -76,7 +76,8 @@ def make_batch(
 
     given = [option for option, value in refused.items() if value is not None]
     if given:
-        raise ScoreFusionError(f"{given[0]} is for one volume, and {out} is a folder of many")
+        instead = "; a table's column 'mask' is for many" if given[0] == "--mask" else ""
+        raise ScoreFusionError(f"{given[0]} is for one volume, and {out} is a folder of many{instead}")
     if ending not in ENDINGS:
         raise unknown_name("ending", ending, ENDINGS)
     engines = machine["engines"]
