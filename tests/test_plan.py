@@ -14,7 +14,7 @@ from scorefusion.engine.forecast import PROGRAM, forecast, weight_bytes
 from scorefusion.engine.memory import measure
 from scorefusion.engine.picture import step_figure
 from scorefusion.engine.placement import place
-from scorefusion.engine.plan import plan
+from scorefusion.engine.plan import plan, slab_pixels
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import TimeConfig, UNetConfig
 from scorefusion.models.folder import load_config
@@ -74,6 +74,16 @@ def test_alternate_counts_one_plane():
     config = preset("t1-sr4")
     found = forecast(plan(config, SIZE, strategy="alternate"))
     assert found.flop == max(found.slice_flop.values()) and found.volume_flop == 0
+
+
+def test_a_gpu_is_given_more_slices_at_once():
+    config, size = load_config("t1-sr4"), (96, 112, 96)
+    rows = {
+        name: list(plan(config, size, pixels=slab_pixels(*name.split())).rows.values())
+        for name in ("cpu", "cuda", "cuda tensorrt")
+    }
+    assert rows == {"cpu": [12, 12, 12], "cuda": [96, 112, 96], "cuda tensorrt": [12, 12, 12]}
+    assert max(plan(config, (152, 192, 192), pixels=slab_pixels("cuda")).rows.values()) <= 32
 
 
 def test_what_fits_is_not_changed():

@@ -44,6 +44,7 @@ def plan(
     from ..engine.fit import fit, parse_memory
     from ..engine.placement import place
     from ..engine.plan import plan as lay_out
+    from ..engine.plan import slab_pixels
     from ..engine.report import report
     from ..errors import ScoreFusionError
     from ..models.folder import bundled_models, load_config
@@ -60,7 +61,7 @@ def plan(
         chosen = choose_device(device)
         kind, number = chosen.type, choose_dtype(dtype, chosen)
     assert isinstance(number, torch.dtype)
-    layout = lay_out(config, shape, batch=batch, strategy=strategy, dtype=number)
+    layout = lay_out(config, shape, batch=batch, strategy=strategy, dtype=number, pixels=slab_pixels(kind))
     found = fit(layout, limit, device=kind)
     names = [f"{kind}:{place}" for place in range(devices)]
     print(report(found, limit, place(found.forecast, names) if devices > 1 else None))

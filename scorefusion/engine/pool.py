@@ -13,7 +13,7 @@ from ..models.score_fusion import ScoreFusion
 from .engine import Engine
 from .fit import fit
 from .memory import return_freed_memory
-from .plan import plan
+from .plan import plan, slab_pixels
 from .prepack import packed_model
 from .runners import choose_runner, make_runners
 
@@ -95,7 +95,10 @@ class EnginePool:
     def _make(self, key: Key) -> Engine:
         size, batch, strategy, planes = key
         dtype = next(self.model.slice_networks.parameters()).dtype
-        layout = plan(self.model.config, size, batch=batch, strategy=strategy, planes=planes, dtype=dtype)
+        layout = plan(
+            self.model.config, size, batch=batch, strategy=strategy, planes=planes, dtype=dtype,
+            pixels=slab_pixels(self.device.type, self.runner),
+        )  # fmt: skip
         tiling, packed = None, self.device.type == "cpu" and self.runner == "eager"
         if self.max_memory is not None:
             fitted = fit(layout, self.max_memory, device=self.device.type)

@@ -11,6 +11,9 @@ from torch import Tensor
 from ..reference.planes import AXIS
 from .config import Plane
 
+SLAB_PIXELS = 2**17
+"""Pixels that a 2D network is given at once, about: of a CPU's caches."""
+
 
 def slice_count(volume: Tensor, plane: Plane) -> int:
     """How many slices of ``plane`` a volume ``[B, C, D, H, W]`` has."""
@@ -22,15 +25,16 @@ def as_slices(volume: Tensor, plane: Plane) -> Tensor:
     return volume.movedim(AXIS[plane], 1)
 
 
-def slab_rows(count: int, pixels: int, unit: int, slab: int | None = None) -> int:
+def slab_rows(count: int, pixels: int, unit: int, slab: int | None = None, most: int = SLAB_PIXELS) -> int:
     """Slices that a 2D network is given at once: whole blocks of the coarsest feature scale, evenly shared.
 
     Args:
         count: slices there are, a multiple of ``unit``.
         pixels: pixels of a slice, over the batch.
         unit: slices of a block, the largest of the model's feature scales.
-        slab: slices wanted at once, rounded up to whole blocks; about 2^17 pixels when None.
+        slab: slices wanted at once, rounded up to whole blocks; by ``most`` when None.
+        most: pixels at once, about.
     """
-    blocks = max(1, 2**17 // (pixels * unit)) if slab is None else max(1, -(-slab // unit))
+    blocks = max(1, most // (pixels * unit)) if slab is None else max(1, -(-slab // unit))
     slabs = -(-count // (min(blocks, count // unit) * unit))
     return -(-count // (slabs * unit)) * unit
