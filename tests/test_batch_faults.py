@@ -250,8 +250,8 @@ def test_an_input_that_changes_while_it_is_read(
 
     read = Pipeline.read
 
-    def slow(self: Pipeline, images: Any, settings: Any) -> Any:
-        found = read(self, images, settings)
+    def slow(self: Pipeline, images: Any, settings: Any, **options: Any) -> Any:
+        found = read(self, images, settings, **options)
         if images[0].name == "4.nii.gz":
             os.utime(images[0], ns=(1, time.monotonic_ns()))
         return found
