@@ -160,8 +160,8 @@ def plan(
 def slab_pixels(device: str, runner: str = "eager") -> int:
     """How many pixels to give a 2D network at once.
 
-    A GPU is fed eight times what suits a CPU's caches: at 2^17 most launches of the bundled model had about a
-    program for each multiprocessor of an H200. TensorRT engines are tuned for few slices.
+    A GPU is fed eight times what suits a CPU's caches: at 2^17 most launches of the bundled model had one or
+    two programs for each multiprocessor of an H200. TensorRT engines are tuned for few slices.
 
     Args:
         device: "cpu" or "cuda".
