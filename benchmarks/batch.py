@@ -123,8 +123,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
-    print(throughput(given.model, given.count, given.size, given.steps, given.turns))
-    print(at_once(given.model, given.size, given.steps, given.turns))
+    row = throughput(given.model, given.count, given.size, given.steps, given.turns)
+    for clock in ("wall", "processor"):
+        turns = ", ".join(f"{ratio:.2f}" for ratio in row[f"ratios, {clock}"])
+        alone, all_of_it = row[f"draw, {clock}"], row[f"folder, {clock}"]
+        ratio = row[f"ratio, {clock}"]
+        print(f"{clock}: sampling {alone:.2f} s a volume, all of it {all_of_it:.2f} s: {ratio:.2f} ({turns})")
+    row = at_once(given.model, given.size, given.steps, given.turns)
+    two, one = row["two at once, processor"], row["one by one, processor"]
+    bits = "the same bits" if row["same bits"] else "other bits"
+    print(f"two at once: {two / one:.2f} of the processor time of one by one, {bits}")
 
 
 if __name__ == "__main__":

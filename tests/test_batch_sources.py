@@ -272,7 +272,7 @@ def test_files_named_one_by_one(models: dict[int, Path], tmp_path: Path) -> None
 def test_sources_that_hold_nothing(models: dict[int, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, problem in (
-        (tmp_path / "empty", "holds nothing to translate (t1), but no NIfTI file"),
+        (tmp_path / "empty", "holds nothing to translate (t1). Check its name."),
         (tmp_path / "gone.csv", "cannot be read as a table"),
         (tmp_path / "gone", "does not exist"),
     ):

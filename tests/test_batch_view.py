@@ -46,6 +46,12 @@ def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert "/min, about " in lines[-1] and lines[-1].endswith(" left")
 
 
+def test_one_item_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with view() as listener:
+        listener({**EVENTS[0], "items": 1, "todo": 1})
+    assert capsys.readouterr().err.startswith("1 item, 1 to do")
+
+
 def test_quiet_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     with view(quiet=True) as listener:
         for event in EVENTS:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from scorefusion.bench_report import markdown, read_report, result_line, write_report
+from scorefusion.bench_report import draw, markdown, read_report, result_line, write_report
 from scorefusion.cli import app
 from scorefusion.errors import BadInput
 
@@ -99,6 +99,18 @@ def test_every_result_is_in_the_picture(file: Path, tmp_path: Path) -> None:
     assert table == tmp_path / "out.md"
     for text in ("A Processor; avx2, amx_bf16", "gather, box", "cpp", "4.00×", "no reference"):
         assert f"<!-- {text}" in drawn
+
+
+def test_a_long_group_name_stands_before_the_line_at_one(file: Path) -> None:
+    """The reference's line crosses where a heading is long; and the reference need not be PyTorch's."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    figure = draw(read_report(file))
+    headings = {text.get_text(): text for text in figure.axes[0].texts}
+    line = figure.axes[0].lines[0]
+    for group in ("gather, box", "layer", "alone"):
+        assert headings[group].get_bbox_patch() is not None
+        assert headings[group].zorder > line.zorder
+    assert "the reference, the first row" in figure.texts[0].get_text()
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,17 @@ def test_the_command_that_is_run(tmp_path: Path) -> None:
     assert command.endswith(str(file)) and "--output in_translated.nii.gz" in command
 
 
+def test_relative_paths_hold_in_the_folder_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node runs in a folder of its own; a link keeps its name, which names the output."""
+    _, file = write_tiny(tmp_path)
+    (tmp_path / "t1.nii").symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    node = Translate(in_files=["t1.nii"], mask=file.name)
+    monkeypatch.chdir("/")
+    assert node.inputs.in_files == [str(tmp_path / "t1.nii")] and node.inputs.mask == str(file)
+    assert "--output t1_translated.nii.gz" in node.cmdline and node.cmdline.endswith(str(tmp_path / "t1.nii"))
+
+
 def test_traits_are_typed(tmp_path: Path) -> None:
     for wrong in ({"steps": 0}, {"nan": "keep"}, {"dtype": "int8"}, {"in_files": [str(tmp_path / "no.nii")]}):
         with pytest.raises(TraitError):

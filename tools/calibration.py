@@ -58,6 +58,7 @@ def table(found: dict[str, np.ndarray], samples: int) -> str:
         deviation, error = found[kind], found["error"]
         rank = spearmanr(deviation, np.abs(error)).statistic
         bins = np.array_split(np.argsort(deviation), 10)
+        scaled = ", scaled" if kind == "samples" else ""
         wide = np.sqrt(1 + 1 / samples) if kind == "samples" else 1.0
         rms = [[np.sqrt(np.mean(values[b] ** 2)) for b in bins] for values in (deviation * wide, error)]
         lines += [
@@ -66,7 +67,7 @@ def table(found: dict[str, np.ndarray], samples: int) -> str:
             "| --- " * 12 + "|",
         ]
         for title, row, values in zip(
-            ("predicted error, %", "error, %"), rms, (deviation * wide, error), strict=True
+            (f"deviation{scaled}, %", "error, %"), rms, (deviation * wide, error), strict=True
         ):
             numbers = [*row, np.sqrt(np.mean(values**2))]
             lines.append(f"| {title} | " + " | ".join(f"{100 * each:.2f}" for each in numbers) + " |")

@@ -52,7 +52,7 @@ def find_items(inputs: Sequence[Path], wanted: Wanted, *, sides: Sequence[str] =
     else:
         raise BadInput(first, "does not exist", "Give a folder, a CSV, a TSV or NIfTI files.")
     if not source.items:
-        seen = f"{len(source.ignored)} other NIfTI files" if source.ignored else "no NIfTI file"
+        others = f"; files left out: {len(source.ignored)}" if source.ignored else ""
         wanted_text = ", ".join(wanted.conditions)
-        raise BadInput(first, f"holds nothing to translate ({wanted_text}), but {seen}", "Check its name.")
+        raise BadInput(first, f"holds nothing to translate ({wanted_text}){others}", "Check its name.")
     return Source(source.kind, checked(source.items, sides), source.ignored)

@@ -122,7 +122,8 @@ def _line(event: Event) -> str | None:
     if kind == "started":
         shard = f", shard {event['shard']}" if event["shard"] else ""
         where = f", on {event['device']} in {event['dtype']}" if event["device"] else ""
-        return f"{event['items']} items, {event['todo']} to do{shard}{where}"
+        items = f"{event['items']} item" + "s" * (event["items"] != 1)
+        return f"{items}, {event['todo']} to do{shard}{where}"
     if kind == "item-failed":
         fix = f" {event['fix']}" if event["fix"] else ""
         return f"failed: {event['name']}: {event['error']}.{fix}"

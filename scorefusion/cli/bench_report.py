@@ -17,7 +17,7 @@ def bench_report(
         ),
     ] = None,
 ) -> None:
-    """Draw a benchmark file: how many times as fast as the PyTorch reference, and how near to the ceiling.
+    """Draw a benchmark file: how many times as fast as the reference, and how near to the ceiling.
 
     Makes a picture of horizontal bars, a group for each operation and size, and the same as a markdown table.
 

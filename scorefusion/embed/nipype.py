@@ -21,11 +21,21 @@ from nipype.interfaces.base import (
 __all__ = ["Translate"]
 
 
+class _InputFile(File):
+    """A file that is there, by its absolute path: a node runs in a folder of its own.
+
+    Links stay links (nipype's own `resolve` follows them), for the output is named after the input.
+    """
+
+    def validate(self, objekt: Any, name: str, value: Any, return_pathlike: bool = False) -> Any:
+        return os.path.abspath(super().validate(objekt, name, value))
+
+
 class TranslateInputs(CommandLineInputSpec):
     """What ``scorefusion translate`` takes; what is not set is the model's own choice."""
 
     in_files = InputMultiPath(
-        File(exists=True), argstr="%s", position=-1, mandatory=True, desc="NIfTI files, one a condition"
+        _InputFile(exists=True), argstr="%s", position=-1, mandatory=True, desc="NIfTI files, one a condition"
     )
     out_file = File(
         argstr="--output %s",
@@ -34,7 +44,9 @@ class TranslateInputs(CommandLineInputSpec):
         keep_extension=False,
         desc="where to write; beside the node's other files when not set",
     )
-    model = traits.Str("t1-sr4", argstr="--model %s", usedefault=True, desc="a bundled model, or a folder")
+    model = traits.Str(
+        "t1-sr4", argstr="--model %s", usedefault=True, desc="a bundled model, or a folder's absolute path"
+    )
     strategy = traits.Str(argstr="--strategy %s", desc="how scores are fused")
     planes = traits.List(traits.Str, argstr="--plane %s...", desc="for single and alternate")
     solver = traits.Str(argstr="--solver %s", desc="the sampler")
@@ -45,7 +57,7 @@ class TranslateInputs(CommandLineInputSpec):
     dtype = traits.Enum("auto", "float32", "bfloat16", "float16", argstr="--dtype %s", desc="to compute in")
     max_memory = traits.Str(argstr="--max-memory %s", desc="the most memory to use, such as 9GB")
     whole = traits.Bool(argstr="--whole", desc="compute everywhere, not only around the foreground")
-    mask = File(exists=True, argstr="--mask %s", desc="not 0 where voxels are missing")
+    mask = _InputFile(exists=True, argstr="--mask %s", desc="not 0 where voxels are missing")
     nan = traits.Enum("error", "zero", argstr="--nan %s", desc="what to do with NaN")
     assume_affine = traits.Bool(argstr="--assume-affine", desc="accept a header without orientation")
     output_dtype = traits.Enum("float32", "input", argstr="--output-dtype %s", desc="the stored type")
