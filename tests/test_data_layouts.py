@@ -201,10 +201,10 @@ def test_labels_alone_do_not_lead(tmp_path: Path) -> None:
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="does not exist"):
         find_subjects_at(tmp_path / "gone", ("t1",))
-    with pytest.raises(BadInput, match="holds no subject with t1 in layout 'folder', but no NIfTI file"):
+    with pytest.raises(BadInput, match="holds no subject with t1 in layout 'folder' and no NIfTI file"):
         find_subjects_at(tmp_path, ("t1",))
     write(tmp_path / "odd.nii.gz")
-    with pytest.raises(BadInput, match="1 NIfTI files, such as odd.nii.gz"):
+    with pytest.raises(BadInput, match=r"but 1 NIfTI file\(s\), such as odd.nii.gz"):
         find_subjects_at(tmp_path, ("t1",))
     (tmp_path / "text.txt").write_text("")
     for path, layout in (

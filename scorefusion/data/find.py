@@ -228,6 +228,8 @@ def _nobody(
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         return BadInput(root, f"holds no usable subject{wanted} in layout '{layout}': {refused[0]}{more}")
-    seen = f"{len(ignored)} NIfTI files, such as {ignored[0].name}" if ignored else "no NIfTI file"
+    seen = (
+        f", but {len(ignored)} NIfTI file(s), such as {ignored[0].name}" if ignored else " and no NIfTI file"
+    )
     fix = "Check the names against docs/data.md, or list the files in a CSV."
-    return BadInput(root, f"holds no subject{wanted} in layout '{layout}', but {seen}", fix)
+    return BadInput(root, f"holds no subject{wanted} in layout '{layout}'{seen}", fix)
