@@ -151,6 +151,8 @@ def test_norm_act_gradients_there(there: None, backend: str, device: torch.devic
     given, tolerance = test_norm_act.arguments(name), test_norm_act_gradients.TOLERANCES[torch.float32]
     upstream = test_norm_act_gradients.upstream_of(given)
     test_norm_act_gradients.check(given, upstream, backend, tolerance)
+    if device == CPU:
+        return  # where C++ has gradients of its own
     result, _ = test_norm_act_gradients.gradients(given, upstream, backend=backend)
     assert torch.equal(test_norm_act_gradients.gradients(given, upstream)[0], result)
 
