@@ -53,9 +53,9 @@ def best_convolution(dtypes: Iterable[torch.dtype], device: str = "cpu") -> floa
 
 def copy_bytes(device: str) -> int:
     """Return the bytes of a buffer that no cache holds: a CPU's last level four times, at least 128 MiB."""
-    largest = 0
     if device != "cpu":
         return 1 << 30
+    largest = 0
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = file.read_text().strip()
         largest = max(largest, int(text.rstrip("KM")) << (20 if text.endswith("M") else 10))

@@ -50,13 +50,6 @@ FUSED = [
         marks=[*only_gpu, pytest.mark.skipif(bool(backends.missing("cuda")), reason="not run: not built")],
     ),
 ]
-CASES = {
-    "ensemble_features": test_ensemble_features.SHAPES,
-    "fuse_scores": test_fuse_scores.CASES,
-    "fuse_step": test_fuse_step.CASES,
-    "gather_slices": test_gather_slices.SLABS,
-    "norm_act": test_norm_act.CASES,
-}
 MODULES = (
     test_ensemble_features,
     test_fuse_scores,
@@ -77,7 +70,7 @@ def there(backend: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("plane", test_ensemble_features.PLANES)
-@pytest.mark.parametrize("name", CASES["ensemble_features"])
+@pytest.mark.parametrize("name", test_ensemble_features.SHAPES)
 @pytest.mark.parametrize(("backend", "device"), WHERE)
 def test_ensemble_features_there(
     there: None, backend: str, device: torch.device, name: str, plane: str
@@ -92,16 +85,16 @@ def test_ensemble_features_of_mixed_dtypes(there: None, backend: str, device: to
     test_ensemble_features.mixed_dtypes_agree(backend)
 
 
-@pytest.mark.parametrize("name", CASES["fuse_scores"])
+@pytest.mark.parametrize("name", test_fuse_scores.CASES)
 @pytest.mark.parametrize(("backend", "device"), WHERE)
 def test_fuse_scores_there(there: None, backend: str, device: torch.device, name: str) -> None:
     test_fuse_scores.check_case(name, backend)
 
 
-@pytest.mark.parametrize("name", CASES["fuse_step"])
+@pytest.mark.parametrize("name", test_fuse_step.CASES)
 @pytest.mark.parametrize(("backend", "device"), FUSED)
 def test_fuse_step_there(there: None, backend: str, device: torch.device, name: str) -> None:
-    factor = test_fuse_step.arguments(**CASES["fuse_step"][name])["factor"]
+    factor = test_fuse_step.arguments(**test_fuse_step.CASES[name])["factor"]
     if backend == "cuda" and max(factor[1:]) > CUDA_EDGE:
         pytest.skip("blocks that the CUDA extension leaves to the others")
     test_fuse_step.check_case(name, backend)
@@ -115,10 +108,10 @@ def test_fuse_step_draws_and_skips(there: None, backend: str, device: torch.devi
 
 
 @pytest.mark.parametrize("plane", test_gather_slices.AXIS)
-@pytest.mark.parametrize("name", CASES["gather_slices"])
+@pytest.mark.parametrize("name", test_gather_slices.SLABS)
 @pytest.mark.parametrize(("backend", "device"), WHERE)
 def test_gather_slices_there(there: None, backend: str, device: torch.device, name: str, plane: str) -> None:
-    slab = CASES["gather_slices"][name]
+    slab = test_gather_slices.SLABS[name]
     for order in ("modality", "slice"):
         for source, target in test_gather_slices.DTYPES:
             given = test_gather_slices.volumes(slab, source)
@@ -130,7 +123,7 @@ def test_gather_slices_there(there: None, backend: str, device: torch.device, na
 
 
 @pytest.mark.parametrize("dtype", test_norm_act.TOLERANCES, ids=str)
-@pytest.mark.parametrize("name", CASES["norm_act"])
+@pytest.mark.parametrize("name", test_norm_act.CASES)
 @pytest.mark.parametrize(("backend", "device"), WHERE)
 def test_norm_act_there(
     there: None, backend: str, device: torch.device, name: str, dtype: torch.dtype
@@ -144,7 +137,7 @@ def test_norm_act_of_a_large_mean(there: None, backend: str, device: torch.devic
     test_norm_act.check_large_mean(backend)
 
 
-@pytest.mark.parametrize("name", CASES["norm_act"])
+@pytest.mark.parametrize("name", test_norm_act.CASES)
 @pytest.mark.parametrize(("backend", "device"), WHERE[:2])
 def test_norm_act_gradients_there(there: None, backend: str, device: torch.device, name: str) -> None:
     """By PyTorch, which `auto` takes on a GPU where a gradient is asked for."""

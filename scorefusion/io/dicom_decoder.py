@@ -122,6 +122,8 @@ def serve() -> None:
         except BadInput as error:
             answers.write(json.dumps({"error": error.problem[:800]}).encode() + b"\n")
         answers.flush()
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
 
 
 def decode_here(path: Path, data: Any, **options: Any) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ from ..reference.planes import AXIS
 from .config import Plane
 
 SLAB_PIXELS = 2**17
-"""Pixels that a 2D network is given at once, about: of a CPU's caches."""
+"""About how many pixels a 2D network is given at once: what suits a CPU's caches."""
 
 
 def slice_count(volume: Tensor, plane: Plane) -> int:
