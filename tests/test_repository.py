@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ".ci benchmarks configs csrc docs examples kernels scorefusion tests tools".split()
 CODE = (".py", ".h", ".cpp", ".cu")
 TEXT = (*CODE, ".md", ".toml", ".json", ".txt", ".in", "")
-LIMIT = 400
+LIMIT = 700
 MODEL_LIMIT = 12e6
 
 
