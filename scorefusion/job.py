@@ -23,11 +23,13 @@ class Reading:
         scans: one a condition.
         mask: where voxels are missing, for a model that fills in.
         timings: seconds by stage, of those that are over.
+        warnings: a sentence each.
     """
 
     scans: tuple[Scan, ...]
     mask: Scan | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,14 @@ class Job:
         prepared: conditions and base on the output's whole grid.
         box: where to sample.
         timings: seconds by stage, of those that are over.
+        warnings: those of the reading and the preparation.
     """
 
     scan: Scan
     prepared: Prepared
     box: Box
     timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

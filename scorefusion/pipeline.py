@@ -214,7 +214,9 @@ class Pipeline:
             missing = None if mask is None else scan_of(mask, affine=affines[0], **how)
             if missing is not None:
                 check_same_grid(scans[0], missing)
-        return Reading(scans, missing, timings)
+        assumed = ["its header has no orientation: pixdim and RAS axes are assumed"]
+        remarks = assumed if scans[0].affine_assumed else []
+        return Reading(scans, missing, timings, tuple(remarks))
 
     @isolated()
     def prepare(self, reading: Reading, settings: Settings, *, operator: Operator | None = None) -> Job:
@@ -228,7 +230,7 @@ class Pipeline:
             box = Box.whole(prepared.base.shape[2:])
             if settings.crop and (operator is None or reading.mask is not None):
                 box = sampling_box(prepared.condition, self.config)
-        return Job(reading.scans[0], prepared, box, timings)
+        return Job(reading.scans[0], prepared, box, timings, reading.warnings)
 
     @isolated()
     def draw(self, job: Job, settings: Settings, *, callback: Progress | None = None) -> Drawn:
@@ -285,6 +287,7 @@ class Pipeline:
             model=self.config.name,
             conditions=self.config.conditions,
             target=self.config.target,
+            warnings=job.warnings,
         )
 
     def table(

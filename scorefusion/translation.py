@@ -52,6 +52,7 @@ class Translation:
         target: the contrast of the volume.
         planes_apart: float32 ``[i, j, k]``, standard deviation over the planes, at the last noise level, of
             what each takes for the clean volume; None if it was not asked for.
+        warnings: a sentence each: what of the input or the run may have harmed the result.
     """
 
     volume: np.ndarray
@@ -73,6 +74,7 @@ class Translation:
     conditions: tuple[str, ...] = ()
     target: str = ""
     planes_apart: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
 
     def image(self) -> Any:
         """The volume as a nibabel image."""

@@ -318,3 +318,11 @@ def test_public_names(tmp_path: Path) -> None:
         assert getattr(scorefusion, name) is not None and name in dir(scorefusion)
     with pytest.raises(AttributeError, match="no attribute 'pipelin'"):
         scorefusion.pipelin  # noqa: B018
+
+
+def test_an_assumed_orientation_is_a_warning(pipeline: Pipeline) -> None:
+    image = tiny_image()
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    result = pipeline(nib.Nifti1Image(image.dataobj, None, image.header), assume_affine=True)
+    assert result.warnings == ("its header has no orientation: pixdim and RAS axes are assumed",)
+    assert pipeline(tiny_image()).warnings == ()

@@ -57,7 +57,6 @@ class Ready:
     item: Item
     identity: Identity
     job: Job
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +133,7 @@ class Worker:
         for file, stamp in zip(item.files, identity.stamps, strict=True):
             if _stamp(file) != stamp:
                 raise BadInput(file, "changed while it was read", "Translate it when it is complete.")
-        return Ready(item, identity, job, _remarks(job))
+        return Ready(item, identity, job)
 
     def draw(self, ready: Ready, callback: Progress | None = None) -> Sample:
         """Sample. One thread at a time.
@@ -176,7 +175,7 @@ class Worker:
             outputs=outputs,
             seconds={stage: round(each, 4) for stage, each in seconds.items() if stage != "total"},
             residual=_share(ready.job, result),
-            warnings=ready.warnings + sample.warnings + self._relieved(),
+            warnings=result.warnings + sample.warnings + self._relieved(),
             before=pictures and pictures[0],
             after=pictures and pictures[1],
         )
@@ -314,12 +313,6 @@ def _images_of(item: Item, max_voxels: int) -> list[Any]:
     from scorefusion.io.dicom_read import read_dicom_series
 
     return [read_dicom_series(series, max_voxels=max_voxels) for series in item.series]
-
-
-def _remarks(job: Job) -> tuple[str, ...]:
-    if job.scan.affine_assumed:
-        return ("its header has no orientation: pixdim and RAS axes are assumed",)
-    return ()
 
 
 def _spacing(affine: np.ndarray, factor: Sequence[int] = (1, 1, 1)) -> tuple[float, float, float]:

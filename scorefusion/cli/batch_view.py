@@ -109,7 +109,7 @@ class _Lines:
         self.tally.take(event)
         kind, now = event["event"], time.monotonic()
         text = _line(event)
-        if text is not None and not (self.quiet and kind in ("started", "note")):
+        if text is not None and not (self.quiet and kind in ("started", "note", "item-done")):
             print(text, file=sys.stderr, flush=True)
         if kind in _COUNTED and not self.quiet and now - self.last >= self.every:
             self.last = now
@@ -127,6 +127,8 @@ def _line(event: Event) -> str | None:
     if kind == "item-failed":
         fix = f" {event['fix']}" if event["fix"] else ""
         return f"failed: {event['name']}: {event['error']}.{fix}"
+    if kind == "item-done" and event["warnings"]:
+        return "\n".join(f"warning: {event['name']}: {warning}" for warning in event["warnings"])
     if kind == "note":
         return f"note: {event['text']}"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -269,6 +270,9 @@ def _one(
     with progress("translating", quiet=quiet) as report:
         result = pipeline(images, **choices, mask=mask, callback=report)
     result.save(output)
+    if not quiet:
+        for warning in result.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     if result.planes_apart is not None:
         save_image(result.image_of(result.planes_apart), side_path(output, "planes"))
     if spread is not None:
