@@ -127,7 +127,7 @@ def _line(event: Event) -> str | None:
     if kind == "item-failed":
         fix = f" {event['fix']}" if event["fix"] else ""
         return f"failed: {event['name']}: {event['error']}.{fix}"
-    if kind == "item-done" and event["warnings"]:
+    if kind == "item-done" and event.get("warnings"):
         return "\n".join(f"warning: {event['name']}: {warning}" for warning in event["warnings"])
     if kind == "note":
         return f"note: {event['text']}"
