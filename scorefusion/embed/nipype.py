@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+from nipype import logging
 from nipype.interfaces.base import (
     CommandLine,
     CommandLineInputSpec,
@@ -19,6 +23,14 @@ from nipype.interfaces.base import (
 )
 
 __all__ = ["Translate"]
+
+_STREAMS = {
+    "file": {"output.nipype": "merged"},
+    "file_split": {"stdout.nipype": "stdout", "stderr.nipype": "stderr"},
+    "file_stdout": {"stdout.nipype": "stdout"},
+    "file_stderr": {"stderr.nipype": "stderr"},
+}
+"""Files that nipype's settings of ``terminal_output`` ask for, and what goes into each."""
 
 
 class _InputFile(File):
@@ -35,7 +47,11 @@ class TranslateInputs(CommandLineInputSpec):
     """What ``scorefusion translate`` takes; what is not set is the model's own choice."""
 
     in_files = InputMultiPath(
-        _InputFile(exists=True), argstr="%s", position=-1, mandatory=True, desc="NIfTI files, one a condition"
+        _InputFile(exists=True),
+        argstr="%s",
+        position=-1,
+        mandatory=True,
+        desc="NIfTI files, one a condition",
     )
     out_file = File(
         argstr="--output %s",
@@ -74,14 +90,61 @@ class TranslateOutputs(TraitedSpec):
 class Translate(CommandLine):
     """``scorefusion translate`` as a nipype interface, run by the Python that runs the workflow.
 
+    Every value is quoted in ``cmdline``, and no shell runs it, so a path may hold any character. Text in
+    ``args`` is split into arguments as a shell would, and nothing in it is expanded or run.
+
     >>> from scorefusion.embed.nipype import Translate
     >>> Translate(in_files=["t1.nii.gz"], steps=3).cmdline  # doctest: +SKIP
-    'python -m scorefusion translate --quiet ... --steps 3 t1.nii.gz'
+    'python -m scorefusion translate --quiet ... --steps 3 -- t1.nii.gz'
     """
 
     input_spec = TranslateInputs
     output_spec = TranslateOutputs
-    _cmd = f"{sys.executable} -m scorefusion translate --quiet"
+    _cmd = shlex.join([sys.executable, "-m", "scorefusion", "translate", "--quiet"])
+
+    def _format_arg(self, name: str, trait_spec: Any, value: Any) -> Any:
+        """One input as text of the command line, each value quoted; nipype quotes single paths alone."""
+        if name == "args" or isinstance(value, bool):
+            return super()._format_arg(name, trait_spec, value)
+        values = [shlex.quote(str(each)) for each in (value if isinstance(value, list) else [value])]
+        pattern = trait_spec.argstr.replace("%d", "%s")
+        if pattern.endswith("..."):
+            return " ".join(pattern.removesuffix("...") % each for each in values)
+        text: str = pattern % " ".join(values)
+        return f"-- {text}" if name == "in_files" else text
+
+    def _run_interface(self, runtime: Any, correct_return_codes: Any = (0,)) -> Any:
+        """Run the command without a shell, to which nipype would hand it.
+
+        Raises:
+            RuntimeError: with what the command printed, if it fails.
+        """
+        runtime.cmdline, runtime.success_codes = self.cmdline, correct_return_codes
+        runtime.environ.update(self.inputs.environ)
+        command = shlex.split(runtime.cmdline)
+        runtime.command_path, runtime.dependencies = command[0], "<skipped>"
+        if self.write_cmdline:
+            Path(runtime.cwd, "command.txt").write_text(runtime.cmdline, encoding="utf-8")
+        done = subprocess.run(
+            command,
+            cwd=runtime.cwd,
+            env=runtime.environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        runtime.returncode, runtime.stdout, runtime.stderr = done.returncode, done.stdout, done.stderr
+        runtime.merged = done.stdout + done.stderr
+        for file, stream in _STREAMS.get(self.terminal_output, {}).items():
+            Path(runtime.cwd, file).write_text(getattr(runtime, stream), encoding="utf-8")
+        if self.terminal_output == "stream":
+            for line in runtime.merged.splitlines():
+                logging.getLogger("nipype.interface").info(line)
+        if runtime.returncode not in correct_return_codes:
+            self.raise_exception(runtime)
+        return runtime
 
     def _list_outputs(self) -> dict[str, Any]:
         outputs: dict[str, Any] = super()._list_outputs()
