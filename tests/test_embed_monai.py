@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,34 @@ def test_a_bundle_of_several_conditions(tmp_path: Path) -> None:
     expected = Pipeline(tmp_path / "two", device="cpu", dtype="float32")([first, second], seed=4, steps=2)
     written = nib.load(next((tmp_path / "out").glob("a_*.nii.gz")))
     np.testing.assert_array_equal(written.get_fdata(dtype=np.float32), expected.volume)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "a' + str(open('X', 'w')) + '"),
+        ("name", "../outside"),
+        ("name", "$open('X', 'w')"),
+        ("target", "@device"),
+        ("target", "%configs/inference.json"),
+        ("target", "two words"),
+        ("conditions", ["$open('X', 'w')"]),
+    ],
+)
+def test_names_that_a_bundle_would_run_as_code(
+    tiny: tuple[Path, Path, Any], tmp_path: Path, key: str, value: Any
+) -> None:
+    """MONAI evaluates text that begins with `$`, and a model folder may come from anywhere."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny[0], model)
+    config = json.loads((model / "config.json").read_text())
+    if key == "conditions":
+        text = json.dumps({**config, "target": "z"}).replace(json.dumps(config[key][0]), json.dumps(value[0]))
+        config = json.loads(text)
+    (model / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(BadInput, match="a name that a bundle cannot hold as plain text"):
+        export(model, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists() and not (tmp_path / "outside").exists()
 
 
 @pytest.mark.slow

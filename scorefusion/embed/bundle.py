@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,7 @@ from scorefusion.models.folder import CARD, CONFIG, WEIGHTS, find_folder, load_c
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 )
+_PLAIN = re.compile(r"\w[\w.+-]*")
 _MONAI = "1.3.0"
 """What is written where MONAI is not installed: the oldest that the configuration is for."""
 
@@ -34,10 +36,12 @@ def export_bundle(model: str | os.PathLike[str], folder: str | os.PathLike[str])
 
     Raises:
         ScoreFusionError: for an unknown name.
-        BadInput: for a broken model folder, or a folder that is in use or cannot be written.
+        BadInput: for a broken model folder, one whose names MONAI would run as code, or a target folder that
+            is in use or cannot be written.
     """
     source, target = find_folder(model), Path(folder)
     config = load_config(model)
+    _check_names(source / CONFIG, config)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInput(target, "is there already", "Name a new folder for the bundle.")
     with folder_written_beside(target) as beside:
@@ -54,6 +58,14 @@ def export_bundle(model: str | os.PathLike[str], folder: str | os.PathLike[str])
         for stem, content in (("metadata", metadata(config)), ("inference", inference(config))):
             (beside / "configs" / f"{stem}.json").write_text(json.dumps(content, indent=2) + "\n")
     return target
+
+
+def _check_names(file: Path, config: ModelConfig) -> None:
+    """Refuse names that would be more than text in a bundle: MONAI evaluates ``$...`` as Python."""
+    for name in (config.name, *config.conditions, config.target):
+        if not _PLAIN.fullmatch(name):
+            problem = f"has a name that a bundle cannot hold as plain text, {name!r}"
+            raise BadInput(file, problem, "Use letters, digits, '_', '-', '+' and '.' in names.")
 
 
 def inference(config: ModelConfig) -> dict[str, Any]:
