@@ -74,12 +74,14 @@ def architecture(device: torch.device) -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, **constants: Any) -> None:
-    """Launch a Triton kernel with a configuration, or record the call.
+    """Launch a Triton kernel on the device of its output, or record the call.
+
+    Triton launches on the calling thread's current device, whatever device the tensors are on.
 
     Args:
         kernel: a `triton.jit` function.
         grid: programs along up to three axes; nothing is launched if one is zero.
-        arguments: the kernel's arguments before its constexprs.
+        arguments: the kernel's arguments before its constexprs; the first is the tensor that it writes.
         config: tile sizes, warps and stages.
         constants: constexprs that the data decides, and options such as `enable_fp_fusion`.
     """
@@ -95,4 +97,5 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, 
     if current is not None:
         current.launches.append(Launch(kernel, grid, arguments, keywords, config))
         return
-    kernel[grid](*arguments, **keywords)
+    with torch.cuda.device_of(arguments[0]):  # does nothing off CUDA, or if it is the current device
+        kernel[grid](*arguments, **keywords)

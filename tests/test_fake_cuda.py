@@ -15,16 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from benchmarks.fake_cuda import CUDA, FakeEngine, Indexing, OnDevice, taken
 from scorefusion.diffusion.consistency import BlockPooling
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import _fused
-from scorefusion.engine.engine import Engine
-from scorefusion.engine.plan import plan
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.ops.noise import noise_keys
-from tests.fake_cuda import CUDA, Indexing, OnDevice, taken
 
 
 class Step(nn.Module):
@@ -95,18 +93,6 @@ def test_a_whole_step(name: str, size: tuple[int, int, int], batch: int) -> None
     assert counts["convolution"] > 30 and counts["fuse_step"] == 1
 
 
-class EngineStep(nn.Module):
-    """An engine's step, whose model's parameters `functional_call` replaces."""
-
-    def __init__(self, model: ScoreFusion):
-        super().__init__()
-        self.model = model
-
-    def forward(self, engine: Engine) -> None:
-        for segment in engine._segments(engine.plan.planes):
-            segment.run()
-
-
 @pytest.mark.parametrize(
     ("name", "size", "options"),
     [
@@ -118,18 +104,9 @@ class EngineStep(nn.Module):
     ids=["small, a batch of two in slabs", "average", "bundled model, padded", "paper"],
 )
 def test_an_engines_step(name: str, size: tuple[int, int, int], options: dict[str, Any]) -> None:
-    config, mode = preset(name), FakeTensorMode(allow_non_fake_inputs=False)
-    with torch.device("meta"):
-        model = ScoreFusion(config).eval().to(torch.bfloat16)
-    placed = {
-        f"model.{key}": FakeTensor(mode, value.detach(), CUDA)
-        for key, value in [*model.named_parameters(), *model.named_buffers()]
-    }
-    with mode, torch.no_grad(), Indexing():
-        engine = Engine(model, plan(config, size, dtype=torch.bfloat16, **options), device=CUDA)
-        engine.load(torch.empty(engine.plan.batch, len(config.conditions), *size, device="cuda"))
-        with OnDevice() as watched:
-            torch.func.functional_call(EngineStep(model), placed, (engine,))
+    fake = FakeEngine(preset(name), size, **options)
+    engine, watched = fake.engine, OnDevice()
+    fake.run(watched)
     assert engine.buffers["x"].device == CUDA
     counts = {
         kind: sum(kind in each for each in watched.operations) for kind in ("gather_slices", "fuse_step")

@@ -170,6 +170,7 @@ def test_pytorch_is_called_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "Stream": Stream,
         "current_stream": lambda device: Stream("current"),
+        "device": lambda device: Context(f"device {device}"),
         "stream": lambda stream: Context(f"stream {stream.name}"),
         "CUDAGraph": Graph,
         "graph_pool_handle": lambda: "pool",
@@ -178,10 +179,13 @@ def test_pytorch_is_called_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = CudaGraphs(torch.device("cuda:0"))
     step = CapturedStep(lambda: log.append("body"), device=graphs.device, graphs=graphs, warmup=1)
     step()
-    aside = ["cuda:0 waits for current", "enter stream cuda:0", "body", "leave stream cuda:0"]
+    enter, leave = (
+        ["enter device cuda:0", "enter stream cuda:0"],
+        ["leave stream cuda:0", "leave device cuda:0"],
+    )
     waits = ["current waits for cuda:0", "wait for current", "wait for cuda:0"]
-    inside = ["enter stream cuda:0", "begin", "body", "end", "leave stream cuda:0"]
-    assert log == [*aside, *waits, *inside, "replay"]
+    inside = [*enter, "begin", "body", "end", *leave]
+    assert log == ["cuda:0 waits for current", *enter, "body", *leave, *waits, *inside, "replay"]
     log.clear()
 
     def refuses() -> None:
@@ -194,7 +198,7 @@ def test_pytorch_is_called_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
         RuntimeWarning, match="all of it: RuntimeError: operation not permitted when .* capturing$"
     ):
         step.prepare()
-    assert log[-2:] == ["end", "leave stream cuda:0"]
+    assert log[-3:] == ["end", *leave]
 
 
 @needs_cuda

@@ -182,6 +182,19 @@ def test_a_translation_is_the_cpus(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="not run: fewer than two CUDA devices")
+def test_another_device_than_the_current_one() -> None:
+    """`cuda:1` while the thread is on device 0: the same volume, and nothing allocated on device 0."""
+    image, how = tiny_image((14, 12, 10)), {"steps": 2, "seed": 5}
+    expected = Pipeline("t1-sr4", device="cuda:0")(image, **how)
+    before = torch.cuda.memory_stats(0).get("allocation.all.allocated", 0)
+    found = Pipeline("t1-sr4", device="cuda:1")(image, **how)
+    assert torch.cuda.memory_stats(0).get("allocation.all.allocated", 0) == before
+    assert torch.cuda.current_device() == 0
+    np.testing.assert_allclose(found.volume, expected.volume, atol=5e-2 * np.ptp(expected.volume))
+
+
+@pytest.mark.gpu
 @on_gpu
 def test_samples_and_memory_limits_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several samples at once, and slabs that fit a limit, give the volume of one after the other."""

@@ -75,7 +75,8 @@ class CudaGraphs:
     The stream is one because libraries keep handles and workspaces for each stream, and making them while
     capturing is an error. Capture minds only this thread (`thread_local`): others may allocate meanwhile. But
     to wait for the whole device is an error while anyone captures, so only streams are waited for here, and
-    `torch.cuda.graph`, which waits for the device, is not used.
+    `torch.cuda.graph`, which waits for the device, is not used. The device is made the current one wherever a
+    body or a graph runs: the calling thread's may be another.
     """
 
     def __init__(self, device: torch.device):
@@ -94,7 +95,7 @@ class CudaGraphs:
         """See :class:`Graphs`."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             body()
         current.wait_stream(self.stream)
 
@@ -102,7 +103,7 @@ class CudaGraphs:
         """See :class:`Graphs`."""
         gc.collect()  # a graph destroyed by the collector within the capture would invalidate it
         graph = torch.cuda.CUDAGraph()
-        with _capturing, torch.cuda.stream(self.stream):
+        with _capturing, torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 body()

@@ -98,22 +98,24 @@ class TensorRTRunner:
         self.watch()
         self._check(cut)
         shape = (cut.shape[0], cut.shape[2], cut.shape[3])
-        binding = self._bindings.get(shape) or self._bind(shape)
-        if binding.slices != cut.data_ptr():
-            binding.slices = cut.data_ptr()
-            self._must(binding.context.set_tensor_address("slices", binding.slices), "bind the slices")
-        binding.time.copy_(time)
-        if self.labelled:
-            binding.label.copy_(label)
-        self._must(binding.context.execute_async_v3(self._stream()), f"run a slab of {shape}")
+        with torch.cuda.device_of(cut):  # TensorRT runs on the thread's current device
+            binding = self._bindings.get(shape) or self._bind(shape)
+            if binding.slices != cut.data_ptr():
+                binding.slices = cut.data_ptr()
+                self._must(binding.context.set_tensor_address("slices", binding.slices), "bind the slices")
+            binding.time.copy_(time)
+            if self.labelled:
+                binding.label.copy_(label)
+            self._must(binding.context.execute_async_v3(self._stream()), f"run a slab of {shape}")
         found = {name: value.permute(0, 3, 1, 2) for name, value in binding.outputs.items()}
         return found["output"], {scale: found[f"features_{scale}"] for scale in self.scales}
 
     def reserve(self, shapes: Iterable[Shape]) -> None:
         """Allocate what slabs of these sizes (slices, rows, columns) need; the largest first."""
-        for shape in sorted(shapes, key=math.prod, reverse=True):
-            if shape not in self._bindings:
-                self._bind(shape)
+        with torch.cuda.device_of(self._scratch):
+            for shape in sorted(shapes, key=math.prod, reverse=True):
+                if shape not in self._bindings:
+                    self._bind(shape)
 
     def capturable(self) -> bool:
         """Whether every slab so far can go into a CUDA graph on the current stream.
