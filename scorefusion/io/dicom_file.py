@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import mmap
 import os
 import stat
+import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,26 +25,111 @@ MAX_ITEMS = 2**18
 
 DAMAGED = "Copy or export it again, or take it out of the folder."
 
+PRIVATE = {"SiemensCreator": 0x00190010, "NumberOfImagesInMosaic": 0x0019100A}
+"""Tags of the private attributes that may be read, by the names used here."""
+
 _MARK, _MARK_AT = b"DICM", 128
+_GZIP, _DEFLATE_RATIO = b"\x1f\x8b", 1032
+_HEAD = 1024
 _PIXELS = (0x7FE00010, 0x7FE00009, 0x7FE00008)
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+_SHORT = b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
+_LONG = b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
+_SYNTAXES = {
+    (True, True): "1.2.840.10008.1.2",
+    (False, True): "1.2.840.10008.1.2.1",
+    (False, False): "1.2.840.10008.1.2.2",
+}
+"""The transfer syntax of data elements by (implicit VR, little endian)."""
+_POINTERS = {
+    b"version https://git-lfs": "is a pointer of Git LFS to a file that is not fetched (git lfs pull)",
+    b"/annex/objects/": "is a pointer of git-annex to a file that is not fetched (git annex get)",
+}
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path leads to a regular file with the mark ``DICM`` at byte 128.
+    """Whether a path leads to a DICOM file by its content, with or without preamble, or one in gzip.
+
+    Raises:
+        BadInput: if it cannot be read.
+    """
+    return not why_not_dicom(path)
+
+
+def why_not_dicom(path: Path) -> str:
+    """Why a path does not lead to a DICOM file, such as ``is empty (0 bytes)``; empty where it does.
 
     Raises:
         BadInput: if it cannot be read.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return "is not a regular file"
         with path.open("rb") as file:
-            return file.read(_MARK_AT + 4)[_MARK_AT:] == _MARK
+            head = file.read(_HEAD)
+        if _is_packed(head):
+            with gzip.open(path, "rb") as stream:
+                head = stream.read(_HEAD)
     except FileNotFoundError:
-        return False
+        annexed = path.is_symlink() and "annex/objects" in Path(os.readlink(path)).as_posix()
+        return "is a link that leads nowhere" + " (git annex get fetches its file)" * annexed
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return "is a damaged gzip file"
     except OSError as error:
         raise _unreadable(path, error) from None
+    if not status.st_size:
+        return "is empty (0 bytes)"
+    if _start(head) is not None:
+        return ""
+    return next((told for mark, told in _POINTERS.items() if head.startswith(mark)), "is not a DICOM file")
+
+
+def room_of(path: Path) -> int:
+    """The most bytes that a file can hold: its size, or what gzip can make of it."""
+    with path.open("rb") as file:
+        packed = _is_packed(file.read(_HEAD))
+        return os.fstat(file.fileno()).st_size * (_DEFLATE_RATIO if packed else 1)
+
+
+def _is_packed(head: bytes) -> bool:
+    return head.startswith(_GZIP) and not head[_MARK_AT:].startswith(_MARK)
+
+
+def _start(head: bytes) -> int | None:
+    """Where a file's data elements begin; None if it is not DICOM."""
+    if head[_MARK_AT:].startswith(_MARK):
+        return _MARK_AT + len(_MARK)
+    if head.startswith(_MARK):
+        return len(_MARK)
+    return None if _encoding(head) is None else 0
+
+
+def _encoding(head: bytes) -> tuple[bool, bool] | None:
+    """(implicit VR, little endian) of data elements at the start of ``head``; None if there are none."""
+    return next((encoding for encoding in ((False, True), (True, True), (False, False)) if _holds(head, *encoding)), None)
+
+
+def _holds(head: bytes, implicit: bool, little: bool) -> bool:
+    """Whether ``head`` begins with two data elements of the first groups of an object, in rising order."""
+    order, place, last = "<" if little else ">", 0, -1
+    for first in (True, False):
+        if place + 12 > len(head):
+            return False
+        group, element, length = struct.unpack_from(f"{order}HHI", head, place)
+        tag, vr, size = group << 16 | element, head[place + 4 : place + 6], 8
+        if vr in _SHORT and not implicit:
+            length = struct.unpack_from(f"{order}H", head, place + 6)[0]
+        elif vr in _LONG and not implicit:
+            length, size = struct.unpack_from(f"{order}I", head, place + 8)[0], 12
+        elif not implicit:
+            return False
+        if tag <= last or (first and group not in (2, 4, 8)) or (not first and group > 0x20):
+            return False
+        if first and (length % 2 or length > len(head)):
+            return False
+        last, place = tag, place + size + length
+    return True
 
 
 @contextmanager
@@ -94,6 +181,10 @@ def _read(path: Path, keywords: Sequence[str], bound: int, pixels: bool) -> Any:
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
+                if _is_packed(file.read(_HEAD)):
+                    with gzip.open(path, "rb") as stream:
+                        plain = io.BytesIO(stream.read(bound))
+                    return _parse(path, plain, keywords, bound, pixels)
                 # A map gives no more bytes than there are, however many an element claims.
                 length = size if pixels else min(size, MAX_HEADER)
                 with closing(mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)) as data:
@@ -107,22 +198,32 @@ def _read(path: Path, keywords: Sequence[str], bound: int, pixels: bool) -> Any:
 def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: bool) -> Any:
     read_dataset = need("pydicom.filereader", "reading DICOM").read_dataset
     dataset, tags = need("pydicom.dataset", "reading DICOM"), need("pydicom.datadict", "reading DICOM")
-    data.seek(_MARK_AT + len(_MARK))
-    meta = read_dataset(data, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    head = data.read(_HEAD)
+    start = _start(head) or 0
+    meta = dataset.Dataset()
+    data.seek(start)
+    if head[start : start + 2] == b"\x02\x00":
+        meta = read_dataset(data, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    if not meta.get("TransferSyntaxUID"):
+        place = data.tell()
+        guessed = _encoding(data.read(_HEAD))
+        data.seek(place)
+        if guessed is not None:
+            meta.TransferSyntaxUID = _SYNTAXES[guessed]
     syntax = need("pydicom.uid", "reading DICOM").UID(str(meta.get("TransferSyntaxUID", "")))
     if not syntax.is_transfer_syntax or syntax.is_private:
         problem = f"is in a transfer syntax that is not DICOM's own ({str(syntax)[:64]!r})"
         raise BadInput(path, problem, "Convert it to Explicit VR Little Endian first.")
     body = data
     if syntax.is_deflated:
-        body = io.BytesIO(_inflated(path, data[data.tell() :], bound, whole=pixels))
+        body = io.BytesIO(_inflated(path, data.read(), bound, whole=pixels))
     _check_items(path, body)
     found = read_dataset(
         body,
         syntax.is_implicit_VR,
         syntax.is_little_endian,
         stop_when=None if pixels else _at_pixels,
-        specific_tags=[tags.tag_for_keyword(keyword) for keyword in keywords],
+        specific_tags=[PRIVATE.get(keyword) or tags.tag_for_keyword(keyword) for keyword in keywords],
     )
     for element in found.elements():
         if element.tag not in _PIXELS and 0 < len(getattr(element, "value", b"") or b"") < _length(element):

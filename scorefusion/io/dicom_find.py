@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scorefusion.errors import BadInput
-from scorefusion.io.dicom_file import DAMAGED, is_dicom, read_header, reading
-from scorefusion.io.dicom_kind import DICOMDIR, KIND_TAGS, family, frame_count, obstacle, sop_class
+from scorefusion.io.dicom_file import DAMAGED, read_header, reading, why_not_dicom
+from scorefusion.io.dicom_kind import (
+    DICOMDIR,
+    KIND_TAGS,
+    family,
+    frame_count,
+    is_mosaic,
+    obstacle,
+    sop_class,
+)
 from scorefusion.optional import need
 
 PathLike = str | os.PathLike[str]
 
 _TAGS = (*KIND_TAGS, "SeriesInstanceUID", "StudyInstanceUID", "SeriesDescription", "SeriesNumber")
 _LISTED = 12
+_TAIL = 4
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A file that was found and not used.
+
+    Attributes:
+        file: where it is.
+        reason: such as ``is empty (0 bytes)``.
+    """
+
+    file: Path
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,9 @@ class SeriesDescription:
         rows: pixels down a column, of the first file; 0 where it holds no image.
         columns: pixels along a row.
         problem: why it cannot be read as a volume; empty where the headers tell of nothing.
+        slices: files that hold slices of a volume, mosaics among them; with a ``problem`` and none of these,
+            a series is something else, such as a localizer or a report.
+        passed: files in the same folders that are not used.
     """
 
     uid: str
@@ -49,23 +73,34 @@ class SeriesDescription:
     rows: int
     columns: int
     problem: str
+    slices: int = 0
+    passed: tuple[PassedOver, ...] = ()
 
     def __str__(self) -> str:
         grid = f", {self.images} of {self.columns} × {self.rows}" if self.rows else ""
         told = f" '{self.description}'" if self.description else ""
+        number = "" if self.number is None else f", SeriesNumber {self.number}"
         problem = f": {self.problem}" if self.problem else ""
-        return f"{self.uid or 'without UID'} ({self.modality or 'no modality'}{told}{grid}){problem}"
+        return f"{self.uid or 'without UID'} ({self.modality or 'no modality'}{told}{grid}){number}{problem}"
 
 
-def find_series(folder: PathLike, *, damaged: list[BadInput] | None = None) -> list[SeriesDescription]:
+def find_series(
+    folder: PathLike,
+    *,
+    damaged: list[BadInput] | None = None,
+    passed: list[PassedOver] | None = None,
+    skip: Callable[[Path], bool] | None = None,
+) -> list[SeriesDescription]:
     """Find every DICOM series in a folder and the folders in it.
 
-    A file is DICOM by its content, whatever its name; other files and DICOMDIR are passed over. Links to
+    A file is DICOM by its content, whatever its name, with a preamble or without, also inside gzip. Links to
     folders are not followed.
 
     Args:
         folder: where to look; or one file.
         damaged: takes what is wrong with files that cannot be read, instead of an error.
+        passed: takes every file that is not used: other files, empty ones, links that lead nowhere, DICOMDIR.
+        skip: says which folders below are not entered.
 
     Returns:
         The series by number and UID, those that cannot be volumes too, with their ``problem``.
@@ -79,9 +114,11 @@ def find_series(folder: PathLike, *, damaged: list[BadInput] | None = None) -> l
     if not root.exists():
         raise BadInput(root, "does not exist", "Check the name.")
     members: dict[str, list[tuple[Path, Any]]] = {}
-    for path in _files(root, damaged):
+    passed = [] if passed is None else passed
+    for path in _files(root, damaged, passed, skip):
         try:
-            if not is_dicom(path):
+            if reason := why_not_dicom(path):
+                passed.append(PassedOver(path, reason))
                 continue
             header = read_header(path, _TAGS)
             with reading(path):
@@ -93,42 +130,87 @@ def find_series(folder: PathLike, *, damaged: list[BadInput] | None = None) -> l
                 raise
             damaged.append(error)
             continue
-        if kind != DICOMDIR:
+        if kind == DICOMDIR:
+            passed.append(PassedOver(path, "is an index of other files (DICOMDIR)"))
+        else:
             members.setdefault(uid, []).append((path, header))
-    found = [_describe(root, uid, files) for uid, files in members.items()]
+    found = [_describe(root, uid, files, passed) for uid, files in members.items()]
     return sorted(found, key=lambda series: (series.number is None, series.number or 0, series.uid))
 
 
-def choose_series(folder: PathLike, uid: str | None = None) -> SeriesDescription:
-    """The one series of a folder that can be a volume, or the one named.
+def choose_series(folder: PathLike, key: str | None = None) -> SeriesDescription:
+    """The one series of a folder that can be a volume, or the one named; ``passed`` has all that is not used.
 
     Args:
         folder: as for :func:`find_series`.
-        uid: its SeriesInstanceUID; None where there is only one.
+        key: as for :func:`matching`; None where there is only one.
 
     Raises:
-        BadInput: if there is none, several, or the named one is not there or no volume; the series that
-            there are are listed.
+        BadInput: if there is none, several, or the named one does not exist or is no volume; the series that
+            exist are listed.
     """
-    found = find_series(folder)
+    passed: list[PassedOver] = []
+    found = find_series(folder, passed=passed)
     if not found:
-        raise BadInput(folder, "holds no DICOM file", "Give a folder with the files of a series.")
-    if uid is not None:
-        named = [series for series in found if series.uid == uid]
+        others = f" ({'; '.join(summaries(passed, Path(folder)))})" if passed else ""
+        fix = "Give a folder with the files of a series; for NIfTI files, the output is to be a folder, too."
+        raise BadInput(folder, f"holds no DICOM file{others}", fix)
+    named = found
+    if key is not None:
+        named = matching(found, key)
         if not named:
-            raise BadInput(folder, f"holds no series {uid}, only {_listed(found)}", "Name one of these.")
-        found = named
-    good = [series for series in found if not series.problem]
+            raise BadInput(folder, f"holds no series {key}, only {_listed(found)}", "Name one of these.")
+    good = [series for series in named if not series.problem]
     if len(good) == 1:
-        return good[0]
+        if key is None:
+            passed += (PassedOver(file, s.problem) for s in found if s.problem for file in s.files)
+        return replace(good[0], passed=tuple(passed))
     if good:
-        fix = "Name one by its SeriesInstanceUID (series= in Python, --series on the command line)."
-        raise BadInput(folder, f"holds {len(good)} series: {_listed(good)}", fix)
-    problem = f"holds no series that is a volume: {_listed(found)}"
+        fix = "Choose one by --series (series= in Python), or give a folder as the output to translate each."
+        which = "" if key is None else f" that match '{key}'"
+        raise BadInput(folder, f"holds {len(good)} series{which}: {_listed(good)}", fix)
+    problem = f"holds no series that is a volume: {_listed(named)}"
     raise BadInput(folder, problem, "Give a folder with the slices of a CT, MR or PET volume.")
 
 
-def _files(root: Path, damaged: list[BadInput] | None = None) -> Iterator[Path]:
+def matching(found: Sequence[SeriesDescription], key: str) -> list[SeriesDescription]:
+    """The series that a key means: by SeriesInstanceUID, else SeriesNumber, the UID's end, or a description.
+
+    Args:
+        found: to choose from.
+        key: a UID or its last components or at least four last characters, a number, or a part of
+            SeriesDescription in any case.
+    """
+    tests: tuple[Callable[[SeriesDescription], bool], ...] = (
+        lambda series: series.uid == key,
+        lambda series: str(series.number) == key,
+        lambda series: series.uid.endswith(f".{key}") or (len(key) >= _TAIL and series.uid.endswith(key)),
+        lambda series: bool(key) and key.lower() in series.description.lower(),
+    )
+    return next((hits for test in tests if (hits := [series for series in found if test(series)])), [])
+
+
+def summaries(passed: Iterable[PassedOver], root: Path) -> list[str]:
+    """What was not used, a line for each reason, with the files' names below ``root``."""
+    reasons: dict[str, list[str]] = {}
+    for each in passed:
+        inside = each.file.is_relative_to(root) and each.file != root
+        name = each.file.relative_to(root).as_posix() if inside else str(each.file)
+        reasons.setdefault(each.reason, []).append(_printable(name))
+    lines = []
+    for reason, names in reasons.items():
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        files = "1 file was" if len(names) == 1 else f"{len(names)} files were"
+        lines.append(f"{files} not used: {', '.join(names[:_LISTED])}{more} ({reason})")
+    return lines
+
+
+def _files(
+    root: Path,
+    damaged: list[BadInput] | None,
+    passed: list[PassedOver],
+    skip: Callable[[Path], bool] | None,
+) -> Iterator[Path]:
     if not root.is_dir():
         yield root
         return
@@ -141,18 +223,25 @@ def _files(root: Path, damaged: list[BadInput] | None = None) -> Iterator[Path]:
         damaged.append(problem)
 
     for place, folders, names in os.walk(root, onerror=refuse):
-        folders.sort()
+        links = [Path(place, name) for name in sorted(folders) if os.path.islink(os.path.join(place, name))]
+        passed += (PassedOver(link, "is a link to a folder, which is not followed") for link in links)
+        folders[:] = sorted(name for name in folders if skip is None or not skip(Path(place, name)))
         for name in sorted(names):
             yield Path(place) / name
 
 
-def _describe(root: Path, uid: str, members: Sequence[tuple[Path, Any]]) -> SeriesDescription:
-    problems: Counter[str] = Counter()
-    images = 0
+def _describe(
+    root: Path, uid: str, members: Sequence[tuple[Path, Any]], passed: Sequence[PassedOver]
+) -> SeriesDescription:
+    problems: dict[str, list[Path]] = {}
+    images = slices = 0
     for path, header in members:
         with reading(path):
-            problems[obstacle(header)] += 1
+            problem = obstacle(header)
+            problems.setdefault(problem, []).append(path)
             images += frame_count(header)
+            slices += not problem or is_mosaic(header)
+    folders = {path.parent for path, _ in members}
     first_path, first = members[0]
     with reading(first_path):
         number = first.get("SeriesNumber")
@@ -167,16 +256,20 @@ def _describe(root: Path, uid: str, members: Sequence[tuple[Path, Any]]) -> Seri
             images=images,
             rows=int(first.get("Rows") or 0),
             columns=int(first.get("Columns") or 0),
-            problem=_problem(uid, problems, len(members)),
+            problem=_problem(problems, len(members)),
+            slices=slices,
+            passed=tuple(each for each in passed if each.file.parent in folders),
         )
 
 
-def _problem(uid: str, problems: Counter[str], count: int) -> str:
+def _problem(problems: dict[str, list[Path]], count: int) -> str:
     named = [problem for problem in problems if problem]
     if not named:
         return ""
-    first = named[0]
-    return first if problems[first] == count else f"{problems[first]} of its {count} files: {first}"
+    files = problems[named[0]]
+    if len(files) == count:
+        return named[0]
+    return f"{len(files)} of its {count} files: {named[0]} ({files[0].name})"
 
 
 def _printable(value: Any) -> str:

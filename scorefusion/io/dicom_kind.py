@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from scorefusion.io.dicom_file import PRIVATE
+
+_CLASSIC_MR = "1.2.840.10008.5.1.4.1.1.4"
 _SLICES = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
     "1.2.840.10008.5.1.4.1.1.2.1": "CT",
@@ -33,6 +36,7 @@ KIND_TAGS = (
     "PhotometricInterpretation",
     "BitsAllocated",
     "ModalityLUTSequence",
+    *PRIVATE,
 )
 """What :func:`obstacle` looks at."""
 
@@ -60,6 +64,12 @@ def obstacle(header: Any) -> str:
         return f"is no CT, MR or PET image but of SOP class {UID(kind).name or 'unknown'}"
     if "LOCALIZER" in image_type(header):
         return "is a localizer"
+    if is_mosaic(header):
+        tiles = _tiles(header)
+        return (
+            f"is a Siemens mosaic{f' of {tiles} tiles' if tiles else ''}, the slices of a whole volume side by "
+            "side in one image: convert it to NIfTI with dcm2niix"
+        )
     if not header.get("Rows") or not header.get("Columns"):
         return "has no Rows and Columns, so no image"
     photometric = str(header.get("PhotometricInterpretation") or "")
@@ -70,6 +80,29 @@ def obstacle(header: Any) -> str:
     if header.get("ModalityLUTSequence"):
         return "has its values in a Modality LUT instead of RescaleSlope and RescaleIntercept"
     return ""
+
+
+def is_mosaic(header: Any) -> bool:
+    """Whether a classic MR object is a mosaic by ImageType or by Siemens' NumberOfImagesInMosaic.
+
+    Enhanced objects of some scanners carry the word although each of their frames is a slice.
+    """
+    if sop_class(header) != _CLASSIC_MR or frame_count(header) > 1:
+        return False
+    return "MOSAIC" in image_type(header) or _tiles(header) > 1
+
+
+def _tiles(header: Any) -> int:
+    """Siemens' NumberOfImagesInMosaic, (0019,100a); 0 where it is missing or another maker's attribute."""
+    creator = header.get(PRIVATE["SiemensCreator"])
+    element = header.get(PRIVATE["NumberOfImagesInMosaic"])
+    if element is None or (creator is not None and "SIEMENS" not in str(creator.value).upper()):
+        return 0
+    value = element.value
+    try:
+        return int.from_bytes(value, "little") if isinstance(value, bytes) else int(value or 0)
+    except (TypeError, ValueError):
+        return 0
 
 
 def image_type(header: Any) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from scorefusion.errors import BadInput
 from scorefusion.io.dicom_decoder import Decoder, decode_here
-from scorefusion.io.dicom_file import DAMAGED, read_pixels, reading
+from scorefusion.io.dicom_file import DAMAGED, read_pixels, reading, room_of
 from scorefusion.io.dicom_frames import Frame
 from scorefusion.optional import need
 
@@ -45,8 +45,8 @@ def check_pixels(frames: Sequence[Frame]) -> None:
     """
     path, syntax = frames[0].file, frames[0].header.file_meta.TransferSyntaxUID
     with reading(path):
-        promised, size = _promised(frames), path.stat().st_size
-    room = size
+        promised = _promised(frames)
+        room = size = room_of(path)
     if syntax.is_encapsulated:
         _check_decoder(path, syntax)
         room = size * _RLE_RATIO if _is_rle(syntax) else promised

@@ -14,7 +14,7 @@ import numpy as np
 
 from scorefusion.errors import BadInput
 from scorefusion.io.dicom_decoder import Decoder
-from scorefusion.io.dicom_find import SeriesDescription, choose_series
+from scorefusion.io.dicom_find import SeriesDescription, choose_series, summaries
 from scorefusion.io.dicom_frames import Frame, frames_of
 from scorefusion.io.dicom_pixels import check_pixels, decoded
 from scorefusion.io.dicom_stack import Stack, stack
@@ -47,12 +47,14 @@ def read_dicom_series(
     """Read one DICOM series, of classic single-frame or enhanced multi-frame objects.
 
     Values are stored ones times RescaleSlope plus RescaleIntercept, slice by slice. Slices are put in order
-    by their position along the normal, whatever their names and numbers.
+    by their position along the normal, whatever their names and numbers. Files that are not used are named in
+    ``warnings``.
 
     Args:
         source: a folder with the series' files, at any depth; an enhanced object's file; or one of
             :func:`~scorefusion.io.dicom_find.find_series`' descriptions.
-        series: SeriesInstanceUID of the one to read, where the folder holds several.
+        series: which one to read, where the folder holds several: its SeriesInstanceUID or the end of it, its
+            SeriesNumber, or a part of its SeriesDescription.
         constant: accept a volume whose voxels are all alike.
         max_voxels: refuse a larger volume before allocating it.
 
@@ -90,6 +92,7 @@ def read_dicom_series(
         folder=described.folder,
         series_uid=described.uid,
         frames=grid.frames,
+        warnings=tuple(summaries(described.passed, described.folder)),
     )
 
 
