@@ -111,11 +111,11 @@ class Pipeline:
         What is not given comes from the model's ``config.sampling``.
 
         Args:
-            images: NIfTI files, nibabel or SimpleITK images, MONAI MetaTensors, arrays and tensors
-                ``[i, j, k]``, or scans that were read; :meth:`Translation.native` gives the result back as
-                what the first is. Several lie on one grid; for super-resolution all but the first may lie on
-                the output's. Where something else than a coarser image was measured, the first is what the
-                pseudo-inverse makes of it: a zero-filled MRI, a reconstructed CT.
+            images: NIfTI files, folders of one DICOM series, nibabel or SimpleITK images, MONAI MetaTensors,
+                arrays and tensors ``[i, j, k]``, or scans that were read; :meth:`Translation.native` gives
+                the result back as what the first is. Several lie on one grid; for super-resolution all but
+                the first may lie on the output's. Where something else than a coarser image was measured, the
+                first is what the pseudo-inverse makes of it: a zero-filled MRI, a reconstructed CT.
             affine: of arrays and tensors: ``[4, 4]``, (i, j, k) to RAS+ millimetres, or one an image.
             strategy: how scores are fused; one of ``config.strategies``.
             planes: for ``single`` and ``alternate``: axial, coronal, sagittal.
@@ -216,6 +216,7 @@ class Pipeline:
                 check_same_grid(scans[0], missing)
         assumed = ["its header has no orientation: pixdim and RAS axes are assumed"]
         remarks = assumed if scans[0].affine_assumed else []
+        remarks += [warning for scan in scans for warning in scan.warnings]
         return Reading(scans, missing, timings, tuple(remarks))
 
     @isolated()

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from batches import names, refused, translate, volumes, write_model
 from tiny import same_grid_config
+from typer.testing import CliRunner
 
 from scorefusion import Pipeline
+from scorefusion.cli import app
 
 pydicom = pytest.importorskip("pydicom")
 
-from dicom_series import texture, write_series  # noqa: E402
+from dicom_series import enhanced_of, save, texture, uid, write_series  # noqa: E402
 
 from scorefusion import read_dicom_series  # noqa: E402
 
@@ -96,3 +98,128 @@ def test_a_derived_series_needs_a_series(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(texture().astype(np.float32), np.eye(4)), root / "a.nii.gz")
     assert "holds no DICOM series" in refused(model, root, "-o", tmp_path / "out", "--dicom")
     assert "--dicom" in refused(model, root, "-o", tmp_path / "out", "--deidentify")
+
+
+def scout(image: Any, k: int) -> None:
+    image.ImageType, image.SeriesDescription = ["ORIGINAL", "PRIMARY", "LOCALIZER"], "three planes"
+
+
+def mosaic(image: Any, k: int) -> None:
+    image.ImageType, image.ImagePositionPatient = ["ORIGINAL", "PRIMARY", "MOSAIC"], [0, 0, 0.37 * k]
+
+
+def test_what_a_batch_leaves_out_is_named(tmp_path: Path) -> None:
+    """In notes, in the item's warnings, in the report; a mosaic or a spoiled series is an item that fails."""
+    model, root, out = write_model(tmp_path / "tiny"), tmp_path / "in", tmp_path / "in" / "out"
+    for path in write_series(root / "p1" / "t1", name="a")[1:3]:
+        path.write_bytes(path.read_bytes()[132:])  # without preamble
+    (root / "p1" / "t1" / "IM99").touch()
+    write_series(root / "p1" / "scout", name="s", change=scout)
+    write_series(root / "p2", name="m", pixels=texture((2, 24, 24)), change=mosaic)
+    write_series(root / "p3", name="b", change=lambda image, k: scout(image, k) if k == 1 else None)
+    (root / "p4").mkdir()
+    (root / "p4" / "link").symlink_to("nowhere")
+
+    events = translate(model, root, "-o", out, *QUICK, code=1)
+    (done,) = [event for event in events if event["event"] == "item-done"]
+    assert done["name"] == "p1/t1"
+    assert done["warnings"] == ["1 file was not used: p1/t1/IM99 (is empty (0 bytes))"]
+    expected = read_dicom_series(root / "p1" / "t1")
+    assert len(expected.frames) == 5 and nib.load(out / "p1" / "t1.nii.gz").shape[2] % 5 == 0
+    notes = [event["text"] for event in events if event["event"] == "note"]
+    assert len(notes) == 2 and "three planes" in notes[0] and notes[0].endswith("is a localizer")
+    assert notes[1] == "1 file was not used: p4/link (is a link that leads nowhere)"
+    failed = {event["name"]: event["error"] for event in events if event["event"] == "item-failed"}
+    assert sorted(failed) == ["p2/3-series_m", "p3/3-series_b"]
+    assert "is a Siemens mosaic" in failed["p2/3-series_m"]
+    assert "1 of its 5 files: is a localizer (IM10)" in failed["p3/3-series_b"]
+    report = (out / "report.html").read_text()
+    assert "three planes" in report and "p4/link" in report and "p1/t1/IM99" in report
+
+    again = translate(model, root, "-o", out, *QUICK, code=1)
+    assert names(again, "item-kept") == ["p1/t1"] and not names(again, "item-done"), "OUT is no input"
+
+
+def test_series_of_a_batch_are_chosen(tmp_path: Path) -> None:
+    model, root = write_model(tmp_path / "tiny"), tmp_path / "in"
+    for patient in ("p1", "p2"):
+        for number, text in ((3, "t1_mprage"), (4, "T2 space")):
+
+            def change(image: Any, k: int, number: int = number, text: str = text) -> None:
+                image.SeriesNumber, image.SeriesDescription = number, text
+
+            write_series(root / patient / text[:2], name=f"{patient}{number}", change=change)
+    both = ["p1/T2", "p2/T2"]
+    for key, expected in (("t2", both), ("4", both), (uid("series", "p24")[-9:], ["p2/T2"])):
+        out = tmp_path / f"out{key}"
+        assert names(translate(model, root, "-o", out, *QUICK, "--series", key), "item-done") == expected
+    line = refused(model, root, "-o", tmp_path / "none", "--series", "flair")
+    assert "holds no series flair, only" in line and "t1_mprage" in line
+    nib.save(nib.Nifti1Image(texture().astype(np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    line = refused(model, tmp_path / "a.nii.gz", "-o", f"{tmp_path / 'other'}/", "--series", "flair")
+    assert "--series" in line and "no DICOM series" in line
+
+
+def run(model: Path, *arguments: str | Path) -> Any:
+    machine = ("--device", "cpu", "--dtype", "float32", *QUICK)
+    return CliRunner().invoke(app, ["translate", *map(str, arguments), "--model", str(model), *machine])
+
+
+def test_a_folder_of_one_series_is_one_volume(tmp_path: Path) -> None:
+    """The same bytes as by way of Python, header and all; with spread, planes and a figure."""
+    model, root = write_model(tmp_path / "tiny"), tmp_path / "in"
+    write_series(root / "t1", name="a")
+    write_series(root / "scout", name="s", change=scout)
+    out, spread, figure = (tmp_path / name for name in ("x.nii.gz", "sd.nii", "x.png"))
+    extra = ("--samples", "2", "--spread", spread, "--figure", figure, "--disagreement")
+    result = run(model, root, "-o", out, *extra)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert (
+        "warning: 5 files were not used: scout/IM02," in result.stderr and "is a localizer" in result.stderr
+    )
+    expected = Pipeline(model, device="cpu", dtype="float32")(
+        read_dicom_series(root), steps=1, strategy="average", samples=2, disagreement=True
+    )
+    expected.save(tmp_path / "y.nii.gz")
+    assert out.read_bytes() == (tmp_path / "y.nii.gz").read_bytes()
+    np.testing.assert_array_equal(nib.load(spread).get_fdata(dtype=np.float32), expected.spread)
+    assert figure.stat().st_size > 1000 and (tmp_path / "x_planes.nii.gz").exists()
+    assert run(model, root, "-o", out, "--quiet").stderr == ""
+
+
+def test_which_of_several_series(tmp_path: Path) -> None:
+    model, root, out = write_model(tmp_path / "tiny"), tmp_path / "in", tmp_path / "x.nii.gz"
+
+    def second(image: Any, k: int) -> None:
+        image.SeriesNumber, image.SeriesDescription = 7, "t2 flair"
+
+    write_series(root / "a", name="a")
+    write_series(root / "b", name="b", pixels=texture(seed=1), change=second)
+    line = refused(model, root, "-o", out)
+    assert "holds 2 series" in line and "--series" in line and "a folder as the output" in line
+    for name, number, text in (("a", 3, "series a"), ("b", 7, "t2 flair")):
+        assert f"{uid('series', name)} (MR '{text}', 5 of 6 × 7), SeriesNumber {number}" in line
+    assert not out.exists()
+    expected = Pipeline(model, device="cpu", dtype="float32")(root / "b", steps=1, strategy="average")
+    for key in ("7", "FLAIR", uid("series", "b"), uid("series", "b")[-7:]):
+        assert run(model, root, "-o", out, "--series", key).exit_code == 0
+        np.testing.assert_array_equal(nib.load(out).get_fdata(dtype=np.float32), expected.volume)
+    assert "holds no series 8, only" in refused(model, root, "-o", out, "--series", "8")
+
+
+def test_files_and_folders_in_place_of_a_volume(tmp_path: Path) -> None:
+    """An enhanced object is a volume; one slice is none; no output replaces a slice."""
+    model, out = write_model(tmp_path / "tiny"), tmp_path / "x.nii.gz"
+    enhanced = save(enhanced_of(texture()), tmp_path / "enhanced.dcm")
+    assert run(model, enhanced, "-o", out).exit_code == 0
+    scan = read_dicom_series(enhanced)
+    np.testing.assert_allclose(nib.load(out).affine[:3, :3] * 2, scan.affine[:3, :3], atol=1e-5)
+    slices = write_series(tmp_path / "slices")
+    assert "holds 1 slice; a volume has several" in refused(model, slices[0], "-o", out)
+    (tmp_path / "nothing").mkdir()
+    line = refused(model, tmp_path / "nothing", "-o", out)
+    assert "is not a file and holds no DICOM file" in line and "the output is to be a folder" in line
+    taken = slices[0].rename(slices[0].with_name("a.nii.gz"))
+    before = taken.read_bytes()
+    assert "is a DICOM file" in refused(model, tmp_path / "slices", "-o", taken)
+    assert taken.read_bytes() == before

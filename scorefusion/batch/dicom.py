@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from scorefusion.batch.item import Item, Problem, shown
@@ -13,7 +14,7 @@ from scorefusion.batch.listing import Source
 from scorefusion.batch.wanted import Wanted
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.dicom_file import is_dicom
-from scorefusion.io.dicom_find import SeriesDescription, find_series
+from scorefusion.io.dicom_find import PassedOver, SeriesDescription, find_series, matching, summaries
 
 
 def holds_dicom(root: Path) -> bool:
@@ -28,13 +29,20 @@ def holds_dicom(root: Path) -> bool:
     return False
 
 
-def list_dicom(root: Path, wanted: Wanted) -> Source:
+def list_dicom(root: Path, wanted: Wanted, *, skip: Callable[[Path], bool] | None = None) -> Source:
     """The series of a tree, found by their headers. A damaged file is an item that fails.
 
     An output is called by the folder of its series, where it is alone there, else by its number and
-    description in a folder of that name. Series that are no volumes (localizers, reports) are left out.
+    description in a folder of that name. Series that are no volumes (localizers, reports) are left out and
+    named in the notes, as are files that are not DICOM; of a series' own folders, in its item's warnings.
+
+    Args:
+        root: the tree.
+        wanted: what for.
+        skip: says which folders are not entered.
 
     Raises:
+        BadInput: if no series is the one wanted.
         ScoreFusionError: without pydicom, or for a model with several conditions.
     """
     if len(wanted.conditions) != 1:
@@ -43,7 +51,14 @@ def list_dicom(root: Path, wanted: Wanted) -> Source:
             "list them in a CSV"
         )
     damaged: list[BadInput] = []
-    found = find_series(root, damaged=damaged)
+    passed: list[PassedOver] = []
+    found = find_series(root, damaged=damaged, passed=passed, skip=skip)
+    chosen = found if wanted.series is None else matching(found, wanted.series)
+    if not chosen and wanted.series is not None:
+        others = "; ".join(str(series) for series in found)
+        raise BadInput(
+            root, f"holds no series {wanted.series}, only {others or 'none'}", "Name one of these."
+        )
     volumes = [series for series in found if not series.problem]
     places = {series.uid: _place(root, series) for series in volumes}
     alone = Counter(places.values())
@@ -51,23 +66,39 @@ def list_dicom(root: Path, wanted: Wanted) -> Source:
     twice = Counter(labels.values())
     items = []
     for series in volumes:
+        if series not in chosen:
+            continue
         place, label = places[series.uid], labels[series.uid]
         name = place if alone[place] == 1 and place != Path() else label
         if name == label and twice[label] > 1:
-            name = label.with_name(f"{label.name}-{hashlib.sha256(series.uid.encode()).hexdigest()[:8]}")
+            name = _with_hash(label, series)
         output = wanted.out / name.with_name(name.name + wanted.ending)
         items.append(Item(shown(name.as_posix()), series.files, output, series=(series,)))
+    for series in (series for series in chosen if series.problem and series.slices):
+        name = _place(root, series) / _label(series)
+        if shown(name.as_posix()) in {item.name for item in items}:
+            name = _with_hash(name, series)
+        fix = "Take out the files that are not slices of it; convert mosaics to NIfTI with dcm2niix."
+        problem = Problem(shown(f"{root}: {series}"), fix)
+        items.append(Item(shown(name.as_posix()), (), wanted.out / name, problem))
     for error in damaged:
         below = Path(error.file).relative_to(root)
         items.append(Item(shown(below.as_posix()), (), wanted.out / below, Problem.of(error)))
-    left = tuple(series.files[0] for series in found if series.problem)
-    return Source("dicom", tuple(items), left)
+    left = [series for series in chosen if series.problem and not series.slices]
+    told = {each for series in volumes for each in series.passed}
+    notes = [f"left out: {series}" for series in left]
+    notes += summaries((each for each in passed if each not in told), root)
+    return Source("dicom", tuple(items), tuple(series.files[0] for series in left), tuple(map(shown, notes)))
 
 
 def _place(root: Path, series: SeriesDescription) -> Path:
     """The innermost folder that all files of a series lie in, below the root."""
     folder = Path(os.path.commonpath([file.parent for file in series.files]))
     return folder.relative_to(root)
+
+
+def _with_hash(name: Path, series: SeriesDescription) -> Path:
+    return name.with_name(f"{name.name}-{hashlib.sha256(series.uid.encode()).hexdigest()[:8]}")
 
 
 def _label(series: SeriesDescription) -> str:

@@ -40,7 +40,7 @@ def list_folder(root: Path, wanted: Wanted) -> Source:
     if unreadable and Path(unreadable[0].file) == root:
         raise unreadable[0]
     if wanted.layout == "dicom" or (wanted.layout == "auto" and not files and holds_dicom(root)):
-        return list_dicom(root, wanted)
+        return list_dicom(root, wanted, skip=lambda folder: _is_output(folder, wanted.out))
     broken = [_broken(root, error, wanted) for error in unreadable]
     single = len(wanted.conditions) == 1
     layout = wanted.layout

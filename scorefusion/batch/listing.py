@@ -26,11 +26,13 @@ class Source:
         kind: ``folder``, ``table``, ``bids``, ``dicom`` or ``files``.
         items: sorted by name, each with a name and an output of its own.
         ignored: files that are none of the model's conditions.
+        notes: a sentence each: what was left out, and why.
     """
 
     kind: str
     items: tuple[Item, ...]
     ignored: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def output_path(output: Path, kind: str) -> Path:

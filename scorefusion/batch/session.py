@@ -45,6 +45,7 @@ class Batch:
         ending: of the outputs: ``.nii.gz`` or ``.nii``.
         layout: of a folder; see :class:`.wanted.Wanted`.
         choose: see :class:`.wanted.Wanted`.
+        series: see :class:`.wanted.Wanted`.
         shard: only this part of the items.
         limits: what may be under way at once.
         verify: hash inputs and outputs again, whatever their times say.
@@ -57,6 +58,7 @@ class Batch:
     ending: str = ".nii.gz"
     layout: str = "auto"
     choose: tuple[str, ...] = ()
+    series: str | None = None
     shard: Shard | None = None
     limits: Limits = field(default_factory=Limits)
     verify: bool = False
@@ -127,6 +129,9 @@ def translate_batch(
     if batch.work.dicom and source.kind != "dicom":
         fix = "Give a folder of DICOM files, or leave --dicom out."
         raise BadInput(batch.inputs[0], "holds no DICOM series, which a derived series needs", fix)
+    if batch.series is not None and source.kind != "dicom":
+        problem = "holds no DICOM series, which --series chooses from"
+        raise BadInput(batch.inputs[0], problem, "Give a folder of DICOM files, or leave --series out.")
     items = [item for item in source.items if batch.shard is None or batch.shard.holds(item.name)]
     try:
         batch.state.mkdir(parents=True, exist_ok=True)
@@ -188,6 +193,7 @@ def _source(batch: Batch) -> Source:
         batch.ending,
         batch.layout,
         batch.choose,
+        batch.series,
         masks=config.degradation.kind == "inpaint",
     )
     return find_items(batch.inputs, wanted, sides=batch.work.sides)
@@ -249,6 +255,8 @@ def _go(
         device=run.device if run else None,
         dtype=recipe["dtype"],
     )
+    for note in source.notes:
+        tell("note", text=note)
     for item in kept:
         tell("item-kept", name=item.name, output=shown(item.output))
     for item in failed:
@@ -302,6 +310,7 @@ def _facts(batch: Batch, source: Source, recipe: Mapping[str, object], device: s
         "seed": str(settings.seed),
         "computed": f"on {device} in {recipe['dtype']}",
         "scorefusion": scorefusion.__version__,
+        **({"left out": "; ".join(source.notes)} if source.notes else {}),
     }
     return {"device": device, "dtype": str(recipe["dtype"]), "report": json.dumps(told)}
 

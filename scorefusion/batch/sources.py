@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scorefusion.batch.folders import list_files, list_folder
@@ -53,6 +54,7 @@ def find_items(inputs: Sequence[Path], wanted: Wanted, *, sides: Sequence[str] =
         raise BadInput(first, "does not exist", "Give a folder, a CSV, a TSV or NIfTI files.")
     if not source.items:
         others = f"; files left out: {len(source.ignored)}" if source.ignored else ""
+        others += "".join(f"; {note}" for note in source.notes)
         wanted_text = ", ".join(wanted.conditions)
         raise BadInput(first, f"holds nothing to translate ({wanted_text}){others}", "Check its name.")
-    return Source(source.kind, checked(source.items, sides), source.ignored)
+    return replace(source, items=checked(source.items, sides))

@@ -17,6 +17,7 @@ class Wanted:
         ending: of the outputs: ``.nii.gz`` or ``.nii``.
         layout: of a folder: ``auto``, ``files`` (each file is a scan), ``dicom``, or one of ``LAYOUTS``.
         choose: where a subject has several files of a condition, parts of the right one's path.
+        series: of DICOM, only the series that this means to :func:`.dicom_find.matching`; None for all.
         masks: whether a table's column ``mask`` says what is missing, for a model that fills in.
     """
 
@@ -26,4 +27,5 @@ class Wanted:
     ending: str = ".nii.gz"
     layout: str = "auto"
     choose: tuple[str, ...] = ()
+    series: str | None = None
     masks: bool = False

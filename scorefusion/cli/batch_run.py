@@ -31,6 +31,7 @@ def make_batch(
     *,
     layout: str,
     choose: Sequence[str],
+    series: str | None,
     ending: str,
     level: int,
     verify: bool,
@@ -52,6 +53,7 @@ def make_batch(
         choices: of one translation.
         layout: with all that follows, as the options say.
         choose: see ``layout``.
+        series: see ``layout``.
         ending: see ``layout``.
         level: of gzip.
         verify: see ``layout``.
@@ -100,6 +102,7 @@ def make_batch(
         ending=ending,
         layout=layout,
         choose=tuple(choose),
+        series=series,
         shard=None if shard is None else Shard.parse(shard),
         limits=Limits(prefetch, memory),
         verify=verify,

@@ -16,7 +16,8 @@ def translate(
         list[Path],
         typer.Argument(
             metavar="IN",
-            help="NIfTI files, one a condition of the model; or a folder, a CSV or a TSV.",
+            help="NIfTI files or folders of a DICOM series, one a condition of the model; or a folder of "
+            "scans, a CSV or a TSV.",
             show_default=False,
         ),
     ],
@@ -101,6 +102,14 @@ def translate(
             help="Of several files of a condition, the one with this in its path.", show_default=False
         ),
     ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            help="Of DICOM: the series with this SeriesInstanceUID (or its end), SeriesNumber, or part of "
+            "its description.",
+            show_default="the only one; of a folder all",
+        ),
+    ] = None,
     ending: Annotated[str, typer.Option(help="Of a folder's outputs: .nii.gz or .nii.")] = ".nii.gz",
     level: Annotated[int, typer.Option("--gzip-level", help="Of a folder's outputs: 0 to 9.")] = 1,
     verify: Annotated[
@@ -143,7 +152,8 @@ def translate(
     """Translate a volume, such as a T1 image to four times the resolution along each axis; or many.
 
     Where IN is a folder or a table, or OUT is a folder, each scan gives a file in OUT. What goes wrong with
-    one does not stop the others, and the same command again does what is missing.
+    one does not stop the others, and the same command again does what is missing. Where OUT is a file, a
+    folder of one DICOM series is one volume.
 
     The result lies in the input's own orientation and units. For super-resolution its 4 × 4 × 4 block means
     are the input's voxels. Nothing is written unless all went well.
@@ -160,6 +170,7 @@ def translate(
       scorefusion translate pairs.csv -o flair/ --model my_model --shard 3/8
       scorefusion translate scans -o fine/ --ray --workers 4
       scorefusion translate study -o fine/ --dicom --deidentify
+      scorefusion translate study -o fine.nii.gz --series t1_mprage
     """
     from scorefusion.batch.sources import is_batch
     from scorefusion.errors import ScoreFusionError
@@ -193,7 +204,7 @@ def translate(
             raise ScoreFusionError("--ray is for many volumes; give a folder, a table, or a folder for OUT")
         if dicom or deidentify:
             raise ScoreFusionError("--dicom is for folders of DICOM files; give one, and a folder for OUT")
-        _one(images, Path(output), model, machine, choices, mask, spread, figure, quiet)
+        _one(images, Path(output), model, machine, choices, mask, spread, figure, quiet, series)
         return
 
     if report_only:
@@ -212,6 +223,7 @@ def translate(
         choices,
         layout=layout,
         choose=choose or (),
+        series=series,
         ending=ending,
         level=level,
         verify=verify,
@@ -237,14 +249,18 @@ def _one(
     spread: Path | None,
     figure: Path | None,
     quiet: bool,
+    series: str | None,
 ) -> None:
     """Translate one volume, and say how it went."""
     from scorefusion.batch.listing import side_path
-    from scorefusion.errors import ScoreFusionError
+    from scorefusion.errors import BadInput, ScoreFusionError
     from scorefusion.io.atomic import check_output
+    from scorefusion.io.dicom_file import is_dicom
     from scorefusion.io.nifti import ENDINGS, save_image
 
     check_output(output, ENDINGS, images)
+    if output.is_file() and is_dicom(output):
+        raise BadInput(output, "is a DICOM file, perhaps of the input", "Give the output another name.")
     if spread is not None:
         check_output(spread, ENDINGS, [*images, output])
         if choices["samples"] < 2:
@@ -266,9 +282,15 @@ def _one(
 
     if machine["max_memory"] is None:
         keep_freed_memory()
+    given: list[Any] = [*images]
+    if series is not None:
+        from scorefusion.io.dicom_read import read_dicom_series
+
+        most = choices["max_voxels"]
+        given = [read_dicom_series(image, series=series, max_voxels=most) for image in images]
     pipeline = Pipeline(model, **machine)
     with progress("translating", quiet=quiet) as report:
-        result = pipeline(images, **choices, mask=mask, callback=report)
+        result = pipeline(given, **choices, mask=mask, callback=report)
     result.save(output)
     if not quiet:
         for warning in result.warnings:

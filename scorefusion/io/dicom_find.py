@@ -153,8 +153,9 @@ def choose_series(folder: PathLike, key: str | None = None) -> SeriesDescription
     found = find_series(folder, passed=passed)
     if not found:
         others = f" ({'; '.join(summaries(passed, Path(folder)))})" if passed else ""
+        what = "is not a file and " if Path(folder).is_dir() else ""
         fix = "Give a folder with the files of a series; for NIfTI files, the output is to be a folder, too."
-        raise BadInput(folder, f"holds no DICOM file{others}", fix)
+        raise BadInput(folder, f"{what}holds no DICOM file{others}", fix)
     named = found
     if key is not None:
         named = matching(found, key)

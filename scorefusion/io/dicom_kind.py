@@ -65,11 +65,8 @@ def obstacle(header: Any) -> str:
     if "LOCALIZER" in image_type(header):
         return "is a localizer"
     if is_mosaic(header):
-        tiles = _tiles(header)
-        return (
-            f"is a Siemens mosaic{f' of {tiles} tiles' if tiles else ''}, the slices of a whole volume side by "
-            "side in one image: convert it to NIfTI with dcm2niix"
-        )
+        tiles = f" of {_tiles(header)} tiles" if _tiles(header) else ""
+        return f"is a Siemens mosaic{tiles}, all slices of a volume in one image: convert it with dcm2niix"
     if not header.get("Rows") or not header.get("Columns"):
         return "has no Rows and Columns, so no image"
     photometric = str(header.get("PhotometricInterpretation") or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from scorefusion.io.dicom_kind import frame_count
 _SAME_PLACE = 1e-3  # mm between slices that are one
 _UNEVEN = (0.02, 0.02)  # mm, and share of the spacing: what rounding to two decimals does
 _SHIFT = 0.1  # pixels by which the whole stack may lean
+_MEASURED = ("EchoTime", "EffectiveEchoTime", "InversionTime", "FlipAngle", "DiffusionBValue")
+_ROUNDED = (0.005, 1e-3)  # ms, degrees or s/mm², and share: what scanners and archives round by
 _EXPLAIN_ONLY = ("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "TriggerTime")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -89,7 +92,7 @@ def _check_single(frames: Sequence[Frame], gaps: np.ndarray) -> None:
     if (one.sop_instance, one.index) == (other.sop_instance, other.index):
         raise BadInput(other.file, f"is a copy of {_label(one)}", "Remove one of the two.")
     keys = sorted({*one.traits, *other.traits})
-    differ = [key for key in keys if one.traits.get(key) != other.traits.get(key)]
+    differ = [key for key in keys if _differ(one, other, key)]
     how = "; they differ in nothing that is known here"
     if differ:
         told = (f"{key} ({one.traits.get(key, 'none')}, {other.traits.get(key, 'none')})" for key in differ)
@@ -105,9 +108,20 @@ def _check_contrast(frames: Sequence[Frame]) -> None:
     first = frames[0]
     for frame in frames[1:]:
         for key in sorted({*first.traits, *frame.traits} - {*_EXPLAIN_ONLY}):
-            ours, theirs = frame.traits.get(key, "none"), first.traits.get(key, "none")
-            if ours != theirs:
+            if _differ(frame, first, key):
+                ours, theirs = frame.traits.get(key, "none"), first.traits.get(key, "none")
                 raise _mixed(frame, f"has {key} {ours}, {first.file.name} has {theirs}", "contrasts")
+
+
+def _differ(one: Frame, other: Frame, key: str) -> bool:
+    """Whether a trait differs by more than rounding."""
+    ours, theirs = one.traits.get(key), other.traits.get(key)
+    if ours is None or theirs is None or key not in _MEASURED:
+        return ours != theirs
+    try:
+        return not math.isclose(float(ours), float(theirs), abs_tol=_ROUNDED[0], rel_tol=_ROUNDED[1])
+    except ValueError:
+        return True
 
 
 def _check_even(frames: Sequence[Frame], gaps: np.ndarray) -> None:

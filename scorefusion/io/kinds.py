@@ -1,4 +1,4 @@
-"""Kinds of images that callers hold: NIfTI files, nibabel, NumPy, PyTorch, SimpleITK, MONAI.
+"""Kinds of images that callers hold: NIfTI files, DICOM series, nibabel, NumPy, PyTorch, SimpleITK, MONAI.
 
 Each becomes a nibabel image on the way in, and a result becomes the same kind on the way out. Arrays and
 tensors are ``[i, j, k]`` as in nibabel, with an affine to RAS+ millimetres. SimpleITK and MONAI are known
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import nibabel as nib
@@ -20,7 +21,10 @@ from torch import Tensor
 
 from scorefusion.errors import BadInput
 from scorefusion.io import metatensor, simpleitk
-from scorefusion.io.nifti import Scan, read_scan
+from scorefusion.io.dicom_file import is_dicom
+from scorefusion.io.dicom_read import read_dicom_series
+from scorefusion.io.header import MAX_VOXELS
+from scorefusion.io.nifti import ENDINGS, Scan, read_scan
 
 Affine = np.ndarray | Tensor | Sequence[Sequence[float]]
 
@@ -147,6 +151,8 @@ def scan_of(
     Raises:
         BadInput: for an image that cannot be used.
     """
+    if isinstance(source, str | os.PathLike) and _is_series(Path(source)):
+        source = read_dicom_series(source, max_voxels=how.get("max_voxels", MAX_VOXELS))
     image, kind = _taken(source, affine, assume_affine)
     scan = read_scan(image, assume_affine=assume_affine, **how)
     return scan if kind is None else replace(scan, kind=kind)
@@ -174,6 +180,11 @@ def _taken(source: Any, affine: np.ndarray | None, assume: bool) -> tuple[Any, K
         return source, NibabelKind()
     fix = "Give a path, a nibabel or SimpleITK image, a MetaTensor, or an array or tensor with affine=."
     raise BadInput("image", f"is of a kind that is not known, {type(source).__name__}", fix)
+
+
+def _is_series(path: Path) -> bool:
+    """Whether a path is to be read as DICOM: a folder, or a file with the content of one."""
+    return path.is_dir() or (not path.name.lower().endswith(ENDINGS) and is_dicom(path))
 
 
 def array_of(tensor: Tensor) -> np.ndarray:

@@ -46,6 +46,7 @@ class Scan:
         intercept: see ``slope``.
         kind: how a result becomes what the caller handed in, a :class:`scorefusion.io.kinds.Kind`; None for
             NIfTI.
+        warnings: a sentence each: what was not read of the source.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Scan:
     slope: float = 1.0
     intercept: float = 0.0
     kind: Any = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def ras_affine(self) -> np.ndarray:
