@@ -1,7 +1,8 @@
 """Timing on request: `pytest benchmarks --benchmark`; without the flag each body runs once, as a smoke test.
 
 A case marked by `reference=True` is what the others of its group are compared with. `--benchmark-json=FILE`
-keeps it all, and `scorefusion bench-report FILE` draws it.
+keeps it all, and `scorefusion bench-report FILE` draws it. Baselines under `torch.compile` come last; what
+`--minutes` has no time for, and what the processor has no instructions for, is listed as not timed.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ from __future__ import annotations
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.budget import COMPILE_SECONDS, Budget
 from benchmarks.ceilings import CONVOLUTION, COPY, PRODUCT, ceiling
 from scorefusion.bench_report import result_line
-from scorefusion.compute import probe_cpu
+from scorefusion.compute import NO_BFLOAT16, cpu_instructions, has_bfloat16, probe_cpu
 
 REPLAYS = 20
 """Of a body's graph in a round on a GPU, which is waited for at its end."""
 
+MOST = 50
+"""Most rounds of a case."""
+
+BUDGET = pytest.StashKey[Budget]()
 NO_CUDA = "not run: no CUDA device"
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_CUDA)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -30,11 +36,81 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="time, instead of running each body once")
+    parser.addoption(
+        "--minutes", type=float, default=9.0, help="time for all cases with --benchmark, 9 unless given"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "compiled(seconds): a baseline under torch.compile, and how long it may take; timed last",
+        "main_case(parameters): parameters of the cases that -m quick selects",
+        "quick: the main cases of each operation, for a run of about a minute",
+    ):
+        config.addinivalue_line("markers", line)
     if not config.getoption("--benchmark"):
         config.option.benchmark_disable = True
+        return
+    if getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("--benchmark times one case after the other; leave out -n")
+    if not config.getoption("--minutes") > 0:
+        raise pytest.UsageError("--minutes takes a number above 0")
+    config.stash[BUDGET] = Budget(60 * config.getoption("--minutes"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Mark the main cases before any is deselected; then plan what is left."""
+    for item in items:
+        main = item.get_closest_marker("main_case")
+        if main and main.kwargs.items() <= _parameters(item).items() and _compiles(item) is None:
+            item.add_marker("quick")
+    yield
+    if (budget := config.stash.get(BUDGET, None)) is None:
+        return
+    items.sort(key=lambda item: _compiles(item) or 0.0)
+    expected = {}
+    for item in items:
+        reason = _cannot_time(item)
+        if reason is None:
+            expected[item.nodeid] = _compiles(item)
+        else:
+            item.add_marker(pytest.mark.skip(reason=reason))
+    budget.plan(expected)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    """Skip what there is no time for; show the progress."""
+    if (budget := item.config.stash.get(BUDGET, None)) is None:
+        return (yield)
+    if (line := budget.progress()) is not None:
+        item.config.get_terminal_writer().line(f" {line}")
+    if (reason := budget.begin(item.nodeid)) is not None:
+        item.add_marker(pytest.mark.skip(reason=reason))
+    result = yield
+    budget.end(item.nodeid, ran=reason is None)
+    return result
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+def _compiles(item: pytest.Item) -> float | None:
+    """Return the seconds that a compiled baseline is expected to take, None for other cases."""
+    marker = item.get_closest_marker("compiled")
+    return None if marker is None else marker.kwargs.get("seconds", COMPILE_SECONDS)
+
+
+def _cannot_time(item: pytest.Item) -> str | None:
+    """Return why this machine cannot time a case, or None."""
+    parameters = _parameters(item)
+    if parameters.get("device", "cpu") == "cuda":
+        return None if torch.cuda.is_available() else NO_CUDA
+    if parameters.get("dtype") in ("bfloat16", torch.bfloat16) and not has_bfloat16(cpu_instructions()):
+        return f"not timed: {NO_BFLOAT16}"
+    return None
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
@@ -46,6 +122,20 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         machine_info["gpu"] = torch.cuda.get_device_name()
 
 
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Add what was not timed, and why."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    output_json["not_timed"] = [{"name": name, "reason": reason} for name, reason in _not_timed(reporter)]
+
+
+def _not_timed(reporter: Any) -> Iterator[tuple[str, str]]:
+    """Return (name, reason) of the cases that this machine or its time left out."""
+    for report in reporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
+        if reason.startswith("not "):
+            yield report.nodeid.split("::")[-1], reason
+
+
 @pytest.fixture(scope="session")
 def timed(request: pytest.FixtureRequest) -> bool:
     """Whether to time, on sizes worth timing."""
@@ -53,8 +143,10 @@ def timed(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def measure(benchmark: Any, timed: bool) -> Callable[..., Any]:
-    """Run a body, timed if asked.
+def measure(benchmark: Any, timed: bool, request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Run a body, timed if asked: up to 50 times within what the case may take, at least once.
+
+    The case has run it before, to check the result, so nothing is warmed up here.
 
     `measure(body, group=..., device=..., reference=True, dtype=..., bytes=..., FLOP=..., like=...)`: the
     group to compare within, where it runs, whether it is the group's reference, the dtype it computes in, the
@@ -88,19 +180,26 @@ def measure(benchmark: Any, timed: bool) -> Callable[..., Any]:
         repeats = 1
         if device == "cuda":
             body, repeats = _on_gpu(body) if timed else (_waited_for(body, 1), 1)
-        rounds = _rounds(body, repeats) if timed else 1
-        return benchmark.pedantic(body, rounds=rounds, iterations=repeats, warmup_rounds=1)
+        result = benchmark.pedantic(body, rounds=1, iterations=repeats)
+        if timed:
+            allowance = request.config.stash[BUDGET].allowance()
+            _repeat(benchmark, body, repeats, allowance)
+            if benchmark.stats.stats.rounds == 1:
+                benchmark.extra_info["once"] = f"one run; a case has {allowance:.1f} s"
+        return result
 
     return run
 
 
-def _rounds(body: Callable[[], Any], repeats: int) -> int:
-    """Return how often to run: up to 50 times within about two seconds, at least 5 times, if slow 3."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        body()
-    seconds = max(time.perf_counter() - start, 1e-6)
-    return int(min(50, max(5 if seconds < 2.0 else 3, 2.0 / seconds)))
+def _repeat(benchmark: Any, body: Callable[[], Any], repeats: int, allowance: float) -> None:
+    """Time a body again, which was timed once, until it has taken so many seconds in all."""
+    stats, clock = benchmark.stats, benchmark._timer
+    start = time.perf_counter() - stats.stats.max * repeats
+    while stats.stats.rounds < MOST and time.perf_counter() - start < allowance:
+        before = clock()
+        for _ in range(repeats):
+            body()
+        stats.update(clock() - before)
 
 
 def _on_gpu(body: Callable[[], Any]) -> tuple[Callable[[], Any], int]:
@@ -145,7 +244,7 @@ def compiled(timed: bool) -> Callable[[Function], Function]:
     def compiled_function(function: Function) -> Function:
         reason = _cannot_compile() if timed else None
         if reason is not None:
-            pytest.skip(f"torch.compile: {reason}")
+            pytest.skip(f"not timed: torch.compile: {reason}")
         torch._dynamo.reset()
         return torch.compile(function, dynamic=False, backend="inductor" if timed else "eager")
 
@@ -164,7 +263,7 @@ def check(found: Tensor, expected: Tensor, *, baseline: bool = False, rtol: floa
             raise
         count = int((~torch.isclose(found, expected, rtol=rtol, atol=atol)).sum())
         reason = f"{count} of {expected.numel()} results are not the definition's"
-        raise pytest.skip.Exception(f"torch.compile: not timed, wrong here: {reason}") from error
+        raise pytest.skip.Exception(f"not timed: torch.compile is wrong here: {reason}") from error
 
 
 @functools.cache
@@ -192,6 +291,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(
                 f"  {result_line(bench.name, bench.stats.min, base, bench.extra_info)}"
             )
-    for report in terminalreporter.stats.get("skipped", []):
-        if isinstance(report.longrepr, tuple) and NO_CUDA in report.longrepr[2]:
-            terminalreporter.write_line(f"{report.nodeid}: {NO_CUDA}")
+    if left_out := list(_not_timed(terminalreporter)):
+        terminalreporter.section("not timed")
+    for name, reason in left_out:
+        terminalreporter.write_line(f"{name}: {reason}")

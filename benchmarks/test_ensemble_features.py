@@ -24,7 +24,7 @@ from scorefusion.reference.planes import AXIS
 CASES = [
     pytest.param("conv3d", "cpu", id="permute + conv3d"),
     pytest.param("torch", "cpu", id="torch reference"),
-    pytest.param("compiled", "cpu", id="torch.compile"),
+    pytest.param("compiled", "cpu", id="torch.compile", marks=pytest.mark.compiled),
     pytest.param(
         "cpp",
         "cpu",
@@ -94,6 +94,7 @@ def body_of(
     return lambda total, features: ensemble_features(total, features, weight, plane, 0, backend=kind)
 
 
+@pytest.mark.main_case(name="t1-sr4, s=4", dtype="float32")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "plane"), RUNS, ids=[f"{name}, {plane}" for name, plane in RUNS])
 @pytest.mark.parametrize(("kind", "device"), CASES)

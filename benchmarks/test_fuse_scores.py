@@ -18,7 +18,7 @@ from scorefusion.reference import fuse_scores as reference
 SIZES = {True: (152, 192, 192), False: (5, 6, 7)}
 CASES = [
     pytest.param("torch", "cpu", id="torch reference"),
-    pytest.param("compile", "cpu", id="torch.compile", marks=pytest.mark.slow),
+    pytest.param("compile", "cpu", id="torch.compile", marks=pytest.mark.compiled),
     pytest.param(
         "cpp",
         "cpu",
@@ -44,6 +44,7 @@ def slice_major(planes: str, size: tuple[int, int, int], dtype: torch.dtype) -> 
     return [torch.randn(made[plane][0], generator=g).to(dtype).movedim(1, made[plane][1]) for plane in planes]
 
 
+@pytest.mark.main_case(name="axial, coronal, sagittal", dtype=torch.float32)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", PLANES)
 @pytest.mark.parametrize(("backend", "device"), CASES)
@@ -79,6 +80,7 @@ def test_fuse_scores(
     )
 
 
+@pytest.mark.main_case()
 @pytest.mark.parametrize(("backend", "device"), CASES)
 def test_fuse_scores_backward(
     measure: Callable[..., Any], compiled: Callable[..., Any], timed: bool, backend: str, device: str

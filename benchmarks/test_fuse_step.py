@@ -22,6 +22,7 @@ ROWS = {
 FACTORS = {"4x4x4 blocks": (4, 4, 4), "no projection": (1, 1, 1)}
 
 
+@pytest.mark.main_case(row="noise", blocks="4x4x4 blocks", dtype=torch.float32)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("blocks", FACTORS)
 @pytest.mark.parametrize("row", ROWS)

@@ -25,7 +25,7 @@ needs_cpp = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backend
 MODELS = {"t1-sr4, 6 channels": 0, "paper, 10 channels": 4}
 CASES = [
     pytest.param("torch", "cpu", id="torch reference"),
-    pytest.param("compiled", "cpu", id="torch.compile"),
+    pytest.param("compiled", "cpu", id="torch.compile", marks=pytest.mark.compiled),
     pytest.param("cpp", "cpu", id="cpp", marks=needs_cpp),
     pytest.param("cpp, memory at hand", "cpu", id="cpp, memory at hand", marks=needs_cpp),
     pytest.param("torch", "cuda", id="torch reference, cuda", marks=[needs_cuda, pytest.mark.gpu]),
@@ -34,6 +34,7 @@ CASES = [
 CONTEXT = 2
 
 
+@pytest.mark.main_case(model="t1-sr4, 6 channels", plane="coronal", dtype=torch.float32)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("plane", AXIS)
 @pytest.mark.parametrize("model", MODELS)

@@ -29,6 +29,7 @@ CASES = [
 ]
 
 
+@pytest.mark.main_case(name="box")
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize(("backend", "device"), CASES)
 def test_noise(measure: Callable[..., Any], timed: bool, name: str, backend: str, device: str) -> None:

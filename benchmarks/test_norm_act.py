@@ -25,7 +25,7 @@ from scorefusion.reference import norm_act as definition
 CASES = [
     pytest.param("eager", "cpu", id="separate operations"),
     pytest.param("torch", "cpu", id="torch reference"),
-    pytest.param("compiled", "cpu", id="torch.compile"),
+    pytest.param("compiled", "cpu", id="torch.compile", marks=pytest.mark.compiled),
     pytest.param(
         "cpp",
         "cpu",
@@ -115,6 +115,7 @@ def body_of(kind: str, given: dict[str, Any], compiled: Callable[..., Any]) -> C
     return lambda: norm_act(**given, backend=kind)
 
 
+@pytest.mark.main_case(name="t1-sr4 2D, layer", dtype="float32")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize(("kind", "device"), CASES)
@@ -162,6 +163,7 @@ TRAINING = {
 }
 
 
+@pytest.mark.main_case(name="t1-sr4 2D, layer", dtype="float32")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TRAINING)
 @pytest.mark.parametrize("kind", ["torch", "cpp"])

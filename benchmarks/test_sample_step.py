@@ -32,7 +32,9 @@ from scorefusion.ops.fuse_scores import Fusion
 CASES = [
     pytest.param("reference", "cpu", id="torch reference"),
     pytest.param("channels last", "cpu", id="channels last"),
-    pytest.param("compiled", "cpu", id="channels last, torch.compile"),
+    pytest.param(
+        "compiled", "cpu", id="channels last, torch.compile", marks=pytest.mark.compiled(seconds=60)
+    ),
     pytest.param("auto", "cpu", id="channels last, dtype auto"),
     pytest.param("auto", "cuda", id="cuda, dtype auto", marks=[needs_cuda, pytest.mark.gpu]),
 ]
@@ -77,6 +79,7 @@ def one_step(
     )
 
 
+@pytest.mark.main_case(strategy="fuse+features")
 @pytest.mark.parametrize("strategy", ["single", "average", "fuse", "fuse+features"])
 @pytest.mark.parametrize(("kind", "device"), CASES)
 def test_sample_step(

@@ -40,6 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WAYS = ("direct", "tiles of 2", "tiles of 4", "pairs, tiles of 2", "pairs, tiles of 2 and 4")
 
 
+@pytest.mark.main_case(name="t1-sr4 2D, 48 at 40x48", dtype="float32")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", LAYERS)

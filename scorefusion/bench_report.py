@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Result:
         ratio: the reference's time over its own; None where the group has no reference.
         reference: whether it is the reference.
         rates: (unit, units a second, fraction of the ceiling or None, the ceiling's name) of each unit given.
+        note: why its time is less certain than others; empty for most.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Result:
     ratio: float | None
     reference: bool
     rates: tuple[tuple[str, float, float | None, str], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ class Report:
         commit: of the code that was timed; may be empty.
         date: of the run.
         groups: results by group, in the file's order.
+        not_timed: reason for each case that was left out, by its name.
     """
 
     machine: str
     commit: str
     date: str
     groups: Mapping[str, Sequence[Result]]
+    not_timed: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
@@ -83,14 +88,14 @@ def read_report(path: str | os.PathLike[str]) -> Report:
         for bench in benchmarks:
             groups.setdefault(str(bench["group"]), []).append(bench)
         results = {group: _results(members) for group, members in groups.items()}
+        not_timed = {str(case["name"]): str(case["reason"]) for case in content.get("not_timed", [])}
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
         problem = f"is not a benchmark file of this project ({type(error).__name__}: {error})"
         raise BadInput(file, problem, REMEDY) from None
     commit = content.get("commit_info") or {}
     identity = str(commit.get("id") or "")[:10] + (" with changes" if commit.get("dirty") else "")
-    return Report(
-        _machine(content.get("machine_info") or {}), identity, str(content.get("datetime", ""))[:10], results
-    )
+    machine, date = _machine(content.get("machine_info") or {}), str(content.get("datetime", ""))[:10]
+    return Report(machine, identity, date, results, not_timed)
 
 
 def _results(members: Sequence[Mapping[str, Any]]) -> list[Result]:
@@ -100,7 +105,8 @@ def _results(members: Sequence[Mapping[str, Any]]) -> list[Result]:
     for name, each in zip(names, members, strict=True):
         seconds, info = float(each["stats"]["min"]), each["extra_info"]
         ratio = bases[0] / seconds if bases else None
-        found.append(Result(name, seconds, ratio, bool(info.get("reference")), rates(seconds, info)))
+        reference, note = bool(info.get("reference")), str(info.get("once", ""))
+        found.append(Result(name, seconds, ratio, reference, rates(seconds, info), note))
     return sorted(found, key=lambda result: not result.reference)
 
 
@@ -133,7 +139,7 @@ def result_line(name: str, seconds: float, base: float | None, info: Mapping[str
     for unit, rate, share, kind in rates(seconds, info):
         part = "" if share is None else f", {share:.0%} of {kind}"
         line += f"  {rate / 1e9:7.1f} {_per_second(unit)}{part}"
-    return line
+    return line + (f"  ({info['once']})" if "once" in info else "")
 
 
 def markdown(report: Report) -> str:
@@ -146,9 +152,13 @@ def markdown(report: Report) -> str:
         for result in results:
             time, speed, share = _speed(result)
             ratio = "" if result.ratio is None else _three(result.ratio)
-            name = result.name + (" (reference)" if result.reference else "")
+            notes = [*(["reference"] if result.reference else []), *([result.note] if result.note else [])]
+            name = result.name + (f" ({'; '.join(notes)})" if notes else "")
             rows.append(f"| {name} | {time} | {ratio} | {speed} | {share} |")
         parts.append("\n".join(rows))
+    if report.not_timed:
+        rows = ["### Not timed", "", "| case | reason |", "| --- | --- |"]
+        parts.append("\n".join(rows + [f"| {name} | {why} |" for name, why in report.not_timed.items()]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -202,6 +212,8 @@ def draw(report: Report) -> Any:
     top = "How many times as fast as the reference, the first row of each group"
     figure.text(0.012, 1 - 0.26 / height, top, fontsize=13, va="center", color=_INK)
     about = f"{report.machine}. {report.date}{', ' + report.commit if report.commit else ''}."
+    for reason, count in Counter(report.not_timed.values()).items():
+        about += f" {count} {'case' if count == 1 else 'cases'} {reason}."
     figure.text(0.012, 1 - 0.54 / height, about, fontsize=9, va="center", color=_SOFT)
     return figure
 

@@ -8,6 +8,7 @@ on the layers that the networks are made of, and takes bfloat16 only where every
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +26,7 @@ CLEARLY = 1.3
 """How many times faster than float32 bfloat16 has to be before ``auto`` takes it."""
 
 KINDS = ("2D convolution", "3D convolution", "matrix product")
+NO_BFLOAT16 = "no bfloat16 instructions (AMX, AVX512-BF16 or ARM BF16)"
 _BF16_INSTRUCTIONS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 _LISTED = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 _REPEATS, _ENOUGH, _PATIENCE = 5, 0.02, 0.15
@@ -57,8 +59,8 @@ def decide(instructions: Iterable[str], timer: Timer) -> Probe:
         timer: (kind of layer, dtype) to seconds; not called without bfloat16 instructions.
     """
     have = tuple(name for name in _LISTED if name in set(instructions))
-    if not _BF16_INSTRUCTIONS & set(have):
-        return Probe(have, {}, torch.float32, "no bfloat16 instructions (AMX, AVX512-BF16 or ARM BF16)")
+    if not has_bfloat16(have):
+        return Probe(have, {}, torch.float32, NO_BFLOAT16)
     seconds: dict[str, tuple[float, float]] = {}
     for kind in KINDS:
         plain, short = timer(kind, torch.float32), timer(kind, torch.bfloat16)
@@ -70,6 +72,11 @@ def decide(instructions: Iterable[str], timer: Timer) -> Probe:
     return Probe(have, seconds, torch.bfloat16, f"bfloat16 is at least {least:.2g} times as fast")
 
 
+def has_bfloat16(instructions: Iterable[str]) -> bool:
+    """Whether a processor with these instructions multiplies bfloat16 itself."""
+    return not _BF16_INSTRUCTIONS.isdisjoint(instructions)
+
+
 @functools.cache
 def probe_cpu() -> Probe:
     """Measure this processor, once a process; a few tens of milliseconds."""
@@ -77,7 +84,10 @@ def probe_cpu() -> Probe:
 
 
 def cpu_instructions() -> frozenset[str]:
-    """The processor's instruction-set flags, named as in ``/proc/cpuinfo``, from there and from PyTorch."""
+    """The processor's instruction-set flags, named as in ``/proc/cpuinfo``, from there and from PyTorch.
+
+    Without those that ``ONEDNN_MAX_CPU_ISA`` forbids to PyTorch's convolutions and matrix products.
+    """
     found = set()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -98,7 +108,18 @@ def cpu_instructions() -> frozenset[str]:
             found.add(name)
     if platform.machine().lower() in ("arm64", "aarch64"):
         found.add("asimd")
-    return frozenset(found)
+    return frozenset(found - _forbidden(os.environ.get("ONEDNN_MAX_CPU_ISA", "")))
+
+
+def _forbidden(limit: str) -> set[str]:
+    """Return the flags beyond a value of ``ONEDNN_MAX_CPU_ISA``, such as ``AVX2`` or ``AVX512_CORE``."""
+    limit = limit.upper()
+    if not limit.startswith(("SSE", "AVX")) or "AMX" in limit:
+        return set()
+    if limit.startswith("AVX10") or limit.endswith(("_BF16", "_FP16")):
+        return {"amx_bf16"}
+    wide = set() if limit.startswith("AVX512") else {"avx512f"}
+    return {"amx_bf16", "avx512_bf16"} | wide
 
 
 def seconds_of(kind: str, dtype: torch.dtype) -> float:

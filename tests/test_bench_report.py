@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,6 @@ from typer.testing import CliRunner
 from scorefusion.bench_report import draw, markdown, read_report, result_line, write_report
 from scorefusion.cli import app
 from scorefusion.errors import BadInput
-
-ROOT = Path(__file__).parent.parent
 
 
 def bench(name: str, seconds: float, group: str, reference: bool = False, **extra: Any) -> dict[str, Any]:
@@ -44,7 +39,12 @@ CONTENT = {
         bench("test_gather[torch-box]", 0.008, "gather, box", True, bytes=2e7, ceilings=COPY),
         bench("test_layer[torch]", 0.5, "layer", True, FLOP=1e10, ceilings=PRODUCT),
         bench("test_layer[torch.compile]", 1.0, "layer", FLOP=1e10, ceilings={}),
-        bench("test_alone", 1.0, "alone"),
+        bench("test_alone", 1.0, "alone", once="one run; a case has 0.5 s"),
+    ],
+    "not_timed": [
+        {"name": "test_gather[cpp-box-bfloat16]", "reason": "not timed: no bfloat16 instructions"},
+        {"name": "test_gather[torch-box-bfloat16]", "reason": "not timed: no bfloat16 instructions"},
+        {"name": "test_gather[triton-box]", "reason": "not run: no CUDA device"},
     ],
 }
 
@@ -75,12 +75,21 @@ def test_table(file: Path) -> None:
     assert "### gather, box" in text and "2026-01-02, 0123456789" in text
     assert "| cpp | 2.00 ms | 4.00 | 10.0 GB/s | 50% of copying |" in text
     assert "| torch (reference) | 500 ms | 1.00 | 20.0 GFLOP/s | 20% of a float32 matrix product |" in text
+    assert "| test_alone (one run; a case has 0.5 s) | 1,000 ms |" in text
+    assert text.count("not timed: no bfloat16 instructions |") == 2
+    assert text.endswith("| test_gather[triton-box] | not run: no CUDA device |\n")
 
 
 def test_line_of_the_terminal() -> None:
     line = result_line("cpp", 0.002, 0.008, {"bytes": 2e7, "ceilings": COPY})
     assert "2.00 ms" in line and "4.00×" in line and line.endswith("10.0 GB/s, 50% of copying")
     assert "×" not in result_line("cpp", 0.002, None, {})
+    assert result_line("torch", 2.0, 2.0, {"once": "one run"}).endswith("1.00×  (one run)")
+
+
+def test_a_file_of_an_older_run_has_nothing_left_out(file: Path) -> None:
+    file.write_text(json.dumps({key: value for key, value in CONTENT.items() if key != "not_timed"}))
+    assert read_report(file).not_timed == {} and "Not timed" not in markdown(read_report(file))
 
 
 def test_the_verb_writes_both(file: Path) -> None:
@@ -99,6 +108,7 @@ def test_every_result_is_in_the_picture(file: Path, tmp_path: Path) -> None:
     assert table == tmp_path / "out.md"
     for text in ("A Processor; avx2, amx_bf16", "gather, box", "cpp", "4.00×", "no reference"):
         assert f"<!-- {text}" in drawn
+    assert "2 cases not timed: no bfloat16 instructions. 1 case not run: no CUDA device. -->" in drawn
 
 
 def test_a_long_group_name_stands_before_the_line_at_one(file: Path) -> None:
@@ -141,25 +151,3 @@ def test_rejects_a_bad_output(file: Path, tmp_path: Path) -> None:
         write_report(read_report(file), tmp_path / "out.txt")
     with pytest.raises(BadInput, match="does not exist"):
         write_report(read_report(file), tmp_path / "nowhere" / "out.png")
-
-
-def test_what_the_benchmarks_write_is_what_is_read(tmp_path: Path) -> None:
-    """A real run, timed, of one benchmark; the case for a GPU says that it was not run."""
-    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
-    path = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks/test_noise.py", "-k", "odd", "--benchmark"]
-    run = subprocess.run(
-        [*command, f"--benchmark-json={path}", "-p", "no:cacheprovider"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "ratios to the reference" in run.stdout and "of copying" in run.stdout
-    report = read_report(path)
-    (results,) = report.groups.values()
-    assert results[0].reference and results[0].ratio == 1.0
-    assert all(0 < share for result in results for _, _, share, _ in result.rates if share is not None)
-    assert "threads" in report.machine and "PyTorch" in report.machine

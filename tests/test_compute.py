@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -39,14 +37,10 @@ def test_float32_where_one_layer_is_not(slow: str) -> None:
     assert disaster.dtype == torch.float32 and len(disaster.seconds) == 1
 
 
-def test_the_real_probe_takes_less_than_a_second_and_is_cached() -> None:
+def test_the_real_probe_is_cached() -> None:
     compute.probe_cpu.cache_clear()
-    start = time.perf_counter()
     first = compute.probe_cpu()
-    assert time.perf_counter() - start < 1.0
-    start = time.perf_counter()
     assert compute.probe_cpu() is first
-    assert time.perf_counter() - start < 0.001
     assert compute.choose_dtype("auto", "cpu") == first.dtype
     has = {"amx_bf16", "avx512_bf16", "bf16"} & set(first.instructions)
     assert bool(first.seconds) == bool(has) and (has or first.dtype == torch.float32)
@@ -56,6 +50,31 @@ def test_instructions_agree_with_pytorch() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     if capability in ("AVX2", "AVX512"):
         assert "avx2" in compute.cpu_instructions()
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [
+        ("", {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
+        ("ALL", {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
+        ("AVX512_CORE_AMX", {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
+        ("AVX512_CORE_BF16", {"avx2", "avx512f", "avx512_bf16"}),
+        ("AVX10_1_512", {"avx2", "avx512f", "avx512_bf16"}),
+        ("AVX512_CORE_VNNI", {"avx2", "avx512f"}),
+        ("avx512_core", {"avx2", "avx512f"}),
+        ("AVX2_VNNI", {"avx2"}),
+        ("AVX2", {"avx2"}),
+        ("SSE41", {"avx2"}),
+    ],
+)
+def test_what_onednn_is_held_to_counts(monkeypatch: pytest.MonkeyPatch, limit: str, kept: set[str]) -> None:
+    """On a processor that has everything, as PyTorch describes it."""
+    for question in ("_is_avx2_supported", "_is_avx512_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, question, lambda: True, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    found = compute.cpu_instructions() & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
+    assert found == kept and compute.has_bfloat16(found) == bool(kept & {"avx512_bf16", "amx_bf16"})
 
 
 def test_names() -> None:
