@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from batches import names, refused, translate, volumes, write_model
+from batches import names, nobody, refused, translate, volumes, write_model
 from tiny import same_grid_config
 from typer.testing import CliRunner
 
 from scorefusion import Pipeline
+from scorefusion.batch.sources import find_items
+from scorefusion.batch.wanted import Wanted
 from scorefusion.cli import app
 
 pydicom = pytest.importorskip("pydicom")
@@ -62,6 +65,58 @@ def test_series_do_not_say_which_condition_they_are(tmp_path: Path) -> None:
     write_series(tmp_path / "in")
     model = write_model(tmp_path / "two", same_grid_config())
     assert "list them in a CSV" in refused(model, tmp_path / "in", "-o", tmp_path / "out")
+
+
+def test_conditions_are_listed_by_their_folders(tmp_path: Path) -> None:
+    """A table of folders, and folders named one by one, each of one series."""
+    model = write_model(tmp_path / "two", same_grid_config())
+    write_series(tmp_path / "p1" / "t1", name="a")
+    write_series(tmp_path / "p1" / "t2", name="b", pixels=texture(seed=1))
+    (tmp_path / "p1" / "t2" / "notes").write_text("text")
+    (tmp_path / "pairs.csv").write_text("subject,t1,t2\none,p1/t1,p1/t2\nnone,p1/t1,p1\n")
+    events = translate(model, tmp_path / "pairs.csv", "-o", tmp_path / "out", *QUICK, code=1)
+    (done,) = [event for event in events if event["event"] == "item-done"]
+    assert done["name"] == "one" and done["warnings"] == ["1 file was not used: notes (is not a DICOM file)"]
+    (failed,) = [event for event in events if event["event"] == "item-failed"]
+    assert failed["name"] == "none" and "p1: holds 2 series" in failed["error"]
+    result = run(model, tmp_path / "p1" / "t1", tmp_path / "p1" / "t2", "-o", tmp_path / "x.nii.gz")
+    assert result.exit_code == 0, result.output
+    expected = nib.load(tmp_path / "out" / "one.nii.gz").get_fdata()
+    np.testing.assert_array_equal(nib.load(tmp_path / "x.nii.gz").get_fdata(), expected)
+
+
+def test_what_may_not_be_read_is_an_item_that_fails() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "in"
+        write_series(root / "open", name="a")
+        file = write_series(root / "file", name="b")[2]
+        write_series(root / "closed", name="c")
+        Path(name).chmod(0o755)
+        file.chmod(0)
+        (root / "closed").chmod(0)
+        with nobody():
+            items = find_items([root], Wanted(Path(name) / "out", ("t1",), "t1")).items
+        problems = {item.name: item.problem.error for item in items if item.problem}
+        (root / "closed").chmod(0o755)
+    assert sorted(problems) == ["closed", f"file/{file.name}"]
+    assert all("cannot be read (Permission denied)" in problem for problem in problems.values())
+    good = {item.name: item.series[0].passed for item in items if not item.problem}
+    assert sorted(good) == ["file", "open"] and not good["open"]
+    assert [(each.file, each.reason) for each in good["file"]] == [
+        (file, "cannot be read (Permission denied)")
+    ]
+
+
+def test_dicom_among_nifti_is_named(tmp_path: Path) -> None:
+    model, root = write_model(tmp_path / "tiny"), tmp_path / "in"
+    write_series(root / "dicom", name="a")
+    nib.save(nib.Nifti1Image(texture().astype(np.float32), np.eye(4)), root / "b.nii.gz")
+    events = translate(model, root, "-o", root / "out", *QUICK)
+    assert names(events, "item-done") == ["b.nii.gz"]
+    (note,) = [event["text"] for event in events if event["event"] == "note"]
+    assert note == "left out: DICOM files, which --layout dicom translates"
+    events = translate(model, root, "-o", tmp_path / "out", *QUICK, "--layout", "dicom")
+    assert names(events, "item-done") == ["dicom"]
 
 
 def test_derived_series(tmp_path: Path) -> None:

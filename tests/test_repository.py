@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -56,6 +57,26 @@ def test_no_path_of_somebodys_machine() -> None:
         for number, line in enumerate(text.splitlines(), start=1)
         if places.search(line)
     ]
+    assert not found
+
+
+def test_nothing_runs_text_as_code() -> None:
+    """No shell, no eval, no pickle: what comes from a user or a file stays data."""
+    refused = {"os.system", "os.popen", "eval", "exec", "yaml.load", "pickle.load", "pickle.loads"}
+    refused |= {"subprocess.getoutput", "subprocess.getstatusoutput", "pickle.Unpickler", "marshal.loads"}
+    given = {"shell": True, "allow_pickle": True, "weights_only": False}
+    found = []
+    for path in files():
+        if path.suffix != ".py" or path.parent.name == "tests":
+            continue
+        for call in (
+            node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
+        ):
+            name = ast.unparse(call.func)
+            keywords = {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+            unsafe = name == "torch.load" and "weights_only" not in keywords
+            if unsafe or name in refused or any(keywords.get(key) is value for key, value in given.items()):
+                found.append(f"{path.relative_to(ROOT)}:{call.lineno}: {name}")
     assert not found
 
 

@@ -15,14 +15,21 @@ from scorefusion.batch.wanted import Wanted
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.dicom_file import is_dicom
 from scorefusion.io.dicom_find import PassedOver, SeriesDescription, find_series, matching, summaries
+from scorefusion.io.nifti import ENDINGS
+
+_OTHERS = (*ENDINGS, ".json", ".tsv", ".csv", ".bval", ".bvec")
 
 
-def holds_dicom(root: Path) -> bool:
-    """Whether a folder or one in it holds a DICOM file; looks until it finds one."""
-    for place, _, names in os.walk(root):
+def holds_dicom(root: Path, *, skip: Callable[[Path], bool] | None = None) -> bool:
+    """Whether a folder or one in it holds a DICOM file; looks until it finds one, by what files hold.
+
+    Files that are called as NIfTI files and their companions are not opened.
+    """
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if skip is None or not skip(Path(place, name))]
         for name in names:
             try:
-                if is_dicom(Path(place) / name):
+                if not name.lower().endswith(_OTHERS) and is_dicom(Path(place) / name):
                     return True
             except BadInput:
                 continue
@@ -47,8 +54,8 @@ def list_dicom(root: Path, wanted: Wanted, *, skip: Callable[[Path], bool] | Non
     """
     if len(wanted.conditions) != 1:
         raise ScoreFusionError(
-            f"{root}: series do not say which condition of the model they are; convert them to NIfTI, and "
-            "list them in a CSV"
+            f"{root}: series do not say which condition of the model they are; list them in a CSV, each by "
+            "the folder of its series"
         )
     damaged: list[BadInput] = []
     passed: list[PassedOver] = []
@@ -85,9 +92,10 @@ def list_dicom(root: Path, wanted: Wanted, *, skip: Callable[[Path], bool] | Non
         below = Path(error.file).relative_to(root)
         items.append(Item(shown(below.as_posix()), (), wanted.out / below, Problem.of(error)))
     left = [series for series in chosen if series.problem and not series.slices]
-    told = {each for series in volumes for each in series.passed}
+    told = {each.file for series in volumes for each in series.passed}
+    told |= {Path(error.file) for error in damaged}
     notes = [f"left out: {series}" for series in left]
-    notes += summaries((each for each in passed if each not in told), root)
+    notes += summaries((each for each in passed if each.file not in told), root)
     return Source("dicom", tuple(items), tuple(series.files[0] for series in left), tuple(map(shown, notes)))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import scorefusion
@@ -36,11 +38,16 @@ def list_folder(root: Path, wanted: Wanted) -> Source:
     if wanted.layout not in choices:
         raise unknown_name("layout", wanted.layout, choices)
     unreadable: list[BadInput] = []
-    files = nifti_files(root, skip=lambda folder: _is_output(folder, wanted.out), unreadable=unreadable)
+
+    def skip(folder: Path) -> bool:
+        return _is_output(folder, wanted.out)
+
+    files = nifti_files(root, skip=skip, unreadable=unreadable)
     if unreadable and Path(unreadable[0].file) == root:
         raise unreadable[0]
-    if wanted.layout == "dicom" or (wanted.layout == "auto" and not files and holds_dicom(root)):
-        return list_dicom(root, wanted, skip=lambda folder: _is_output(folder, wanted.out))
+    mixed = wanted.layout == "auto" and holds_dicom(root, skip=skip)
+    if wanted.layout == "dicom" or (mixed and not files):
+        return list_dicom(root, wanted, skip=skip)
     broken = [_broken(root, error, wanted) for error in unreadable]
     single = len(wanted.conditions) == 1
     layout = wanted.layout
@@ -52,7 +59,8 @@ def list_folder(root: Path, wanted: Wanted) -> Source:
         source = Source("folder", tuple(_file(root, file, wanted) for file in files))
     else:
         source = _subjects(root, files, wanted, layout)
-    return Source(source.kind, (*source.items, *broken), source.ignored)
+    notes = ("left out: DICOM files, which --layout dicom translates",) * mixed
+    return replace(source, items=(*source.items, *broken), notes=notes)
 
 
 def list_files(files: Sequence[Path], wanted: Wanted) -> Source:
@@ -87,7 +95,7 @@ def describe_bids(out: Path, model: str) -> None:
 
 
 def _is_output(folder: Path, out: Path) -> bool:
-    return (folder / STATE).is_dir() or (out.is_dir() and folder.samefile(out))
+    return os.path.isdir(folder / STATE) or (out.is_dir() and folder.samefile(out))
 
 
 def _is_bids(root: Path, files: Sequence[Path]) -> bool:

@@ -129,6 +129,7 @@ def find_series(
             if damaged is None:
                 raise
             damaged.append(error)
+            passed.append(PassedOver(path, error.problem))
             continue
         if kind == DICOMDIR:
             passed.append(PassedOver(path, "is an index of other files (DICOMDIR)"))
