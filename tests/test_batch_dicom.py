@@ -73,12 +73,24 @@ def test_conditions_are_listed_by_their_folders(tmp_path: Path) -> None:
     write_series(tmp_path / "p1" / "t1", name="a")
     write_series(tmp_path / "p1" / "t2", name="b", pixels=texture(seed=1))
     (tmp_path / "p1" / "t2" / "notes").write_text("text")
+    (tmp_path / "p1" / "t2" / "link").symlink_to("nowhere")
     (tmp_path / "pairs.csv").write_text("subject,t1,t2\none,p1/t1,p1/t2\nnone,p1/t1,p1\n")
     events = translate(model, tmp_path / "pairs.csv", "-o", tmp_path / "out", *QUICK, code=1)
     (done,) = [event for event in events if event["event"] == "item-done"]
-    assert done["name"] == "one" and done["warnings"] == ["1 file was not used: notes (is not a DICOM file)"]
+    assert done["name"] == "one" and len(done["warnings"]) == 2
+    assert done["warnings"][1] == "1 file was not used: notes (is not a DICOM file)"
     (failed,) = [event for event in events if event["event"] == "item-failed"]
     assert failed["name"] == "none" and "p1: holds 2 series" in failed["error"]
+    nested = tmp_path / "p1" / "t1" / "more"
+    nested.mkdir()
+    file = next((tmp_path / "p1" / "t1").glob("IM*"))
+    data = file.read_bytes()
+    file.unlink()
+    (nested / file.name).write_bytes(data[:-2] + b"\1\2")
+    events = translate(model, tmp_path / "pairs.csv", "-o", tmp_path / "out", *QUICK, code=1)
+    assert names(events, "item-done") == ["one"], "a file below the folder has changed"
+    events = translate(model, tmp_path / "pairs.csv", "-o", tmp_path / "out", *QUICK, code=1)
+    assert names(events, "item-kept") == ["one"]
     result = run(model, tmp_path / "p1" / "t1", tmp_path / "p1" / "t2", "-o", tmp_path / "x.nii.gz")
     assert result.exit_code == 0, result.output
     expected = nib.load(tmp_path / "out" / "one.nii.gz").get_fdata()

@@ -144,6 +144,7 @@ def test_what_is_not_used_is_named(tmp_path: Path, case: str) -> None:
     assert re.match(rf"1 file was not used: sidé \(.*{reason}", warning), warning
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_named_not_opened(tmp_path: Path) -> None:
     write_series(tmp_path, PIXELS)
     os.mkfifo(tmp_path / "pipe")
@@ -237,6 +238,14 @@ def test_what_spoils_a_volume_is_refused_by_name(tmp_path: Path, case: str) -> N
     with pytest.raises(BadInput, match=message) as error:
         read_dicom_series(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_refusal_names_what_may_be_missing(tmp_path: Path) -> None:
+    """A slice between that became empty: that one is missing, and this file was not used."""
+    file = write_series(tmp_path, PIXELS)[2]
+    file.write_bytes(b"")
+    with pytest.raises(BadInput, match=rf"1 slice missing \(1 file was not used: {file.name} \(is empty"):
+        read_dicom_series(tmp_path)
 
 
 def test_a_file_that_may_not_be_read(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -29,7 +29,7 @@ def stamp_of(path: str | os.PathLike[str]) -> Stamp:
     status = os.stat(path)
     if not stat.S_ISDIR(status.st_mode):
         return status.st_size, status.st_mtime_ns, status.st_ino
-    files = [os.stat(file) for file in os.scandir(path)]
+    files = [os.stat(file) for file in _files_in(path)]
     latest = max((each.st_mtime_ns for each in files), default=status.st_mtime_ns)
     return sum(each.st_size for each in files), latest, status.st_ino
 
@@ -41,7 +41,7 @@ def hash_file(path: str | os.PathLike[str]) -> str:
         BadInput: if it cannot be read.
     """
     if os.path.isdir(path):
-        return combine([[file.name, hash_file(file)] for file in sorted(Path(path).iterdir())])
+        return combine([[file.relative_to(path).as_posix(), hash_file(file)] for file in _files_in(path)])
     digest = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as file:
@@ -52,6 +52,11 @@ def hash_file(path: str | os.PathLike[str]) -> str:
         problem = known or f"cannot be read ({error.strerror or error})"
         raise BadInput(path, problem, "Check its name and permissions.") from error
     return digest.hexdigest()
+
+
+def _files_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """The regular files of a folder at any depth, sorted; links that lead nowhere and pipes are none."""
+    return sorted(path for path in Path(folder).rglob("*") if path.is_file())
 
 
 def model_hash(model: str | os.PathLike[str]) -> str:

@@ -71,7 +71,13 @@ def read_dicom_series(
     for file in described.files:
         frames += frames_of(file, max_voxels)
         _check_size(name, frames, max_voxels)
-    grid = stack(name, frames)
+    warnings = summaries(described.passed, described.folder)
+    try:
+        grid = stack(name, frames)
+    except BadInput as error:
+        if not warnings:
+            raise
+        raise BadInput(error.file, f"{error.problem} ({'; '.join(warnings)})", error.fix) from None
     rows, columns = grid.frames[0].shape
     shape = check_shape(name, [columns, rows, len(grid.frames)], max_voxels)
     values = _values(name, grid, constant)
@@ -92,7 +98,7 @@ def read_dicom_series(
         folder=described.folder,
         series_uid=described.uid,
         frames=grid.frames,
-        warnings=tuple(summaries(described.passed, described.folder)),
+        warnings=tuple(warnings),
     )
 
 
