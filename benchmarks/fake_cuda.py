@@ -63,7 +63,7 @@ class FakeEngine:
         if model.fusion is not None:
             model.fusion.to(dtype)
         step = EngineStep(channels_last(model))
-        self.placed = {
+        self.placed: dict[str, Tensor] = {
             key: FakeTensor(mode, value.detach(), device)
             for key, value in [*step.named_parameters(), *step.named_buffers()]
         }
