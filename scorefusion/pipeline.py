@@ -17,6 +17,7 @@ from scorefusion.degradations.inpainting import Inpainting
 from scorefusion.degradations.make import disagreement
 from scorefusion.degradations.operator import Operator
 from scorefusion.diffusion.solvers import Table
+from scorefusion.domain import check_domain, warnings_of
 from scorefusion.draw import Progress, draw_residuals
 from scorefusion.engine.plane_deviation import PlaneDeviation
 from scorefusion.engine.pool import EnginePool
@@ -104,6 +105,7 @@ class Pipeline:
         assume_affine: bool = False,
         output_dtype: str = "float32",
         max_voxels: int = MAX_VOXELS,
+        strict: bool = False,
         callback: Progress | None = None,
     ) -> Translation:
         """Translate one image, or several conditions in the order of ``config.conditions``.
@@ -141,6 +143,8 @@ class Pipeline:
             output_dtype: what ``save`` stores and ``native`` gives: ``float32``, or ``input`` for the input's
                 own type.
             max_voxels: refuse larger inputs and outputs.
+            strict: refuse an input that is not what the model was made for (``config.domain``); else
+                :attr:`Translation.warnings` says so.
             callback: called with (evaluations done, evaluations in all), in the calling thread; raise
                 :class:`~scorefusion.Cancelled` in it to cancel.
 
@@ -164,6 +168,7 @@ class Pipeline:
             assume_affine=assume_affine,
             output_dtype=output_dtype,
             max_voxels=max_voxels,
+            strict=strict,
         )
         if mask is not None and operator is not None:
             raise ScoreFusionError("a mask and an operator both say what is missing; give one of them")
@@ -214,10 +219,11 @@ class Pipeline:
             missing = None if mask is None else scan_of(mask, affine=affines[0], **how)
             if missing is not None:
                 check_same_grid(scans[0], missing)
+            found = warnings_of(check_domain(scans, self.config), strict=settings.strict)
         assumed = ["its header has no orientation: pixdim and RAS axes are assumed"]
         remarks = assumed if scans[0].affine_assumed else []
         remarks += [warning for scan in scans for warning in scan.warnings]
-        return Reading(scans, missing, timings, tuple(remarks))
+        return Reading(scans, missing, timings, (*remarks, *found))
 
     @isolated()
     def prepare(self, reading: Reading, settings: Settings, *, operator: Operator | None = None) -> Job:

@@ -34,6 +34,7 @@ class Settings:
         assume_affine: accept an image without orientation.
         output_dtype: ``float32``, or ``input`` for the input's own type.
         max_voxels: refuse larger inputs and outputs.
+        strict: refuse an input that is not what the model was made for, instead of a warning.
     """
 
     strategy: Strategy
@@ -48,6 +49,7 @@ class Settings:
     assume_affine: bool = False
     output_dtype: str = "float32"
     max_voxels: int = MAX_VOXELS
+    strict: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would only be found after reading or sampling."""

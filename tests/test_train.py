@@ -28,7 +28,7 @@ from scorefusion.train.journal import read_rows
 from scorefusion.train.look import boxes_of, restore
 from scorefusion.train.loop import train
 from scorefusion.train.pairs import make_example
-from scorefusion.train.sources import take_weights
+from scorefusion.train.sources import domain_of, take_weights
 from scorefusion.train.stages import StageLoss, trained_parameters
 from scorefusion.train.step import learning_rate
 from scorefusion.train.variants import warp
@@ -305,3 +305,18 @@ def test_rejects_bad_runs(head: Path, tmp_path: Path) -> None:
     (tmp_path / "run/checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(BadInput, match="cannot be resumed"):
         train(config.model_copy(update={"stages": config.stages[:1]}), tmp_path / "run")
+
+
+def test_what_a_model_was_made_for_is_read_off_its_data(head: Path, tmp_path: Path) -> None:
+    thin = tmp_path / "thin.nii.gz"
+    image = nibabel.load(head)
+    nibabel.save(nibabel.Nifti1Image(image.dataobj, np.diag([0.8, 1.0, 1.2, 1])), thin)
+    volumes = [{"file": str(head), "variants": 1}, {"file": str(thin)}]
+    config = run_config(head, volumes=volumes, domain={"t1": {"intensity": "non-negative"}})
+    domain = domain_of(config, config.description)["t1"]
+    assert domain.contrasts == ("t1",) and domain.intensity == "non-negative" and domain.background is None
+    assert domain.spacing == ((4.0, 8.4), (4.0, 8.4), (3.2, 8.4)) and domain.anisotropy == 1.5
+    given = run_config(head, domain={"t1": {"spacing": None, "contrasts": ["t1", "t2"]}})
+    assert domain_of(given, given.description)["t1"].spacing is None
+    with pytest.raises(BadInput, match="not conditions"):
+        parse(TrainConfig, {**config.model_dump(), "domain": {"t3": {}}}, "run.json")

@@ -74,7 +74,7 @@ def test_the_card_names_what_was_seen(tmp_path: Path) -> None:
         {"number": 0, "stage": "slices", "step": step, "loss": 1.0 / step, "seconds": 60.0} for step in (1, 2)
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
-    card = training_card(config, tmp_path)
+    card = training_card(config, tmp_path, config.description)
     assert "head.nii" in card and "in 1 minutes" in card and "| slices | 10 | 2 | 8 | 0.5000 |" in card
     draw_curves(tmp_path)
     assert (tmp_path / "curves.png").exists()

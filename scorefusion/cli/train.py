@@ -60,6 +60,7 @@ def train(
     from ..train.dry_run import dry_run as try_out
     from ..train.failure import replay as compute_again
     from ..train.loop import train as run
+    from ..train.sources import domain_of
     from .bars import progress, stages
 
     settings = read_config(TrainConfig, config)
@@ -80,5 +81,12 @@ def train(
         model = run(settings, out, progress=show, warn=console.print)
     target = export or (Path(settings.export) if settings.export else None)
     if target and is_first():
-        save_pretrained(model, target, card=training_card(settings, out), dtype=DTYPES[settings.export_dtype])
+        try:
+            domain = domain_of(settings, model.config)
+        except ScoreFusionError as error:
+            console.print(f"what the model was made for is not recorded: {error}")
+            domain = settings.domain
+        model.config = model.config.model_copy(update={"domain": domain})
+        card = training_card(settings, out, model.config)
+        save_pretrained(model, target, card=card, dtype=DTYPES[settings.export_dtype])
         console.print(f"model written to {target}")

@@ -80,6 +80,10 @@ def translate(
         str, typer.Option(help="float32, or input: the type and scaling of the input file.")
     ] = "float32",
     max_voxels: Annotated[int, typer.Option(help="Refuse larger volumes, in and out.")] = 2**30,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse what the model was not made for, instead of a warning."),
+    ] = False,
     spread: Annotated[
         Path | None,
         typer.Option(help="Also write the standard deviation over the samples.", show_default=False),
@@ -191,6 +195,7 @@ def translate(
         "assume_affine": assume_affine,
         "output_dtype": output_dtype,
         "max_voxels": max_voxels,
+        "strict": strict,
     }
     machine: dict[str, Any] = {
         "device": device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..domain import made_for
 from ..models.score_fusion import ScoreFusion
 
 
@@ -34,6 +35,7 @@ def official_card(model: ScoreFusion, files: Sequence[str]) -> str:
         f"* Sampler: {config.sampling.solver}, {config.sampling.steps} steps.",
         *(f"* {name} U-Net widths: {', '.join(map(str, width))}." for name, width in widths.items()),
         "",
+        made_for(config),
         "The checkpoint does not say what data it was trained on, how well it does, or under which licence "
         "it may be used: ask who trained it. It is not a medical device.",
     ]

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import ValidationError
 
+from ..data.contrast import canonical, is_known
 from ..errors import BadInput, ScoreFusionError, unknown_name
 from ..models.config import (
     PLANES,
     BranchConfig,
     DegradationConfig,
+    DomainConfig,
     ModelConfig,
     Plane,
     ResidualConfig,
@@ -288,6 +290,7 @@ def _configuration(
             schedule="paper",
             clamp=1.0,
         ),
+        domain={name: DomainConfig(contrasts=(canonical(name),)) for name in names if is_known(name)},
         **given,
     )
     sampling = config.sampling.model_copy(update={"strategy": require_strategy(chosen, config)})

@@ -21,6 +21,8 @@ from scorefusion.io.dicom_stack import Stack, stack
 from scorefusion.io.header import MAX_VOXELS, check_shape
 from scorefusion.io.nifti import Scan, ras_order
 
+_ACQUISITION = ("Modality", "SeriesDescription", "ProtocolName")
+
 
 @dataclass(frozen=True, eq=False)
 class DicomScan(Scan):
@@ -35,6 +37,14 @@ class DicomScan(Scan):
     folder: Path = Path()
     series_uid: str = ""
     frames: tuple[Frame, ...] = ()
+
+    @property
+    def acquisition(self) -> dict[str, str]:
+        """What the first image's header says of how it was acquired, by DICOM keyword; EchoTime in ms."""
+        first = self.frames[0]
+        found = {key: str(first.header.get(key) or "") for key in _ACQUISITION}
+        echo = first.traits.get("EchoTime") or first.traits.get("EffectiveEchoTime")
+        return found | ({"EchoTime": echo} if echo else {})
 
 
 def read_dicom_series(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,10 @@ NAN_CHOICES = ("error", "zero")
 OUTPUT_DTYPES = ("float32", "input")
 
 Factor = int | Sequence[int]
+
+_ECHO = re.compile(r"\bTE=(\d+(?:\.\d+)?)")
+_ASSIGNED = re.compile(r"\w+=[^;/\s]*")
+_MAX_SIDECAR = 2**20
 
 _RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
@@ -66,6 +72,18 @@ class Scan:
     def ras_affine(self) -> np.ndarray:
         """float64 ``[4, 4]``, (x, y, z) index of ``values`` to millimetres."""
         return self.affine @ inv_ornt_aff(io_orientation(self.affine), self.shape)
+
+    @property
+    def acquisition(self) -> dict[str, str]:
+        """What is known of how it was acquired, by DICOM keyword; EchoTime in ms.
+
+        Of a NIfTI file from its description, and from the JSON file beside it that converters write.
+        """
+        said = bytes(self.header["descrip"].tobytes()).rstrip(b"\0").decode("latin-1")
+        found = {"SeriesDescription": _ASSIGNED.sub(" ", said)}
+        if echo := _ECHO.search(said):
+            found["EchoTime"] = echo[1]
+        return found | (_sidecar(self.file) if self.file is not None else {})
 
     def own_factors(self, factor: Factor) -> tuple[int, int, int]:
         """A factor, or its (z, y, x) factors in RAS+ order, along the input's own (i, j, k)."""
@@ -285,6 +303,25 @@ def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
         value = float(values.flat[0])
         raise BadInput(name, f"is constant: every voxel is {value:g}", "Give a volume with contrast.")
     return values
+
+
+def _sidecar(file: Path) -> dict[str, str]:
+    """What the JSON file beside a NIfTI file says of the acquisition; nothing where there is none."""
+    name = re.sub(r"\.nii(\.gz)?$", ".json", file.name, flags=re.I)
+    beside = file.with_name(name)
+    try:
+        if name == file.name or beside.stat().st_size > _MAX_SIDECAR:
+            return {}
+        values = json.loads(beside.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    texts = ("Modality", "SeriesDescription", "ProtocolName")
+    found = {key: values[key] for key in texts if isinstance(values.get(key), str)}
+    if isinstance(values.get("EchoTime"), int | float):
+        found["EchoTime"] = f"{1000 * values['EchoTime']:g}"  # in seconds there
+    return found
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -99,6 +99,32 @@ class ResidualConfig(Frozen):
     scale: float = 2.0
 
 
+class DomainConfig(Frozen):
+    """What a condition of a model was made for; what is empty or None is not known, and not checked.
+
+    Attributes:
+        contrasts: in any usual spelling: ``t1``, ``T1w``.
+        spacing: least and greatest voxel size in mm along z, y and x (RAS+ order) of the image that is given.
+        anisotropy: at most how many times longer than its shortest edge a voxel's longest may be.
+        background: ``zero``, where voxels outside the object are 0 and darker than it, as in a magnitude MRI.
+        intensity: ``non-negative`` for any unit from 0 up, ``hounsfield``, or ``8-bit`` for 0 to 255.
+    """
+
+    contrasts: tuple[str, ...] = ()
+    spacing: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] | None = None
+    anisotropy: float | None = None
+    background: Literal["zero"] | None = None
+    intensity: Literal["non-negative", "hounsfield", "8-bit"] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> DomainConfig:
+        if any(not 0 < least <= greatest for least, greatest in self.spacing or ()):
+            raise ValueError(f"spacing {self.spacing} is not three pairs of least and greatest mm (z, y, x)")
+        if self.anisotropy is not None and self.anisotropy < 1:
+            raise ValueError(f"anisotropy is at least 1, got {self.anisotropy:g}")
+        return self
+
+
 class SamplingConfig(Frozen):
     """What the model is sampled with when the caller does not say.
 
@@ -127,6 +153,8 @@ class ModelConfig(Frozen):
     A model without branches is the 3D network alone, for strategy ``volume``. ``fusion_start`` is what the 3D
     network does before training: ``mean`` (its output is zero, so the branches are averaged) or ``random``;
     ``feature_start`` likewise for the ensemble-2D-feature layers. Random starts are for comparison.
+    ``domain`` says what each condition was made for, by its name in ``conditions``; one that is not named is
+    not checked.
     """
 
     name: str
@@ -153,9 +181,12 @@ class ModelConfig(Frozen):
     degradation: DegradationConfig = DegradationConfig()
     intensity: Literal["minmax", "robust"] = "minmax"
     sampling: SamplingConfig = SamplingConfig()
+    domain: dict[str, DomainConfig] = {}
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
+        if strange := sorted(set(self.domain) - set(self.conditions)):
+            raise ValueError(f"domain names {strange}, which are not conditions: {list(self.conditions)}")
         for branch in self.branches:
             if branch.network not in self.slice_networks:
                 raise ValueError(

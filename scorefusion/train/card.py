@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..domain import made_for
+from ..models.config import ModelConfig
 from .config import TrainConfig, VolumeConfig
 from .journal import read_rows
 
@@ -13,9 +15,8 @@ not block means of a finer grid (slice-selective profiles, k-space truncation) w
 data."""
 
 
-def training_card(config: TrainConfig, folder: Path) -> str:
-    """Markdown for a model that ``config`` trained in ``folder``."""
-    name = config.description.name
+def training_card(config: TrainConfig, folder: Path, model: ModelConfig) -> str:
+    """Markdown for a model that ``config`` trained in ``folder``; ``model`` says what it was made for."""
     rows = read_rows(folder)
     volumes = "\n".join(
         [f"| {_named(volume)} | {volume.variants} | {volume.share:g} |" for volume in config.volumes]
@@ -32,7 +33,7 @@ def training_card(config: TrainConfig, folder: Path) -> str:
         box = f"{stage.crop}" if stage.crop else "whole volumes"
         stages.append(f"| {stage.kind} | {stage.steps} | {stage.batch} | {box} | {mean} |")
     minutes = rows[-1]["seconds"] / 60 if rows else 0.0
-    return f"""# {name}
+    return f"""# {model.name}
 
 Trained by `scorefusion train` in {minutes:.0f} minutes of steps; `config.json` beside this card is the model,
 the run's own configuration is in the repository's `configs/`.
@@ -50,6 +51,7 @@ field and noise.
 | --- | --- | --- | --- | --- |
 {chr(10).join(stages)}
 
+{made_for(model)}
 ## What it is not for
 
 {NOT_FOR}

@@ -23,6 +23,7 @@ FREE = (
     "save_every",
     "look_every",
     "tensorboard",
+    "domain",
     "export",
     "export_dtype",
 )

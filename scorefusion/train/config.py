@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ..data.config import DatasetConfig
-from ..models.config import Frozen, ModelConfig
+from ..models.config import DomainConfig, Frozen, ModelConfig
 from ..models.presets import preset
 
 
@@ -148,6 +148,8 @@ class TrainConfig(Frozen):
             0: none.
         tensorboard: write TensorBoard's events, too, if the package is installed.
         workers: processes that draw examples ahead; None: on a CPU none, on a GPU up to four.
+        domain: what the finished model was made for, by condition, where that is not measured: contrasts and
+            voxel sizes are taken from the training data.
         export: where the finished model goes.
         export_dtype: the stored type of its weights.
     """
@@ -168,6 +170,7 @@ class TrainConfig(Frozen):
     look_every: int = 500
     tensorboard: bool = True
     workers: int | None = Field(default=None, ge=0)
+    domain: dict[str, DomainConfig] = {}
     export: str | None = None
     export_dtype: Literal["float32", "float16"] = "float16"
 
@@ -180,6 +183,8 @@ class TrainConfig(Frozen):
     def _check(self) -> TrainConfig:
         if not self.volumes and not self.datasets:
             raise ValueError("volumes and datasets are empty; name at least one NIfTI file")
+        if strange := sorted(set(self.domain) - set(self.description.conditions)):
+            raise ValueError(f"domain names {strange}, not conditions: {list(self.description.conditions)}")
         if not self.stages:
             raise ValueError("stages is empty; name at least one stage")
         return self

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..data.config import DatasetConfig
-from ..data.contrast import canonical
+from ..data.contrast import canonical, is_known
 from ..data.find import Refusal, find_subjects
 from ..data.store import Extra, Source, StoreSettings, Vary, build_store
 from ..data.subject import Subject
 from ..errors import ScoreFusionError
-from ..models.config import ModelConfig, read_config
+from ..io.grid import read_grid
+from ..models.config import DomainConfig, ModelConfig, read_config
 from ..models.folder import from_pretrained
 from ..models.score_fusion import ScoreFusion
 from ..models.unet import UNet
@@ -25,6 +26,9 @@ from .checkpoint import CHECKPOINT, load
 from .config import TrainConfig
 from .pairs import contrasts_of, factors_of, needs_whole, whole_condition
 from .variants import warp
+
+EVEN = 1.25
+"""A model of cubic voxels takes voxels whose edges differ by up to this ratio."""
 
 PLAIN = DatasetConfig(root="", skip_broken=False)
 """How volumes that a configuration names one by one are read: any that cannot be used is an error."""
@@ -130,6 +134,36 @@ def sources_of(
                 refused(refusal)
         for subject in found.subjects:
             yield Source(subject, names, data, part.variants, part.share / len(found.subjects))
+
+
+def domain_of(config: TrainConfig, model: ModelConfig) -> dict[str, DomainConfig]:
+    """What a run's data make its model fit for; what ``config.domain`` says counts before what is measured.
+
+    Args:
+        config: the run; only headers of its files are read.
+        model: what is trained.
+
+    Returns:
+        The domain of each condition: its contrast if its name is a usual one, and its voxel sizes.
+
+    Raises:
+        BadInput: for a file or dataset that cannot be used.
+    """
+    voxels, variants = [], config.variants.spacing
+    for source in sources_of(config, model):
+        file = source.subject.files[source.contrasts[0]]
+        voxel = np.array(read_grid(file, assume_affine=source.reading.assume_affine).voxel[::-1])
+        voxels += [voxel, *(voxel * factor for factor in (variants if source.variants else ()))]
+    domain = {}
+    for place, name in enumerate(model.conditions):
+        sizes = np.array(voxels) * (model.degradation.factors if place == 0 else (1, 1, 1))
+        ranges = [[float(f"{size:.4g}") for size in (axis.min(), axis.max())] for axis in sizes.T]
+        ratio = float((sizes.max(axis=1) / sizes.min(axis=1)).max())
+        found: dict[str, object] = {"spacing": ranges, "anisotropy": float(f"{max(ratio, EVEN):.4g}")}
+        found |= {"contrasts": (canonical(name),)} if is_known(name) else {}
+        given = config.domain[name].model_dump(exclude_unset=True) if name in config.domain else {}
+        domain[name] = DomainConfig.model_validate(found | given)
+    return domain
 
 
 def take_weights(model: ScoreFusion, start_from: Mapping[str, str]) -> None:
