@@ -220,9 +220,9 @@ class Pipeline:
             if missing is not None:
                 check_same_grid(scans[0], missing)
             found = warnings_of(check_domain(scans, self.config), strict=settings.strict)
-        assumed = ["its header has no orientation: pixdim and RAS axes are assumed"]
-        remarks = assumed if scans[0].affine_assumed else []
-        remarks += [warning for scan in scans for warning in scan.warnings]
+        remarks = (
+            text if len(scans) == 1 else f"{scan.name}: {text}" for scan in scans for text in scan.warnings
+        )
         return Reading(scans, missing, timings, (*remarks, *found))
 
     @isolated()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -31,6 +32,8 @@ def remove_leftovers(outputs: Iterable[Path]) -> int:
         for path in (output, *(side_path(output, side) for side in SIDES)):
             name = shown(path.name)
             names |= {name, f"new.{name}", f"old.{name}"}  # the last two are folders
+            if path.is_symlink():  # written through
+                places.setdefault(Path(os.path.realpath(path)).parent, set()).add(name)
     count = 0
     for folder, names in places.items():
         for file in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -11,6 +11,8 @@ from pathlib import Path
 from scorefusion.batch.item import Item, Problem, shown
 from scorefusion.batch.names import length_problem
 from scorefusion.data.listing import stem
+from scorefusion.errors import BadInput
+from scorefusion.io.atomic import output_target
 
 VOLUME = "volume"
 DICOM = "dicom"
@@ -63,30 +65,28 @@ def checked(items: Iterable[Item], sides: Sequence[str] = ()) -> tuple[Item, ...
     """
     ordered = sorted(items, key=lambda item: item.name)
     real = _Places()
-    inputs = {place: item.name for item in ordered for file in item.files for place in real.read(file)}
+    inputs = {real.of(file): item.name for item in ordered for file in item.files}
     owners: dict[str, list[str]] = defaultdict(list)
     for item in ordered:
         for path in _outputs(item, sides) if item.problem is None else ():
-            owners[real.written(path)].append(item.name)
+            owners[real.of(path)].append(item.name)
     return tuple(_check(item, sides, real, inputs, owners) for item in ordered)
 
 
 class _Places:
-    """Paths without the links in their folders, each folder looked at once."""
+    """Paths without links, each folder resolved once."""
 
     def __init__(self) -> None:
         self._folders: dict[Path, str] = {}
 
-    def written(self, path: Path) -> str:
-        """Where a file is written to: a link of that name is replaced, not followed."""
+    def of(self, path: Path) -> str:
+        """The file that is read or written under this name: a link is followed."""
+        if path.is_symlink():
+            return os.path.realpath(path)
         folder = self._folders.get(path.parent)
         if folder is None:
             folder = self._folders[path.parent] = os.path.realpath(path.parent)
         return os.path.join(folder, path.name)
-
-    def read(self, path: Path) -> set[str]:
-        """What must not be replaced when a file is read: it, and what it leads to."""
-        return {self.written(path), os.path.realpath(path) if path.is_symlink() else self.written(path)}
 
 
 def _check(
@@ -95,7 +95,7 @@ def _check(
     if item.problem is not None:
         return item
     for path in _outputs(item, sides):
-        place = real.written(path)
+        place = real.of(path)
         if place in inputs:
             problem = f"its output {shown(path)} is an input ({inputs[place]})"
             return replace(item, problem=Problem(problem, "Choose another folder for the outputs."))
@@ -103,6 +103,11 @@ def _check(
             other = next((name for name in owners[place] if name != item.name), item.name)
             problem = f"would give the same output as {other}: {shown(path)}"
             return replace(item, problem=Problem(problem, "Rename one of them."))
+        if path.is_symlink():
+            try:
+                output_target(path)
+            except BadInput as error:
+                return replace(item, problem=Problem.of(error))
     return replace(item, problem=length_problem(item.output.name))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from scorefusion.batch.page import write_report
 from scorefusion.batch.queue import Entry, merged_entries
 from scorefusion.batch.row import Row
 from scorefusion.errors import ScoreFusionError
+from scorefusion.io.atomic import replace_file
 
 REPORT = "report.html"
 EVERY = 300.0
@@ -33,9 +33,11 @@ def report(out: Path, *, key: str = "") -> Path:
     entries, facts = merged_entries(out / STATE)
     told = {**json.loads(facts.get("report", "{}")), "written": time.strftime("%Y-%m-%d %H:%M")}
     title = f"scorefusion: {out.resolve().name}"
-    beside = write_report(out / STATE / f"report{key}.html", rows_of(entries), title=title, facts=told)
     final = out / REPORT
-    os.replace(beside, final)
+    if final.is_symlink():  # perhaps onto another file system, where nothing can be renamed to
+        return write_report(final, rows_of(entries), title=title, facts=told)
+    beside = write_report(out / STATE / f"report{key}.html", rows_of(entries), title=title, facts=told)
+    replace_file(beside, final)
     return final
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import shlex
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,39 +17,114 @@ from scorefusion.errors import BadInput
 PathLike = str | os.PathLike[str]
 
 
+_ANNEX = re.compile(r"(^|[/\\])annex[/\\]objects[/\\]")
+
+
+def output_target(path: PathLike) -> Path:
+    """Return the file that a write to ``path`` replaces: ``path`` itself, or what it links to.
+
+    A symbolic link is written through, as by any program that opens it: the link stays, its target is
+    replaced, or created if only the target's folder exists. Other hard links to a replaced file keep the old
+    content.
+
+    Raises:
+        BadInput: for a git-annex link, whose target must not change; a link in a loop or into a folder that
+            does not exist; a target that is not a regular file.
+    """
+    final = Path(path)
+    try:
+        return _target(final)
+    except OSError as error:
+        fix = "Choose another folder, or free some space."
+        raise BadInput(final, f"could not be written ({error.strerror or error})", fix) from error
+
+
+def _target(final: Path) -> Path:
+    target = final
+    if final.is_symlink():
+        target = Path(os.path.realpath(final))
+        if _ANNEX.search(os.readlink(final)) or _ANNEX.search(str(target)):
+            fix = f"Run: git annex unlock {shlex.quote(final.name)}, or choose another name."
+            raise BadInput(final, "is a git-annex link, whose content must not be replaced", fix)
+        if target.is_symlink():
+            raise BadInput(final, "is a symbolic link that leads to itself", "Remove it.")
+        if not target.parent.is_dir():
+            problem = f"is a symbolic link into a folder that does not exist, {target.parent}"
+            raise BadInput(final, problem, "Create the folder, or remove the link.")
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise BadInput(final, "is not a regular file", "Choose another name.")
+    return target
+
+
 @contextmanager
 def written_beside(path: PathLike) -> Iterator[Path]:
-    """Yield a hidden name in the same folder to write to; renamed to ``path`` when the block ends well.
+    """Yield a hidden name in the file's folder to write to; renamed to ``path`` when the block ends well.
 
     Whatever ends the block early (an error, an interrupt) removes the hidden file; a kill leaves it under its
-    hidden name. ``path`` itself is either the old file or the new one, never a part.
+    hidden name. ``path`` itself is either the old file or the new one, never a part. A replaced file's mode
+    is kept, and its owner and group where the system allows it; a new file's mode follows the umask. A
+    symbolic link is written through (:func:`output_target`).
 
     Args:
         path: the final name. The hidden one keeps its ending, for writers that choose a format by it.
 
     Raises:
-        BadInput: if the system refuses to write, naming ``path`` and the system's reason.
+        BadInput: if the system refuses to write, naming ``path`` and the system's reason; as
+            :func:`output_target`.
     """
-    final = Path(path)
-    beside = final.with_name(f".{secrets.token_hex(4)}.{final.name}")
+    final = output_target(path)
+    beside = final.with_name(f".{secrets.token_hex(4)}.{Path(path).name}")
     try:
+        if final.is_file():  # nobody may read what is being written who may not read the old file
+            os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield beside
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(beside, final)
+        replace_file(beside, final)
     except OSError as error:
         fix = "Choose another folder, or free some space."
-        raise BadInput(final, f"could not be written ({error.strerror or error})", fix) from error
+        raise BadInput(path, f"could not be written ({error.strerror or error})", fix) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def replace_file(finished: Path, final: Path) -> None:
+    """Rename a finished file or folder to ``final``, with the mode of what it replaces.
+
+    Raises:
+        OSError: if the system refuses.
+    """
+    _keep_access(finished, final)
+    os.replace(finished, final)
+
+
+def _keep_access(new: Path, old: Path) -> None:
+    """Give ``new`` the mode of ``old``, if that exists; its owner and group where the system allows it."""
+    try:
+        before = old.stat()
+    except FileNotFoundError:
+        return
+    mode, after = stat.S_IMODE(before.st_mode), new.stat()
+    mode &= 0o7777 if stat.S_ISDIR(before.st_mode) else 0o777
+    if hasattr(os, "chown") and (before.st_uid, before.st_gid) != (after.st_uid, after.st_gid):
+        for owner, group in ((before.st_uid, before.st_gid), (-1, before.st_gid)):
+            try:
+                os.chown(new, owner, group)
+                break
+            except OSError:
+                continue
+        else:  # another group than before: it may do what everybody may
+            mode = (mode & ~0o070) | ((mode & 0o007) << 3)
+    new.chmod(mode)
 
 
 @contextmanager
 def folder_written_beside(path: PathLike) -> Iterator[Path]:
     """Yield a hidden folder to write files into; renamed to ``path`` when the block ends well.
 
-    A folder that is there is replaced whole. Whatever ends the block early removes the hidden folder and
-    leaves the old one; a kill may leave hidden folders beside it.
+    A folder that is there is replaced whole, its mode and those of files of the same names kept. Whatever
+    ends the block early removes the hidden folder and leaves the old one; a kill may leave hidden folders
+    beside it. A symbolic link is written through.
 
     Args:
         path: the final name; folders above it are made.
@@ -54,7 +132,7 @@ def folder_written_beside(path: PathLike) -> Iterator[Path]:
     Raises:
         BadInput: if the system refuses to write, naming ``path`` and the system's reason.
     """
-    final = Path(path).absolute()
+    final = output_target(path).absolute()
     token = secrets.token_hex(4)
     beside, old = (final.with_name(f".{token}.{kind}.{final.name}") for kind in ("new", "old"))
     try:
@@ -63,7 +141,9 @@ def folder_written_beside(path: PathLike) -> Iterator[Path]:
         for file in (path for path in beside.rglob("*") if path.is_file()):
             with open(file, "rb+") as stream:
                 os.fsync(stream.fileno())
+            _keep_access(file, final / file.relative_to(beside))
         if final.exists():
+            _keep_access(beside, final)
             final.rename(old)
         try:
             beside.rename(final)
@@ -92,7 +172,8 @@ def check_output(path: PathLike, endings: Iterable[str], inputs: Iterable[PathLi
         The path.
 
     Raises:
-        BadInput: for a wrong ending, a missing or unwritable folder, the name of a folder or of an input.
+        BadInput: for a wrong ending, a missing or unwritable folder, the name of a folder or of an input, and
+            as :func:`output_target`.
     """
     final, accepted = Path(path), tuple(endings)
     if not final.name.lower().endswith(accepted) or final.name.lower() in accepted:
@@ -100,14 +181,15 @@ def check_output(path: PathLike, endings: Iterable[str], inputs: Iterable[PathLi
         raise BadInput(final, "has the wrong ending for this output", f"End its name in {endings_text}.")
     if final.is_dir():
         raise BadInput(final, "is a folder", "Name a file inside it.")
-    folder = final.parent
+    target = output_target(final)
+    folder = target.parent
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise BadInput(final, f"cannot be written: {folder} {problem}", "Create the folder first.")
     for name in inputs:
         if _same_file(final, Path(name)):
             raise BadInput(final, "is an input as well as the output", "Give the output another name.")
-    probe = folder / f".{secrets.token_hex(4)}.{final.name}"
+    probe = folder / f".{secrets.token_hex(4)}.{target.name}"
     try:
         probe.touch(exist_ok=False)
     except OSError as error:

@@ -7,14 +7,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from scorefusion.errors import BadInput
-from scorefusion.io.header import MAX_VOXELS, check_header, check_shape
+from scorefusion.io.header import MAX_VOXELS, check_header, check_shape, check_voxel_type
+from scorefusion.io.quiet import mend_orientation
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,20 @@ class Grid:
         return f"{' × '.join(str(n) for n in self.shape)} voxels, affine [[{rows}]]"
 
 
+class Placement(NamedTuple):
+    """Where an image's voxels lie, as far as its header says it.
+
+    Attributes:
+        affine: float64 ``[4, 4]``, (i, j, k) to millimetres; None where it has to be assumed.
+        code: NIfTI's code of the form that the affine was taken from.
+        note: what is unusual about the choice; else empty.
+    """
+
+    affine: np.ndarray | None
+    code: int
+    note: str = ""
+
+
 def read_grid(
     path: str | os.PathLike[str], *, assume_affine: bool = False, max_voxels: int = MAX_VOXELS
 ) -> Grid:
@@ -58,11 +73,9 @@ def read_grid(
     file, name = Path(path), str(path)
     header = check_header(file, max_voxels).header
     shape = check_shape(name, [int(n) for n in header.get_data_shape()], max_voxels)
-    try:
-        own = header.get_best_affine()
-    except (HeaderDataError, ValueError) as error:
-        raise BadInput(name, f"its header is damaged ({error})", "Copy or download it again.") from None
-    affine = find_affine(name, header, own, assume_affine)
+    check_voxel_type(name, header.get_data_dtype())
+    mend_orientation(header)
+    affine = find_affine(name, header, None, assume_affine).affine
     if affine is None:
         affine = assumed_affine(name, header, shape)
     return ras_grid(name, shape, affine)
@@ -89,25 +102,52 @@ def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int])
     return float(np.linalg.norm(apart[:, :3], axis=1).max())
 
 
-def find_affine(name: str, header: Any, affine: Any, assume: bool) -> np.ndarray | None:
-    """A header's affine, checked; None where it has no good one and one may be assumed.
+def find_affine(name: str, header: Any, affine: Any, assume: bool) -> Placement:
+    """Choose the first valid one of an image's affine, its header's sform and its qform.
+
+    Args:
+        name: of the file, for messages.
+        header: its header, mended (:func:`scorefusion.io.quiet.mend_orientation`).
+        affine: the affine that nibabel chose; None if it could not.
+        assume: whether an affine may be assumed where neither form is valid.
 
     Raises:
-        BadInput: where it has none, or a singular one, and none may be assumed.
+        BadInput: where neither form is valid and none may be assumed.
     """
-    known = bool(int(header["sform_code"]) or int(header["qform_code"]))
-    if known:
-        affine = np.asarray(affine, dtype=np.float64)
-        columns = np.linalg.norm(affine[:3, :3], axis=0)
-        good = bool(np.isfinite(affine).all() and columns.all())
-        if good and abs(np.linalg.det(affine[:3, :3] / columns)) > 1e-3 and _has_axes(affine):
-            return affine
+    codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
+    chosen = "sform" if codes["sform"] else "qform"
+    if codes[chosen] and _is_regular(affine):
+        return Placement(np.asarray(affine, dtype=np.float64), codes[chosen])
+    for form in (form for form, code in codes.items() if code):
+        own = _form(header, form)
+        if _is_regular(own):
+            note = f"its {chosen} is not valid; the {form} is used" if form != chosen else ""
+            return Placement(np.asarray(own, dtype=np.float64), codes[form], note)
     if assume:
-        return None
+        return Placement(None, 0, "its header has no orientation: pixdim and RAS axes are assumed")
     fix = "Set one, or pass --assume-affine (assume_affine=True in Python) to use pixdim and RAS axes."
-    if not known:
+    if not any(codes.values()):
         raise BadInput(name, "has no affine (its qform and sform codes are 0)", fix)
     raise BadInput(name, "has a singular affine, which places its voxels in a plane or nowhere", fix)
+
+
+def _form(header: Any, form: str) -> np.ndarray | None:
+    try:
+        return header.get_sform() if form == "sform" else header.get_qform()
+    except (HeaderDataError, ValueError):
+        return None
+
+
+def _is_regular(affine: Any) -> bool:
+    """Whether an affine is finite and its axes have three directions."""
+    if affine is None:
+        return False
+    affine = np.asarray(affine, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        columns = np.linalg.norm(affine[:3, :3], axis=0)
+        if not (np.isfinite(affine).all() and np.isfinite(columns).all() and columns.all()):
+            return False
+        return abs(np.linalg.det(affine[:3, :3] / columns)) > 1e-3 and _has_axes(affine)
 
 
 def _has_axes(affine: np.ndarray) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class Promise:
         version: 1 or 2.
         pair: whether the voxels are in a second file, .img.
         compressed: whether the file is gzip-compressed.
-        length: bytes from the start of the (uncompressed) file to the end of its voxels; 0 for a pair.
+        length: bytes from the start of the (uncompressed) file to the end of its voxels; of a pair, of its
+            .img.
         header: the header as nibabel reads it.
     """
 
@@ -54,15 +56,16 @@ def check_header(path: Path, max_voxels: int = MAX_VOXELS) -> Promise:
         BadInput: if there is no such file, it is empty, damaged, no NIfTI, not one 3D volume, or its header
             promises more than ``max_voxels`` or more than a file of its size can hold.
     """
-    if not path.exists():
+    source = _pair_member(path, "img", "hdr")
+    if not source.exists():
         raise BadInput(path, "does not exist", "Check the name.")
-    if not path.is_file():
+    if not source.is_file():
         raise BadInput(path, "is not a file", _NOT_NIFTI)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        size = source.stat().st_size
+        with source.open("rb") as file:
             compressed = file.read(2) == _GZIP
-        head = _first_bytes(path, compressed)
+        head = _first_bytes(source, compressed)
     except OSError as error:
         reason = error.strerror or error
         raise BadInput(path, f"cannot be read ({reason})", "Check its permissions.") from None
@@ -70,14 +73,39 @@ def check_header(path: Path, max_voxels: int = MAX_VOXELS) -> Promise:
         raise BadInput(path, "is empty (0 bytes)", _DAMAGED)
     header, pair = _parse(path, head)
     check_shape(path, [int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])]], max_voxels)
-    length = 0 if pair else _length(path, header)
+    length = _length(path, header)
+    voxels = _voxel_file(source, path) if pair else source
+    if pair:
+        size, compressed = voxels.stat().st_size, voxels.suffix.lower() == ".gz"
     room = (size * _DEFLATE_RATIO) if compressed else size
     if length > room:
         promised = f"its header promises {length:,} bytes"
         if compressed:
             raise BadInput(path, f"{promised}, a gzip file of {size:,} holds at most {room:,}", _DAMAGED)
-        raise BadInput(path, f"is truncated: {promised}, the file has {size:,}", _DAMAGED)
+        raise BadInput(
+            path, f"is truncated: {promised}, {voxels.name if pair else 'the file'} has {size:,}", _DAMAGED
+        )
     return Promise(2 if isinstance(header, Nifti2Header) else 1, pair, compressed, length, header)
+
+
+def _pair_member(path: Path, ending: str, other: str) -> Path:
+    """The other file of a pair, in the spelling that exists; ``path`` where it has another ending."""
+    match = re.fullmatch(rf"(.+)\.({ending})(\.gz)?", path.name, re.I)
+    if match is None:
+        return path
+    other = other.upper() if match[2].isupper() else other
+    names = [f"{match[1]}.{other}{match[3] or ''}", f"{match[1]}.{other}{'' if match[3] else '.gz'}"]
+    return next((path.with_name(name) for name in names if path.with_name(name).is_file()), path)
+
+
+def _voxel_file(header: Path, path: Path) -> Path:
+    voxels = _pair_member(header, "hdr", "img")
+    if voxels == header:
+        stem = re.sub(r"\.hdr(\.gz)?$", "", header.name, flags=re.I)
+        raise BadInput(
+            path, f"its voxels are missing: there is no {stem}.img", "Put that file into the folder."
+        )
+    return voxels
 
 
 def check_shape(name: str | Path, shape: list[int], max_voxels: int) -> tuple[int, int, int]:
@@ -103,6 +131,23 @@ def check_shape(name: str | Path, shape: list[int], max_voxels: int) -> tuple[in
             name, f"its header promises {text} voxels, more than {max_voxels:,}", "Crop or resample it first."
         )
     return shape[0], shape[1], shape[2]
+
+
+def check_voxel_type(name: str | Path, dtype: np.dtype) -> None:
+    """Check that voxels are single real numbers.
+
+    Raises:
+        BadInput: naming what they are, and what to save instead.
+    """
+    if dtype.names is not None:
+        colours = "".join(dtype.names)
+        fix = "Save one channel, or the mean of red, green and blue, as a grey volume first."
+        raise BadInput(name, f"holds colours ({colours}), not one number for each voxel", fix)
+    if dtype.kind == "c":
+        fix = "Save its magnitude first, such as numpy.abs of its voxels."
+        raise BadInput(name, f"holds complex numbers ({dtype}), not real numbers", fix)
+    if dtype.kind not in "iuf":
+        raise BadInput(name, f"holds {dtype} voxels, not real numbers", "Convert it to floats first.")
 
 
 def read_voxel_bytes(path: Path, promise: Promise) -> bytes:
@@ -158,6 +203,10 @@ def _parse(path: Path, head: bytes) -> tuple[Any, bool]:
                 if not 1 <= int(header["dim"][0]) <= 7:
                     raise BadInput(path, f"its header gives {int(header['dim'][0])} dimensions", _DAMAGED)
                 return header, magic.startswith(b"ni")
+    match = re.fullmatch(r"(.+)\.img(\.gz)?", path.name, re.I)
+    if match is not None:
+        problem = f"is not a NIfTI file, and its header {match[1]}.hdr is missing"
+        raise BadInput(path, problem, "Put the header into the same folder.")
     raise BadInput(path, "is not a NIfTI file", _NOT_NIFTI)
 
 

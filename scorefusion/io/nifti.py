@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,15 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.io.atomic import written_beside
 from scorefusion.io.grid import assumed_affine, corner_distance, find_affine
-from scorefusion.io.header import MAX_VOXELS, Promise, check_header, check_shape, read_voxel_bytes
-from scorefusion.io.quiet import image_of_bytes, image_of_pair, plain_header
+from scorefusion.io.header import (
+    MAX_VOXELS,
+    Promise,
+    check_header,
+    check_shape,
+    check_voxel_type,
+    read_voxel_bytes,
+)
+from scorefusion.io.quiet import image_of_bytes, image_of_pair, mend_orientation, plain_header
 
 ENDINGS = (".nii", ".nii.gz")
 NAN_CHOICES = ("error", "zero")
@@ -30,6 +39,22 @@ Factor = int | Sequence[int]
 _ECHO = re.compile(r"\bTE=(\d+(?:\.\d+)?)")
 _ASSIGNED = re.compile(r"\w+=[^;/\s]*")
 _MAX_SIDECAR = 2**20
+
+_OF_THE_INPUT = (
+    "intent_code",
+    "intent_name",
+    "intent_p1",
+    "intent_p2",
+    "intent_p3",
+    "cal_min",
+    "cal_max",
+    "aux_file",
+)
+_OF_ITS_GRID = ("dim_info", "slice_code", "slice_start", "slice_end", "slice_duration")
+"""Fields of a header that do not hold for a result, and those that do not on another grid."""
+
+_LARGEST, _LEAST, _FINEST = 1e30, 1e-30, 2.0**-20
+"""What float32 is trusted with: the largest magnitude, the least range, the least range per magnitude."""
 
 _RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
@@ -52,7 +77,7 @@ class Scan:
         intercept: see ``slope``.
         kind: how a result becomes what the caller handed in, a :class:`scorefusion.io.kinds.Kind`; None for
             NIfTI.
-        warnings: a sentence each: what was not read of the source.
+        warnings: a sentence each: what was not read of the source, or read in an unusual way.
     """
 
     name: str
@@ -111,8 +136,8 @@ def read_scan(
         source: a NIfTI-1 or -2 file, plain or gzip-compressed, or an image in memory; a scan, as of a DICOM
             series, is returned as it is.
         nan: ``error``, or ``zero`` to count NaN and infinite voxels as 0.
-        assume_affine: where the header has no orientation, take the axes for R, A, S, the voxel size from
-            pixdim and the origin in the centre.
+        assume_affine: where neither sform nor qform is valid, take the axes for R, A, S, the voxel size from
+            pixdim and the origin in the centre. Where one of them is, that one is used.
         constant: accept a volume whose voxels are all alike, as an empty label map's are.
         max_voxels: refuse a larger volume before allocating it.
 
@@ -133,13 +158,15 @@ def read_scan(
     else:
         path = Path(source)
         name, image = str(path), _open(path, max_voxels)
-    header = image.header
+    header = plain_header(image.header)
+    mend_orientation(header)
     shape = check_shape(name, list(image.shape), max_voxels)
     dtype = np.dtype(header.get_data_dtype())
-    if dtype.kind not in "iuf":
-        raise BadInput(name, f"holds {dtype} voxels, not real numbers", "Convert it to floats first.")
-    known = find_affine(name, header, image.affine, assume_affine)
-    affine = assumed_affine(name, header, shape) if known is None else known
+    check_voxel_type(name, dtype)
+    place = find_affine(name, header, image.affine, assume_affine)
+    affine = assumed_affine(name, header, shape) if place.affine is None else place.affine
+    if place.affine is not None and place.note:
+        header.set_sform(affine, place.code)
     values = ras_order(_values(name, image, nan, constant).reshape(shape), affine)
     slope, intercept = getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)
     return Scan(
@@ -147,12 +174,13 @@ def read_scan(
         file=path,
         values=values,
         affine=affine,
-        affine_assumed=known is None,
+        affine_assumed=place.affine is None,
         shape=shape,
-        header=plain_header(header),
+        header=header,
         dtype=dtype,
         slope=float(slope),
         intercept=float(intercept),
+        warnings=(place.note,) if place.note else (),
     )
 
 
@@ -205,9 +233,10 @@ def _three(factor: Factor) -> tuple[int, int, int]:
 def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str = "float32") -> Any:
     """A NIfTI image of a result, with the header of the input where that still holds.
 
-    Kept: units, description, intent, display range, qform and sform codes, extensions. Changed: dimensions,
-    voxel size, qform and sform (moved to the finer grid), the stored type and its scaling. Cleared if the
-    grid changed: slice timing. An assumed affine is written as the sform, with code 2 (aligned).
+    Kept: units, description, qform and sform codes, extensions. Changed: dimensions, voxel size, qform and
+    sform (moved to the finer grid), the stored type and its scaling. Cleared: intent and its parameters,
+    display range, auxiliary file; if the grid changed, slice timing and encoding directions as well. An
+    assumed affine is written as the sform, with code 2 (aligned).
 
     Args:
         scan: the input.
@@ -230,14 +259,16 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str
     qform_affine, qform = _qform(scan)
     if kind.kind in "iu":
         limits = np.iinfo(kind)
+        high = (
+            np.nextafter(float(limits.max), 0) if kind.itemsize == 8 else limits.max
+        )  # 2^63 - 1 is no float64
         stored = np.rint((volume.astype(np.float64) - scan.intercept) / scan.slope)
-        data = stored.clip(limits.min, limits.max).astype(kind)
+        data = stored.clip(limits.min, high).astype(kind)
     else:
         data = volume.astype(kind)
     second = isinstance(header, nib.Nifti2Header) or max(volume.shape) > 32767
-    if max(factors) > 1:
-        for field in ("slice_code", "slice_start", "slice_end", "slice_duration"):
-            header[field] = 0
+    for field in _OF_THE_INPUT + (_OF_ITS_GRID if max(factors) > 1 else ()):
+        header[field] = b"" if header[field].dtype.kind == "S" else 0
     image = (nib.Nifti2Image if second else nib.Nifti1Image)(data, affine, header, dtype=kind)
     image.header.set_sform(affine if sform else None, sform)
     image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
@@ -288,11 +319,17 @@ def _qform(scan: Scan) -> tuple[np.ndarray | None, int]:
 
 def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
     try:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             values = np.asanyarray(image.get_fdata(caching="unchanged", dtype=np.float32))
     except (EOFError, OSError, ValueError) as error:
         raise BadInput(name, f"its voxels cannot be read ({error})", "Copy or download it again.") from None
     finite = np.isfinite(values)
+    low, high = _range(values, finite)
+    if np.isinf(values).any() or not _is_ordinary(low, high):
+        with np.errstate(all="ignore"):
+            stored = np.asanyarray(image.dataobj).reshape(values.shape)
+        finite = np.isfinite(stored)
+        _check_range(name, stored, values, finite, float(getattr(image.dataobj, "slope", 1.0)))
     count = int(values.size - np.count_nonzero(finite))
     if count and nan == "error":
         fix = "Pass --nan zero (nan='zero' in Python) to count them as 0."
@@ -322,6 +359,49 @@ def _sidecar(file: Path) -> dict[str, str]:
     if isinstance(values.get("EchoTime"), int | float):
         found["EchoTime"] = f"{1000 * values['EchoTime']:g}"  # in seconds there
     return found
+
+
+def _range(values: np.ndarray, finite: np.ndarray) -> tuple[float, float]:
+    """The least and the largest finite value; (0, 0) where there is none; integers exactly."""
+    if not finite.any():
+        return 0.0, 0.0
+    if values.dtype.kind in "iu":
+        return int(values.min()), int(values.max())
+    low, high = np.min(values, initial=np.inf, where=finite), np.max(values, initial=-np.inf, where=finite)
+    return float(low), float(high)
+
+
+def _is_ordinary(low: float, high: float) -> bool:
+    """Whether float32 holds values of a range, and their differences, without a second look."""
+    largest = max(abs(low), abs(high))
+    return largest <= _LARGEST and high - low >= max(_LEAST, _FINEST * largest)
+
+
+def _check_range(name: str, stored: np.ndarray, values: np.ndarray, finite: np.ndarray, slope: float) -> None:
+    """Check that float32 ``values`` still are what is stored, in the precision that it has.
+
+    Raises:
+        BadInput: for values that are too large, too small or too close to each other, with what to do.
+    """
+    low, high = _range(stored, finite)
+    largest, span = max(abs(low), abs(high)), high - low
+    scaling = "" if slope == 1 else f" (its scl_slope is {slope:g})"
+    if largest > _LARGEST:
+        beyond = np.count_nonzero(finite & ~(np.abs(stored) <= _LARGEST))
+        problem = f"holds {beyond:,} voxels beyond ±{_LARGEST:g}, up to {largest:.3g}{scaling}"
+        problem += ": too large for float32"
+        power = math.floor(math.log10(min(largest, sys.float_info.max))) - 2
+        fix = f"Divide its voxels by 1e{power}, or set those that stand for missing data to the background."
+        raise BadInput(name, problem, fix)
+    if 0 < span < _LEAST:
+        problem = f"holds voxels that differ by at most {span:.3g}{scaling}: too little for float32"
+        raise BadInput(name, problem, f"Multiply its voxels by 1e{2 - math.floor(math.log10(span))}.")
+    if 0 < span < _FINEST * largest and not np.array_equal(
+        values[finite].astype(stored.dtype), stored[finite]
+    ):
+        problem = f"holds voxels that differ by at most {span:.3g} around {low:.6g}: too little for float32"
+        value = low if isinstance(low, int) else f"{low:.15g}"
+        raise BadInput(name, problem, f"Subtract {value} from its voxels.")
 
 
 def _by(shape: Sequence[int]) -> str:

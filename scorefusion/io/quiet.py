@@ -1,4 +1,4 @@
-"""NIfTI files read without nibabel's messages about headers that it mends, and without touching its logger.
+"""NIfTI headers and files mended in silence: nibabel's repairs without its messages, and a rounded qform.
 
 nibabel tells its logger of every oddity of a header. The logger belongs to the whole process: to silence it
 for a moment would silence other threads, too. So headers are handed a logger of their own that nobody hears.
@@ -11,10 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 
 _UNHEARD = logging.Logger("scorefusion.unheard")
 _UNHEARD.addHandler(logging.NullHandler())
 _UNHEARD.propagate = False
+
+
+_TOO_LONG = 0.01
+"""By how much the square of a qform's quaternion may exceed 1 and count as rounded, not as damaged."""
+
+
+def mend_orientation(header: Any) -> None:
+    """Repair in place what other readers repair of a header's two forms, none of which changes a valid one.
+
+    A quaternion slightly longer than 1 is shortened to 1, as nifti1_io and ITK do; voxel sizes lose their
+    sign; qfac 0 counts as 1; codes that do not exist as 0.
+    """
+    names = ("quatern_b", "quatern_c", "quatern_d")
+    vector = np.array([header[name] for name in names], dtype=np.float64)
+    square = float(vector @ vector)
+    if 1 < square <= 1 + _TOO_LONG:
+        limit = abs(header.quaternion_threshold)
+        if square - 1 >= limit:
+            for name, value in zip(names, vector / (np.sqrt(square) * (1 + 1e-15)), strict=True):
+                header[name] = value
+    header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
+    if header["pixdim"][0] not in (-1, 1):
+        header["pixdim"][0] = 1
+    for name in ("qform_code", "sform_code"):
+        if int(header[name]) not in nib.nifti1.xform_codes.value_set("code"):
+            header[name] = 0
 
 
 class _Quiet:
@@ -22,6 +49,7 @@ class _Quiet:
 
     def check_fix(self, logger: Any = None, error_level: int | None = None) -> None:
         super().check_fix(logger or _UNHEARD, error_level)  # type: ignore[misc]
+        mend_orientation(self)
 
 
 class _Header1(_Quiet, nib.Nifti1Header):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
+import stat
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,21 +59,26 @@ def save_pretrained(
     state = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     config = _json(model.config)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            (beside / CONFIG).write_text(config)
-            (beside / CARD).write_text(card.rstrip() + "\n")
-            save_file(state, beside / WEIGHTS, metadata={"format": "pt"})
-            target.mkdir(exist_ok=True)
-            for name in (CONFIG, CARD, WEIGHTS):
-                (beside / name).chmod(0o644)
-                (beside / name).replace(target / name)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        new = not target.exists()
+        target.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.callback(_remove_empty, target, new)
+            weights, readme, described = (
+                stack.enter_context(written_beside(target / name)) for name in (WEIGHTS, CARD, CONFIG)
+            )
+            described.write_text(config)
+            readme.write_text(card.rstrip() + "\n")
+            save_file(state, weights, metadata={"format": "pt"})
+            weights.chmod(stat.S_IMODE(readme.stat().st_mode))  # safetensors' own is 0600
     except OSError as error:
         raise BadInput(target, f"cannot be written ({error.strerror})", "Choose another folder.") from None
     return target
+
+
+def _remove_empty(folder: Path, new: bool) -> None:
+    """Remove a new folder that nothing was written into."""
+    if new and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def from_pretrained(model: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> ScoreFusion:

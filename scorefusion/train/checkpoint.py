@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import BadInput
-from ..io.atomic import written_beside
+from ..io.atomic import output_target, replace_file, written_beside
 from ..models.config import read_config
 from ..models.score_fusion import ScoreFusion
 from .config import TrainConfig
@@ -83,13 +83,14 @@ def save(folder: Path, model: ScoreFusion, average: ScoreFusion, state: State) -
         BadInput: if it cannot be written.
     """
     content = {"model": model.state_dict(), "average": average.state_dict(), "state": vars(state)}
-    beside = folder / "checkpoint.tmp"  # one writer, so a kill leaves one file at most
+    final = output_target(folder / CHECKPOINT)
+    beside = final.with_name("checkpoint.tmp")  # one writer, so a kill leaves one file at most
     try:
         with open(beside, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, folder / CHECKPOINT)
+        replace_file(beside, final)
     except OSError as error:
         problem = f"could not be written ({error.strerror})"
         raise BadInput(folder / CHECKPOINT, problem, "Free some space; the last one is kept.") from None
