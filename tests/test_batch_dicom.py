@@ -78,7 +78,7 @@ def test_conditions_are_listed_by_their_folders(tmp_path: Path) -> None:
     events = translate(model, tmp_path / "pairs.csv", "-o", tmp_path / "out", *QUICK, code=1)
     (done,) = [event for event in events if event["event"] == "item-done"]
     assert done["name"] == "one" and len(done["warnings"]) == 2
-    assert done["warnings"][1] == "1 file was not used: notes (is not a DICOM file)"
+    assert done["warnings"][1].endswith("p1/t2: 1 file was not used: notes (is not a DICOM file)")
     (failed,) = [event for event in events if event["event"] == "item-failed"]
     assert failed["name"] == "none" and "p1: holds 2 series" in failed["error"]
     nested = tmp_path / "p1" / "t1" / "more"
