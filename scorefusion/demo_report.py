@@ -13,7 +13,7 @@ import numpy as np
 
 from scorefusion.demo import Case, Result, Row, box_affine, coarser_affine
 from scorefusion.errors import BadInput
-from scorefusion.figures import save_figure, side_by_side
+from scorefusion.figures import save_figure, side_by_side, try_to_write
 from scorefusion.io.atomic import check_output, written_beside
 from scorefusion.io.nifti import save_image
 from scorefusion.optional import need
@@ -71,7 +71,7 @@ def notes(case: Case, result: Result, *, model: str, seed: int) -> str:
 
 def write_results(
     folder: Path, case: Case, result: Result, *, model: str, strategy: str, seed: int, seconds: float
-) -> None:
+) -> str | None:
     """Write truth, input and output, the table as text and JSON, and the picture.
 
     Args:
@@ -83,8 +83,11 @@ def write_results(
         seed: of the noise.
         seconds: what the whole took.
 
+    Returns:
+        Why the picture could not be drawn, which is last; None if it was.
+
     Raises:
-        BadInput: if a file cannot be written.
+        BadInput: if another file cannot be written.
     """
     fine = box_affine(case.affine, case.box)
     coarse = coarser_affine(fine, case.factor)
@@ -111,7 +114,8 @@ def write_results(
     for name, value in (("table.txt", text), ("table.json", json.dumps(content, indent=2) + "\n")):
         with written_beside(folder / name) as beside:
             beside.write_text(value, encoding="utf-8")
-    save_figure(report_figure(case, result), folder / "report.png")
+    picture = folder / "report.png"
+    return try_to_write(picture, lambda: save_figure(report_figure(case, result), picture))
 
 
 def report_figure(case: Case, result: Result) -> Any:

@@ -37,6 +37,11 @@ class Cancelled(Exception):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one line: the system's reason, the message, or else the name of the error."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> ScoreFusionError:
     """Return (not raise) the error for a name that is not among the valid ones.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scorefusion.errors import one_line
 from scorefusion.io.atomic import written_beside
 from scorefusion.io.nifti import fine_affine, ras_order
 from scorefusion.optional import need
@@ -133,6 +134,16 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
     with written_beside(final) as beside:
         figure.savefig(beside, dpi=150)
     return final
+
+
+def try_to_write(path: str | os.PathLike[str], write: Callable[[], object]) -> str | None:
+    """Write what only illustrates results: return why it could not be written in one line, else None."""
+    try:
+        write()
+    except Exception as error:
+        text = one_line(error)
+        return text if text.startswith(os.fspath(path)) else f"{path}: could not be written ({text})"
+    return None
 
 
 def middle(volume: np.ndarray, threshold: float) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scorefusion.errors import BadInput
-from scorefusion.figures import save_figure
+from scorefusion.figures import save_figure, try_to_write
 from scorefusion.io.atomic import check_output, written_beside
 from scorefusion.known_truth import KnownTruth
 from scorefusion.optional import need
@@ -89,7 +89,7 @@ def write_results(
     strategy: str,
     seeds: int,
     computed: str,
-) -> None:
+) -> str | None:
     """Write the figures as JSON (with the bands) and CSV, and the picture.
 
     Args:
@@ -101,8 +101,11 @@ def write_results(
         seeds: samples of each setting.
         computed: dtype and device.
 
+    Returns:
+        Why the picture could not be drawn, which is last; None if it was.
+
     Raises:
-        BadInput: if a file cannot be written.
+        BadInput: if another file cannot be written.
     """
     content = {
         "model": model,
@@ -132,7 +135,8 @@ def write_results(
             values = (label, point.evaluations, way.sigma_max, way.sigma_min, way.rho, point.seconds)
             writer.writerow([*values, *(getattr(point, name) for name in FIGURES)])
     title = f"{model}, {strategy}: {', '.join(Path(subject.name).name for subject in subjects)}"
-    save_figure(curve_figure(curve, title), folder / "tune.png")
+    picture = folder / "tune.png"
+    return try_to_write(picture, lambda: save_figure(curve_figure(curve, title), picture))
 
 
 def _labelled(curve: Curve) -> Iterable[tuple[str, Point]]:

@@ -89,9 +89,9 @@ def describe_bids(out: Path, model: str) -> None:
         ("dataset_description.json", json.dumps(content, indent=2) + "\n"),
         (".bidsignore", "report.html\n"),
     ):
-        if not (out / name).exists() or (out / name).read_text() != text:
+        if not (out / name).exists() or (out / name).read_text(encoding="utf-8") != text:
             with written_beside(out / name) as beside:
-                beside.write_text(text)
+                beside.write_text(text, encoding="utf-8")
 
 
 def _is_output(folder: Path, out: Path) -> bool:

@@ -67,7 +67,7 @@ def model_hash(model: str | os.PathLike[str]) -> str:
         BadInput: for a folder without its files.
     """
     folder = find_folder(model)
-    config = json.dumps(json.loads(Path(folder / CONFIG).read_text()), sort_keys=True)
+    config = json.dumps(json.loads(Path(folder / CONFIG).read_text(encoding="utf-8")), sort_keys=True)
     return combine([config, hash_file(folder / WEIGHTS)])
 
 

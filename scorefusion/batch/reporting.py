@@ -12,7 +12,7 @@ from scorefusion.batch.folders import STATE
 from scorefusion.batch.page import write_report
 from scorefusion.batch.queue import Entry, merged_entries
 from scorefusion.batch.row import Row
-from scorefusion.errors import ScoreFusionError
+from scorefusion.errors import BadInput, one_line
 from scorefusion.io.atomic import replace_file
 
 REPORT = "report.html"
@@ -37,7 +37,11 @@ def report(out: Path, *, key: str = "") -> Path:
     if final.is_symlink():  # perhaps onto another file system, where nothing can be renamed to
         return write_report(final, rows_of(entries), title=title, facts=told)
     beside = write_report(out / STATE / f"report{key}.html", rows_of(entries), title=title, facts=told)
-    replace_file(beside, final)
+    try:
+        replace_file(beside, final)
+    except OSError as error:
+        fix = "Move what has this name, or free some space."
+        raise BadInput(final, f"could not be written ({one_line(error)})", fix) from error
     return final
 
 
@@ -66,29 +70,27 @@ class Reporter:
             return
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._write, name="scorefusion-report", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no thread to spare
+            self._thread = None
 
-    def finish(self) -> None:
+    def finish(self) -> str | None:
         """Write the last one.
 
-        Raises:
-            BadInput, OSError: if it cannot be written.
+        Returns:
+            Why it could not be written; None if it was.
         """
         if self._thread is not None:
             self._thread.join()
-        report(self.out, key=self.key)
+        return self._write()
 
-    def try_to_finish(self) -> None:
-        """Write the last one of a run that was stopped, if that can be done."""
-        if self._thread is not None:
-            self._thread.join()
-        self._write()
-
-    def _write(self) -> None:
+    def _write(self) -> str | None:
         try:
             report(self.out, key=self.key)
-        except (ScoreFusionError, OSError):
-            pass
+        except Exception as error:
+            return f"the report was not written ({one_line(error)}); --report-only writes it again"
+        return None
 
 
 def _row(entry: Entry) -> Row:

@@ -81,6 +81,7 @@ class Summary:
         left: items that were not reached.
         seconds: that the run took.
         stopped: why it ended early, if it did.
+        unreported: what could not be reported, events or the page, and why; a sentence each.
     """
 
     done: int
@@ -89,6 +90,7 @@ class Summary:
     left: int
     seconds: float
     stopped: Stopped | None = None
+    unreported: tuple[str, ...] = ()
 
 
 def translate_batch(
@@ -102,7 +104,8 @@ def translate_batch(
 
     Args:
         batch: what, how and where to.
-        listener: gets events, as docs/batch.md lists them, from any thread, one at a time.
+        listener: gets events, as docs/batch.md lists them, from any thread, one at a time; one that raises
+            gets no further events.
         stop: set it, from a signal's handler or another thread, to end the run.
         cluster: processes of Ray that compute, from :func:`.ray_cluster.connected`; else this one does.
 
@@ -111,15 +114,7 @@ def translate_batch(
     """
     start = time.monotonic()
     stop = stop or StopFlag()
-    counts = {"item-done": 0, "item-kept": 0, "item-failed": 0}
-
-    def count(event: dict[str, object]) -> None:
-        name = str(event["event"])
-        counts[name] = counts.get(name, 0) + 1
-        if listener is not None:
-            listener(event)
-
-    tell = Teller(count)
+    tell = Teller(listener)
     if cluster is not None:
         batch = replace(batch, work=cluster.work(batch.work))
     device = cluster.device if cluster is not None else choose_device(batch.work.device).type
@@ -157,7 +152,7 @@ def translate_batch(
     finally:
         for lock in reversed(locks):
             lock.release()
-    done, kept, failed = counts["item-done"], counts["item-kept"], counts["item-failed"]
+    done, kept, failed = (tell.counts[event] for event in ("item-done", "item-kept", "item-failed"))
     summary = Summary(
         done, kept, failed, len(items) - done - kept - failed, time.monotonic() - start, stopped
     )
@@ -170,8 +165,9 @@ def translate_batch(
         failed=failed,
         left=summary.left,
         seconds=round(summary.seconds, 3),
+        unreported=list(tell.unreported),
     )
-    return summary
+    return replace(summary, unreported=tuple(tell.unreported))
 
 
 def _settled(batch: Batch, device: str) -> Batch:
@@ -266,13 +262,13 @@ def _go(
             tell("item-failed", name=item.name, error=item.problem.error, fix=item.problem.fix or None)
         elif entry is not None:
             tell("item-failed", name=item.name, error=entry.outcome.error, fix=entry.outcome.fix)
-    if run is not None:
-        try:
+    try:
+        if run is not None:
             run.go(todo, before)
-        except Stopped:
-            reporter.try_to_finish()
-            raise
-    reporter.finish()
+    finally:
+        problem = reporter.finish()
+        if problem is not None:
+            tell.unreported.append(problem)
 
 
 def _run(

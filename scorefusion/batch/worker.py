@@ -24,7 +24,7 @@ from scorefusion.batch.store import store_image
 from scorefusion.batch.work import Work
 from scorefusion.draw import Progress
 from scorefusion.engine.memory import out_of_memory
-from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.errors import BadInput, ScoreFusionError, one_line
 from scorefusion.io.nifti import ras_order
 from scorefusion.job import Drawn, Job
 from scorefusion.pipeline import Pipeline
@@ -166,7 +166,7 @@ class Worker:
         except (OSError, BadInput) as error:
             stop = stop_for(error, shown(self.root or item.output.parent))
             raise stop or error from error
-        pictures = self._pictures(ready.job, result)
+        before, after, undrawn = self._pictures(ready.job, result)
         seconds = {"hash": ready.identity.seconds, **result.timings, "write": time.perf_counter() - start}
         return Outcome(
             item.name,
@@ -175,9 +175,9 @@ class Worker:
             outputs=outputs,
             seconds={stage: round(each, 4) for stage, each in seconds.items() if stage != "total"},
             residual=_share(ready.job, result),
-            warnings=result.warnings + sample.warnings + self._relieved(),
-            before=pictures and pictures[0],
-            after=pictures and pictures[1],
+            warnings=result.warnings + sample.warnings + self._relieved() + undrawn,
+            before=before,
+            after=after,
         )
 
     def translate(
@@ -233,14 +233,18 @@ class Worker:
             raise FileNotFoundError(2, "it is gone", str(self.root))
         folder.mkdir(parents=True, exist_ok=True)
 
-    def _pictures(self, job: Job, result: Translation) -> tuple[bytes, bytes] | None:
-        """Small pictures of the input and the result."""
+    def _pictures(self, job: Job, result: Translation) -> tuple[bytes | None, bytes | None, tuple[str, ...]]:
+        """Small pictures of the input and the result, and a warning where they cannot be drawn."""
         if not self.work.pictures:
-            return None
-        from scorefusion.batch.thumbnails import pair
+            return None, None, ()
+        try:
+            from scorefusion.batch.thumbnails import pair
 
-        scan, fine = job.scan, ras_order(result.volume, result.affine)
-        return pair(scan.values, _spacing(scan.ras_affine), fine, _spacing(scan.ras_affine, result.factor))
+            scan, fine = job.scan, ras_order(result.volume, result.affine)
+            spacing = _spacing(scan.ras_affine)
+            return *pair(scan.values, spacing, fine, _spacing(scan.ras_affine, result.factor)), ()
+        except Exception as error:
+            return None, None, (f"its thumbnails could not be drawn ({one_line(error)})",)
 
     def _save_series(self, result: Translation, folder: Path) -> tuple[int, str]:
         """Write a derived DICOM series; its bytes, and their hash."""

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from scorefusion import __version__
+from scorefusion.cli.streams import note_lost_output, require_stdout, shield_standard_streams
 from scorefusion.errors import ScoreFusionError
 
 _FIRST = ("translate", "demo", "train", "import-official", "denoise-error", "tune", "evaluate", "doctor")
@@ -64,13 +65,20 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; the ``scorefusion`` script."""
-    app()
+    """Run the command line; the ``scorefusion`` script. Its streams may fail; see :mod:`.streams`."""
+    shield_standard_streams()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code in (None, 0, 1, 3):  # others are not of the work, or have said why
+            note_lost_output()
+        raise
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"scorefusion {__version__}")
+        require_stdout()
         raise typer.Exit
 
 

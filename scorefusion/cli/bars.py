@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
+
+from scorefusion.cli.streams import shielded
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Report = Callable[[int, int], None]
 StageReport = Callable[[str, int, int, float], None]
+
+
+def stderr_console(*, quiet: bool = False) -> Console:
+    """A console on standard error that stops writing, and raises nothing, where that fails."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    console.file, console.quiet = shielded(console.file), quiet
+    return console
 
 
 @contextmanager
@@ -25,9 +35,7 @@ def progress(label: str, *, quiet: bool = False, every: float = 10.0) -> Iterato
         quiet: show nothing.
         every: where there is no terminal, seconds between lines; the first and the last are always printed.
     """
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    console = stderr_console()
     if quiet:
         yield lambda done, total: None
     elif console.is_terminal:
@@ -38,10 +46,10 @@ def progress(label: str, *, quiet: bool = False, every: float = 10.0) -> Iterato
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
     else:
-        yield _plain(label, every)
+        yield _plain(label, every, console.file)
 
 
-def _plain(label: str, every: float) -> Report:
+def _plain(label: str, every: float, file: IO[str]) -> Report:
     start = time.monotonic()
     last = -every
 
@@ -52,7 +60,7 @@ def _plain(label: str, every: float) -> Report:
             return
         last = elapsed
         left = f"about {elapsed / done * (total - done):.0f} s left" if done < total else f"{elapsed:.0f} s"
-        print(f"{label}: {done} of {total}, {left}", file=sys.stderr, flush=True)
+        print(f"{label}: {done} of {total}, {left}", file=file, flush=True)
 
     return report
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from scorefusion.cli.batch_view import view
+from scorefusion.cli.streams import note
 
 if TYPE_CHECKING:
     from scorefusion.batch.faults import StopFlag
@@ -152,7 +153,9 @@ def run_batch(
         summary = translate_batch(batch, listener=listener, stop=stop, cluster=cluster)
     if summary.stopped is not None:
         resume = shlex.join(["scorefusion", *sys.argv[1:]])
-        print(f"scorefusion: {summary.stopped} Resume with: {resume}", file=sys.stderr)
+        note(f"{summary.stopped} Resume with: {resume}")
+    for problem in summary.unreported:
+        note(problem)
     if not (as_json or quiet):
         text = (
             f"{batch.out}: {summary.done} translated, {summary.kept} there already, {summary.failed} failed"

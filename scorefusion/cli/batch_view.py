@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 from scorefusion.batch.events import Event, Listener
+from scorefusion.cli.bars import stderr_console
+from scorefusion.cli.streams import shielded
 
 _COUNTED = ("item-done", "item-failed", "item-kept")
 
@@ -23,14 +25,12 @@ def view(*, as_json: bool = False, quiet: bool = False, every: float = 10.0) -> 
         quiet: show nothing but failures and why a run was stopped, on standard error.
         every: where there is no terminal, seconds between lines about progress.
     """
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    console = stderr_console()
     if as_json:
-        stdout = sys.stdout  # which may be redirected meanwhile
+        stdout = shielded(sys.stdout)  # the stream of now: it may be redirected meanwhile
         yield lambda event: print(json.dumps(event), file=stdout, flush=True)
     elif quiet:
-        yield _Lines(float("inf"), quiet=True)
+        yield _Lines(float("inf"), console.file, quiet=True)
     elif console.is_terminal:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -43,7 +43,7 @@ def view(*, as_json: bool = False, quiet: bool = False, every: float = 10.0) -> 
         with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
             yield _Bar(bar)
     else:
-        yield _Lines(every)
+        yield _Lines(every, console.file)
 
 
 class Tally:
@@ -101,8 +101,8 @@ class _Bar:
 class _Lines:
     """A line for each failure, and one about progress now and then."""
 
-    def __init__(self, every: float, *, quiet: bool = False):
-        self.every, self.quiet, self.tally = every, quiet, Tally()
+    def __init__(self, every: float, file: IO[str], *, quiet: bool = False):
+        self.every, self.file, self.quiet, self.tally = every, file, quiet, Tally()
         self.last = time.monotonic()
 
     def __call__(self, event: Event) -> None:
@@ -110,11 +110,11 @@ class _Lines:
         kind, now = event["event"], time.monotonic()
         text = _line(event)
         if text is not None and not (self.quiet and kind in ("started", "note", "item-done")):
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=self.file, flush=True)
         if kind in _COUNTED and not self.quiet and now - self.last >= self.every:
             self.last = now
             seen = f"{self.tally.seen} of {self.tally.total}"
-            print(f"translating: {seen}: {self.tally.text()}", file=sys.stderr, flush=True)
+            print(f"translating: {seen}: {self.tally.text()}", file=self.file, flush=True)
 
 
 def _line(event: Event) -> str | None:

@@ -57,6 +57,7 @@ def data(
     from ..io.atomic import check_output
     from ..models.config import parse
     from .bars import progress
+    from .streams import require_stdout
     from .tune import numbers
 
     values = {
@@ -83,6 +84,7 @@ def data(
             file, _, problem = found.people_unknown.partition(": ")
             raise BadInput(file, problem, "A table to train on needs them.")
         write_table(write, found.subjects, found.splits)
+    require_stdout()
 
 
 def _text(found: Found, config: DatasetConfig) -> str:

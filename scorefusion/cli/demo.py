@@ -61,6 +61,7 @@ def demo(
     import time
 
     from scorefusion.cli.bars import progress
+    from scorefusion.cli.streams import note
     from scorefusion.demo import make_case, run_demo
     from scorefusion.demo_report import check_folder, notes, table_text, write_results
     from scorefusion.engine.memory import keep_freed_memory
@@ -87,8 +88,8 @@ def demo(
     seconds = time.perf_counter() - began
     name = pipeline.config.name
     strategy = pipeline.config.sampling.strategy
-    write_results(folder, case, result, model=name, strategy=strategy, seed=seed, seconds=seconds)
     print(table_text(result.rows))
+    note(write_results(folder, case, result, model=name, strategy=strategy, seed=seed, seconds=seconds))
     if not quiet:
         computed = f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}"
         print(f"\n{notes(case, result, model=name, seed=seed)}")

@@ -37,6 +37,7 @@ def denoise_error(
     """
     from scorefusion.cli.bars import progress
     from scorefusion.cli.demo import parse_box
+    from scorefusion.cli.streams import require_stdout
     from scorefusion.demo import make_case
     from scorefusion.denoise_error import denoising_errors
     from scorefusion.engine.memory import keep_freed_memory
@@ -65,3 +66,4 @@ def denoise_error(
     size_text = " × ".join(str(n) for n in case.box.size)
     print(f"{case.name}, {size_text} voxels at ({at}), {str(pipeline.dtype).removeprefix('torch.')}\n")
     print(found.table())
+    require_stdout()

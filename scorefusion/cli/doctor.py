@@ -10,6 +10,7 @@ def doctor() -> None:
     Example:
       scorefusion doctor
     """
+    from scorefusion.cli.streams import require_stdout
     from scorefusion.doctor import examine
 
     findings = examine()
@@ -18,3 +19,4 @@ def doctor() -> None:
         mark = {"present": "ok", "missing": "MISSING", "optional": "without"}[finding.state]
         remedy = f" | {finding.remedy}" if finding.remedy else ""
         print(f"{mark:<7}  {finding.subject:<{width}}  {finding.detail}{remedy}")
+    require_stdout()

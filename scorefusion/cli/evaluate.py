@@ -111,6 +111,7 @@ def evaluate(
     from rich.console import Console
 
     from scorefusion.cli.bars import progress
+    from scorefusion.cli.streams import note
     from scorefusion.engine.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
     from scorefusion.evaluate import contenders, report
@@ -168,16 +169,17 @@ def evaluate(
             segment_subjects, segment_steps, head, quiet,
         )  # fmt: skip
     notes = contenders.notes(main, others, results, networks, data=str(data), settings=settings, where=where)
-    report.write_report(
-        folder, summary, results, store, head=head, title=f"{main.config.name} on {data.name}", notes=notes,
-        facts=contenders.facts(main, others, networks, data=str(data), synthetic=made_up, settings=settings),
-        segmentation=dice,
-    )  # fmt: skip
     console = Console()
     wide = console if console.is_terminal else Console(width=240)
     wide.print(rich_table(summary, head, f"{main.config.name} on {data}"))
     if dice is not None:
         wide.print("\n".join("  ".join(cell for cell in row) for row in (dice[0], *dice[1])), markup=False)
+    problem = report.write_report(
+        folder, summary, results, store, head=head, title=f"{main.config.name} on {data.name}", notes=notes,
+        facts=contenders.facts(main, others, networks, data=str(data), synthetic=made_up, settings=settings),
+        segmentation=dice,
+    )  # fmt: skip
+    note(problem)
     if not quiet:
         print(f"{time.perf_counter() - began:.0f} s in all; see {folder / 'report.html'}")
 

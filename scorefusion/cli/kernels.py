@@ -46,6 +46,7 @@ def kernels(
     import time
 
     from scorefusion.cli.bars import progress
+    from scorefusion.cli.streams import require_stdout
     from scorefusion.errors import ScoreFusionError
     from scorefusion.evidence.architectures import ARCHITECTURES
     from scorefusion.evidence.cache import Answers, user_cache_folder
@@ -73,6 +74,7 @@ def kernels(
     if target is not None:
         with written_beside(target) as file:
             file.write_text(json.dumps(as_json(rows), indent=1), encoding="utf-8")
+    require_stdout()
     if any(row.problems for row in rows):
         raise typer.Exit(1)
 

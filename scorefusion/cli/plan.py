@@ -49,6 +49,7 @@ def plan(
     from ..errors import ScoreFusionError
     from ..models.folder import bundled_models, load_config
     from ..models.presets import PRESETS, preset
+    from .streams import require_stdout
 
     if devices < 1:
         raise ScoreFusionError(f"--devices must be at least 1, got {devices}")
@@ -70,5 +71,6 @@ def plan(
         from ..figures import save_figure
 
         save_figure(step_figure(found.forecast), figure)
+    require_stdout()
     if not found.fits:
         raise typer.Exit(1)

@@ -47,7 +47,7 @@ def train(
     ] = None,
 ) -> None:
     """Run, or go on with, a training run; see ``HELP``."""
-    from rich.console import Console
+    from functools import partial
 
     from ..compute import DTYPES
     from ..errors import ScoreFusionError
@@ -61,32 +61,36 @@ def train(
     from ..train.failure import replay as compute_again
     from ..train.loop import train as run
     from ..train.sources import domain_of
-    from .bars import progress, stages
+    from .bars import progress, stages, stderr_console
+    from .streams import require_stdout
 
     settings = read_config(TrainConfig, config)
     if replay:
         found = compute_again(replay)
         print(f"{found.reason}. {found.fix}")
+        require_stdout()
         return
     if dry_run:
         with progress("stages", quiet=not is_first()) as report:
             cost = try_out(settings, seconds=dry_run_seconds, progress=report)
         if is_first():
             print(describe(cost))
+            require_stdout()
         return
     if out is None:
         raise ScoreFusionError("a run needs a folder: scorefusion train CONFIG -o FOLDER (or --dry-run)")
-    console = Console(stderr=True, quiet=not is_first())
+    console = stderr_console(quiet=not is_first())
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     with stages(console) as show:
-        model = run(settings, out, progress=show, warn=console.print)
+        model = run(settings, out, progress=show, warn=say)
     target = export or (Path(settings.export) if settings.export else None)
     if target and is_first():
         try:
             domain = domain_of(settings, model.config)
         except ScoreFusionError as error:
-            console.print(f"what the model was made for is not recorded: {error}")
+            say(f"what the model was made for is not recorded: {error}")
             domain = settings.domain
         model.config = model.config.model_copy(update={"domain": domain})
         card = training_card(settings, out, model.config)
         save_pretrained(model, target, card=card, dtype=DTYPES[settings.export_dtype])
-        console.print(f"model written to {target}")
+        say(f"model written to {target}")

@@ -69,6 +69,7 @@ def tune(
     from scorefusion import tune as tuning
     from scorefusion.cli.bars import progress
     from scorefusion.cli.demo import parse_box
+    from scorefusion.cli.streams import note
     from scorefusion.engine.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
     from scorefusion.known_truth import read_subjects
@@ -108,11 +109,13 @@ def tune(
             callback=report,
         )
     computed = f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}"
-    write_results(
-        folder, curve, subjects, model=config.name, strategy=strategy, seeds=seeds, computed=computed
-    )
     print(table_text(curve))
     print(f"\n{verdict(curve)}")
+    note(
+        write_results(
+            folder, curve, subjects, model=config.name, strategy=strategy, seeds=seeds, computed=computed
+        )
+    )
     if write and curve.chosen is not None:
         chosen = curve.chosen.sampling.model_copy(update={"strategy": strategy})
         file = write_config(config.model_copy(update={"sampling": chosen}), find_folder(model))

@@ -107,13 +107,13 @@ def video(
         save_image(clip_image(fine, rate=rate), output)
     else:
         write_clip(output, fine if truth is None else side_by_side(clips), rate)
-    if figure is not None:
-        save_figure(clip_figure(clips, captions), figure)
     print(f"{output}: {_size(fine)} at {rate:g} a second, {name}, seed {seed}")
     if rows:
         print(f"{'':14}" + "".join(f"{title:>10}" for title in SCORES))
         for each, row in rows.items():
             print(f"{each:14}{row[0]:10.2f}{row[1]:10.4f}{row[2]:10.2f}")
+    if figure is not None:
+        save_figure(clip_figure(clips, captions), figure)
 
 
 def parse_frames(text: str) -> tuple[int, int | None]:

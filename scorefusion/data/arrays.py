@@ -47,7 +47,7 @@ def open_array(path: Path) -> np.ndarray:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        told, *stamp = path.with_suffix(".crc").read_text().split()
+        told, *stamp = path.with_suffix(".crc").read_text(encoding="utf-8").split()
         checksum, status = int(told, 16), path.stat()
     except (OSError, EOFError, ValueError) as error:
         raise BadInput(path, f"cannot be used ({error})", AGAIN) from None
@@ -97,7 +97,7 @@ class Digests:
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
-            self.known: dict[str, list[str]] = dict(json.loads(file.read_text()))
+            self.known: dict[str, list[str]] = dict(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             self.known = {}
         self.changed = False
@@ -127,7 +127,7 @@ class Digests:
         """Write what was computed anew."""
         if self.changed:
             with written_beside(self.file) as beside:
-                beside.write_text(json.dumps(self.known))
+                beside.write_text(json.dumps(self.known), encoding="utf-8")
             self.changed = False
 
 
@@ -140,7 +140,7 @@ def remove_leftovers(path: Path) -> None:
 
 def _note(path: Path, checksum: int, status: os.stat_result) -> None:
     with written_beside(path.with_suffix(".crc")) as beside:
-        beside.write_text(" ".join((f"{checksum:08x}", *_stamp(status))))
+        beside.write_text(" ".join((f"{checksum:08x}", *_stamp(status))), encoding="utf-8")
 
 
 def _stamp(status: os.stat_result) -> list[str]:

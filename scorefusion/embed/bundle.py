@@ -56,7 +56,9 @@ def export_bundle(model: str | os.PathLike[str], folder: str | os.PathLike[str])
         )
         (beside / "docs" / "README.md").write_text(_page(config, card), encoding="utf-8")
         for stem, content in (("metadata", metadata(config)), ("inference", inference(config))):
-            (beside / "configs" / f"{stem}.json").write_text(json.dumps(content, indent=2) + "\n")
+            (beside / "configs" / f"{stem}.json").write_text(
+                json.dumps(content, indent=2) + "\n", encoding="utf-8"
+            )
     return target
 
 

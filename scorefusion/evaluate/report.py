@@ -18,6 +18,7 @@ from scorefusion.evaluate.page import report_page
 from scorefusion.evaluate.run import Results
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary
+from scorefusion.figures import try_to_write
 from scorefusion.io.atomic import check_output, written_beside
 from scorefusion.optional import need
 
@@ -55,7 +56,7 @@ def write_report(
     notes: Sequence[str],
     facts: dict[str, Any],
     segmentation: tuple[list[str], list[list[str]]] | None = None,
-) -> None:
+) -> str | None:
     """Write all files; each appears under its name whole or not at all.
 
     Args:
@@ -69,8 +70,11 @@ def write_report(
         facts: the same for programs; goes into summary.json.
         segmentation: titles and rows of the table of Dice scores, if there is one.
 
+    Returns:
+        Why the page could not be made, which is last; None if it was.
+
     Raises:
-        BadInput: if a file cannot be written.
+        BadInput: if another file cannot be written.
     """
     text = table.markdown(summary, head, list(notes))
     if segmentation is not None:
@@ -82,9 +86,13 @@ def write_report(
     with written_beside(folder / "summary.json") as beside:
         content = _record(summary, results, facts)
         beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    page = report_page(summary, results, store, head, title, notes, segmentation)
-    with written_beside(folder / "report.html") as beside:
-        beside.write_text(page, encoding="utf-8")
+
+    def write_page() -> None:
+        page = report_page(summary, results, store, head, title, notes, segmentation)
+        with written_beside(folder / "report.html") as beside:
+            beside.write_text(page, encoding="utf-8")
+
+    return try_to_write(folder / "report.html", write_page)
 
 
 def _write_csv(path: Path, results: Results) -> None:

@@ -160,9 +160,9 @@ def rich_table(summary: Summary, head: str, title: str) -> Any:
     titles, rows = measured(summary, columns, head, flop=True)
     shown = [column for column in columns if column.title in titles]
     best = [_best(summary, column) for column in shown]
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=_plain(title), title_justify="left", caption_justify="left")
     for number, text in enumerate(titles):
-        table.add_column(text, justify="left" if number == 0 else "right", no_wrap=number > 0)
+        table.add_column(_plain(text), justify="left" if number == 0 else "right", no_wrap=number > 0)
     previous = None
     for line, row in zip(summary.lines, rows, strict=True):
         if previous not in (None, line.kind):

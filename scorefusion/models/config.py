@@ -262,7 +262,7 @@ def read_config(kind: type[Config], file: str | Path) -> Config:
     """
     path = Path(file)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(
             path, f"cannot be read ({error.strerror})", "Give an existing configuration file."

@@ -66,8 +66,8 @@ def save_pretrained(
             weights, readme, described = (
                 stack.enter_context(written_beside(target / name)) for name in (WEIGHTS, CARD, CONFIG)
             )
-            described.write_text(config)
-            readme.write_text(card.rstrip() + "\n")
+            described.write_text(config, encoding="utf-8")
+            readme.write_text(card.rstrip() + "\n", encoding="utf-8")
             save_file(state, weights, metadata={"format": "pt"})
             weights.chmod(stat.S_IMODE(readme.stat().st_mode))  # safetensors' own is 0600
     except OSError as error:
@@ -128,7 +128,7 @@ def write_config(config: ModelConfig, folder: str | os.PathLike[str]) -> Path:
     """
     file = Path(folder) / CONFIG
     with written_beside(file) as beside:
-        beside.write_text(_json(config))
+        beside.write_text(_json(config), encoding="utf-8")
     return file
 
 

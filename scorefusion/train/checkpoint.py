@@ -71,9 +71,9 @@ def claim(folder: Path, config: TrainConfig) -> None:
             problem = f"is the configuration of another run ({names} differ)"
             raise BadInput(path, problem, "Choose another folder, or remove this one.")
     text = config.model_dump_json(indent=2) + "\n"
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
         with written_beside(path) as beside:
-            beside.write_text(text)
+            beside.write_text(text, encoding="utf-8")
 
 
 def save(folder: Path, model: ScoreFusion, average: ScoreFusion, state: State) -> None:

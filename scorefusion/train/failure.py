@@ -94,7 +94,7 @@ def not_finite(run: Run, draws: Draws, loss: float, norm: float) -> ScoreFusionE
     with written_beside(file) as beside:
         save_file({name: _plain(tensor) for name, tensor in tensors.items()}, beside)
     with written_beside(file.with_suffix(".json")) as beside:
-        beside.write_text(json.dumps(about, indent=2) + "\n")
+        beside.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     found = replay(file)
     run.accelerator.wait_for_everyone()
     return BadInput(file, f"holds the batch that stopped the run: {what}; {found.reason}", found.fix)
@@ -111,7 +111,7 @@ def replay(file: Path) -> Replay:
     """
     try:
         tensors = load_file(file)
-        about = json.loads(file.with_suffix(".json").read_text())
+        about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         stage = parse(StageConfig, about["of"], file.with_suffix(".json"))
         model = ScoreFusion(parse(ModelConfig, about["model"], file.with_suffix(".json")))
         weights = {n.removeprefix(WEIGHTS): t for n, t in tensors.items() if n.startswith(WEIGHTS)}

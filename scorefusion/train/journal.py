@@ -4,65 +4,101 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from ..errors import one_line
 from ..io.atomic import written_beside
 from ..optional import need
 from .checkpoint import State
 from .config import TrainConfig
 
 LOG = "log.jsonl"
+_TENSORBOARD = "TensorBoard's file"
+T = TypeVar("T")
 
 
 class Journal:
-    """Rows of figures, appended.
+    """Rows of figures, appended. What cannot be written is warned of once, and the training goes on.
 
     Args:
         folder: the run's.
         state: where the run is: what a stopped run wrote after its checkpoint is cut off.
         config: the run.
+        warn: called with what could not be written, and why.
     """
 
-    def __init__(self, folder: Path, state: State, config: TrainConfig) -> None:
-        self.path = folder / LOG
-        with open(self.path, "ab") as file:
-            file.truncate(min(state.logged, file.tell()))
+    def __init__(
+        self, folder: Path, state: State, config: TrainConfig, warn: Callable[[str], None] | None = None
+    ) -> None:
+        self.path, self.warn = folder / LOG, warn
+        self._failed: set[str] = set()
+        self._waiting = b""
+        self._written = state.logged
+        self.attempt(LOG, self._append)
         steps = [stage.steps for stage in config.stages]
         self.before = [sum(steps[:number]) for number in range(len(steps) + 1)]
         done = self.before[state.stage] + state.step
-        self.writer = _writer(folder / "tensorboard", done) if config.tensorboard else None
+        self.writer: Any = None
+        if config.tensorboard:
+            self.writer = self.attempt(_TENSORBOARD, lambda: _writer(folder / "tensorboard", done))
+
+    def attempt(self, name: str, write: Callable[[], T]) -> T | None:
+        """Write a part of the report; None if that fails, of which the first time is warned."""
+        try:
+            return write()
+        except Exception as error:
+            if name not in self._failed and self.warn is not None:
+                self.warn(f"{name} could not be written ({one_line(error)}); the training goes on")
+            self._failed.add(name)
+            return None
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row: ``number`` and ``stage``, ``step``, and figures."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append a row: ``number`` and ``stage``, ``step``, and figures. One that cannot be written waits."""
+        self._waiting += json.dumps(row).encode() + b"\n"
+        self.attempt(LOG, self._append)
         if self.writer is not None:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    tag = f"{row['number'] + 1} {row['stage']}/{name}"
-                    self.writer.add_scalar(tag, value, self.before[row["number"]] + row["step"])
-            self.writer.flush()
+            self.attempt(_TENSORBOARD, lambda: self._add_scalars(row))
+            if _TENSORBOARD in self._failed:
+                self.writer = None
 
     def settled(self) -> int:
-        """Bytes written, after the disk has them."""
-        with open(self.path, "ab") as file:
-            os.fsync(file.fileno())
-            return file.tell()
+        """Bytes of the log that the disk has."""
+        self.attempt(LOG, self._sync)
+        return self._written
 
     def close(self) -> None:
         """Close TensorBoard's file."""
         if self.writer is not None:
-            self.writer.close()
+            self.attempt(_TENSORBOARD, self.writer.close)
+
+    def _append(self) -> None:
+        """Cut off what follows the last row that was written whole, and write the rows that wait."""
+        with open(self.path, "ab") as file:
+            end = min(self._written, file.tell())
+            file.truncate(end)
+            file.write(self._waiting)
+        self._written, self._waiting = end + len(self._waiting), b""
+
+    def _sync(self) -> None:
+        with open(self.path, "ab") as file:
+            os.fsync(file.fileno())
+
+    def _add_scalars(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, float):
+                tag = f"{row['number'] + 1} {row['stage']}/{name}"
+                self.writer.add_scalar(tag, value, self.before[row["number"]] + row["step"])
+        self.writer.flush()
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's log; a last one that is not whole is left out."""
     path = folder / LOG
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 

@@ -57,24 +57,27 @@ def boxes_of(
 
 
 @torch.no_grad()
-def look(model: ScoreFusion, boxes: Sequence[Crop], stage: StageConfig, picture: Path) -> dict[str, float]:
-    """Restore the boxes in one step and in the model's own number of steps.
+def look(model: ScoreFusion, boxes: Sequence[Crop], stage: StageConfig) -> list[dict[str, Tensor]]:
+    """Restore the boxes in one step and in the model's own number of steps; see :func:`restore`.
 
     Args:
         model: the averaged one; its mode is kept.
         boxes: from :func:`boxes_of`.
         stage: decides the strategy.
-        picture: where the first boxes are drawn: truth, base, one step, a sample.
-
-    Returns:
-        Means over the boxes of the PSNR, white less black being 2: ``psnr_base``, ``psnr_one_step`` and
-        ``psnr`` of the sample, in dB.
     """
     was_training = model.training
     model.eval()
-    restored = [restore(model, crop, stage, seed) for seed, crop in enumerate(boxes)]
-    model.train(was_training)
-    _draw(restored[:SHOWN], picture)
+    try:
+        return [restore(model, crop, stage, seed) for seed, crop in enumerate(boxes)]
+    finally:
+        model.train(was_training)
+
+
+def judge(restored: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Return means over the boxes of the PSNR, white less black being 2, in dB.
+
+    They are ``psnr_base``, ``psnr_one_step`` and ``psnr`` of the sample.
+    """
     named = zip(("psnr_base", "psnr_one_step", "psnr"), list(restored[0])[1:], strict=True)
     return {
         name: round(
@@ -129,7 +132,9 @@ def _predict(model: ScoreFusion, inputs: Inputs, strategy: str, x: Tensor, level
     return model(x, inputs, level, strategy=strategy)
 
 
-def _draw(restored: Sequence[dict[str, Tensor]], picture: Path) -> None:
+def draw_look(restored: Sequence[dict[str, Tensor]], picture: Path) -> None:
+    """Draw the first boxes: truth, base, one step, a sample."""
+    restored = restored[:SHOWN]
     figure = need("matplotlib.figure", "a look").Figure(
         figsize=(10, 2.5 * len(restored)), layout="constrained"
     )

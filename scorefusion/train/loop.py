@@ -23,7 +23,7 @@ from .crops import Crop, CropSampler
 from .devices import start
 from .failure import not_finite
 from .journal import Journal, draw_curves
-from .look import boxes_of, look
+from .look import boxes_of, draw_look, judge, look
 from .pairs import factors_of
 from .sources import take_weights, volumes_of
 from .step import Stepper, learning_rate
@@ -74,9 +74,9 @@ def train(
     boxes: list[Crop] = []
     if main and config.look_every:
         boxes = boxes_of(config, model.config, folder / "volumes", crops, refused.append)
-    if main:
-        _note_refused(folder / "refused.txt", refused, warn)
-    journal = Journal(folder, state, config) if main else None
+    journal = Journal(folder, state, config, warn) if main else None
+    if journal is not None:
+        journal.attempt("refused.txt", lambda: _note_refused(folder / "refused.txt", refused, warn))
     shown = progress if main else None
     run = Run(config, folder, accelerator, model, average, crops, boxes, state, journal, shown)
     try:
@@ -174,13 +174,20 @@ def _tell(run: Run, stage: StageConfig) -> None:
     if run.journal is None:
         return
     if look_now:
-        picture = run.folder / f"look-{state.stage + 1}-{state.step:06d}.png"
-        with run.accelerator.autocast():
-            found = look(run.average, run.boxes, stage, picture)
-        row |= found if config.validation else {}
+        row |= run.journal.attempt("the look", lambda: _look(run, stage)) or {}
     run.journal.write(row)
     if last or look_now:
-        draw_curves(run.folder)
+        run.journal.attempt("loss curves", lambda: draw_curves(run.folder))
+
+
+def _look(run: Run, stage: StageConfig) -> dict[str, float]:
+    """Draw what the averaged model makes of the fixed boxes; the figures of a validation, if there is one."""
+    assert run.journal is not None
+    with run.accelerator.autocast():
+        restored = look(run.average, run.boxes, stage)
+    picture = run.folder / f"look-{run.state.stage + 1}-{run.state.step:06d}.png"
+    run.journal.attempt("the look's picture", lambda: draw_look(restored, picture))
+    return judge(restored) if run.config.validation else {}
 
 
 def _note_refused(file: Path, refused: Sequence[Refusal], warn: Warn | None) -> None:
@@ -189,6 +196,7 @@ def _note_refused(file: Path, refused: Sequence[Refusal], warn: Warn | None) -> 
         file.unlink(missing_ok=True)
         return
     with written_beside(file) as beside:
-        beside.write_text("".join(f"{refusal}\n" for refusal in refused))
+        text = "".join(f"{refusal}\n" for refusal in refused)
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
     if warn:
         warn(f"{len(refused)} subjects are left out, the reasons are in {file}; the first: {refused[0]}")
