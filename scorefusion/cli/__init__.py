@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -28,13 +30,24 @@ _FIRST = ("translate", "demo", "train", "import-official", "denoise-error", "tun
 class Verbs(TyperGroup):
     """The group of all verbs; turns an error that a user can cause into one line and status 2."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options before the verb."""
+        with _errors_in_one_line():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
-        try:
+        with _errors_in_one_line():
             return super().invoke(ctx)
-        except ScoreFusionError as error:
-            print(f"scorefusion: {' '.join(str(error).split())}", file=sys.stderr)
-            raise typer.Exit(2) from None
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except ScoreFusionError as error:
+        print(f"scorefusion: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 def build() -> typer.Typer:

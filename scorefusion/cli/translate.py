@@ -259,6 +259,7 @@ def _one(
     """Translate one volume, and say how it went."""
     from scorefusion.batch.listing import side_path
     from scorefusion.errors import BadInput, ScoreFusionError
+    from scorefusion.figures import FIGURE_ENDINGS, try_to_write
     from scorefusion.io.atomic import check_output
     from scorefusion.io.dicom_file import is_dicom
     from scorefusion.io.nifti import ENDINGS, save_image
@@ -275,7 +276,6 @@ def _one(
     if choices["disagreement"]:
         check_output(side_path(output, "planes"), ENDINGS, images)
     if figure is not None:
-        from scorefusion.figures import FIGURE_ENDINGS
         from scorefusion.optional import need
 
         check_output(figure, FIGURE_ENDINGS, images)
@@ -300,12 +300,14 @@ def _one(
     if not quiet:
         for warning in result.warnings:
             print(f"warning: {warning}", file=sys.stderr)
+    problems = []
     if result.planes_apart is not None:
-        save_image(result.image_of(result.planes_apart), side_path(output, "planes"))
+        image, planes = result.image_of(result.planes_apart), side_path(output, "planes")
+        problems.append(try_to_write(planes, lambda: save_image(image, planes)))
     if spread is not None:
-        result.save_spread(spread)
+        problems.append(try_to_write(spread, lambda: result.save_spread(spread)))
     if figure is not None:
-        result.figure(figure)
+        problems.append(try_to_write(figure, lambda: result.figure(figure)))
     if not quiet:
         size = " × ".join(str(n) for n in result.volume.shape)
         effort = f"{result.solver}, {result.samples} × {result.evaluations} evaluations"
@@ -315,3 +317,6 @@ def _one(
             worst, mean = result.consistency_residual
             what = "block means differ" if pipeline.config.degradation.blocks else "what is measured differs"
             print(f"  {what} from the input by {mean:.2g} on average, {worst:.2g} at most")
+    failed = [problem for problem in problems if problem is not None]
+    if failed:
+        raise ScoreFusionError(f"{output} was written; {'; '.join(failed)}")
