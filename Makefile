@@ -1,28 +1,35 @@
 # Everything from a clean clone: each target makes its virtual environment, .venv, and needs no compiler.
 #
 #   make demo      a held-out head, restored by every strategy: demo_out/report.png and a table
-#   make test      the tests, and each benchmark once
+#   make test      the tests, and each benchmark once: at most eight minutes on two cores
+#   make test-slow the tests that take longest: every kernel on every architecture, kills at random moments, ...
 #   make weights   fetch and make the training data, train the bundled models; stop it and run it again to go on
 #   make data      fetch every volume: held-out and training
 #   make lint      ruff and mypy
-#   make bench     the benchmarks, timed
+#   make bench     the benchmarks, timed: at most ten minutes
 #   make clean     remove what was built; data/ and runs/ stay
 #
-# PYTHON=python3.12 chooses the interpreter, Python 3.10 or newer.
+# PYTHON=python3.12 chooses the interpreter, Python 3.10 or newer; WORKERS=4 runs the tests in four processes.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# One thread in each process: in tests this small PyTorch's threads mostly wait for each other.
+WORKERS ?= 2
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests benchmarks -n $(WORKERS) --dist loadfile
 SOURCES := constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/cuda/*)
 
-.PHONY: demo test weights data lint bench clean
+.PHONY: demo test test-slow weights data lint bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.run data/oasis_t1.nii.gz
 	$(BIN)/scorefusion demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest tests benchmarks
+	$(TEST) -m "not slow"
+
+test-slow: .venv/.dev
+	$(TEST) -m slow
 
 weights: .venv/.run
 	$(BIN)/python tools/fetch_data.py training

@@ -292,6 +292,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
                 f"  {result_line(bench.name, bench.stats.min, base, bench.extra_info)}"
             )
     if left_out := list(_not_timed(terminalreporter)):
-        terminalreporter.section("not timed")
+        terminalreporter.section("not timed" if config.getoption("--benchmark") else "not run")
     for name, reason in left_out:
         terminalreporter.write_line(f"{name}: {reason}")

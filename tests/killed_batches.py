@@ -3,11 +3,13 @@
     python tests/killed_batches.py KILLS SEED MODEL IN WHOLE KILLED
 
 The last two are folders. Each process is forked from this one, which has everything imported, so that
-starting one takes no time; it prints its events into a file. What was seen is printed as JSON.
+starting one takes no time; it prints its events into a file. It kills itself, after some events and some of
+its own processor time, so that it comes as far on a busy machine. What was seen is printed as JSON.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -17,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 100.0
 QUICK = ("--steps", "1", "--strategy", "average")
 
 
@@ -37,10 +38,9 @@ def main(kills: int, seed: int, model: str, scans: str, whole: str, killed: str)
     moments, logs, half = random.Random(seed), [events(log)], []
     for number in range(kills + 1):
         log = Path(killed).with_suffix(f".{number}.log")
-        child = start(model, scans, killed, log)
-        if number < kills:
-            wait(log, moments, number)
-            os.kill(child, signal.SIGKILL)
+        event, count = ("item-done", moments.randint(5, 15)) if number > 1 else ("started", 1 - number)
+        doom = (event, count, moments.uniform(0.001, 0.05)) if number < kills else None
+        child = start(model, scans, killed, log, doom)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status) != (number < kills):
             sys.exit(f"run {number} ended with status {status}: {events(log)[-3:]}")
@@ -49,7 +49,27 @@ def main(kills: int, seed: int, model: str, scans: str, whole: str, killed: str)
     print(json.dumps({"memory": memory, "logs": logs, "half": half}))
 
 
-def start(model: str, scans: str, out: str, log: Path) -> int:
+class Doomed(io.TextIOWrapper):
+    """Standard output that ends its process, some seconds of processor time after the `count`-th such event.
+
+    By a timer whose signal nobody handles.
+    """
+
+    def __init__(self, event: str, count: int, seconds: float):
+        super().__init__(open(1, "wb", closefd=False))
+        self.sign, self.count, self.seconds = f'"event": "{event}"', count, seconds
+        if not count:
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+
+    def write(self, text: str) -> int:
+        if self.sign in text:
+            self.count -= 1
+            if not self.count:
+                signal.setitimer(signal.ITIMER_PROF, self.seconds)
+        return super().write(text)
+
+
+def start(model: str, scans: str, out: str, log: Path, doom: tuple[str, int, float] | None = None) -> int:
     """A process that does what ``scorefusion translate IN -o OUT --json`` does."""
     child = os.fork()
     if child:
@@ -60,7 +80,7 @@ def start(model: str, scans: str, out: str, log: Path) -> int:
     try:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
-        sys.stdout = open(1, "w", closefd=False)
+        sys.stdout = Doomed(*doom) if doom else open(1, "w", closefd=False)
         arguments = ["translate", scans, "-o", out, "--model", model, "--device", "cpu", "--dtype", "float32"]
         app([*arguments, *QUICK, "--json"], standalone_mode=False)
         status = 0
@@ -71,18 +91,6 @@ def start(model: str, scans: str, out: str, log: Path) -> int:
         print(repr(error), file=sys.stderr)
     finally:
         os._exit(status)
-
-
-def wait(log: Path, moments: random.Random, number: int) -> None:
-    """Wait for a few items and some milliseconds; now and then for nothing but the start, or less."""
-    end = time.monotonic() + PATIENCE
-    wanted = (0, 0, moments.randint(5, 20))[min(number, 2)]
-    first = b'"event": "item-done"' if wanted else b'"event": "started"'
-    while time.monotonic() < end and number != 1:
-        if log.exists() and log.read_bytes().count(first) >= max(1, wanted):
-            break
-        time.sleep(0.003)
-    time.sleep(moments.uniform(0, 0.05))
 
 
 def events(log: Path) -> list[dict[str, Any]]:

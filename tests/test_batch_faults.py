@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from batches import Events, names, nobody, translate, volumes, write_model, write_scan
+from waiting import PATIENCE, until
 
 from scorefusion.batch.item import Item
 from scorefusion.batch.session import Batch, Summary, translate_batch
@@ -159,9 +160,7 @@ def test_a_signal_ends_a_run_in_order(place: Path, out: Path, number: signal.Sig
     """What is being written is finished, the draw is given up, the status is the shell's for the signal."""
 
     def interrupt() -> None:
-        end = time.monotonic() + 60
-        while len(list(out.glob("*.nii.gz"))) < 2 and time.monotonic() < end:
-            time.sleep(0.001)
+        until(lambda: len(list(out.glob("*.nii.gz"))) >= 2, pause=0.001)
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
@@ -179,19 +178,17 @@ def test_a_second_signal_ends_it_at_once(place: Path, out: Path, monkeypatch: py
     drawing = out.parent / "drawing"
     child = os.fork()
     if not child:
-        monkeypatch.setattr(Worker, "draw", lambda *arguments: (drawing.touch(), time.sleep(60)))
+        monkeypatch.setattr(Worker, "draw", lambda *arguments: (drawing.touch(), time.sleep(PATIENCE)))
         translate(place / "tiny", place / "in", "-o", out, *QUICK, code=None)
         os._exit(0)
-    end = time.monotonic() + 60
-    while not drawing.exists() and time.monotonic() < end:
-        time.sleep(0.01)
-    for _ in range(100):
+    until(drawing.exists)
+
+    def status() -> int | None:
         os.kill(child, signal.SIGINT)
-        time.sleep(0.1)
         ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            break
-    assert os.waitstatus_to_exitcode(status) == 130
+        return os.waitstatus_to_exitcode(status) if ended else None
+
+    assert until(status, pause=0.1) == 130
     check_resumed(place, out)
 
 

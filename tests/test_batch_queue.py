@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from batches import names, refused, translate, volumes, write_model, write_scan
+from waiting import PATIENCE
 
 from scorefusion.batch.item import Item, Shard
 from scorefusion.batch.lock import FolderLock
@@ -117,7 +118,7 @@ def _hold(path: Path, flock: bool, ready: Any, end: Any) -> None:
     lock = FolderLock(path)
     lock.take(flock=flock)
     ready.set()
-    end.wait(60)
+    end.wait(PATIENCE)
     os._exit(0)  # as a kill ends a process: nothing is given back
 
 
@@ -129,7 +130,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path, flo
     ready, end = context.Event(), context.Event()
     child = context.Process(target=_hold, args=(state / "lock", flock, ready, end))
     child.start()
-    assert ready.wait(60)
+    assert ready.wait(PATIENCE)
     try:
         with pytest.raises(BadInput) as refusal:
             FolderLock(state / "lock").take(flock=flock)

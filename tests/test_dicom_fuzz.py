@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -71,7 +70,6 @@ def copied(scan: DicomScan) -> Translation:
 
 
 def attempt(folder: Path, outcomes: Counter[str]) -> None:
-    start = time.perf_counter()
     try:
         scan = read_dicom_series(folder, max_voxels=2**22)
         outcomes["read"] += 1
@@ -79,7 +77,6 @@ def attempt(folder: Path, outcomes: Counter[str]) -> None:
     except ScoreFusionError as error:
         outcomes["refused"] += 1
         assert "\n" not in str(error)
-    assert time.perf_counter() - start < 20
 
 
 def written(folder: Path, kind: str) -> Path:

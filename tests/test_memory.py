@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -103,14 +102,10 @@ def test_the_fusion_networks_peak(monkeypatch):
 
 
 REAL = """
-import gc, sys, torch
+import resource, sys, torch
 from scorefusion.engine.memory import measure, return_freed_memory
-from scorefusion.models.folder import channels_last, from_pretrained
+from scorefusion.models.folder import from_pretrained
 torch.set_num_threads(1)
-
-def status(key):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
 def case(device):
     network = from_pretrained("t1-sr4").to(device).slice_networks["slice"].to(getattr(torch, sys.argv[1]))
@@ -119,31 +114,43 @@ def case(device):
     time, label = torch.zeros(8, device=device), torch.zeros(8, dtype=torch.long, device=device)
     return lambda: network.forward_with_features(cut, time, (2, 4), label=label)
 
+def fits(size):
+    with open("/proc/self/status") as file:
+        held = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (held + int(size), resource.RLIM_INFINITY))
+    try:
+        run()
+    except (MemoryError, RuntimeError):
+        return False
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)
+    return True
+
 return_freed_memory()
 planned = measure(case("meta")).peak_bytes
 run = case("cpu")
 with torch.no_grad():
     run()
-    gc.collect()
-    before = status("VmRSS")
-    open("/proc/self/clear_refs", "w").write("5")
-    run()
-print(planned, status("VmHWM") - before)
+    print(planned, *(factor for factor in (1.1, 1.1, 0.9) if fits(factor * planned)))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
 @pytest.mark.parametrize("dtype", ["float32"])
 def test_the_peak_is_that_of_a_process(dtype):
-    """The second run's: in the first PyTorch compiles its convolutions (about 20 MB)."""
+    """A process that may have a tenth more than planned runs, one that may have a tenth less does not.
+
+    By the system's own limit, since resident memory depends on what else the machine does. The second run
+    is held to it: in the first PyTorch compiles its convolutions (about 20 MB).
+    """
     result = subprocess.run(
         [sys.executable, "-c", REAL, dtype],
         capture_output=True, text=True, check=True,
         env={"OMP_NUM_THREADS": "1", "PATH": ""},
     )  # fmt: skip
-    planned, found = (int(word) for word in result.stdout.split())
+    planned, *enough = (float(word) for word in result.stdout.split())
     assert planned > 2e7
-    assert abs(found / planned - 1) < 0.1
+    assert enough == [1.1, 1.1]
 
 
 STILL = """

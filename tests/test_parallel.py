@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 import pytest
+from waiting import PATIENCE
 
 from scorefusion.ops import backends
 
@@ -33,7 +34,7 @@ expected = draw(1)
 
 def run(program: str) -> None:
     code = START + textwrap.dedent(program)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from bad_scans import BAD
 from batches import write_model, write_scan
 from tiny import same_grid_config
 from typer.testing import CliRunner
+from waiting import until
 
 from scorefusion import Pipeline
 from scorefusion.batch.work import Work
@@ -63,20 +63,22 @@ def send(client: TestClient, *files: Path | tuple[str, bytes], **options: Any) -
 
 
 def ended(client: TestClient, scan: str) -> dict[str, Any]:
-    end = time.monotonic() + 60
-    while (told := client.get(f"/scans/{scan}").json())["state"] in ("waiting", "running"):
-        assert time.monotonic() < end, told
-        time.sleep(0.02)
-    return told
+    def state() -> dict[str, Any] | None:
+        told = client.get(f"/scans/{scan}").json()
+        return None if told["state"] in ("waiting", "running") else told
+
+    return until(state)
 
 
 def running(client: TestClient, scan: str) -> dict[str, Any]:
     """A scan once some of its steps are done."""
-    end = time.monotonic() + 60
-    while not (told := client.get(f"/scans/{scan}").json())["progress"]:
-        assert time.monotonic() < end and told["state"] != "failed", told
-        time.sleep(0.02)
-    return told
+
+    def state() -> dict[str, Any] | None:
+        told = client.get(f"/scans/{scan}").json()
+        assert told["state"] != "failed", told
+        return told if told["progress"] else None
+
+    return until(state)
 
 
 def test_a_scan_comes_back_as_the_pipeline_makes_it(model: Path, scan: Path, tmp_path: Path) -> None:
@@ -304,10 +306,7 @@ def test_a_scan_waits_while_the_model_cannot_be_read(
     with serving(tmp_path / "served", model) as client:
         model.rename(tmp_path / "away")
         told = send(client, scan).json()
-        end = time.monotonic() + 30
-        while not (trouble := client.get("/scans").json()["trouble"]):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        trouble = until(lambda: client.get("/scans").json()["trouble"])
         assert "does not exist" in trouble
         assert client.get(f"/scans/{told['id']}").json()["state"] in ("waiting", "running")
         (tmp_path / "away").rename(model)

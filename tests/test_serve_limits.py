@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from batches import write_model, write_scan
+from waiting import PATIENCE, until
 
 from scorefusion.batch.work import Work
 
@@ -52,10 +52,7 @@ def test_more_than_the_limits_is_refused(model: Path, scan: Path, tmp_path: Path
             assert client.delete(f"/scans/{told['id']}").status_code == 204
         assert client.get(f"/scans/{first}").json()["state"] == "running"
         assert client.delete(f"/scans/{first}").status_code == 204
-        end = time.monotonic() + 30
-        while client.get(f"/scans/{first}").status_code != 404:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        until(lambda: client.get(f"/scans/{first}").status_code == 404)
         assert nothing_kept(tmp_path / "served")
     few = Limits(kept=1, rate=1e6, burst=10**6)
     with serving(tmp_path / "served", model, limits=few) as client:
@@ -78,7 +75,7 @@ def test_an_upload_that_stands_still_is_given_up(model: Path, tmp_path: Path) ->
         thread.start()
         try:
             for _ in range(2):  # the place of the first is free again
-                with socket.create_connection(listening.getsockname(), timeout=30) as client:
+                with socket.create_connection(listening.getsockname(), timeout=PATIENCE) as client:
                     client.sendall(
                         b"POST /scans HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
                         b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
@@ -87,7 +84,7 @@ def test_an_upload_that_stands_still_is_given_up(model: Path, tmp_path: Path) ->
                 assert b" 408 " in answer.splitlines()[0] and b"not here within 0.3 s" in answer
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(PATIENCE)
     assert nothing_kept(tmp_path / "served")
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from shared_steps import gradients
 from test_train_resume import rows, write_run
 from tiny import tiny_model
+from waiting import PATIENCE
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import parse
@@ -50,7 +51,7 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     command += ["--master-addr", "127.0.0.1", "--master-port", str(port), str(HERE / "shared_steps.py")]
     done = subprocess.run(
         [*command, str(diverging), str(config), str(tmp_path / "two"), str(tmp_path / "gradients")],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600, check=False,
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     alone = gradients(config, tmp_path / "one")

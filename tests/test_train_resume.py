@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_config
+from waiting import PATIENCE
 
 HERE = Path(__file__).parent
 KILLS = 10
@@ -56,7 +57,7 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tmp_path: Path) -
     folders = [str(tmp_path / name) for name in ("whole", "killed")]
     done = subprocess.run(
         [sys.executable, str(HERE / "killed_runs.py"), str(KILLS), "5", str(config), *folders],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600, check=False,
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])

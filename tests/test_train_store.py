@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import time
@@ -14,6 +14,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 from scorefusion.data import arrays
 from scorefusion.data.arrays import open_array, write_array
@@ -164,28 +165,36 @@ def test_processes_that_build_one_store_share_the_work(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(PATIENCE)
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert contents(tmp_path / "store") == contents(tmp_path / "alone")
     assert len((tmp_path / "made.txt").read_text().splitlines()) == 12, "each variant is made once"
 
 
+def killed(folder: Path, store: Path, moment: int, placed: bool) -> None:
+    """A build that is killed at the moment-th file it writes, before it has its name or after."""
+    replace, count = os.replace, itertools.count(1)
+
+    def last(*names: Any) -> None:
+        now = next(count) == moment
+        if placed or not now:
+            replace(*names)
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = last
+    build(folder, store)
+
+
 @needs_fork
 def test_a_build_that_is_killed_goes_on(tmp_path: Path) -> None:
     build(tmp_path, tmp_path / "alone")
-    context, moments = multiprocessing.get_context("fork"), random.Random(3)
-    seen = []
-    for _ in range(4):
-        worker = context.Process(target=build, args=(tmp_path, tmp_path / "store"))
+    context, seen = multiprocessing.get_context("fork"), []
+    for moment, placed in ((2, False), (3, True), (4, True), (5, False)):
+        worker = context.Process(target=killed, args=(tmp_path, tmp_path / "store", moment, placed))
         worker.start()
-        known = len(contents(tmp_path / "store")) if (tmp_path / "store").exists() else 0
-        end = time.monotonic() + 30
-        while len(list((tmp_path / "store").glob("*.npy"))) <= known and time.monotonic() < end:
-            time.sleep(0.0005)
-        time.sleep(moments.uniform(0, 0.004))
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGKILL)
         worker.join()
+        assert worker.exitcode == -signal.SIGKILL
         seen.append(len(contents(tmp_path / "store")))
     assert seen == sorted(seen) and seen[0] < 18, "each goes on where the last one was"
     build(tmp_path, tmp_path / "store")
