@@ -197,6 +197,20 @@ def test_files(folder: Path) -> None:
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_table(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("scorefusion.demo_report.report_figure", broken)
+    done = CliRunner().invoke(app, command(folder, "-o", str(tmp_path / "out"), "--quiet"))
+    assert done.exit_code == 0 and "PSNR dB" in done.stdout, (done.output, done.exception)
+    picture = tmp_path / "out" / "report.png"
+    assert done.stderr == f"scorefusion: {picture}: could not be written (no font)\n"
+    assert {path.name for path in picture.parent.iterdir()} == set(FILES) - {"report.png"}
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

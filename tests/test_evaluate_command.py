@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,27 @@ def test_command_line(folder: Path) -> None:
     assert "&lt;b&gt;tosm&lt;/b&gt;" in page and "<b>tosm" not in page
     assert not re.search(r"(?:src|href)=\"(?!data:image/png;base64,)", page) and "<script" not in page
     assert "url(" not in page and page.count("data:image/png;base64,") >= 5
+
+
+def test_a_page_that_cannot_be_made_costs_no_table(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a title that rich would take for markup."""
+
+    def broken(*_: object) -> str:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("scorefusion.evaluate.report.report_page", broken)
+    file = tmp_path / "[" / "t1].nii.gz"
+    file.parent.mkdir()
+    shutil.copy(folder / "data/sub-000/sub-000_t1.nii.gz", file)
+    given = ["evaluate", str(folder / "tiny"), str(file), "--box", "8,8,8", "--strategies", "average"]
+    given += ["--baselines", "trilinear", "--without-consistency", "none", "--no-denoise", "--quiet"]
+    done = CliRunner().invoke(app, [*given, "-o", str(tmp_path / "out"), "--device", "cpu"])
+    assert done.exit_code == 0 and "trilinear" in done.stdout, (done.output, done.exception)
+    page = tmp_path / "out" / "report.html"
+    assert done.stderr == f"scorefusion: {page}: could not be written (no font)\n"
+    assert {path.name for path in page.parent.iterdir()} == {*FILES, "cache"} - {"report.html"}
 
 
 def test_one_subject_has_no_intervals(folder: Path) -> None:

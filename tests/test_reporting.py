@@ -234,6 +234,19 @@ def test_a_callers_exception_stays_the_callers(place: Path) -> None:
         pipeline(place / "in.nii.gz", steps=1, callback=callback)
 
 
+def test_a_broken_pipe_of_the_work_is_not_silent(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr("scorefusion.pipeline.Pipeline.__call__", broken)
+    given = ["translate", str(place / "in.nii.gz"), "-o", str(tmp_path / "a.nii")]
+    done = CliRunner().invoke(app, [*given, "--model", str(place / "tiny"), *QUICK])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("scorefusion: a process that does a part of the work has ended (")
+
+
 def batch(place: Path, out: Path, listener: Callable[[dict[str, Any]], None] | None = None) -> Summary:
     work = Work(str(place / "tiny"), {"steps": 1, "strategy": "average"}, device="cpu", dtype="float32")
     return translate_batch(Batch((place / "in",), out, work), listener=listener)

@@ -232,6 +232,20 @@ def test_the_choice_is_written_and_used(folder: Path, tmp_path: Path) -> None:
     assert from_pretrained(tmp_path / "mine").config.sampling == SAMPLING
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_table(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("scorefusion.tune_report.curve_figure", broken)
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, command(folder, "--sigma-min", "0.2", "--quiet", "-o", str(out)))
+    assert done.exit_code == 0 and "PSNR dB" in done.stdout, (done.output, done.exception)
+    assert done.stderr == f"scorefusion: {out / 'tune.png'}: could not be written (MemoryError)\n"
+    assert sorted(path.name for path in out.iterdir()) == ["tune.csv", "tune.json"]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

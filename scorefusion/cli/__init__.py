@@ -48,6 +48,9 @@ def _errors_in_one_line() -> Iterator[None]:
     except ScoreFusionError as error:
         print(f"scorefusion: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from None
+    except BrokenPipeError as error:  # a child process ended; Typer would exit without a message
+        print(f"scorefusion: a process that does a part of the work has ended ({error})", file=sys.stderr)
+        raise typer.Exit(2) from error
 
 
 def build() -> typer.Typer:
