@@ -5,12 +5,9 @@ Figures take minutes: `python -m benchmarks.batch`.
 
 from __future__ import annotations
 
-import pytest
-
 from benchmarks import batch
 
 
-@pytest.mark.slow
 def test_figures() -> None:
     row = batch.throughput("t1-sr4", 2, (6, 6, 6), 1, 1)
     for clock in ("wall", "processor"):

@@ -20,7 +20,6 @@ from scorefusion.batch.work import Work
 ray = pytest.importorskip("ray")
 from scorefusion.batch.ray_cluster import Cluster, _plan, connected  # noqa: E402
 
-pytestmark = pytest.mark.slow
 SCANS = [f"s{number}.nii.gz" for number in range(6)]
 
 

@@ -67,7 +67,6 @@ def test_keys_that_are_missing(tiny: tuple[Path, Path, Any]) -> None:
     assert ScoreFusiond("t2", tiny[0], allow_missing_keys=True)({"t1": 1}) == {"t1": 1}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_in_a_data_loader_with_workers(tiny: tuple[Path, Path, Any], start: str) -> None:
     model, file, expected = tiny
@@ -181,7 +180,6 @@ def test_names_that_a_bundle_would_run_as_code(
     assert not (tmp_path / "bundle").exists() and not (tmp_path / "outside").exists()
 
 
-@pytest.mark.slow
 def test_a_bundle_runs_from_its_own_folder(tiny: tuple[Path, Path, Any], tmp_path: Path) -> None:
     """As docs/README.md of the bundle says, by MONAI's command line."""
     model, file, expected = tiny

@@ -27,7 +27,6 @@ from scorefusion.embed.nipype import Translate, TranslateInputs
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
 def test_a_node_translates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, file = write_tiny(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -195,7 +194,6 @@ def test_an_interpreter_in_an_odd_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "X").exists()
 
 
-@pytest.mark.slow
 def test_a_whole_translation_with_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Model, input, mask, output and the node's own folder, all in folders with names for a shell."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

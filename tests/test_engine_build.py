@@ -67,6 +67,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @builds
 @without
 def test_the_bundled_model_becomes_an_engine(bundled: Path) -> None:

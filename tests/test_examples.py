@@ -29,7 +29,6 @@ SAYS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore:NvImgCodec")
 def test_example_runs(

@@ -93,7 +93,11 @@ def test_views_and_features(golden, model, view, plane):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("sample_plain", torch.float64), ("sample_poolx4", torch.float64), ("sample_poolx4", torch.float32)],
+    [
+        pytest.param("sample_plain", torch.float64, marks=pytest.mark.slow),
+        ("sample_poolx4", torch.float64),
+        ("sample_poolx4", torch.float32),
+    ],
 )
 def test_trajectories(golden, model, name, dtype):
     # Six steps from abar = 1e-20 magnify the rounding of a float32 network beyond 1e-4 of the largest value

@@ -38,7 +38,6 @@ translate("t1.nii.gz", 3)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:NvImgCodec")
 def test_every_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, in one namespace, as a reader would."""
@@ -69,7 +68,6 @@ def test_the_call_is_as_listed() -> None:
     assert all(it.kind is it.KEYWORD_ONLY for name, it in call.items() if name not in ("self", "images"))
 
 
-@pytest.mark.slow
 def test_a_users_script_is_checked_against_the_installed_package(tmp_path: Path) -> None:
     """mypy sees an installed package's types only where it has py.typed."""
     pytest.importorskip("mypy")

@@ -25,7 +25,6 @@ from scorefusion.train.devices import my_share
 HERE = Path(__file__).parent
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "given", card="# given")
     stage = {"steps": 2, "batch": 2, "crop": 8, "learning_rate": 0.0, "clip": 1e9}
