@@ -16,7 +16,8 @@ from torch import Tensor
 
 from benchmarks.ceilings import CONVOLUTION
 from scorefusion.ops import backends
-from scorefusion.ops.winograd import TILES, multiplies_pairs, pack, winograd
+from scorefusion.ops.packed_weight import multiplies_pairs
+from scorefusion.ops.winograd import TILES, pack, winograd
 
 pytestmark = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
 

@@ -44,6 +44,7 @@ void bind_ensemble_features(pybind11::module_& m);
 void bind_gather_slices(pybind11::module_& m);
 void bind_norm_act(pybind11::module_& m);
 void bind_norm_act_backward(pybind11::module_& m);
+void bind_pointwise(pybind11::module_& m);
 void bind_winograd(pybind11::module_& m);
 
 }  // namespace scorefusion

@@ -10,5 +10,6 @@ PYBIND11_MODULE(_C, m) {
     scorefusion::bind_gather_slices(m);
     scorefusion::bind_norm_act(m);
     scorefusion::bind_norm_act_backward(m);
+    scorefusion::bind_pointwise(m);
     scorefusion::bind_winograd(m);
 }

@@ -7,13 +7,12 @@
 #include "winograd.h"
 
 #include <cmath>
-#include <memory>
-#include <new>
 
 #include "bind.h"
 #include "pages.h"
 #include "parallel.h"
 #include "processor.h"
+#include "scratch.h"
 
 #if defined(SF_HAS_TARGET_CLONES) && defined(__x86_64__) && !defined(__clang__)
 #define SF_HAS_WIDE_LOOPS
@@ -23,32 +22,10 @@
 namespace scorefusion {
 namespace {
 
-struct Release {
-    void operator()(char* data) const { ::operator delete(data, std::align_val_t(64)); }
-};
-
-// This thread's own memory, kept from call to call.
-char* thread_scratch(int64_t bytes) {
-    thread_local std::unique_ptr<char, Release> data;
-    thread_local int64_t size = 0;
-    if (bytes > size) {
-        data.reset();
-        data.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(64))));
-        std::memset(data.get(), 0, bytes);
-        size = bytes;
-    }
-    return data.get();
-}
-
-#if defined(__GNUC__)
-#define SF_UNROLL _Pragma("GCC unroll 64")
-#else
-#define SF_UNROLL
-#endif
-
 namespace baseline {
 constexpr int kLanes = 8, kMost = 2;
 #include "lanes.h"
+#include "products_loops.h"
 #include "winograd_loops.h"
 }  // namespace baseline
 
@@ -58,6 +35,7 @@ constexpr int kLanes = 8, kMost = 2;
 namespace avx2 {
 constexpr int kLanes = 8, kMost = 2;
 #include "lanes.h"
+#include "products_loops.h"
 #include "winograd_loops.h"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -67,6 +45,7 @@ constexpr int kLanes = 8, kMost = 2;
 namespace avx512 {
 constexpr int kLanes = 16, kMost = 4;
 #include "lanes.h"
+#include "products_loops.h"
 #include "winograd_loops.h"
 }  // namespace avx512
 #pragma GCC pop_options
@@ -76,6 +55,7 @@ constexpr int kLanes = 16, kMost = 4;
 namespace avx512_bf16 {
 constexpr int kLanes = 16, kMost = 4;
 #include "lanes.h"
+#include "products_loops.h"
 #include "winograd_loops.h"
 }  // namespace avx512_bf16
 #pragma GCC pop_options
@@ -160,8 +140,9 @@ void bind_winograd(pybind11::module_& m) {
             job.wide = wide;
             job.first = first;
             job.replicate = replicate;
-            job.inputs = x.size[1];
-            job.outputs = out.size[1];
+            const int64_t lanes = loops(pairs).lanes;
+            job.inputs = (x.size[1] + lanes - 1) / lanes * lanes;
+            job.outputs = bias.size[0];
             job.bias = static_cast<const float*>(bias.data);
             job.weights = static_cast<const char*>(weights.data);
             const int tile[3] = {std::max(deep, 1), high, wide};

@@ -14,7 +14,8 @@ namespace scorefusion {
 struct Winograd {
     View x, out, residual;
     bool has_residual = false, replicate = false;
-    int64_t inputs = 0, outputs = 0, first = 0;  // first: what depth row of the whole result is out's first
+    int64_t inputs = 0, outputs = 0;  // of the weights: in whole vectors, the last filled up with zeros
+    int64_t first = 0;                // which depth row of the whole result is the first of out
     int deep = 0, high = 2, wide = 2;
     int64_t tiles[3] = {1, 1, 1}, block = 1;  // along z, y and x; of a block
     const float* bias = nullptr;
@@ -25,13 +26,6 @@ struct Winograd {
 };
 
 constexpr int64_t kTiles = 24;  // a block's scratch has room for a multiple: whole rows of every kernel
-
-// Panels of outputs, of at most `most` vectors each and as equal as can be.
-struct Panels {
-    int64_t vectors, count;
-    Panels(int64_t vectors, int64_t most) : vectors(vectors), count((vectors + most - 1) / most) {}
-    int64_t begin(int64_t panel) const { return vectors * panel / count; }
-};
 
 // The loops of one instruction set.
 struct WinogradLoops {

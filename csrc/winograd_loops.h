@@ -1,9 +1,5 @@
-// The loops of winograd for one instruction set: included after lanes.h, in the same namespace, which has defined
-// kLanes and kMost (vectors of a panel: 2 where there are 16 registers, 4 where there are 32), after thread_scratch
-// and SF_UNROLL; no include guard, no #include.
-
-// Tiles that a product takes at a time: sums fill 12 of 16 registers, or 24 of 32.
-constexpr int rows_of(int vectors) { return 6 * kMost / vectors; }
+// The loops of winograd for one instruction set: included after products_loops.h, in the same namespace, and after
+// thread_scratch; no include guard, no #include.
 
 // The transforms of a line, three weights long: kTaps numbers in, and of as many products kOuts results. Elements are
 // `step` apart in x and `out_step` in y.
@@ -63,37 +59,6 @@ struct Line<4> {
     }
 };
 
-// One step of the product: kLanes sums += x times kLanes weights.
-SF_INLINE void multiply_add(Lanes& sum, Single x, const Single* weights) {
-    sum = sum + load_lanes(&weights->value) * x.value;
-}
-
-#if defined(SF_NARROW)
-SF_INLINE void multiply_add(Lanes& sum, Pair x, const Pair* weights) {
-    sum = (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(static_cast<int>(x.bits)),
-                                  (__m512bh)_mm512_loadu_si512(weights));
-}
-#endif
-
-// sums [R, V kLanes] = a [R, depth] · panel [depth, V kLanes], held in registers.
-template <int R, int V, typename Number>
-void multiply(const Number* __restrict a, int64_t row, const Number* __restrict panel, int64_t depth,
-              float* __restrict sums) {
-    Lanes sum[R][V];
-    SF_UNROLL for (int r = 0; r < R; ++r) {
-        SF_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = spread(0.0f);
-    }
-    for (int64_t k = 0; k < depth; ++k, panel += V * kLanes) {
-        SF_UNROLL for (int r = 0; r < R; ++r) {
-            const Number x = a[r * row + k];
-            SF_UNROLL for (int v = 0; v < V; ++v) multiply_add(sum[r][v], x, panel + v * kLanes);
-        }
-    }
-    SF_UNROLL for (int r = 0; r < R; ++r) {
-        SF_UNROLL for (int v = 0; v < V; ++v) store_lanes(sums + (r * V + v) * kLanes, sum[r][v]);
-    }
-}
-
 // Where a tile's outputs begin.
 struct Corner {
     int64_t item, at[3];
@@ -138,14 +103,16 @@ void transform_in(const Winograd& job, int64_t tile, const X* nothing, Part* __r
         }
     }
     for (const X*& pixel : from) pixel = pixel == nullptr ? nothing : pixel;
-    const int64_t step = position_step<Part>(job, job.inputs);
+    const int64_t step = position_step<Part>(job, job.inputs), real = job.x.size[1];
     for (int64_t c = 0; c < job.inputs; c += kLanes) {
         Lanes planes[kDeep][kPlane];
         for (int d = 0; d < kDeep; ++d) {
             Lanes rows[kPlane];
             SF_UNROLL for (int i = 0; i < kHigh; ++i) {
                 Lanes row[kWide];
-                SF_UNROLL for (int j = 0; j < kWide; ++j) row[j] = widen_lanes(from[(d * kHigh + i) * kWide + j] + c);
+                SF_UNROLL for (int j = 0; j < kWide; ++j) {
+                    row[j] = widen_some(from[(d * kHigh + i) * kWide + j] + c, real - c);
+                }
                 Line<MW>::in(row, rows + i * kWide, 1, 1);
             }
             SF_UNROLL for (int j = 0; j < kWide; ++j) {
@@ -168,13 +135,14 @@ void transform_in(const Winograd& job, int64_t tile, const X* nothing, Part* __r
     }
 }
 
-// The sums of one panel to outputs [first, first + width) of one tile; what lies beyond the edge goes to `nowhere`.
+// The sums of one panel to outputs [first, first + width) of one tile; what is beyond the edge goes to `nowhere`.
 template <int MD, int MH, int MW, bool kAdd, typename X>
 void transform_out(const Winograd& job, int64_t tile, const float* sums, int64_t step, int64_t first, int64_t width,
                    X* nowhere) {
     constexpr int kDeep = Line<MD>::kTaps, kHigh = Line<MH>::kTaps, kWide = Line<MW>::kTaps, kPlane = kHigh * kWide;
     constexpr int kDepth = Line<MD>::kOuts;
     const Corner at = corner<MD, MH, MW>(job, tile);
+    const int64_t real = job.out.size[1] - first;
     X* to[kDepth][MH * MW];
     const X* add[kDepth][MH * MW];
     const auto start = [&](const View& view) {
@@ -223,8 +191,8 @@ void transform_out(const Winograd& job, int64_t tile, const float* sums, int64_t
                 Line<MW>::out(rows + i * kWide, results, 1, 1);
                 SF_UNROLL for (int j = 0; j < MW; ++j) {
                     Lanes result = results[j] + bias;
-                    if constexpr (kAdd) result = result + widen_lanes(add[d][i * MW + j] + c);
-                    narrow_lanes(result, to[d][i * MW + j] + c);
+                    if constexpr (kAdd) result = result + widen_some(add[d][i * MW + j] + c, real - c);
+                    narrow_some(result, to[d][i * MW + j] + c, real - c);
                 }
             }
         }

@@ -18,7 +18,7 @@ from scorefusion import __version__
 from scorefusion.compute import choose_dtype, probe_cpu
 from scorefusion.engine.runners import choose_runner
 from scorefusion.models.folder import bundled_models
-from scorefusion.ops.backends import missing
+from scorefusion.ops.backends import missing, outdated
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def _basics() -> Iterator[Finding]:
 
 def _backends() -> Iterator[Finding]:
     reason = missing("cpp")
-    if reason is None:
+    if reason is None and (old := outdated()):
+        yield Finding("C++ extension", "optional", old.split(";")[0], "Run pip install again.")
+    elif reason is None:
         yield Finding("C++ extension", "present", "scorefusion._C")
     else:
         remedy = "Install a C++17 compiler and run pip install again; PyTorch is used meanwhile."

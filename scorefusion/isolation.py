@@ -1,11 +1,27 @@
-"""What a caller has set for its own PyTorch code, put aside while the pipeline computes."""
+"""Computing whatever a caller has set for its own PyTorch code, and in forked processes."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
+import weakref
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
+
+from scorefusion.errors import ScoreFusionError
+
+
+class _HasLock(Protocol):
+    _lock: threading.Lock
+
+
+_forked: int | None = None
+"""In a forked process, the thread that it began with: the threads of its OpenMP team stayed in the parent."""
+
+_locked: weakref.WeakSet[_HasLock] = weakref.WeakSet()
 
 
 @contextlib.contextmanager
@@ -16,6 +32,7 @@ def isolated() -> Iterator[None]:
     nothing is touched. Autocast would compute in another dtype than was asked for, buffers made in inference
     mode could not be written outside it, and a default device would put new tensors elsewhere.
     """
+    _compute_in_a_fork()
     with contextlib.ExitStack() as stack:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
@@ -26,3 +43,41 @@ def isolated() -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+def renew_lock_after_fork(owner: _HasLock) -> None:
+    """Give an object a new ``_lock`` in every forked process: another thread may hold it at that moment."""
+    _locked.add(owner)
+
+
+def require_device_after_fork(device: torch.device) -> None:
+    """Refuse CUDA in a process that was forked after its parent had used CUDA.
+
+    Raises:
+        ScoreFusionError: there.
+    """
+    if device.type == "cuda" and getattr(torch.cuda, "_is_in_bad_fork", bool)():
+        raise ScoreFusionError(
+            "this process was forked from one that had used CUDA, which cannot be used again in it; start "
+            "workers with 'spawn' (multiprocessing_context='spawn'), or compute with device='cpu'"
+        )
+
+
+def _compute_in_a_fork() -> None:
+    """Set one thread where a second would be waited for that the fork did not copy; it stays set.
+
+    PyTorch itself would wait for ever, so putting the number back would only move the hang to the caller.
+    """
+    if _forked == threading.get_ident() and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = threading.get_ident()
+    for owner in list(_locked):
+        owner._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -25,7 +25,7 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.header import MAX_VOXELS
 from scorefusion.io.kinds import Affine, Image, affines_for, listed, scan_of
 from scorefusion.io.nifti import Scan, check_same_grid, make_image
-from scorefusion.isolation import isolated
+from scorefusion.isolation import isolated, require_device_after_fork
 from scorefusion.job import STAGES, Drawn, Job, Reading, timed
 from scorefusion.models.config import ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion
@@ -55,7 +55,8 @@ class Pipeline:
             summed in 16 bits, and last of all the 3D network runs on tiles; ``scorefusion plan`` tells.
 
     Raises:
-        ScoreFusionError: for an unknown name, a broken model folder, or a device that is not there.
+        ScoreFusionError: for an unknown name, a broken model folder, a device that is not there, or CUDA in a
+            process forked after its parent had used it.
     """
 
     @isolated()
@@ -70,6 +71,7 @@ class Pipeline:
         max_memory: str | int | None = None,
     ):
         self.device = choose_device(device)
+        require_device_after_fork(self.device)
         self.dtype = choose_dtype(dtype, self.device)
         if not isinstance(model, ScoreFusion):
             model = ScoreFusion.from_pretrained(model, device=self.device)
@@ -183,6 +185,7 @@ class Pipeline:
         """
         return Settings.of(self.config, **choices)
 
+    @isolated()
     def read(
         self,
         images: Image | Sequence[Image],
@@ -228,6 +231,7 @@ class Pipeline:
     @isolated()
     def prepare(self, reading: Reading, settings: Settings, *, operator: Operator | None = None) -> Job:
         """Second stage: normalised conditions, the base, and the box to sample, on the device."""
+        require_device_after_fork(self.device)
         timings = dict(reading.timings)
         with timed("prepare", timings):
             if reading.mask is not None:

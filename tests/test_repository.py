@@ -84,12 +84,12 @@ def test_no_file_without_a_subject() -> None:
     assert not [path for path in files() if path.stem in ("utils", "util", "helpers", "misc", "common")]
 
 
-SHARED = ("__init__", "backends", "decompositions", "view")
+SHARED = ("__init__", "backends", "decompositions", "packed_weight", "view")
 OPS = sorted(path.stem for path in (ROOT / "scorefusion/ops").glob("*.py") if path.stem not in SHARED)
 
 
-# On a GPU cuDNN and TensorRT choose a convolution's algorithm, this one among them: no Triton kernel.
-CPU_ONLY = ("winograd",)
+# On a GPU cuDNN, cuBLAS and TensorRT compute these: no Triton kernel.
+CPU_ONLY = ("pointwise", "winograd")
 
 
 @pytest.mark.parametrize("op", OPS)

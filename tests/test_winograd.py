@@ -17,10 +17,12 @@ from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.ops import backends
-from scorefusion.ops.winograd import TILES, multiplies_pairs, pack, winograd
+from scorefusion.ops.packed_weight import multiplies_pairs
+from scorefusion.ops.winograd import TILES, pack, winograd
 from scorefusion.reference.winograd import transforms
 
-needs_cpp = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+REASON = backends.missing("cpp") or backends.outdated()
+needs_cpp = pytest.mark.skipif(bool(REASON), reason=str(REASON))
 BACKENDS = ["torch", pytest.param("cpp", marks=needs_cpp)]
 
 # Spatial sizes by name: whole tiles, what edges cut off, and less than a tile.
@@ -31,8 +33,11 @@ SIZES = {
 GRIDS = [
     pytest.param(dims, size, id=f"{dims}D {name}") for dims in SIZES for name, size in SIZES[dims].items()
 ]
-# Channels in and out: panels of one to four vectors, alone and in unequal parts.
-CHANNELS = {"one vector": (16, 16), "panels of 3 and 2": (32, 80), "bundled": (48, 48), "widening": (16, 112)}
+# Channels in and out: panels of one to four vectors, equal or not, the last vector whole or not.
+CHANNELS = {
+    "one vector": (16, 16), "panels of 3 and 2": (32, 80), "bundled": (48, 48), "widening": (16, 112),
+    "half a vector": (40, 56), "first": (4, 24), "last": (8, 1), "odd": (19, 37),
+}  # fmt: skip
 
 # Root-mean-square errors, as parts of the result's. In bfloat16 rounding the result gives 2^-9 / sqrt(3);
 # where the products are rounded too, that many times as much, as the op's table has it.
@@ -103,14 +108,27 @@ def test_matches_direct_convolution(backend: str, dims: int, size: tuple[int, ..
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_width_of_a_panel(backend: str, name: str) -> None:
     given = layer(2, (6, 7), *CHANNELS[name])
-    exact = directly(given["x"], given["weight"], None, None)
+    exact = directly(given["x"], given["weight"], None, given["residual"])
     for products in (torch.float32, torch.bfloat16):
         if products == torch.bfloat16 and backend == "cpp" and not multiplies_pairs():
             continue
-        found = winograd(
-            last(given["x"]), pack(given["weight"], tile=(2, 2), products=products), backend=backend
-        )
+        packed, out = pack(given["weight"], tile=(2, 2), products=products), last(given["residual"].clone())
+        found = winograd(last(given["x"]), packed, residual=out, out=out, backend=backend)
         assert error(found, exact) < (FLOAT32[2, 2] if products == torch.float32 else 3 * ROUNDED)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_packs_to_the_same_bits_with_any_number_of_threads(threads: int) -> None:
+    """PyTorch's matrix product of the transform does not: its library splits it by threads."""
+    weight, before = layer(3, (1, 1, 1), 96, 80)["weight"], torch.get_num_threads()
+    packed = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            packed.append(pack(weight, tile=(4, 4, 4)).values)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*packed)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -231,7 +249,7 @@ def test_rejects_bad_input() -> None:
     for bad, said in (
         ({"weight": torch.zeros(32, 16, 3)}, r"\[O, C, 3, 3\]"),
         ({"weight": torch.zeros(32, 16, 5, 5)}, r"\[32, 16, 5, 5\]"),
-        ({"weight": torch.zeros(32, 12, 3, 3)}, "multiples of 16; got 12 in and 32 out"),
+        ({"weight": torch.zeros(0, 12, 3, 3)}, "needs channels; got 12 in and 0 out"),
         ({"weight": torch.zeros(32, 16, 3, 3, dtype=torch.int32)}, "torch.int32"),
         ({"weight": torch.zeros(32, 16, 3, 3, device="meta")}, "on meta"),
         ({"tile": (3, 3)}, r"tiles \(2, 2\), \(2, 4\), \(4, 4\) for a 2D weight"),
@@ -263,7 +281,8 @@ def test_every_copy_of_the_loops(instructions: str) -> None:
     program = """
         import pytest, torch
         from scorefusion.errors import ScoreFusionError
-        from scorefusion.ops.winograd import TILES, multiplies_pairs, pack, winograd
+        from scorefusion.ops.packed_weight import multiplies_pairs
+        from scorefusion.ops.winograd import TILES, pack, winograd
         from tests.test_winograd import FLOAT32, ROUNDED, directly, error, layer
         for dims, tiles in TILES.items():
             given = layer(dims, (5, 6, 9)[-dims:], 32, 80)

@@ -13,7 +13,7 @@ from typing import Any
 from scorefusion.errors import BadInput
 from scorefusion.models.folder import CONFIG, WEIGHTS, find_folder
 
-RESULTS = 1
+RESULTS = 2
 """Counts the changes of scorefusion that change results' bits; a batch made before one is made again."""
 
 Stamp = tuple[int, int, int]

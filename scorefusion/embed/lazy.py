@@ -15,7 +15,8 @@ class LazyPipeline:
     """Holds what makes a :class:`~scorefusion.Pipeline`; can be pickled, copied, and carried over a fork.
 
     A process loads its own when it first asks, and all copies in it share that one: workers of a data loader
-    hold one model each, and are sent its name instead of its weights.
+    hold one model each, and are sent its name instead of its weights. In a forked process it computes with
+    one thread (docs/embed.md).
 
     Args:
         model: a bundled model's name, or a model folder.

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import Cancelled, ScoreFusionError
+from ..isolation import renew_lock_after_fork
 from ..models.config import Plane
 from ..models.score_fusion import ScoreFusion
 from .engine import Engine
@@ -48,6 +49,7 @@ class EnginePool:
         self.device = next(model.parameters()).device
         self.runner, self.reason = choose_runner(runner, self.device, engines=engines is not None)
         self._lock = threading.Lock()
+        renew_lock_after_fork(self)
         self._idle: tuple[Key, Engine] | None = None
         self._twin: ScoreFusion | None = None
 

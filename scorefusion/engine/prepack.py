@@ -1,18 +1,19 @@
-"""Networks whose convolutions are prepared once for the CPU they run on.
+"""Networks whose layers are prepared once for the CPU they run on.
 
 A layer of extent 3 can be computed directly, by PyTorch, or with fewer multiplications from a transformed
 copy of its weight (:func:`scorefusion.ops.winograd.winograd`). Which is faster was measured (docs/kernels.md)
 and depends on the instructions far more than on the layer; so they decide, and the same machine always
-computes the same bits, which a race by the clock would not give.
+computes the same bits, which a race by the clock would not give. Where those are packed, so are layers of
+extent 1 (:func:`scorefusion.ops.pointwise.pointwise`): PyTorch's libraries split their sums by the number of
+threads.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,18 @@ from ..compute import cpu_instructions
 from ..errors import ScoreFusionError
 from ..models.score_fusion import ScoreFusion
 from ..models.unet import UNet
-from ..ops.backends import missing
-from ..ops.winograd import VECTOR, PackedWeight, multiplies_pairs, pack, winograd
+from ..ops.backends import missing, outdated
+from ..ops.packed_weight import PackedWeight, multiplies_pairs, packed_elements
+from ..ops.pointwise import pack as pack_pointwise
+from ..ops.pointwise import pointwise
+from ..ops.winograd import pack, winograd
+
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How a layer is computed: `winograd`'s tile and the dtype of its products."""
+    """How a layer is computed: `winograd`'s tile, empty for `pointwise`, and the dtype of the products."""
 
     tile: tuple[int, ...]
     products: torch.dtype
@@ -51,35 +57,62 @@ def packing_for(dims: int, dtype: torch.dtype) -> Packing | None:
     return None
 
 
-class PackedConvolution(nn.Module):
-    """A convolution of extent 3 that keeps the grid, with its weight packed; for inference.
+class _Packed(nn.Module):
+    """A layer with its weight packed; for inference.
 
     It holds the original's parameters, under the same names, and packs again when they have changed: when
     they are written in place, or their memory is another. (What is written in place through
     ``parameter.data`` goes unnoticed: then call :meth:`repack`.) Where gradients are recorded, or for another
-    dtype, it convolves directly.
+    dtype, PyTorch computes it.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Conv3d, packing: Packing):
+    def __init__(self, layer: Layer, products: torch.dtype):
         super().__init__()
-        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
-        self.weight, self.bias = layer.weight, layer.bias
-        self.padding_mode, self.packing, self.dtype = layer.padding_mode, packing, layer.weight.dtype
+        self.weight, self.bias, self.products = layer.weight, layer.bias, products
+        self.dtype = layer.weight.dtype
         self._seen: tuple[int, ...] = ()
-        self._packed: PackedWeight | None = None
+        self._held: PackedWeight | None = None
         self._added: Tensor | None = None
-        self.repack()
 
     def repack(self) -> None:
         """Take the parameters as they are now."""
-        self._packed = pack(self.weight, tile=self.packing.tile, products=self.packing.products)
+        self._held = self._made()
         self._added = None if self.bias is None else self.bias.detach().float().clone()
         self._seen = self._state()
+
+    def _made(self) -> PackedWeight:
+        raise NotImplementedError
+
+    def _packed(self) -> PackedWeight:
+        if self._state() != self._seen:
+            self.repack()
+        return cast(PackedWeight, self._held)
 
     @property
     def packed_bytes(self) -> int:
         """What the packed weight occupies, beside the weight itself."""
-        return 0 if self._packed is None else self._packed.values.nbytes
+        return 0 if self._held is None else self._held.values.nbytes
+
+    def _is_direct(self, x: Tensor) -> bool:
+        return torch.is_grad_enabled() or x.dtype != self.dtype or self.weight.dtype != self.dtype
+
+    def _state(self) -> tuple[int, ...]:
+        parts = [part for part in (self.weight, self.bias) if part is not None]
+        versions = [0 if part.is_inference() else part._version for part in parts]
+        return (*versions, *(part.data_ptr() for part in parts))
+
+
+class PackedConvolution(_Packed):
+    """A convolution of extent 3 that keeps the grid, packed for :func:`winograd`."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Conv3d, packing: Packing):
+        super().__init__(layer, packing.products)
+        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
+        self.padding_mode, self.tile = layer.padding_mode, packing.tile
+        self.repack()
+
+    def _made(self) -> PackedWeight:
+        return pack(self.weight, tile=self.tile, products=self.products)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, ...]`` to ``[N, O, ...]``, channels last."""
@@ -100,11 +133,8 @@ class PackedConvolution(nn.Module):
 
     def extra_repr(self) -> str:
         """Channels, tile and dtype of the products."""
-        tile = "x".join(map(str, self.packing.tile))
-        return f"{self.in_channels}, {self.out_channels}, tile={tile}, products={self.packing.products}"
-
-    def _is_direct(self, x: Tensor) -> bool:
-        return torch.is_grad_enabled() or x.dtype != self.dtype or self.weight.dtype != self.dtype
+        tile = "x".join(map(str, self.tile))
+        return f"{self.in_channels}, {self.out_channels}, tile={tile}, products={self.products}"
 
     def _directly(self, x: Tensor) -> Tensor:
         return _direct(x, self.weight, self.bias, self.padding_mode)
@@ -117,17 +147,32 @@ class PackedConvolution(nn.Module):
         rows: tuple[int, int] | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        if self._state() != self._seen:
-            self.repack()
-        packed = cast(PackedWeight, self._packed)
         return winograd(
-            x, packed, self._added, residual=residual, rows=rows, pad_mode=self.padding_mode, out=out
+            x, self._packed(), self._added, residual=residual, rows=rows, pad_mode=self.padding_mode, out=out
         )
 
-    def _state(self) -> tuple[int, ...]:
-        parts = [part for part in (self.weight, self.bias) if part is not None]
-        versions = [0 if part.is_inference() else part._version for part in parts]
-        return (*versions, *(part.data_ptr() for part in parts))
+
+class PackedPointwise(_Packed):
+    """A convolution of extent 1, or a linear layer, packed for :func:`pointwise`."""
+
+    def __init__(self, layer: Layer, products: torch.dtype):
+        super().__init__(layer, products)
+        self.repack()
+
+    def _made(self) -> PackedWeight:
+        return pack_pointwise(self.weight, products=self.products)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """``[N, C, ...]``, and further channels, to ``[N, O, ...]``, channels last."""
+        if not self._is_direct(x):
+            return pointwise(x, self._packed(), self._added, other=other)
+        x = x if other is None else torch.cat([x, other], dim=1)
+        convolve: Any = {2: F.linear, 3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[self.weight.ndim]
+        return convolve(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Channels and dtype of the products."""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, products={self.products}"
 
 
 def prepacked(network: UNet) -> UNet:
@@ -153,9 +198,14 @@ def prepacked(network: UNet) -> UNet:
         packing = _packing(layer)
         if packing is not None:
             parent, _, child = name.rpartition(".")
-            packed = PackedConvolution(cast("nn.Conv2d | nn.Conv3d", layer), packing)
-            setattr(twin.get_submodule(parent), child, packed)
+            setattr(twin.get_submodule(parent), child, _pack_layer(layer, packing))
     return twin
+
+
+def _pack_layer(layer: nn.Module, packing: Packing) -> _Packed:
+    if packing.tile:
+        return PackedConvolution(cast("nn.Conv2d | nn.Conv3d", layer), packing)
+    return PackedPointwise(cast(Layer, layer), packing.products)
 
 
 def packed_model(model: ScoreFusion) -> ScoreFusion:
@@ -173,15 +223,15 @@ def packed_bytes(model: nn.Module) -> int:
     for layer in model.modules():
         packing = _packing(layer)
         if packing is not None:
-            weight = cast("nn.Conv2d | nn.Conv3d", layer).weight
-            positions = math.prod(length + 2 for length in packing.tile)
-            total += positions * weight.shape[0] * weight.shape[1] * packing.products.itemsize
+            outputs, inputs = cast(Layer, layer).weight.shape[:2]
+            numbers = packed_elements(outputs, inputs, packing.tile, packing.products)
+            total += numbers * packing.products.itemsize
     return total
 
 
-def packed_layers(network: nn.Module) -> dict[str, PackedConvolution]:
-    """The packed convolutions of a network, by name."""
-    return {name: part for name, part in network.named_modules() if isinstance(part, PackedConvolution)}
+def packed_layers(network: nn.Module) -> dict[str, _Packed]:
+    """The packed layers of a network, by name."""
+    return {name: part for name, part in network.named_modules() if isinstance(part, _Packed)}
 
 
 def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str) -> Tensor:
@@ -191,20 +241,32 @@ def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str) -
     return convolve(F.pad(x, (1, 1) * (x.ndim - 2), mode=padding_mode), weight, bias)
 
 
-def _fits(layer: nn.Module) -> bool:
-    """Whether a module is a convolution that can be packed."""
-    if not isinstance(layer, nn.Conv2d | nn.Conv3d):
-        return False
-    plain = (set(layer.stride), set(layer.dilation), set(layer.padding), layer.groups) == ({1}, {1}, {1}, 1)
-    whole = layer.in_channels % VECTOR == 0 and layer.out_channels % VECTOR == 0
-    return plain and whole and set(layer.kernel_size) == {3} and layer.padding_mode in ("zeros", "replicate")
+def _fits(layer: nn.Module) -> int | None:
+    """The extent, 3 or 1, of a layer that can be packed; None: it cannot."""
+    if isinstance(layer, nn.Linear):
+        return 1
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return None
+    if (set(layer.stride), set(layer.dilation), layer.groups) != ({1}, {1}, 1):
+        return None
+    extents, pads = set(layer.kernel_size), set(layer.padding)
+    if (extents, pads) == ({1}, {0}):
+        return 1
+    wide = not isinstance(layer, nn.Conv1d) and layer.padding_mode in ("zeros", "replicate")
+    return 3 if wide and (extents, pads) == ({3}, {1}) else None
 
 
 def _packing(layer: nn.Module) -> Packing | None:
-    if not _fits(layer):
+    extent = _fits(layer)
+    if extent is None:
         return None
-    convolution = cast("nn.Conv2d | nn.Conv3d", layer)
-    return packing_for(convolution.weight.ndim - 2, convolution.weight.dtype)
+    weight = cast(Layer, layer).weight
+    if outdated() and (extent == 1 or weight.shape[0] % 16 or weight.shape[1] % 16):
+        return None
+    if extent == 3:
+        return packing_for(weight.ndim - 2, weight.dtype)
+    packing = packing_for(2, weight.dtype)
+    return None if packing is None else Packing((), packing.products)
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:

@@ -160,8 +160,10 @@ class ResBlock(nn.Module):
         """What is added to the result, made one after another."""
         if other is None:
             yield self.skip(self._resampled(x))
-        elif not isinstance(self.skip, nn.Conv2d | nn.Conv3d):
+        elif isinstance(self.skip, nn.Identity):
             yield self._resampled(torch.cat([x, other], dim=1))
+        elif not isinstance(self.skip, nn.Conv2d | nn.Conv3d):  # packed: takes both
+            yield self.skip(self._resampled(x), self._resampled(other))
         else:
             convolve = F.conv2d if self.dims == 2 else F.conv3d
             first, second = self.skip.weight.split([x.shape[1], other.shape[1]], dim=1)
@@ -223,12 +225,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """``[N, C, ...]`` to the same shape; the embedding is not used."""
         tokens = self.norm(x, act="none").flatten(2).transpose(1, 2)  # [N, positions, C]: channels are last
-        qkv = F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
+        qkv = _projected(self.qkv, tokens)
         qkv = qkv.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         query, key, value = (part.contiguous() for part in qkv.chunk(3, dim=-1))
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        mixed = F.linear(mixed, self.proj.weight[:, :, 0], self.proj.bias)
+        mixed = _projected(self.proj, mixed)
         return added(mixed.transpose(1, 2).unflatten(2, x.shape[2:]), x)
+
+
+def _projected(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """Apply a convolution of extent 1, or its packed form, to ``tokens [N, positions, C]``."""
+    if isinstance(layer, nn.Conv1d):
+        return F.linear(tokens, layer.weight[:, :, 0], layer.bias)
+    return layer(tokens.transpose(1, 2)).transpose(1, 2)
 
 
 def fold(x: Tensor, patch: int, depth: int | None = None) -> Tensor:

@@ -164,7 +164,7 @@ class UNet(nn.Module):
 
     def _last(self, hidden: Tensor) -> Tensor:
         """Normalise and convolve; where edges repeat, the one pads for the other."""
-        if self.config.edges == "zeros":
+        if self.config.edges == "zeros" or not isinstance(self.output, nn.Conv2d | nn.Conv3d):  # or packed
             return self.output(self.norm(hidden))
         convolve = F.conv2d if self.dims == 2 else F.conv3d
         hidden = self.norm(hidden, pad=1, pad_mode=self.config.edges)

@@ -56,6 +56,13 @@ def missing(name: str) -> str | None:
     return _missing(_known(name))
 
 
+def outdated() -> str | None:
+    """Return why the C++ extension lacks an operation, or None; an editable install keeps what it built."""
+    if missing("cpp") or hasattr(importlib.import_module("scorefusion._C"), "pointwise"):
+        return None
+    return "the C++ extension was built from older sources; install scorefusion again"
+
+
 def choose(
     op: str,
     device: torch.device,
@@ -112,6 +119,8 @@ def _obstacle(
     reason = _missing(name)
     if reason is not None:
         return reason
+    if name == "cpp" and op == "pointwise" and outdated():
+        return outdated()
     devices = ("cuda", "cpu") if name == "triton" and interpreting() else _DEVICES.get(name, (device.type,))
     if device.type not in devices:
         hint = " (or set TRITON_INTERPRET=1 before starting, for tests)" if name == "triton" else ""

@@ -2,72 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import choose, missing
+from scorefusion.ops.backends import choose
+from scorefusion.ops.packed_weight import PRODUCTS, PackedWeight, blank, channels_last, has_rows
 from scorefusion.ops.view import view
 from scorefusion.reference import winograd as reference
 
 IMPLEMENTED = ("torch", "cpp")
 PAD_MODES = ("zeros", "replicate")
-PRODUCTS = (torch.float32, torch.bfloat16)
 TILES: dict[int, tuple[tuple[int, ...], ...]] = {
     2: ((2, 2), (2, 4), (4, 4)),
     3: ((2, 2, 2), (2, 4, 4), (4, 4, 4)),
 }
 """Outputs of a tile along each axis, by the number of axes."""
 
-VECTOR = 16
-"""Channels, in and out, come in multiples of this."""
-
-
-@dataclass(frozen=True)
-class PackedWeight:
-    """A layer's weight, transformed and laid out for :func:`winograd`; made by :func:`pack`.
-
-    Attributes:
-        values: flat, of dtype `products`: panels of outputs, each `[position, input, output]`, with pairs of
-            inputs innermost in bfloat16.
-        inputs: channels in.
-        outputs: channels out.
-        tile: outputs of a tile along each axis.
-        products: the dtype of what is multiplied.
-        panels: where each panel's outputs begin, and the end.
-    """
-
-    values: Tensor
-    inputs: int
-    outputs: int
-    tile: tuple[int, ...]
-    products: torch.dtype
-    panels: tuple[int, ...]
-
-    @property
-    def positions(self) -> int:
-        """Numbers that a tile of one channel becomes."""
-        return math.prod(outputs + 2 for outputs in self.tile)
-
-
-def multiplies_pairs() -> bool:
-    """Return whether the C++ kernel multiplies bfloat16 on this processor (AVX512-BF16)."""
-    if missing("cpp"):
-        return False
-    from scorefusion import _C
-
-    return bool(_C.winograd_pairs())
-
 
 def pack(weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch.float32) -> PackedWeight:
     """Transform a weight, in float64, and lay it out for this processor.
 
     Args:
-        weight: [O, C, 3, 3] or [O, C, 3, 3, 3] on the CPU, floating; C and O multiples of 16.
+        weight: [O, C, 3, 3] or [O, C, 3, 3, 3] on the CPU, floating.
         tile: outputs of a tile along each axis, one of `TILES`; the packed weight has
             prod((t + 2) / 3) times as many elements.
         products: float32, or bfloat16 for AVX512-BF16.
@@ -82,10 +39,8 @@ def pack(weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch
             f"got {list(weight.shape)} of {weight.dtype}"
         )
     outputs, inputs = weight.shape[:2]
-    if inputs % VECTOR or outputs % VECTOR or 0 in (inputs, outputs):
-        raise ScoreFusionError(
-            f"winograd needs channels in multiples of {VECTOR}; got {inputs} in and {outputs} out"
-        )
+    if 0 in (inputs, outputs):
+        raise ScoreFusionError(f"winograd needs channels; got {inputs} in and {outputs} out")
     if weight.device.type != "cpu":
         raise ScoreFusionError(f"winograd runs on CPUs; the weight is on {weight.device}")
     if tuple(tile) not in TILES[dims]:
@@ -94,18 +49,8 @@ def pack(weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch
     if products not in PRODUCTS:
         raise ScoreFusionError(f"winograd multiplies float32 or bfloat16; got products={products}")
     packed = blank(outputs, inputs, tile, products)
-    parts = 1 if products == torch.float32 else 2
-    for (start, stop), piece in zip(itertools.pairwise(packed.panels), _pieces(packed), strict=True):
-        found = reference.transformed(weight[start:stop], _tile3(tile))  # [position, input, output]
-        piece.copy_(found.unflatten(1, (inputs // parts, parts)).transpose(2, 3))
+    packed.fill(lambda start, stop: reference.transformed(weight[start:stop], _tile3(tile)))
     return packed
-
-
-def blank(outputs: int, inputs: int, tile: tuple[int, ...], products: torch.dtype) -> PackedWeight:
-    """Return the packed form of a weight of zeros."""
-    positions = math.prod(length + 2 for length in tile)
-    values = torch.zeros(positions * inputs * outputs, dtype=products)
-    return PackedWeight(values, inputs, outputs, tuple(tile), products, _panels(outputs, products))
 
 
 def winograd(
@@ -158,7 +103,7 @@ def winograd(
         return out
     with torch.no_grad():
         if chosen == "torch":
-            weights, tile = _unpacked(packed), _tile3(packed.tile)
+            weights, tile = packed.unpacked(), _tile3(packed.tile)
             found = reference.winograd(x, weights, bias, residual, tile, packed.products, rows, pad_mode)
             return out.copy_(found)
         return _cpp(out, x, packed, bias, residual, 0 if rows is None else rows[0], pad_mode)
@@ -182,9 +127,9 @@ def _cpp(
         )
     if x.dtype == torch.float16:
         raise ScoreFusionError("winograd needs x in float32 or bfloat16 for backend 'cpp'; got torch.float16")
-    bias = torch.zeros(packed.outputs, dtype=torch.float32) if bias is None else bias.float().contiguous()
-    x = _channels_last(x)
-    residual = None if residual is None else _channels_last(residual)
+    bias = packed.filled_bias(bias)
+    x = channels_last(x)
+    residual = None if residual is None else channels_last(residual)
     deep, high, wide = _tile3(packed.tile)
     _C.winograd(
         view(out),
@@ -237,7 +182,7 @@ def _check(
                 f"winograd needs {name} {list(shape)} of {x.dtype}; "
                 f"got {list(tensor.shape)} of {tensor.dtype}"
             )
-    if out is not None and not _has_rows(out):
+    if out is not None and not has_rows(out):
         raise ScoreFusionError(
             f"winograd needs out in channels-last memory; got strides {out.stride()} of {list(out.shape)}"
         )
@@ -249,42 +194,6 @@ def _check(
     return shape
 
 
-def _has_rows(tensor: Tensor) -> bool:
-    """Return whether a voxel's channels lie side by side."""
-    return tensor.stride(1) == 1 or tensor.shape[1] == 1 or tensor.numel() == 0
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor if _has_rows(tensor) else tensor.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 def _tile3(tile: tuple[int, ...]) -> tuple[int, int, int]:
     """Return outputs along z, y and x; 0 along z for slices."""
     return (0, tile[0], tile[1]) if len(tile) == 2 else (tile[0], tile[1], tile[2])
-
-
-def _panels(outputs: int, products: torch.dtype) -> tuple[int, ...]:
-    """Return where the C++ kernel's panels begin, and the end."""
-    lanes, most = VECTOR, 4
-    if not missing("cpp"):
-        from scorefusion import _C
-
-        lanes, most = _C.winograd_layout(products == torch.bfloat16)
-    vectors = outputs // lanes
-    count = -(-vectors // most)
-    return tuple(vectors * panel // count * lanes for panel in range(count + 1))
-
-
-def _pieces(packed: PackedWeight) -> list[Tensor]:
-    """Return each panel as `[position, input / parts, output, part]`: views of the values."""
-    parts, pieces, start = 1 if packed.products == torch.float32 else 2, [], 0
-    for first, last in itertools.pairwise(packed.panels):
-        shape = (packed.positions, packed.inputs // parts, last - first, parts)
-        pieces.append(packed.values[start : start + math.prod(shape)].view(shape))
-        start += math.prod(shape)
-    return pieces
-
-
-def _unpacked(packed: PackedWeight) -> Tensor:
-    """Return `[position, input, output]`."""
-    return torch.cat([piece.transpose(2, 3).flatten(1, 2) for piece in _pieces(packed)], dim=2)

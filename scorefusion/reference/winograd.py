@@ -11,6 +11,7 @@ the usual 0, ±1, ±2.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -52,10 +53,15 @@ def transformed(weight: Tensor, tile: tuple[int, int, int]) -> Tensor:
 
     `tile` is the outputs along z (0 without a depth), y and x.
     """
-    deep, high, wide = (transforms(outputs)[1] for outputs in tile)
-    together = torch.kron(torch.kron(deep, high), wide)
-    flat = weight.detach().double().flatten(2).permute(2, 1, 0).flatten(1)
-    return (together @ flat).unflatten(1, (weight.shape[1], weight.shape[0]))
+    found = weight.detach().double().movedim((0, 1), (-1, -2))  # [z,] y, x, C, O
+    found = found.unsqueeze(0) if found.ndim == 4 else found
+    for axis, outputs in enumerate(tile):
+        # Sums of three in a fixed order: a matrix product splits them by the number of threads.
+        rows = [found.select(axis, tap) for tap in range(found.shape[axis])]
+        factors = transforms(outputs)[1].tolist()
+        lines = [sum(factor * row for factor, row in zip(line, rows, strict=True)) for line in factors]
+        found = torch.stack(cast("list[Tensor]", lines), dim=axis)
+    return found.flatten(0, 2)
 
 
 def winograd(

@@ -1,0 +1,26 @@
+"""A product over the channels of each voxel, a 1×1 convolution or a linear layer: the definition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pointwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, products: torch.dtype
+) -> Tensor:
+    """Return `weight x + bias + residual`, `[N, O, ...]` of x's dtype.
+
+    Args:
+        x: `[N, C, ...]`, floating.
+        weight: `[C, O]`, floating.
+        bias: `[O]`.
+        residual: of the result's shape.
+        products: what is multiplied is rounded to this; sums are float32 (float64 for float64).
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    y = x.movedim(1, -1).to(products).to(dtype) @ weight.to(products).to(dtype)
+    if bias is not None:
+        y = y + bias.to(dtype)
+    y = y.movedim(-1, 1)
+    return (y if residual is None else y + residual.to(dtype)).to(x.dtype)
