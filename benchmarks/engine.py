@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ceilings import best_convolution
 from benchmarks.plain import Plain
+from benchmarks.step_budget import config_of
 from scorefusion.compute import choose_dtype, cpu_instructions
 from scorefusion.demo import BOX, make_case
 from scorefusion.diffusion.level import NoiseLevel
@@ -43,7 +44,6 @@ from scorefusion.io.nifti import read_scan
 from scorefusion.metrics import psnr, ssim
 from scorefusion.models.config import PLANES, SamplingConfig
 from scorefusion.models.folder import channels_last
-from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.ops.backends import use_backend
@@ -67,9 +67,9 @@ SIZES = ((32, 64, 64), (64, 96, 96))
 
 
 def seeded(name: str) -> ScoreFusion:
-    """A preset's model in which no weight is left at zero."""
+    """A preset's or folder's model, drawn anew, in which no weight is left at zero."""
     torch.manual_seed(0)
-    model = ScoreFusion(preset(name)).eval()
+    model = ScoreFusion(config_of(name)).eval()
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)

@@ -34,6 +34,7 @@ from scorefusion.models.config import ModelConfig
 from scorefusion.ops.backends import use_backend
 
 if TYPE_CHECKING:
+    from scorefusion.evidence.machine_code import Source
     from scorefusion.kernels.launch import Launch
 
 CAPABILITY = 90
@@ -95,6 +96,7 @@ class Program:
         warps: of each program.
         serial: iterations, one after another, of the longest program's loop over tiles.
         key: of the compilation, equal for equal ones; empty in Triton's interpreter, which compiles nothing.
+        source: what is compiled; None likewise.
     """
 
     kernel: str
@@ -102,6 +104,7 @@ class Program:
     warps: int
     serial: int
     key: str
+    source: Source | None = field(default=None, compare=False, repr=False)
 
     @property
     def programs(self) -> int:
@@ -297,10 +300,16 @@ def _launched(group: str, launch: Launch) -> Kernel:
         written = features.numel() // weight.shape[1] * weight.shape[0] // weight.shape[2]
         written *= given["total_ptr"].element_size()
         read = written + Spec.of(features).bytes + Spec.of(weight).bytes
-    warps = launch.config.num_warps
-    return Kernel(
-        group, read, written, flop, Program(name, launch.grid, warps, _serial(given, launch), _key(launch))
+    source = _source(launch)
+    program = Program(
+        name,
+        launch.grid,
+        launch.config.num_warps,
+        _serial(given, launch),
+        "" if source is None else source.key,
+        source,
     )
+    return Kernel(group, read, written, flop, program)
 
 
 _WRITTEN = {"_fuse_step_kernel": 2, "_norm_act_partial_kernel": 2}
@@ -328,20 +337,20 @@ def _serial(given: Mapping[str, Any], launch: Launch) -> int:
     return min(constants["STEPS"], -(-given.get("places", given.get("voxels", 0)) // rows))
 
 
-def _key(launch: Launch) -> str:
+def _source(launch: Launch) -> Source | None:
     """The compilation that a launch needs."""
     from scorefusion.evidence.machine_code import source_of
     from scorefusion.ops.backends import interpreting
 
     if interpreting():
-        return ""
+        return None
     with unset_fake_temporarily():
         arguments = tree_map_only(
             Tensor,
             lambda fake: torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device="meta"),
             launch.arguments,
         )
-        return source_of(replace(launch, arguments=arguments), CAPABILITY).key
+        return source_of(replace(launch, arguments=arguments), CAPABILITY)
 
 
 def _without_out(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""What other tools say of a step: a trace of it, and Nsight Compute and compute-sanitizer if asked for."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import sys
+
+import torch
+
+from scorefusion.compute import choose_dtype
+from scorefusion.io.atomic import written_beside
+
+from .correct import small_engine
+from .run import NOT_REACHED, Results, Run
+from .sections import ROOT
+
+OUTPUT = 100_000
+"""Characters of a tool's output that are kept, the last ones."""
+
+
+def extra(run: Run, results: Results) -> None:
+    """Trace a step; run the tools that were asked for."""
+    model, size = run.sizes.steps[0]
+    step = [sys.executable, "-m", "benchmarks.engine", "step", "--device", "cuda", "--model", model]
+    step += ["--turns", "1", "--size", *map(str, size)]
+    commands = {
+        "ncu": ["ncu", "--set", "basic", "--launch-skip", "200", "--launch-count", "200", "--csv", *step],
+        "sanitize": ["compute-sanitizer", sys.executable, "-m", "pytest", "tests/test_on_gpu.py"],
+    }
+    cases = {"trace": functools.partial(trace, run)}
+    cases |= {name: functools.partial(tool, run, name, command) for name, command in commands.items()}
+    run.cases(results, cases)
+
+
+def tool(run: Run, name: str, command: list[str]) -> Results | str:
+    """Run a tool until the deadline, if it was asked for and exists."""
+    if name not in run.tools:
+        return f"not asked for (--{name})"
+    if shutil.which(command[0]) is None:
+        return f"not run: there is no {command[0]}"
+    left = max(1.0, run.deadline - run.clock())
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=left, cwd=ROOT)
+    except subprocess.TimeoutExpired:
+        run.cut = True
+        return NOT_REACHED
+    return {"status": answer.returncode, "output": answer.stdout[-OUTPUT:]}
+
+
+def trace(run: Run) -> str:
+    """Write a step of the small model, kernel by kernel, for chrome://tracing; return the file's name."""
+    from torch.profiler import ProfilerActivity, profile
+
+    engine = small_engine(run, choose_dtype(run.sizes.dtype, run.device.place), run.device.place)
+    segments = engine._segments(engine.plan.planes)
+    activities = [ProfilerActivity.CPU]
+    if run.device.place.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    file = run.out.with_suffix(".trace.json.gz")
+    with torch.no_grad(), profile(activities=activities) as found:
+        for segment in segments:
+            segment.run()
+        run.device.synchronize()
+    with written_beside(file) as beside:
+        found.export_chrome_trace(str(beside))
+    return file.name
