@@ -94,7 +94,24 @@ def start(streams: dict[int, tuple[int | None, object]], args: list[str]) -> Non
     sys.argv = ["scorefusion", *args]
     from scorefusion.cli import main
 
-    main()
+    status = 1
+    try:
+        main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        os._exit(flushed(status))
+
+
+def flushed(status: int) -> int:
+    """The status that Python ends with: 120 if a standard stream cannot be flushed."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except (OSError, ValueError):
+        return 120
+    return status
 
 
 if __name__ == "__main__":

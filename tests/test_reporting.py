@@ -148,20 +148,27 @@ def test_text_that_was_asked_for_is_not_lost_silently(
 
 
 @pytest.mark.parametrize(
-    "environment",
-    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ("environment", "stderr"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, "/dev/full"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, os.devnull),
+    ],
 )
-def test_streams_take_any_character(place: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_streams_take_any_character(
+    place: Path, tmp_path: Path, environment: dict[str, str], stderr: str
+) -> None:
+    """Real processes from start to end, the first with standard error on a full disk besides."""
     given = ["in.nii.gz", "-o", str(tmp_path / "tête ×.nii.gz"), "--model", "tiny", *QUICK]
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "scorefusion", "translate", *given],
-        cwd=place,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": path} | environment,
-    )
-    assert done.returncode == 0, done.stderr
-    assert b"14 ? 12 ? 10 voxels" in done.stdout and b"Traceback" not in done.stderr
+    with open(stderr if Path(stderr).exists() else os.devnull, "wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "scorefusion", "translate", *given],
+            cwd=place,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            env=os.environ | {"PYTHONPATH": path} | environment,
+        )
+    assert done.returncode == 0 and b"14 ? 12 ? 10 voxels" in done.stdout, done.stdout
     assert os.listdir(tmp_path) == ["tête ×.nii.gz"]
 
 
