@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from scorefusion.degradations.thickness import ThickSlices
 from scorefusion.diffusion.consistency import BlockPooling, MeasurementProjection
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.engine import Engine
-from scorefusion.engine.pool import EnginePool
+from scorefusion.engine.pool import Around, EnginePool
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion
@@ -40,6 +41,7 @@ def draw_residuals(
     callback: Progress | None = None,
     engines: EnginePool | None = None,
     watch: Callable[[Engine], None] | None = None,
+    around: Around | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Sample a volume's residual, clamped and projected as the model's configuration says.
 
@@ -56,26 +58,34 @@ def draw_residuals(
         callback: called with (network evaluations done, in all); raise in it to cancel.
         engines: lends the model's engines; one of its own when None.
         watch: shown the engine each time it has drawn.
+        around: what the translation takes besides its engine; where memory is short, fewer samples are drawn
+            at once, and the engine is made to fit.
 
     Returns:
         Mean and standard deviation (None for one sample) ``[1, 1, d, h, w]`` of the box, in units of
         ``residual.scale``.
 
     Raises:
+        OutOfMemory: for what does not fit, whatever is changed.
         ScoreFusionError: if the networks' output is not finite.
     """
-    engines = engines or EnginePool(model)
-    total = len(table) * -(-samples // batch)
+    engines, around = engines or EnginePool(model), around or Around()
     wanted, whole = Box.whole(box.size).index, prepared.base.shape[2:]
     prepared, box = whole_patches(model.config, prepared, box)
     mean = torch.zeros_like(prepared.base[box.index])
     squares = torch.zeros_like(mean)
     condition = prepared.condition[box.index]
     project = projection(model.config, prepared, box)
+    how: dict[str, Any] = {"strategy": strategy, "planes": planes, "around": around}
+    asked = min(batch, samples)
+    batch = engines.batch_that_fits(box.size, asked, **how)
+    total = len(table) * -(-samples // batch)
     for turn, first in enumerate(range(0, samples, batch)):
         members = range(first, min(first + batch, samples))
         tell = None if callback is None else functools.partial(_tell, callback, turn * len(table), total)
-        with engines.borrow(box.size, batch=len(members), strategy=strategy, planes=planes) as engine:
+        with engines.borrow(box.size, batch=len(members), **how) as engine:
+            if batch < asked:
+                engine.note(f"memory is short: {batch} samples at once, not {asked}; equal to rounding")
             engine.load(condition, origin=box.start, full=whole, project=project)
             drawn = engine.run(table, [seed] * len(members), sample=members, callback=tell)
             if watch is not None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ScoreFusionError(ValueError):
@@ -28,6 +31,89 @@ class BadInput(ScoreFusionError):
 
     def __reduce__(self) -> tuple[type[BadInput], tuple[str, str, str]]:
         return BadInput, (self.file, self.problem, self.fix)
+
+
+class OutOfMemory(ScoreFusionError):
+    """Memory ran out, or would have: what needed how much, and what to do about it.
+
+    Args:
+        subject: what was being worked on: a file's path, or words such as "the model t1-sr4".
+        problem: what was needed and what there was; no full stop.
+        fix: one sentence on what to do, with its full stop; may be empty.
+    """
+
+    def __init__(self, subject: str | os.PathLike[str], problem: str, fix: str = "") -> None:
+        self.subject = os.fspath(subject)
+        self.problem = problem.rstrip(".")
+        self.fix = fix
+        super().__init__(f"{self.subject}: {self.problem}. {self.fix}".rstrip())
+
+    def __reduce__(self) -> tuple[type[OutOfMemory], tuple[str, str, str]]:
+        return OutOfMemory, (self.subject, self.problem, self.fix)
+
+
+_ALLOCATION = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "could not allocate memory",
+    "failed to allocate memory",
+    "insufficient memory",
+    "not enough memory",
+    "out of memory",
+    "alloc_failed",
+    "bad_alloc",
+)
+"""What the errors of PyTorch, CUDA's libraries, C++ and decoders say where an allocation fails."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(error, MemoryError | OutOfMemory):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    if isinstance(error, ScoreFusionError):
+        cause = error.__cause__
+        return cause is not None and not isinstance(cause, ScoreFusionError) and out_of_memory(cause)
+    text = str(error).lower()
+    return type(error).__name__ == "OutOfMemoryError" or any(words in text for words in _ALLOCATION)
+
+
+@contextmanager
+def memory_named(subject: str | os.PathLike[str], doing: str, fix: str = "") -> Iterator[None]:
+    """Around work on something: an allocation that fails becomes an :class:`OutOfMemory` that names it.
+
+    Args:
+        subject: what is being worked on.
+        doing: how, such as "reading it".
+        fix: see :class:`OutOfMemory`; smaller images or a machine with more memory when empty.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OutOfMemory) or not out_of_memory(error):
+            raise
+        raise shortage_of(error, subject, f" while {doing}", fix) from error
+
+
+def shortage_of(
+    error: BaseException, subject: str | os.PathLike[str], doing: str = "", fix: str = ""
+) -> OutOfMemory:
+    """Return (not raise) the :class:`OutOfMemory` of an allocation that failed; see :func:`memory_named`."""
+    return OutOfMemory(subject, f"memory ran out{doing}{_asked(error)}", fix or _SMALLER)
+
+
+_SMALLER = "Crop it, free some memory, or use a machine with more; `scorefusion plan` says what is needed."
+
+
+def _asked(error: BaseException) -> str:
+    """How much the allocation that failed asked for, where its error says so."""
+    found = re.search(r"allocate (?:about )?([\d.,]+ ?[KMGTkmgt]?i?)(B|b)(?:ytes)?\b", str(error))
+    if found is None:
+        return ""
+    amount, unit = re.fullmatch(r"([\d.,]+) ?(\w*)", found[1]).groups()  # type: ignore[union-attr]
+    asked = f"{float(amount) / 1e9:.2f} GB" if not unit else f"{amount} {unit}B"
+    return f" ({asked} more were asked for)"
 
 
 class Cancelled(Exception):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from scorefusion.footprint import Footprint
 from scorefusion.io.nifti import Scan
 from scorefusion.preprocess import Box, Prepared
 
@@ -40,6 +41,7 @@ class Job:
         scan: the first image.
         prepared: conditions and base on the output's whole grid.
         box: where to sample.
+        footprint: what the translation takes besides its engine.
         timings: seconds by stage, of those that are over.
         warnings: those of the reading and the preparation.
     """
@@ -47,6 +49,7 @@ class Job:
     scan: Scan
     prepared: Prepared
     box: Box
+    footprint: Footprint
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -61,12 +64,14 @@ class Drawn:
         planes_apart: the standard deviation over planes of what each takes for the clean volume; None if it
             was not asked for.
         timings: seconds by stage, of those that are over.
+        warnings: what was changed to make it fit into memory, a sentence each.
     """
 
     mean: Tensor
     deviation: Tensor | None
     planes_apart: Tensor | None
     timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @contextmanager

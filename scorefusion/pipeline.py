@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator as operators
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,18 +20,20 @@ from scorefusion.degradations.operator import Operator
 from scorefusion.diffusion.solvers import Table
 from scorefusion.domain import check_domain, warnings_of
 from scorefusion.draw import Progress, draw_residuals
+from scorefusion.engine.engine import Engine
 from scorefusion.engine.plane_deviation import PlaneDeviation
 from scorefusion.engine.pool import EnginePool
-from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.errors import BadInput, ScoreFusionError, memory_named
+from scorefusion.footprint import Room
 from scorefusion.io.header import MAX_VOXELS
-from scorefusion.io.kinds import Affine, Image, affines_for, listed, scan_of
+from scorefusion.io.kinds import Affine, Image, affines_for, listed, scan_of, shape_of
 from scorefusion.io.nifti import Scan, check_same_grid, make_image
 from scorefusion.isolation import isolated, require_device_after_fork
 from scorefusion.job import STAGES, Drawn, Job, Reading, timed
 from scorefusion.models.config import ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
-from scorefusion.preprocess import Box, prepare_conditions, sampling_box
+from scorefusion.preprocess import Box, least_box, prepare_conditions, sampling_box
 from scorefusion.settings import Settings
 from scorefusion.translation import Consistency, Translation
 
@@ -52,9 +55,11 @@ class Pipeline:
             on CUDA where ``engines`` are given and else eager; ``scorefusion doctor`` says why.
         engines: folder of TensorRT engines that ``scorefusion engine build`` wrote for this model.
         max_memory: the most that may be resident, such as ``9GB``: fewer slices go at once, then features are
-            summed in 16 bits, and last of all the 3D network runs on tiles; ``scorefusion plan`` tells.
+            summed in 16 bits, and last of all the 3D network runs on tiles; ``scorefusion plan`` tells. What
+            the machine has left, control groups and ``ulimit`` included, limits it as well.
 
     Raises:
+        OutOfMemory: if the model does not fit into memory.
         ScoreFusionError: for an unknown name, a broken model folder, a device that is not there, or CUDA in a
             process forked after its parent had used it.
     """
@@ -73,12 +78,15 @@ class Pipeline:
         self.device = choose_device(device)
         require_device_after_fork(self.device)
         self.dtype = choose_dtype(dtype, self.device)
-        if not isinstance(model, ScoreFusion):
-            model = ScoreFusion.from_pretrained(model, device=self.device)
-        elif not _ready(model, self.device, self.dtype):
-            model = copy.deepcopy(model)
-        self.model = model if _ready(model, self.device, self.dtype) else self._placed(model)
+        named = model.config.name if isinstance(model, ScoreFusion) else os.fspath(model)
+        with memory_named(f"model {named}", "loading it", "Free some memory, or use a machine with more."):
+            if not isinstance(model, ScoreFusion):
+                model = ScoreFusion.from_pretrained(model, device=self.device)
+            elif not _ready(model, self.device, self.dtype):
+                model = copy.deepcopy(model)
+            self.model = model if _ready(model, self.device, self.dtype) else self._placed(model)
         self._engines = EnginePool(self.model, runner=runner, engines=engines, max_memory=max_memory)
+        self._room = Room(self.config, self._engines)
 
     @property
     def config(self) -> ModelConfig:
@@ -152,6 +160,7 @@ class Pipeline:
 
         Raises:
             BadInput: for an image that cannot be used.
+            OutOfMemory: where memory would not suffice, before the work that would need it, or ran out.
             ScoreFusionError: for an unknown name or an impossible combination, before any file is read.
         """
         settings = self.settings(
@@ -201,6 +210,7 @@ class Pipeline:
 
         Raises:
             BadInput: for an image that cannot be used.
+            OutOfMemory: where memory ran out, or would before the result is written.
             ScoreFusionError: for another number of images than the model has conditions.
         """
         given = listed(images)
@@ -208,7 +218,15 @@ class Pipeline:
         if mask is not None and self.config.degradation.kind != "inpaint":
             raise ScoreFusionError(f"a mask is for a model that fills in; '{self.config.name}' does not")
         timings: dict[str, float] = {}
-        with timed("read", timings):
+        with timed("read", timings), memory_named(_name(given[0]), "reading it"):
+            shapes = [shape_of(image, settings.max_voxels) for image in given]
+            if shapes[0] is not None:
+                self._check_size(_name(given[0]), shapes[0], settings.max_voxels)
+            known = [(shape[2], shape[1], shape[0]) for shape in shapes if shape is not None]
+            if len(known) == len(given) and self._room.suits(known):
+                found = self._room.footprint(known, known[0], settings, walk=False)
+                turned = operators.itemgetter(2, 1, 0)
+                self._room.check(_name(given[0]), found, settings, until="read", own_order=turned)
             how: dict[str, Any] = {
                 "assume_affine": settings.assume_affine,
                 "max_voxels": settings.max_voxels,
@@ -230,10 +248,17 @@ class Pipeline:
 
     @isolated()
     def prepare(self, reading: Reading, settings: Settings, *, operator: Operator | None = None) -> Job:
-        """Second stage: normalised conditions, the base, and the box to sample, on the device."""
+        """Second stage: normalised conditions, the base, and the box to sample, on the device.
+
+        Raises:
+            OutOfMemory: where memory ran out, or would before the result is written.
+            ScoreFusionError: for a volume that cannot be normalised.
+        """
         require_device_after_fork(self.device)
-        timings = dict(reading.timings)
-        with timed("prepare", timings):
+        timings, name = dict(reading.timings), reading.scans[0].name
+        with timed("prepare", timings), memory_named(name, "preparing it"):
+            self._check_room(reading, settings, operator)
+            given = operator is not None
             if reading.mask is not None:
                 operator = Inpainting(self._tensor(reading.mask)[0, 0] == 0)
             volumes = [self._tensor(scan) for scan in reading.scans]
@@ -241,18 +266,31 @@ class Pipeline:
             box = Box.whole(prepared.base.shape[2:])
             if settings.crop and (operator is None or reading.mask is not None):
                 box = sampling_box(prepared.condition, self.config)
-        return Job(reading.scans[0], prepared, box, timings, reading.warnings)
+            shapes = [scan.values.shape for scan in reading.scans]
+            found = self._room.footprint(shapes, box.size, settings, operator=given, walk=False)
+        return Job(reading.scans[0], prepared, box, found, timings, reading.warnings)
 
     @isolated()
     def draw(self, job: Job, settings: Settings, *, callback: Progress | None = None) -> Drawn:
         """Third stage: sample the residual of the job's box.
 
         Raises:
+            OutOfMemory: where memory ran out, or would.
             ScoreFusionError: if the networks' output is not finite.
         """
-        timings = dict(job.timings)
+        timings, notes = dict(job.timings), list[str]()
         apart = PlaneDeviation(settings.table, job.box.size) if settings.disagreement else None
-        with timed("sample", timings):
+
+        def watch(engine: Engine) -> None:
+            notes[:] = dict.fromkeys([*notes, *engine.notes])
+            if apart is not None:
+                apart.add(engine)
+
+        with timed("sample", timings), memory_named(job.scan.name, "sampling"):
+            own = job.scan.own_factors
+            found = self._room.check(
+                job.scan.name, job.footprint, settings, done=("read", "prepare"), own_order=own
+            )
             mean, deviation = draw_residuals(
                 self.model,
                 job.prepared,
@@ -265,16 +303,24 @@ class Pipeline:
                 batch=settings.batch,
                 callback=callback,
                 engines=self._engines,
-                watch=None if apart is None else apart.add,
+                watch=watch,
+                around=found.around,
             )
-        return Drawn(mean, deviation, None if apart is None else apart.mean, timings)
+        return Drawn(mean, deviation, None if apart is None else apart.mean, timings, tuple(notes))
 
     @isolated()
     def finish(self, job: Job, drawn: Drawn, settings: Settings) -> Translation:
-        """Last stage: the volume in the input's units and orientation, and how well it agrees with it."""
+        """Last stage: the volume in the input's units and orientation, and how well it agrees with it.
+
+        Raises:
+            OutOfMemory: where memory ran out.
+        """
         timings = dict(drawn.timings)
-        with timed("finish", timings):
+        with timed("finish", timings), memory_named(job.scan.name, "finishing it"):
+            self._room.make_for_finishing(job.footprint)
             volume, consistency = self._finish(job, drawn.mean)
+            spread = self._in_units(job, drawn.deviation)
+            planes_apart = self._in_units(job, drawn.planes_apart)
             factor = self.config.degradation.factors
             image = make_image(job.scan, volume, factor=factor, dtype=settings.output_dtype)
         timings["total"] = sum(timings[stage] for stage in STAGES)
@@ -284,8 +330,8 @@ class Pipeline:
             header=image.header,
             timings=timings,
             consistency_residual=consistency,
-            spread=self._in_units(job, drawn.deviation),
-            planes_apart=self._in_units(job, drawn.planes_apart),
+            spread=spread,
+            planes_apart=planes_apart,
             seed=settings.seed,
             samples=settings.samples,
             strategy=settings.strategy,
@@ -298,7 +344,7 @@ class Pipeline:
             model=self.config.name,
             conditions=self.config.conditions,
             target=self.config.target,
-            warnings=job.warnings,
+            warnings=job.warnings + drawn.warnings,
         )
 
     def table(
@@ -362,16 +408,41 @@ class Pipeline:
                 f"({', '.join(names)}), got {len(given)}{': ' + files if files else ''}"
             )
 
-    def _check_grids(self, scans: Sequence[Scan], max_voxels: int) -> None:
+    def _check_size(self, name: str, shape: Sequence[int], max_voxels: int) -> None:
         factors = self.config.degradation.factors
-        count = math.prod(scans[0].shape) * math.prod(factors)
+        count = math.prod(shape) * math.prod(factors)
         if count > max_voxels:
             finer = " × ".join(str(factor) for factor in dict.fromkeys(factors))
             problem = f"would become {count:,} voxels, {finer}× finer; the limit is {max_voxels:,}"
-            raise BadInput(scans[0].name, problem, "Crop it first.")
+            raise BadInput(name, problem, "Crop it first.")
+
+    def _check_room(self, reading: Reading, settings: Settings, operator: Operator | None) -> None:
+        """Before anything is put on the output's grid, refuse what cannot be sampled there."""
+        shapes, first = [scan.values.shape for scan in reading.scans], reading.scans[0]
+        if self._room.roomy(shapes, settings):
+            return
+        factors = self.config.degradation.factors
+        box: Box | None = Box.whole([n * factor for n, factor in zip(shapes[0], factors, strict=True)])
+        if settings.crop and operator is None:
+            box = least_box(
+                [torch.from_numpy(scan.values)[None, None] for scan in reading.scans], self.config
+            )
+        size = shapes[0] if box is None else box.size
+        found = self._room.footprint(shapes, size, settings, operator=operator is not None)
+        own = first.own_factors
+        self._room.check(first.name, found, settings, done=("read",), sample=box is not None, own_order=own)
+
+    def _check_grids(self, scans: Sequence[Scan], max_voxels: int) -> None:
+        factors = self.config.degradation.factors
+        self._check_size(scans[0].name, scans[0].shape, max_voxels)
         for other in scans[1:]:
             on_output = max(factors) > 1 and other.values.shape != scans[0].values.shape
             check_same_grid(scans[0], other, factors if on_output else 1)
+
+
+def _name(image: Image) -> str:
+    """What to call an image in messages."""
+    return str(image) if isinstance(image, str | os.PathLike) else str(getattr(image, "name", "") or "image")
 
 
 def _ready(model: ScoreFusion, device: torch.device, dtype: torch.dtype) -> bool:

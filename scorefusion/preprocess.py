@@ -165,6 +165,32 @@ def sampling_box(condition: Tensor, config: ModelConfig) -> Box:
     return box.whole_along(config.degradation.whole, condition.shape[2:])
 
 
+def least_box(volumes: Sequence[Tensor], config: ModelConfig) -> Box | None:
+    """A box that is surely part of :func:`sampling_box`'s, from images as they were read.
+
+    Every block above the threshold holds a voxel above it, so no volume on the output's grid is needed.
+
+    Args:
+        volumes: ``[1, 1, d, h, w]`` each, in image units; those on the first one's grid count.
+        config: the model.
+
+    Returns:
+        The box on the output's grid; None for measurements that are neither of blocks nor of nothing.
+    """
+    if not (config.degradation.coarse or config.degradation.kind == "none"):
+        return None
+    factors, full = config.degradation.factors, volumes[0].shape[2:]
+    alike = [volume for volume in volumes if volume.shape[2:] == full]
+    scaled = [Intensity.of(volume, config.intensity).normalise(volume) for volume in alike]
+    box = foreground_box(torch.cat(scaled, dim=1), margin=0)
+    start, stop = (
+        [n * factor for n, factor in zip(ends, factors, strict=True)] for ends in (box.start, box.stop)
+    )
+    fine = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    whole = [n * factor for n, factor in zip(full, factors, strict=True)]
+    return fine.whole_along(config.degradation.whole, whole)
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """What sampling needs, on the output's whole grid and in normalised intensity.
@@ -208,15 +234,30 @@ def prepare_conditions(
     Raises:
         ScoreFusionError: for a volume without contrast, or of a size that cannot have been measured.
     """
-    kind, degradation = config.residual.base, config.degradation
-    factors = degradation.factors
-    size = [n * factor for n, factor in zip(volumes[0].shape[2:], factors, strict=True)]
     if operator is None:
-        operator = make_operator(degradation, size, device=volumes[0].device)
+        factors = config.degradation.factors
+        size = [n * factor for n, factor in zip(volumes[0].shape[2:], factors, strict=True)]
+        operator = make_operator(config.degradation, size, device=volumes[0].device)
     # What an image holds where nothing is known must not decide how it is normalised.
     known = volumes[0][..., operator.known] if isinstance(operator, Inpainting) else volumes[0]
     intensities = [Intensity.of(volume, config.intensity) for volume in (known, *volumes[1:])]
     scaled = [map_.normalise(volume.float()) for map_, volume in zip(intensities, volumes, strict=True)]
+    return on_output_grid(scaled, config, intensities[0], operator)
+
+
+def on_output_grid(
+    scaled: Sequence[Tensor], config: ModelConfig, intensity: Intensity, operator: Operator | None
+) -> Prepared:
+    """Bring normalised conditions to the output's grid, as :func:`prepare_conditions` does.
+
+    Args:
+        scaled: ``[1, 1, d, h, w]`` each; on the meta device too, where nothing is computed.
+        config: the model.
+        intensity: of the first.
+        operator: what was measured of the first; None where nothing is known.
+    """
+    kind, degradation = config.residual.base, config.degradation
+    factors = degradation.factors
     first = measured = scaled[0]
     if operator is not None and not degradation.coarse:
         measured = operator.A(first)
@@ -228,7 +269,7 @@ def prepare_conditions(
         volume if volume.shape == base.shape else base_volume(volume, kind, factors, operator)
         for volume in scaled[1:]
     ]
-    return Prepared(torch.cat([base, *others], dim=1), base, outside, intensities[0], operator)
+    return Prepared(torch.cat([base, *others], dim=1), base, outside, intensity, operator)
 
 
 def _agrees(operator: Operator, kind: str, coarse: bool) -> bool:

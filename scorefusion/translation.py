@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scorefusion.errors import ScoreFusionError
+from scorefusion.errors import ScoreFusionError, memory_named
 from scorefusion.io.nifti import Scan, make_image, save_image
 
 PathLike = str | os.PathLike[str]
@@ -107,8 +107,10 @@ class Translation:
 
         Raises:
             BadInput: for another ending, or if it cannot be written.
+            OutOfMemory: if memory runs out.
         """
-        return save_image(self.image(), path)
+        with memory_named(path, "writing it"):
+            return save_image(self.image(), path)
 
     def save_spread(self, path: PathLike) -> Path:
         """Write the standard deviation over the samples, float32.
@@ -117,7 +119,8 @@ class Translation:
             ScoreFusionError: if there was only one sample.
             BadInput: as for :meth:`save`.
         """
-        return save_image(self._spread_image(), path)
+        with memory_named(path, "writing it"):
+            return save_image(self._spread_image(), path)
 
     def figure(self, path: PathLike | None = None) -> Any:
         """Three planes through the middle, before and after, as a matplotlib figure.

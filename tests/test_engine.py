@@ -15,9 +15,8 @@ from scorefusion.diffusion.consistency import BlockPooling
 from scorefusion.diffusion.sample import sample
 from scorefusion.engine import engine as module
 from scorefusion.engine.engine import Engine
-from scorefusion.engine.memory import out_of_memory
 from scorefusion.engine.plan import ROWS, injected_channels, plan
-from scorefusion.errors import ScoreFusionError
+from scorefusion.errors import ScoreFusionError, out_of_memory
 from scorefusion.models.config import STRATEGIES, ModelConfig
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion

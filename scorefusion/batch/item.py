@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError
 
 if TYPE_CHECKING:
     from scorefusion.io.dicom_find import SeriesDescription
@@ -23,8 +23,9 @@ class Problem:
     @classmethod
     def of(cls, error: BaseException) -> Problem:
         """What an exception says, in one line."""
-        if isinstance(error, BadInput):
-            return cls(" ".join(f"{error.file}: {error.problem}".split()), " ".join(error.fix.split()))
+        if isinstance(error, BadInput | OutOfMemory):
+            name = error.file if isinstance(error, BadInput) else error.subject
+            return cls(" ".join(f"{name}: {error.problem}".split()), " ".join(error.fix.split()))
         text = " ".join(str(error).split()) or type(error).__name__
         return cls(text if isinstance(error, ScoreFusionError) else f"{type(error).__name__}: {text}")
 

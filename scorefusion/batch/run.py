@@ -19,8 +19,7 @@ from scorefusion.batch.listing import VOLUME, output_path
 from scorefusion.batch.queue import Entry, Queue
 from scorefusion.batch.threads import side_threads
 from scorefusion.batch.worker import Ready, Sample, Worker
-from scorefusion.engine.memory import out_of_memory
-from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
 from scorefusion.io.header import check_header
 
 
@@ -243,7 +242,7 @@ class Run:
         try:
             try:
                 outcome = self.worker.write(sample)
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:
                 if not out_of_memory(error):
                     raise
                 gc.collect()

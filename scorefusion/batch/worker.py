@@ -23,8 +23,14 @@ from scorefusion.batch.outcome import Outcome
 from scorefusion.batch.store import store_image
 from scorefusion.batch.work import Work
 from scorefusion.draw import Progress
-from scorefusion.engine.memory import out_of_memory
-from scorefusion.errors import BadInput, ScoreFusionError, one_line
+from scorefusion.errors import (
+    BadInput,
+    OutOfMemory,
+    ScoreFusionError,
+    memory_named,
+    one_line,
+    out_of_memory,
+)
 from scorefusion.io.nifti import ras_order
 from scorefusion.job import Drawn, Job
 from scorefusion.pipeline import Pipeline
@@ -116,18 +122,19 @@ class Worker:
 
         Raises:
             BadInput: for a file that cannot be used, or that changed since it was hashed.
-            ScoreFusionError: for a volume that cannot be normalised.
+            OutOfMemory: as for :meth:`~scorefusion.pipeline.Pipeline.prepare`.
         """
         try:
             start = time.perf_counter()
-            images = _images_of(item, self.settings.max_voxels)
+            with memory_named(item.files[0], "reading it"):
+                images = _images_of(item, self.settings.max_voxels)
             mask = images.pop() if item.masked else None
             before = time.perf_counter() - start
             reading = self.pipeline.read(images, self.settings, mask=mask)
             reading.timings["read"] += before
             job = self.pipeline.prepare(reading, self.settings)
         except ScoreFusionError as error:
-            if isinstance(error, BadInput):
+            if isinstance(error, BadInput | OutOfMemory):
                 raise
             raise BadInput(item.files[0], str(error), "") from error
         for file, stamp in zip(item.files, identity.stamps, strict=True):
@@ -144,7 +151,8 @@ class Worker:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             drawn = self.pipeline.draw(ready.job, self.settings, callback=callback)
-        return Sample(ready, drawn, tuple(str(warning.message) for warning in caught))
+        said = (str(warning.message) for warning in caught)
+        return Sample(ready, drawn, tuple(text for text in said if text not in drawn.warnings))
 
     def write(self, sample: Sample) -> Outcome:
         """Finish an item and write its outputs, each whole or not at all.
@@ -152,17 +160,19 @@ class Worker:
         Raises:
             Stopped: where the outputs' folder is gone, full or not writable.
             BadInput: where only this output cannot be written.
+            OutOfMemory: where memory ran out.
         """
         ready, item = sample.ready, sample.ready.item
         result = self.pipeline.finish(ready.job, sample.drawn, self.settings)
         start = time.perf_counter()
         outputs = {}
         try:
-            self._make_folder(item.output.parent)
-            if self.work.dicom:
-                outputs[DICOM] = self._save_series(result, output_path(item.output, DICOM))
-            for kind, image in self._images(result):
-                outputs[kind] = store_image(image, output_path(item.output, kind), self.work.level)
+            with memory_named(item.files[0], "writing its translation"):
+                self._make_folder(item.output.parent)
+                if self.work.dicom:
+                    outputs[DICOM] = self._save_series(result, output_path(item.output, DICOM))
+                for kind, image in self._images(result):
+                    outputs[kind] = store_image(image, output_path(item.output, kind), self.work.level)
         except (OSError, BadInput) as error:
             stop = stop_for(error, shown(self.root or item.output.parent))
             raise stop or error from error
@@ -202,7 +212,7 @@ class Worker:
             ready = self.read(item, identity)
             try:
                 sample = self.draw(ready, callback)
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:
                 if not out_of_memory(error):
                     raise
                 self.relieve()

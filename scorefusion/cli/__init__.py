@@ -22,30 +22,47 @@ from typer.core import TyperGroup
 
 from scorefusion import __version__
 from scorefusion.cli.streams import note_lost_output, require_stdout, shield_standard_streams
-from scorefusion.errors import ScoreFusionError
+from scorefusion.errors import ScoreFusionError, out_of_memory, shortage_of
+
+_LESS = {
+    "train": "Use smaller patches or batches in the configuration; see `scorefusion train --dry-run`.",
+    "demo": "Choose a smaller --box, free some memory, or use a machine with more.",
+    "evaluate": "Give smaller volumes, free some memory, or use a machine with more.",
+    "tune": "Choose a smaller --box, free some memory, or use a machine with more.",
+    "video": "Restore fewer frames (--frames); `scorefusion plan` says what is needed.",
+}
+"""What to do where memory runs out, by verb."""
 
 _FIRST = ("translate", "demo", "train", "import-official", "denoise-error", "tune", "evaluate", "doctor")
 
 
 class Verbs(TyperGroup):
-    """The group of all verbs; turns an error that a user can cause into one line and status 2."""
+    """The group of all verbs; turns an error that a user can cause into one line and status 2.
+
+    An allocation that fails anywhere is such an error.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the options before the verb."""
-        with _errors_in_one_line():
+        with _errors_in_one_line(ctx):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
-        with _errors_in_one_line():
+        with _errors_in_one_line(ctx):
             return super().invoke(ctx)
 
 
 @contextmanager
-def _errors_in_one_line() -> Iterator[None]:
+def _errors_in_one_line(ctx: Any) -> Iterator[None]:
     try:
         yield
-    except ScoreFusionError as error:
+    except Exception as error:
+        if not isinstance(error, ScoreFusionError):
+            if not out_of_memory(error):
+                raise
+            verb = ctx.invoked_subcommand or "scorefusion"
+            error = shortage_of(error, verb, fix=_LESS.get(verb, ""))
         print(f"scorefusion: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from None
     except BrokenPipeError as error:  # a child process ended; Typer would exit without a message

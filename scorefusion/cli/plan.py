@@ -30,7 +30,8 @@ def plan(
 
     Nothing is allocated: the networks are walked on tensors that hold nothing. With --max-memory, slabs are
     made smaller, then sums kept in 16 bits, then the 3D network run on tiles, until it fits; where nothing
-    fits, it says what would, and ends with status 1.
+    fits, it says what would, and ends with status 1. The last line compares a whole translation with what
+    this machine has free.
 
     \b
     Examples:
@@ -47,6 +48,7 @@ def plan(
     from ..engine.plan import slab_pixels
     from ..engine.report import report
     from ..errors import ScoreFusionError
+    from ..footprint import compared_with_this_machine
     from ..models.folder import bundled_models, load_config
     from ..models.presets import PRESETS, preset
     from .streams import require_stdout
@@ -64,8 +66,11 @@ def plan(
     assert isinstance(number, torch.dtype)
     layout = lay_out(config, shape, batch=batch, strategy=strategy, dtype=number, pixels=slab_pixels(kind))
     found = fit(layout, limit, device=kind)
+    here = torch.cuda.is_available() if kind == "cuda" else kind == "cpu"
     names = [f"{kind}:{place}" for place in range(devices)]
     print(report(found, limit, place(found.forecast, names) if devices > 1 else None))
+    if here:
+        print(f"\n{compared_with_this_machine(layout, torch.device(kind))}")
     if figure is not None:
         from ..engine.picture import step_figure
         from ..figures import save_figure

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import BadInput
+from ..errors import BadInput, out_of_memory
 from ..io.atomic import written_beside
 
 AGAIN = "Remove it; it will be made again."
@@ -50,6 +50,8 @@ def open_array(path: Path) -> np.ndarray:
         told, *stamp = path.with_suffix(".crc").read_text(encoding="utf-8").split()
         checksum, status = int(told, 16), path.stat()
     except (OSError, EOFError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         raise BadInput(path, f"cannot be used ({error})", AGAIN) from None
     if stamp != _stamp(status):
         if _checksum(array) != checksum:

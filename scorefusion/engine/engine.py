@@ -24,7 +24,7 @@ from torch import Tensor
 from ..diffusion.level import NoiseLevel, input_scale
 from ..diffusion.sample import Callback, Projection
 from ..diffusion.solvers import Table
-from ..errors import ScoreFusionError
+from ..errors import ScoreFusionError, out_of_memory
 from ..models.config import PLANES, Plane
 from ..models.features import FeatureLayer
 from ..models.score_fusion import ScoreFusion, cropped, network_time
@@ -34,7 +34,6 @@ from ..ops.gather_slices import gather_slices
 from ..ops.noise import noise_keys, normal
 from ..reference.planes import AXIS
 from .graph import CapturedStep, CudaGraphs, Graphs, Segment
-from .memory import out_of_memory
 from .plan import ROWS, Plan, cut_channels, smaller_slabs
 from .runners import EagerRunner, Outputs, Runner
 from .tail import Tail
@@ -53,6 +52,7 @@ class Engine:
         tiling: tiles that the 3D network runs on, with a buffer ``maps`` in the plan; whole when None.
         device: of the buffers; the model's when None.
         graphs: captures steps; CUDA graphs on CUDA, and nothing elsewhere, when None.
+        notes: what was changed to make the plan fit into memory, for whoever reads the result.
 
     An engine serves one thread at a time.
     """
@@ -66,7 +66,9 @@ class Engine:
         tiling: Tiling | None = None,
         device: torch.device | None = None,
         graphs: Graphs | None = None,
+        notes: Sequence[str] = (),
     ):
+        self.notes = [*notes]
         self.model, self.plan, self.tiling = model, plan, tiling
         self.device = device or next(model.parameters()).device
         self.captured: dict[tuple[Plane, ...], CapturedStep] = {}
@@ -212,6 +214,11 @@ class Engine:
             if callback is not None:
                 callback(step, len(table), self.buffers["x0"])
         return self.buffers["x"].clone()
+
+    def note(self, text: str) -> None:
+        """Add to the notes, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def _captured_step(self, planes: tuple[Plane, ...]) -> CapturedStep:
         """The step over some planes, which captures itself when it is first called."""
@@ -373,10 +380,8 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         slices = ", ".join(f"{plane} {rows}" for plane, rows in smaller.rows.items())
-        warnings.warn(
-            f"out of memory in a denoising step; going on with smaller slabs ({slices} slices)",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        note = f"out of memory in a denoising step; going on with smaller slabs ({slices} slices)"
+        self.note(note)
+        warnings.warn(note, RuntimeWarning, stacklevel=3)
         self.plan = smaller
         return True

@@ -33,6 +33,7 @@ class Fit:
         plan: with a buffer ``maps`` for the 3D network's output where it runs on tiles.
         tiling: of the 3D network, or None.
         forecast: what the plan takes.
+        first: what the plan took as it was asked for.
         changes: what was done to make it fit, in words.
         advice: what else would have to change; empty if it fits.
     """
@@ -40,6 +41,7 @@ class Fit:
     plan: Plan
     tiling: Tiling | None
     forecast: Forecast
+    first: Forecast
     changes: tuple[str, ...]
     advice: tuple[str, ...]
 
@@ -47,6 +49,13 @@ class Fit:
     def fits(self) -> bool:
         """Whether the forecast is within the limit."""
         return not self.advice
+
+    @property
+    def costs(self) -> bool:
+        """Whether more was changed than the slabs: 16-bit sums, convolutions not packed, or tiles."""
+        before, after = self.first, self.forecast
+        sums = before.plan.accumulators != after.plan.accumulators
+        return sums or bool(before.packed) != bool(after.packed) or after.tiling is not None
 
 
 def parse_memory(text: str | int) -> int:
@@ -79,7 +88,7 @@ def fit(layout: Plan, max_memory: str | int | None, *, device: str = "cpu") -> F
     """
     first = forecast(layout, device=device)
     if max_memory is None:
-        return Fit(layout, None, first, (), ())
+        return Fit(layout, None, first, first, (), ())
     limit = parse_memory(max_memory)
     best = _with_slabs(first, limit)
     if best.peak_bytes > limit and layout.scales and layout.accumulators.itemsize > 2:
@@ -94,7 +103,7 @@ def fit(layout: Plan, max_memory: str | int | None, *, device: str = "cpu") -> F
             if best.peak_bytes <= limit:
                 break
     advice = _advice(best, limit) if best.peak_bytes > limit else ()
-    return Fit(best.plan, best.tiling, best, _changes(first, best), advice)
+    return Fit(best.plan, best.tiling, best, first, _changes(first, best), advice)
 
 
 def _with_slabs(found: Forecast, limit: int) -> Forecast:
@@ -151,11 +160,15 @@ def _changes(first: Forecast, found: Forecast) -> tuple[str, ...]:
     changes, before, after = [], first.plan, found.plan
     if after.rows != before.rows:
         pairs = ((plane, before.rows[plane], rows) for plane, rows in after.rows.items())
-        changes.append("slabs of " + ", ".join(f"{rows} {plane} (not {was})" for plane, was, rows in pairs))
+        sizes = ", ".join(f"{rows} {plane} (not {was})" for plane, was, rows in pairs)
+        changes.append(f"slabs of {sizes}: the same result to rounding")
     if after.accumulators != before.accumulators:
-        changes.append(f"sums of features in {short(after.accumulators)}, not {short(before.accumulators)}")
+        sums = f"sums of features in {short(after.accumulators)}, not {short(before.accumulators)}"
+        changes.append(f"{sums}: another result, by its rounding")
     if first.packed and not found.packed:
-        changes.append("convolutions not packed for this CPU, which takes about twice as long")
+        changes.append(
+            "convolutions not packed for this CPU: the same result to rounding, in about twice the time"
+        )
     if found.tiling is not None:
         changes.append(describe(found.tiling, after))
     return tuple(changes)

@@ -103,6 +103,28 @@ def forecast(
     )  # fmt: skip
 
 
+def most_workspace(plan: Plan) -> int:
+    """An upper bound of :attr:`Forecast.workspace`, by arithmetic alone, several times as much."""
+    slabs = [
+        _most(plan.config.slice_networks[branch.network], cut_channels(plan.config, k), plan.dtype)
+        * plan.batch * plan.rows[branch.plane] * math.prod(plan.slice_size(branch.plane))
+        for k, branch in enumerate(plan.config.branches)
+        if k in plan.branches
+    ]  # fmt: skip
+    volume = 0.0
+    if plan.fuses:
+        assert plan.config.fusion is not None
+        stacked = next(buffer for buffer in plan.buffers if buffer.name == "stacked")
+        volume = _most(plan.config.fusion, stacked.shape[1], plan.dtype) * math.prod(plan.grid) * plan.batch
+    return math.ceil(max([volume, *slabs]))
+
+
+def _most(network: UNetConfig, inputs: int, dtype: torch.dtype) -> float:
+    """More bytes than a network takes for each pixel or voxel of its input."""
+    shares = sum(16 * width / scale**2 for width, scale in zip(network.widths, network.scales, strict=True))
+    return (4 * inputs + shares) * dtype.itemsize
+
+
 def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of a model's weights: its networks in ``dtype``, the feature layers in float32."""
     with torch.device("meta"):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .memory import out_of_memory
+from ..errors import out_of_memory
 
 Body = Callable[[], object]
 

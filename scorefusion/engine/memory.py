@@ -79,14 +79,6 @@ def measure(function: Callable[[], Any]) -> Usage:
     return usage
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
-
-
 def return_freed_memory() -> bool:
     """Let this process give memory back as soon as a tensor of 1 MiB or more is freed, so a peak is exact.
 

@@ -6,19 +6,70 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from ..errors import Cancelled, ScoreFusionError
+from ..errors import Cancelled, OutOfMemory
 from ..isolation import renew_lock_after_fork
 from ..models.config import Plane
 from ..models.score_fusion import ScoreFusion
+from .available import Available, available_on, give_back_freed_memory, resident_bytes
 from .engine import Engine
-from .fit import fit
+from .fit import Fit, fit, parse_memory
+from .forecast import PROGRAM, Forecast, most_workspace
 from .memory import return_freed_memory
-from .plan import plan, slab_pixels
-from .prepack import packed_model
+from .plan import Plan, plan, slab_pixels
+from .prepack import packed_bytes, packed_model
 from .runners import choose_runner, make_runners
 
 Key = tuple[tuple[int, ...], int, str, tuple[Plane, ...] | None]
+
+GPU_SHARE = 1.35
+"""What a step took on a GPU, in forecasts: 0.178 GiB measured on an H200 where 0.136 were forecast."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """Bytes on the device that a translation takes besides its engine while it samples.
+
+    Attributes:
+        held: allocated before the engine is made.
+        more: allocated after it, and kept until it has drawn.
+        passing: taken and given back between steps, when the engine's workspace is free.
+    """
+
+    held: int = 0
+    more: int = 0
+    passing: int = 0
+
+    def total(self, found: Forecast) -> int:
+        """The peak, engine included."""
+        return found.peak_bytes + max(0, self.passing - found.workspace) + self.held + self.more
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most that a process may hold on a device, program and weights included, and why.
+
+    Attributes:
+        bytes: how much.
+        source: what limits it, in words.
+        asked: whether the caller set it.
+        own: what of it the process holds already and its forecasts count.
+        share: bytes on the device in one byte of a forecast.
+    """
+
+    bytes: int
+    source: str
+    asked: bool = False
+    own: int = 0
+    share: float = 1.0
+
+    def shown(self, need: int, least: int | None = None) -> str:
+        """What is needed, or at least, and what there is, in words, without what is held already."""
+        sizes = (need, need if least is None else least, self.bytes)
+        more, saved, left = (f"{(size - self.own) * self.share / 1e9:.2f} GB" for size in sizes)
+        either = "" if saved == more else f" ({saved} with all that saves memory)"
+        return f"{more} of memory{either}, and {left} are {self.source}"
 
 
 class EnginePool:
@@ -32,9 +83,10 @@ class EnginePool:
         runner: one of :data:`.runners.RUNNERS`, or ``auto``.
         engines: folder of TensorRT engines that ``scorefusion engine build`` wrote.
         max_memory: the most that may be resident while an engine runs, as :func:`.fit.parse_memory` reads it.
+            What the machine has left limits it as well.
 
     Raises:
-        ScoreFusionError: for an unknown runner.
+        ScoreFusionError: for an unknown runner, or what is no amount of memory.
     """
 
     def __init__(
@@ -45,17 +97,29 @@ class EnginePool:
         engines: str | os.PathLike[str] | None = None,
         max_memory: str | int | None = None,
     ):
-        self.model, self.engines, self.max_memory = model, engines, max_memory
+        self.model, self.engines = model, engines
+        self.max_memory = None if max_memory is None else parse_memory(max_memory)
         self.device = next(model.parameters()).device
         self.runner, self.reason = choose_runner(runner, self.device, engines=engines is not None)
         self._lock = threading.Lock()
         renew_lock_after_fork(self)
         self._idle: tuple[Key, Engine] | None = None
         self._twin: ScoreFusion | None = None
+        self._lent: dict[int, int] = {}
+        parameters = [*model.parameters(), *model.buffers()]
+        self.weights = sum(parameter.nbytes for parameter in parameters)
+        self._packs = self.device.type == "cpu" and self.runner == "eager"
+        self.packed = packed_bytes(model) if self._packs else 0
 
     @contextmanager
     def borrow(
-        self, size: Sequence[int], *, batch: int = 1, strategy: str, planes: Sequence[Plane] | None = None
+        self,
+        size: Sequence[int],
+        *,
+        batch: int = 1,
+        strategy: str,
+        planes: Sequence[Plane] | None = None,
+        around: Around | None = None,
     ) -> Iterator[Engine]:
         """An engine for volumes of that size: the one last given back if it fits, else a new one.
 
@@ -67,22 +131,26 @@ class EnginePool:
             batch: volumes at once.
             strategy: how scores are fused.
             planes: for ``single`` and ``alternate``.
+            around: what the caller takes besides.
 
         Raises:
-            ScoreFusionError: for what the model cannot do, what does not fit into ``max_memory``, and engines
-                that are not this model's.
+            OutOfMemory: for what fits neither into ``max_memory`` nor into what the machine has left.
+            ScoreFusionError: for what the model cannot do, and engines that are not this model's.
         """
         key: Key = (tuple(size), batch, strategy, tuple(planes) if planes else None)
         with self._lock:
             found, self._idle = self._idle, None
         engine = found[1] if found is not None and found[0] == key else None
         del found  # its memory is free before another engine takes its own
-        engine = engine or self._make(key)
+        engine = engine or self._make(key, around or Around())
+        self._lent[id(engine)] = engine.plan.bytes
         try:
             yield engine
         except Cancelled:
             self._keep(key, engine)
             raise
+        finally:
+            del self._lent[id(engine)]
         self._keep(key, engine)
 
     def _keep(self, key: Key, engine: Engine) -> None:
@@ -94,30 +162,132 @@ class EnginePool:
         with self._lock:
             self._idle = None
 
-    def _make(self, key: Key) -> Engine:
-        size, batch, strategy, planes = key
-        dtype = next(self.model.slice_networks.parameters()).dtype
-        layout = plan(
+    def limit(self, held: int = 0) -> Limit | None:
+        """The most that this process may hold on the device: ``max_memory``, or what the machine allows.
+
+        Args:
+            held: bytes of the translation at hand that are allocated already.
+        """
+        asked = None if self.max_memory is None else Limit(self.max_memory, "allowed", asked=True)
+        found = self.machine(available_on(self.device), held)
+        if asked is None or found is None:
+            return asked or found
+        return min(asked, found, key=lambda limit: limit.bytes)
+
+    def machine(self, found: Available | None, held: int = 0) -> Limit | None:
+        """What a machine has left as a limit of the whole process, which holds some of it already."""
+        if found is None:
+            return None
+        own = self.weights + (self.packed if self._twin is not None else 0)
+        if self.device.type == "cuda":
+            own += held
+            return Limit(int(found.bytes / GPU_SHARE) + own, found.source, own=own, share=GPU_SHARE)
+        own = min(resident_bytes() or PROGRAM, PROGRAM + own) + held + sum([*self._lent.values()])
+        return Limit(found.bytes + own, found.source, own=own)
+
+    def fitted(
+        self,
+        size: Sequence[int],
+        limit: int | None,
+        *,
+        batch: int = 1,
+        strategy: str,
+        planes: Sequence[Plane] | None = None,
+        around: Around | None = None,
+    ) -> Fit:
+        """The plan of an engine for volumes of that size, made to fit beside what is around it."""
+        around = around or Around()
+        room = None if limit is None else max(1, limit - around.held - around.more)
+        return fit(self._layout(size, batch, strategy, planes), room, device=self.device.type)
+
+    def batch_that_fits(
+        self,
+        size: Sequence[int],
+        batch: int,
+        *,
+        strategy: str,
+        planes: Sequence[Plane] | None = None,
+        around: Around,
+    ) -> int:
+        """How many volumes at once need no help but smaller slabs: ``batch``, or half of it, or less."""
+        while batch > 1:
+            limit = self._room(self._layout(size, batch, strategy, planes), around)
+            if limit is None:
+                break
+            found = self.fitted(
+                size, limit.bytes, batch=batch, strategy=strategy, planes=planes, around=around
+            )
+            if found.fits and not found.costs and around.total(found.forecast) <= limit.bytes:
+                break
+            batch //= 2
+        return batch
+
+    def most(
+        self,
+        size: Sequence[int],
+        *,
+        strategy: str,
+        planes: Sequence[Plane] | None = None,
+        around: Around,
+    ) -> int:
+        """An upper bound of what sampling one volume of that size takes, by arithmetic alone."""
+        return self._most(self._layout(size, 1, strategy, planes), around)
+
+    def _most(self, layout: Plan, around: Around) -> int:
+        program = PROGRAM if self.device.type != "cuda" else 0
+        passing = max(most_workspace(layout), around.passing)
+        return program + self.weights + self.packed + layout.bytes + around.held + around.more + passing
+
+    def _layout(self, size: Sequence[int], batch: int, strategy: str, planes: Sequence[Plane] | None) -> Plan:
+        dtype = next(self.model.slice_networks.parameters(), next(self.model.parameters())).dtype
+        return plan(
             self.model.config, size, batch=batch, strategy=strategy, planes=planes, dtype=dtype,
             pixels=slab_pixels(self.device.type, self.runner),
         )  # fmt: skip
-        tiling, packed = None, self.device.type == "cpu" and self.runner == "eager"
-        if self.max_memory is not None:
-            fitted = fit(layout, self.max_memory, device=self.device.type)
-            if not fitted.fits:
-                raise ScoreFusionError(
-                    f"a volume of {' × '.join(map(str, size))} voxels does not fit into {self.max_memory}: "
-                    f"{'; '.join(fitted.advice)}"
+
+    def _room(self, layout: Plan, around: Around) -> Limit | None:
+        """The limit that an engine must be made to fit, None where it fits by far; what is idle is freed."""
+        most = self._most(layout, around)
+        limit = self.limit(around.held)
+        if limit is None or most <= limit.bytes:
+            return limit if limit is not None and limit.asked else None
+        self.free()
+        give_back_freed_memory(self.device)
+        limit = self.limit(around.held)
+        return None if limit is None or most <= limit.bytes and not limit.asked else limit
+
+    def _make(self, key: Key, around: Around) -> Engine:
+        size, batch, strategy, planes = key
+        layout = self._layout(size, batch, strategy, planes)
+        tiling, packed, notes = None, self._packs, list[str]()
+        limit = self._room(layout, around)
+        if limit is not None:
+            found = self.fitted(
+                size, limit.bytes, batch=batch, strategy=strategy, planes=planes, around=around
+            )
+            if not found.fits or around.total(found.forecast) > limit.bytes:
+                need = limit.shown(around.total(found.forecast))
+                raise OutOfMemory(
+                    f"a volume of {' × '.join(map(str, size))} voxels",
+                    f"needs at least {need}",
+                    f"What would help: {'; '.join(found.advice)}." if found.advice else "",
                 )
-            layout, tiling = fitted.plan, fitted.tiling
-            packed = packed and fitted.forecast.packed > 0
+            layout, tiling = found.plan, found.tiling
+            packed = packed and found.forecast.packed > 0
             return_freed_memory()
+            if found.changes and not limit.asked:
+                notes.append(shortage(around.total(found.first), limit, found.changes))
         model = self._packed() if packed else self.model
         runners = make_runners(self.runner, model, layout, engines=self.engines)
-        return Engine(model, layout, runners=runners, tiling=tiling)
+        return Engine(model, layout, runners=runners, tiling=tiling, notes=notes)
 
     def _packed(self) -> ScoreFusion:
         """The model with its convolutions packed, once for all engines."""
         with self._lock:
             self._twin = self._twin or packed_model(self.model)
             return self._twin
+
+
+def shortage(need: int, limit: Limit, changes: Sequence[str]) -> str:
+    """One line that says what was changed to make a translation fit."""
+    return f"memory is short: it needs {limit.shown(need)}; going on with {'; '.join(changes)}"

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
+from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory, unknown_name
 
 CUBE, STEP = 32, 16
 """Edge of a cube and distance of neighbouring ones, in voxels."""
@@ -165,6 +165,8 @@ def _torchscript(file: Path) -> Any:
     try:
         return torch.jit.load(str(file), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         problem = f"is not a TorchScript network ({str(error).splitlines()[0]})"
         raise BadInput(file, problem, "Save it by torch.jit.script or torch.jit.trace.") from None
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from scorefusion.errors import ScoreFusionError
+from scorefusion.errors import ScoreFusionError, out_of_memory
 from scorefusion.evaluate.run import Results
 from scorefusion.evaluate.statistics import Estimate, by_person, interval
 from scorefusion.evaluate.store import Store
@@ -232,7 +232,9 @@ def _trained(
 def _load(network: nn.Module, file: Path) -> bool:
     try:
         network.load_state_dict(load_file(file))
-    except (SafetensorError, OSError, RuntimeError):
+    except (SafetensorError, OSError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         return False
     return True
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.schedule import paper_sampling
-from ..errors import BadInput
+from ..errors import BadInput, out_of_memory
 from .official_names import is_table
 
 State = dict[str, Tensor]
@@ -65,6 +65,8 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can raise anything
+        if out_of_memory(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "weights only" in reason.lower() or "weights_only" in reason.lower():
             reason = "it holds something other than tensors, which is not loaded because it could run code"

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
 from scorefusion.optional import need
 
 MAX_HEADER = 2**25
@@ -144,6 +144,8 @@ def reading(path: Path) -> Iterator[None]:
     except ScoreFusionError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         said = " ".join(str(error).split())[:160] or type(error).__name__
         raise BadInput(path, f"is a damaged DICOM file ({said})", DAMAGED) from None
 

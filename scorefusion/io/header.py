@@ -15,7 +15,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
-from scorefusion.errors import BadInput
+from scorefusion.errors import BadInput, out_of_memory
 
 MAX_VOXELS = 2**30
 """The most voxels a volume may have, in or out, unless the caller says otherwise: 4 GiB in float32."""
@@ -67,6 +67,8 @@ def check_header(path: Path, max_voxels: int = MAX_VOXELS) -> Promise:
             compressed = file.read(2) == _GZIP
         head = _first_bytes(source, compressed)
     except OSError as error:
+        if out_of_memory(error):
+            raise
         reason = error.strerror or error
         raise BadInput(path, f"cannot be read ({reason})", "Check its permissions.") from None
     if not size:
@@ -166,6 +168,8 @@ def read_voxel_bytes(path: Path, promise: Promise) -> bytes:
             while beyond <= _BEYOND and (more := stream.read(_CHUNK)):
                 beyond += len(more)
     except (EOFError, zlib.error, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise _damaged_gzip(path, error) from None
     if beyond > _BEYOND:
         problem = f"goes on for more than {_BEYOND:,} bytes after the {promise.length:,} its header promises"

@@ -23,7 +23,7 @@ from scorefusion.errors import BadInput
 from scorefusion.io import metatensor, simpleitk
 from scorefusion.io.dicom_file import is_dicom
 from scorefusion.io.dicom_read import read_dicom_series
-from scorefusion.io.header import MAX_VOXELS
+from scorefusion.io.header import MAX_VOXELS, check_header
 from scorefusion.io.nifti import ENDINGS, Scan, read_scan
 
 Affine = np.ndarray | Tensor | Sequence[Sequence[float]]
@@ -156,6 +156,25 @@ def scan_of(
     image, kind = _taken(source, affine, assume_affine)
     scan = read_scan(image, assume_affine=assume_affine, **how)
     return scan if kind is None else replace(scan, kind=kind)
+
+
+def shape_of(source: Image, max_voxels: int = MAX_VOXELS) -> tuple[int, int, int] | None:
+    """The size of an image in its own order, from its header alone; None where that does not say it.
+
+    Args:
+        source: the image, of any kind, good or bad.
+        max_voxels: as for :func:`~scorefusion.io.nifti.read_scan`.
+    """
+    if isinstance(source, str | os.PathLike):
+        try:
+            shape = check_header(Path(source), max_voxels).header.get_data_shape()
+        except BadInput:  # reading it says what is wrong, or knows the format
+            return None
+    else:
+        size = getattr(source, "GetSize", None)
+        shape = getattr(source, "shape", ()) if size is None else size()
+    edges = [int(n) for n in shape]
+    return (edges[0], edges[1], edges[2]) if len(edges) == 3 else None
 
 
 def _taken(source: Any, affine: np.ndarray | None, assume: bool) -> tuple[Any, Kind | None]:

@@ -17,7 +17,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
+from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory, unknown_name
 from scorefusion.io.atomic import written_beside
 from scorefusion.io.grid import assumed_affine, corner_distance, find_affine
 from scorefusion.io.header import (
@@ -301,6 +301,8 @@ def _open(path: Path, max_voxels: int) -> Any:
     except ScoreFusionError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise BadInput(path, f"cannot be read as NIfTI ({error})", "Check it with another viewer.") from None
 
 
@@ -322,6 +324,8 @@ def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
         with np.errstate(all="ignore"):
             values = np.asanyarray(image.get_fdata(caching="unchanged", dtype=np.float32))
     except (EOFError, OSError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         raise BadInput(name, f"its voxels cannot be read ({error})", "Copy or download it again.") from None
     finite = np.isfinite(values)
     low, high = _range(values, finite)

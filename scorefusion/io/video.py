@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
 from scorefusion.io.atomic import written_beside
 from scorefusion.optional import need
 
@@ -63,6 +63,8 @@ def read_clip(
                 image = np.frombuffer(raw, np.uint8).reshape(height, width, 3)
                 kept.append(_pooled(image @ np.array(LUMA, np.float32), pool))
     except (OSError, RuntimeError, ValueError, KeyError) as error:
+        if out_of_memory(error):
+            raise
         problem = f"cannot be read as a video ({' '.join(str(error).split())[-200:]})"
         raise BadInput(file, problem, "Convert it with ffmpeg first.") from None
     finally:

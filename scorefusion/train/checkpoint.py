@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import BadInput
+from ..errors import BadInput, out_of_memory
 from ..io.atomic import output_target, replace_file, written_beside
 from ..models.config import read_config
 from ..models.score_fusion import ScoreFusion
@@ -111,5 +111,7 @@ def load(folder: Path, model: ScoreFusion, average: ScoreFusion) -> State:
         average.load_state_dict(content["average"])
         return State(**content["state"])
     except Exception as error:
+        if out_of_memory(error):
+            raise
         problem = f"cannot be resumed from ({' '.join(str(error).split())[:300]})"
         raise BadInput(path, problem, "Remove the run's folder to start again.") from None

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import BadInput, ScoreFusionError
+from ..errors import BadInput, ScoreFusionError, out_of_memory
 from ..io.atomic import written_beside
 from ..models.config import ModelConfig, parse
 from ..models.folder import channels_last
@@ -120,6 +120,8 @@ def replay(file: Path) -> Replay:
         torch.manual_seed(about["dropout_seed"])
         return _examine(channels_last(model), stage, batch)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if out_of_memory(error):
+            raise
         problem = f"cannot be computed again ({' '.join(str(error).split())[:200]})"
         raise BadInput(file, problem, "Name a nan-*.safetensors with its .json beside it.") from None
 
