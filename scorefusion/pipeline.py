@@ -224,9 +224,9 @@ class Pipeline:
                 self._check_size(_name(given[0]), shapes[0], settings.max_voxels)
             known = [(shape[2], shape[1], shape[0]) for shape in shapes if shape is not None]
             if len(known) == len(given) and self._room.suits(known):
-                found = self._room.footprint(known, known[0], settings, walk=False)
+                around = self._room.footprint(known, known[0], settings, walk=False)
                 turned = operators.itemgetter(2, 1, 0)
-                self._room.check(_name(given[0]), found, settings, until="read", own_order=turned)
+                self._room.check(_name(given[0]), around, settings, until="read", own_order=turned)
             how: dict[str, Any] = {
                 "assume_affine": settings.assume_affine,
                 "max_voxels": settings.max_voxels,
