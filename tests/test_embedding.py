@@ -220,7 +220,7 @@ def counted(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     made: list[Any] = []
     pool = pipeline._engines
     make = pool._make
-    monkeypatch.setattr(pool, "_make", lambda key: made.append(key) or make(key))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(pool, "_make", lambda key, around: made.append(key) or make(key, around))  # type: ignore[func-returns-value]
     return made
 
 
