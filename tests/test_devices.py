@@ -16,7 +16,12 @@ from scorefusion.models.table import table_for
 from scorefusion.ops import backends
 from scorefusion.ops.noise import normal
 
-pytestmark = pytest.mark.skipif(bool(backends.missing("triton")), reason=str(backends.missing("triton")))
+pytestmark = [
+    pytest.mark.skipif(bool(backends.missing("triton")), reason=str(backends.missing("triton"))),
+    pytest.mark.skipif(
+        torch.cuda.device_count() == 1, reason="PyTorch fakes no second device beside a real one"
+    ),
+]
 BOTH = [(0, 1), (1, 0)]
 
 

@@ -76,7 +76,8 @@ def _measured(given: argparse.Namespace) -> int:
     torch.manual_seed(0)
     status = 0
     try:
-        perform(run, SECTIONS, given.minutes, only, progress=lambda line: print(line, flush=True))
+        chosen = ["machine", *only] if only else []
+        perform(run, SECTIONS, given.minutes, chosen, progress=lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         print("interrupted; what was found is on file", file=sys.stderr)
         status = 130
@@ -84,9 +85,8 @@ def _measured(given: argparse.Namespace) -> int:
         page.write_text(tables.report(run.content), encoding="utf-8")
     if old is not None:
         lines, both = compare.compared(old, run.content)
-        print(
-            "\n".join([*lines, f"{len(lines)} of {both} figures moved by more than three times their spread"])
-        )
+        moved = f"{len(lines)} of {both} figures moved by more than three times their spread"
+        print("\n".join([*compare.machines(old, run.content), *lines, moved]))
     return status
 
 
@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file of the figures")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all sections (default: 8)")
     parser.add_argument("--compare", metavar="OLD", help="print the figures that moved since an earlier run")
-    parser.add_argument("--only", metavar="NAMES", help=f"some sections, of {','.join(SECTIONS)}")
+    parser.add_argument(
+        "--only", metavar="NAMES", help=f"some sections beside machine, of {','.join(SECTIONS)}"
+    )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu (default: cuda)")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the command")
     parser.add_argument("--ncu", action="store_true", help="run Nsight Compute on a step as well")

@@ -40,6 +40,16 @@ def figures(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
             yield from figures(value, (*path, str(name)))
 
 
+def machines(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return a line for each fact of the machine or the code that is another one."""
+    before, after = (content["sections"].get("machine", {}).get("results", {}) for content in (old, new))
+    return [
+        f"machine: {name}: {before[name]} to {after[name]}"
+        for name in before
+        if name in after and before[name] != after[name]
+    ]
+
+
 def compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], int]:
     """Return a line for each figure that moved by more than its spread explains, and how many both have."""
     lines, both = [], 0

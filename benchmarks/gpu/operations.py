@@ -132,9 +132,10 @@ def _ways(call: Call, buffers: Buffers, copies: int) -> dict[str, list[Body]]:
             ways[SEARCHED] = ways["as it is"]
         if weight.shape[0] % 8 or weight.shape[1] % 8:
             outputs, inputs = (-(-n // 8) * 8 for n in weight.shape[:2])
-            wide = (_channels_last((x.shape[0], inputs, *x.shape[2:]), x.dtype),)
-            wide += (_channels_last((outputs, inputs, *weight.shape[2:]), weight.dtype), None)
-            ways["channels padded to 8"] = _bodies(replace(call, args=(*wide, *rest)), buffers, copies)
+            wide = _channels_last((x.shape[0], inputs, *x.shape[2:]), x.dtype)
+            kernel = _channels_last((outputs, inputs, *weight.shape[2:]), weight.dtype)
+            padded = replace(call, args=(wide, kernel, None, *rest))
+            ways["channels padded to 8, without the bias"] = _bodies(padded, buffers, copies)
     return ways
 
 

@@ -13,7 +13,7 @@ from scorefusion.compute import choose_dtype
 from scorefusion.io.atomic import written_beside
 
 from .correct import small_engine
-from .run import NOT_REACHED, Results, Run
+from .run import NOT_REACHED, Case, Results, Run
 from .sections import ROOT
 
 OUTPUT = 100_000
@@ -29,7 +29,7 @@ def extra(run: Run, results: Results) -> None:
         "ncu": ["ncu", "--set", "basic", "--launch-skip", "200", "--launch-count", "200", "--csv", *step],
         "sanitize": ["compute-sanitizer", sys.executable, "-m", "pytest", "tests/test_on_gpu.py"],
     }
-    cases = {"trace": functools.partial(trace, run)}
+    cases: dict[str, Case] = {"trace": functools.partial(trace, run)}
     cases |= {name: functools.partial(tool, run, name, command) for name, command in commands.items()}
     run.cases(results, cases)
 
