@@ -97,7 +97,7 @@ def budget(
     }
 
 
-def warps_a_scheduler(kernel: Kernel, multiprocessors: int) -> float:
+def warps_per_scheduler(kernel: Kernel, multiprocessors: int) -> float:
     """Return how many warps of a Triton launch each scheduler gets, were all resident."""
     assert kernel.program is not None
     return kernel.program.programs * kernel.program.warps / (SCHEDULERS * multiprocessors)
@@ -105,7 +105,7 @@ def warps_a_scheduler(kernel: Kernel, multiprocessors: int) -> float:
 
 def _starved(kernel: Kernel, multiprocessors: int) -> bool:
     large = kernel.program is not None and kernel.bytes > LARGE_LAUNCH
-    return large and warps_a_scheduler(kernel, multiprocessors) < WARPS
+    return large and warps_per_scheduler(kernel, multiprocessors) < WARPS
 
 
 def _is_cast(call: Call) -> bool:
@@ -187,8 +187,8 @@ def _launches(kernels: Sequence[Kernel], multiprocessors: int) -> list[dict[str,
             "grid": list(kernel.program.grid),
             "launches": count,
             "bytes": kernel.bytes,
-            "programs_a_multiprocessor": round(kernel.program.programs / multiprocessors, 3),
-            "warps_a_scheduler": round(warps_a_scheduler(kernel, multiprocessors), 3),
+            "programs_per_multiprocessor": round(kernel.program.programs / multiprocessors, 3),
+            "warps_per_scheduler": round(warps_per_scheduler(kernel, multiprocessors), 3),
             "serial": kernel.program.serial,
         }
         for kernel, count in counts.items()

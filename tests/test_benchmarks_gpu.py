@@ -7,6 +7,8 @@ import json
 import math
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 import benchmarks.gpu.__main__ as command
-from benchmarks.gpu import compare, tables
+from benchmarks.gpu import compare, sections, tables
 from benchmarks.gpu.correct import against_float64, compared
 from benchmarks.gpu.device import Cpu, Cuda, read_sample
 from benchmarks.gpu.operations import operations
@@ -177,16 +179,16 @@ def test_a_run_that_is_cut_short(tmp_path: Path) -> None:
     def slow(run: Run, results: Results) -> None:
         run.cases(results, {f"case {n}": lambda: clock.work(40) for n in range(5)})
 
-    sections = {"first": (1.0, slow), "second": (1.0, slow), "third": (1.0, slow)}
-    perform(run, sections, 2.0, progress=said.append)
+    parts = {"first": (1.0, slow), "second": (1.0, slow), "third": (1.0, slow)}
+    perform(run, parts, 2.0, progress=said.append)
     content = json.loads(run.out.read_text(encoding="utf-8"))["sections"]
     assert [record["state"] for record in content.values()] == ["cut short", "cut short", "cut short"]
     assert list(content["first"]["results"].values()) == [{"seconds": 40}] + [NOT_REACHED] * 4
     assert said[0] == "first: cut short after 40.0 s"
 
     clock.now = 0.0
-    sections["first"] = (1.0, lambda run, results: results.update(clock.work(500)))
-    perform(run, sections, 2.0, progress=said.append)
+    parts["first"] = (1.0, lambda run, results: results.update(clock.work(500)))
+    perform(run, parts, 2.0, progress=said.append)
     content = json.loads(run.out.read_text(encoding="utf-8"))["sections"]
     assert [record["state"] for record in content.values()] == ["done", NOT_REACHED, NOT_REACHED]
     assert content["second"]["results"] == {} and said[-1] == f"third: {NOT_REACHED}"
@@ -231,6 +233,36 @@ def test_the_operations_deadline(sizes: Sizes, tmp_path: Path) -> None:
     states = [row == NOT_REACHED for row in traced["calls"].values()]
     assert not states[0] and states[-1] and states == sorted(states) and run.cut
     assert len(states) == traced["distinct"]
+
+
+def test_kernels_are_compiled_in_several_processes(
+    sizes: Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors are listed; what is not compiled by the deadline is counted."""
+    monkeypatch.setattr(sections, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(sections.os, "cpu_count", lambda: 2)
+    end = threading.Event()
+
+    def compile_kernel(source: Any) -> str:
+        if "norm_act" not in source.function:
+            return f"{source.function} failed"
+        assert end.wait(60)
+        return ""
+
+    monkeypatch.setattr(sections, "compile_kernel", compile_kernel)
+    run = small_run(tmp_path, replace(sizes, processes=16, compile=1000))
+    for late in (False, True):
+        end.clear()
+        run.deadline = run.clock() + (0.2 if late else 60)
+        timer = threading.Timer(1.0 if late else 0.0, end.set)
+        timer.start()
+        found: Results = {}
+        sections.compilation(run, found)
+        timer.join()
+        assert found["compiled"] + found[NOT_REACHED] == found["compilations of the steps"] > 5
+        assert bool(found[NOT_REACHED]) == run.cut == late and found["processes"] == 2
+        assert all(error.endswith("failed") for error in found["errors"])
+    assert found["seconds"] > 0
 
 
 def test_only_some_sections(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +357,12 @@ def test_tables(whole: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFi
     assert [page.read_text(encoding="utf-8") for page in pages] == once
     report = (whole.folder / "gpu.md").read_text(encoding="utf-8")
     assert "## operations" in report and "`norm_act [" in report
-    assert "Nothing that was checked is wrong." in report
+    assert "Wrong: nothing that was checked." in report
+    content = copy.deepcopy(whole.content)
+    results(content, "correct")["wrong"] = ["one voxel: groups 32"]
+    assert "Wrong: one voxel: groups 32." in tables.report(content)
+    results(content, "correct").clear()
+    assert f"Correctness: {NOT_REACHED}." in tables.report(content)
 
 
 def test_a_table_that_was_not_reached_is_kept(whole: SimpleNamespace, tmp_path: Path) -> None:

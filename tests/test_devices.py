@@ -19,7 +19,7 @@ from scorefusion.ops.noise import normal
 pytestmark = [
     pytest.mark.skipif(bool(backends.missing("triton")), reason=str(backends.missing("triton"))),
     pytest.mark.skipif(
-        torch.cuda.device_count() == 1, reason="PyTorch fakes no second device beside a real one"
+        torch.cuda.device_count() == 1, reason="PyTorch fakes no second device next to a real one"
     ),
 ]
 BOTH = [(0, 1), (1, 0)]

@@ -6,7 +6,7 @@
 
 Sections run in order of value, each until a deadline. The JSON file is written before the first and after
 each, so a run that is cut short leaves what it found, with "not reached" for the rest; the tables are written
-beside it as Markdown. No setting of the card is changed.
+next to it as Markdown. No setting of the card is changed.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=8.0, help="for all sections (default: 8)")
     parser.add_argument("--compare", metavar="OLD", help="print the figures that moved since an earlier run")
     parser.add_argument(
-        "--only", metavar="NAMES", help=f"some sections beside machine, of {','.join(SECTIONS)}"
+        "--only", metavar="NAMES", help=f"sections that run besides machine, of {','.join(SECTIONS)}"
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu (default: cuda)")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the command")

@@ -61,7 +61,7 @@ def one(run: Run, buffers: Buffers, call: Call, count: int) -> Results:
     programs = [kernel.program for kernel in call.kernels if kernel.program is not None]
     if programs:
         multiprocessors = run.device.multiprocessors
-        row["programs a multiprocessor"] = [round(p.programs / multiprocessors, 2) for p in programs]
+        row["programs per multiprocessor"] = [round(p.programs / multiprocessors, 2) for p in programs]
         row["serial iterations"] = [program.serial for program in programs]
     row["bound, us"] = bound(run, moved, flop)
     ways: Results = {}

@@ -41,7 +41,7 @@ class Run:
         deadline: of the section at work, by the clock.
         cut: whether the section at work left something out for want of time.
         steps: walked on fake tensors, by model and size.
-        tools: that were asked for besides, of ``ncu`` and ``sanitize``.
+        tools: optional tools to run, of ``ncu`` and ``sanitize``.
     """
 
     device: Device

@@ -45,7 +45,7 @@ class TimedGraphs(CudaGraphs):
     """CUDA graphs that note how long the first step and the captures took.
 
     Attributes:
-        asides: seconds of each run beside the current stream; the first compiles kernels.
+        asides: seconds of each run on the side stream; the first compiles kernels.
         captures: seconds of each capture.
     """
 

@@ -114,16 +114,16 @@ def _largest(calls: Content) -> dict[str, Any]:
 
 def volumes(content: Content) -> list[str]:
     """Whole volumes, and folders."""
-    lines = ["| what | seconds a volume | volumes a minute | GPU busy |", "| --- | --- | --- | --- |"]
+    lines = ["| what | seconds per volume | volumes per minute | GPU busy |", "| --- | --- | --- | --- |"]
     for name, row in results(content, "volume").items():
         if not isinstance(row, Mapping):
             continue
-        if "volumes a minute" in row:
+        if "volumes per minute" in row:
             busy = row.get("GPU busy, %")
             each = row["seconds"] / row["volumes"]
             cells = [
                 f"{each:.3g}",
-                f"{row['volumes a minute']:.3g}",
+                f"{row['volumes per minute']:.3g}",
                 f"{busy:.0f}%" if busy is not None else "",
             ]
         elif "seconds" in row:
@@ -161,8 +161,11 @@ def report(content: Content) -> str:
     for name in TABLES:
         lines = TABLES[name](content)
         parts += [f"## {name}", "\n".join(lines) if lines else f"{NOT_REACHED}."]
-    wrong = results(content, "correct").get("wrong")
-    parts.append(f"Wrong: {', '.join(wrong)}." if wrong else "Nothing that was checked is wrong.")
+    correct = results(content, "correct")
+    if "wrong" not in correct:
+        parts.append(f"Correctness: {NOT_REACHED}.")
+    else:
+        parts.append(f"Wrong: {', '.join(correct['wrong']) or 'nothing that was checked'}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -38,7 +38,7 @@ def figure(values: Sequence[float], unit: str) -> Figure:
 
 
 def scaled(found: Mapping[str, Any], unit: str, convert: Callable[[float], float]) -> Figure:
-    """Return a figure in another unit, such as bytes a second of seconds."""
+    """Return a figure in another unit, such as bytes per second."""
     return figure([convert(value) for value in found["groups"]], unit)
 
 

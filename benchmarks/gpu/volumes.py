@@ -39,7 +39,7 @@ def head(size: Sequence[int], number: int = 0) -> nib.Nifti1Image:
 
 
 def volumes(run: Run, results: Results) -> None:
-    """Seconds of volumes by stage, and volumes a minute of a folder of different heads."""
+    """Seconds of volumes by stage, and volumes per minute of a folder of different heads."""
     name, size = run.sizes.volume
     start = time.perf_counter()
     pipeline = Pipeline(name, device=run.device.place, dtype=run.sizes.dtype)
@@ -100,6 +100,6 @@ def folder(run: Run, model: str, boxes: Sequence[Box]) -> Results:
         "written": written,
         "boxes": len(set(boxes)),
         "seconds": seconds,
-        "volumes a minute": 60 * count / seconds,
+        "volumes per minute": 60 * count / seconds,
         "GPU busy, %": statistics.fmean(busy) if busy else None,
     }
