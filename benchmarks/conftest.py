@@ -1,8 +1,9 @@
 """Timing on request: `pytest benchmarks --benchmark`; without the flag each body runs once, as a smoke test.
 
 A case marked by `reference=True` is what the others of its group are compared with. `--benchmark-json=FILE`
-keeps it all, and `scorefusion bench-report FILE` draws it. Baselines under `torch.compile` come last; what
-`--minutes` has no time for, and what the processor has no instructions for, is listed as not timed.
+keeps it all, and `scorefusion bench-report FILE` draws it. The main cases come first, baselines under
+`torch.compile` last; what `--minutes` has no time for, and what the processor has no instructions for, is
+listed as not timed.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     yield
     if (budget := config.stash.get(BUDGET, None)) is None:
         return
-    items.sort(key=lambda item: _compiles(item) or 0.0)
+    items.sort(key=lambda item: (_compiles(item) or 0.0, item.get_closest_marker("quick") is None))
     expected = {}
     for item in items:
         reason = _cannot_time(item)
@@ -104,7 +105,9 @@ def _compiles(item: pytest.Item) -> float | None:
 
 
 def _cannot_time(item: pytest.Item) -> str | None:
-    """Return why this machine cannot time a case, or None."""
+    """Return why a case is not timed on this machine, or None."""
+    if isinstance(item, pytest.Function) and "measure" not in item.fixturenames:
+        return f"not timed: python -m {item.module.__name__.replace('test_', '')} measures it"
     parameters = _parameters(item)
     if parameters.get("device", "cpu") == "cuda":
         return None if torch.cuda.is_available() else NO_CUDA

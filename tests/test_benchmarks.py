@@ -125,12 +125,14 @@ def test_a_dtype_that_the_processor_does_not_compute_is_not_timed(tmp_path: Path
 
 
 def test_what_there_is_no_time_for_is_named() -> None:
-    found = run("benchmarks", "-m", "quick", "--minutes", "0.0001")
+    found = run("benchmarks", "-m", "not compiled", "--minutes", "0.0001")
     assert found.returncode == 0, found.stdout + found.stderr
     assert "]: not timed: no time left of 0.0001 minutes (--minutes)" in found.stdout
     assert " passed" not in found.stdout.splitlines()[-1]
     for operation in ("gather_slices", "fuse_step", "norm_act", "sample_step", "convolution"):
         assert f"test_{operation}[" in found.stdout
+    assert "test_volume: not timed: python -m benchmarks.engine measures it" in found.stdout
+    assert "test_figures: not timed: python -m benchmarks.batch measures it" in found.stdout
 
 
 @pytest.mark.parametrize(
