@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.fake_cuda import FakeEngine, Implementations, Indexing, Runtime
 from scorefusion.engine.graph import CudaGraphs
+from scorefusion.engine.tensorrt import TensorRTRunner
 from scorefusion.evidence.catalogue import cases_of, stems
 from scorefusion.models.presets import preset
 from scorefusion.models.table import table_for
@@ -142,3 +144,35 @@ def test_a_graph_is_made_on_its_device(monkeypatch: pytest.MonkeyPatch, current:
         "waited",
         "waited",
     ]
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_a_tensorrt_engine_runs_on_its_device(monkeypatch: pytest.MonkeyPatch, current: int) -> None:
+    """TensorRT takes the thread's current device, when it runs and when it reserves memory."""
+    runtime, seen = Runtime(current), []
+    runner = TensorRTRunner.__new__(TensorRTRunner)
+
+    def run(stream: int) -> bool:
+        seen.append(("run", runtime.current))
+        return True
+
+    binding = SimpleNamespace(
+        slices=5, time=torch.zeros(2), outputs={"output": torch.zeros(2, 4, 4, 1)},
+        context=SimpleNamespace(execute_async_v3=run),
+    )  # fmt: skip
+
+    def bind(runner: TensorRTRunner, shape: tuple[int, ...]) -> Any:
+        seen.append(("bind", runtime.current))
+        return binding
+
+    on_one: dict[str, Any] = {"is_cuda": True, "get_device": lambda: 1}
+    runner.watch, runner.labelled, runner.scales, runner._bindings = (lambda: None), False, (), {}
+    runner._scratch = SimpleNamespace(**on_one)  # type: ignore[assignment]
+    monkeypatch.setattr(TensorRTRunner, "_check", lambda runner, cut: None)
+    monkeypatch.setattr(TensorRTRunner, "_bind", bind)
+    monkeypatch.setattr(TensorRTRunner, "_stream", lambda runner: 0)
+    cut: Any = SimpleNamespace(shape=(2, 3, 4, 4), data_ptr=lambda: 5, **on_one)
+    with runtime.installed():
+        runner.reserve([(2, 4, 4)])
+        runner(cut, torch.ones(2), torch.ones(2))
+    assert seen == [("bind", 1), ("bind", 1), ("run", 1)] and runtime.current == current
