@@ -38,6 +38,9 @@ READ, SCALED, STORED = 25, 24, 20
 """Bytes for each voxel of an image: while it is read (stored, scaled, turned, checked), while its intensities
 are measured, and while a result is brought to an input's integer type."""
 
+CLIPPING = 6
+"""Volumes that are alive at once while a result is clipped and its block means are restored."""
+
 UNWALKED = 12
 """Volumes that measurements hold at once which cannot be walked on tensors that hold nothing."""
 
@@ -130,10 +133,11 @@ def footprint(
     fields = (1 + 2 * sides) * inside
     image = fine if settings.output_dtype == "float32" else STORED * (fine // 4)
     result = (1 + sides) * fine
-    # Two steps of the inverse map are alive at once, or the result, its fields and its image.
-    finish, made = held + fields + 3 * fine, 4 * images[0] + result + image
+    # Two steps of the inverse map are alive at once, or what clips, or the result, its fields and its image.
+    alive = CLIPPING * fine if settings.clip == "input" else 2 * fine
+    finish, made = held + fields + fine + alive, 4 * images[0] + result + image
     if one_memory:
-        finish, made = 0, 4 * images[0] + held + fields + fine + max(2 * fine, result + image)
+        finish, made = 0, 4 * images[0] + held + fields + fine + max(alive, result + image)
     return Footprint(
         shapes=tuple(shapes),
         box=box,

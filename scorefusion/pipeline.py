@@ -17,6 +17,7 @@ from scorefusion.compute import choose_device, choose_dtype
 from scorefusion.degradations.inpainting import Inpainting
 from scorefusion.degradations.make import disagreement
 from scorefusion.degradations.operator import Operator
+from scorefusion.degradations.pooling import Pooling
 from scorefusion.diffusion.solvers import Table
 from scorefusion.domain import check_domain, warnings_of
 from scorefusion.draw import Progress, draw_residuals
@@ -115,6 +116,7 @@ class Pipeline:
         assume_affine: bool = False,
         output_dtype: str = "float32",
         max_voxels: int = MAX_VOXELS,
+        clip: str = "none",
         strict: bool = False,
         callback: Progress | None = None,
     ) -> Translation:
@@ -153,6 +155,9 @@ class Pipeline:
             output_dtype: what ``save`` stores and ``native`` gives: ``float32``, or ``input`` for the input's
                 own type.
             max_voxels: refuse larger inputs and outputs.
+            clip: ``none``, or ``input``: the result is within the range of the (first) input's values. For
+                super-resolution the block means stay; a result may exceed the input's range rightly, where
+                detail is brighter than the blocks that hold it.
             strict: refuse an input that is not what the model was made for (``config.domain``); else
                 :attr:`Translation.warnings` says so.
             callback: called with (evaluations done, evaluations in all), in the calling thread; raise
@@ -179,6 +184,7 @@ class Pipeline:
             assume_affine=assume_affine,
             output_dtype=output_dtype,
             max_voxels=max_voxels,
+            clip=clip,
             strict=strict,
         )
         if mask is not None and operator is not None:
@@ -265,10 +271,16 @@ class Pipeline:
             prepared = prepare_conditions(volumes, self.config, operator=operator)
             box = Box.whole(prepared.base.shape[2:])
             if settings.crop and (operator is None or reading.mask is not None):
-                box = sampling_box(prepared.condition, self.config)
+                box = sampling_box(prepared.condition, self.config, prepared.levels)
             shapes = [scan.values.shape for scan in reading.scans]
-            found = self._room.footprint(shapes, box.size, settings, operator=given, walk=False)
-        return Job(reading.scans[0], prepared, box, found, timings, reading.warnings)
+            footprint = self._room.footprint(shapes, box.size, settings, operator=given, walk=False)
+        found = [
+            BadInput(scan.name, *text)
+            for scan, texts in zip(reading.scans, prepared.found, strict=True)
+            for text in texts
+        ]
+        warnings = reading.warnings + warnings_of(found, strict=settings.strict)
+        return Job(reading.scans[0], prepared, box, footprint, timings, warnings)
 
     @isolated()
     def draw(self, job: Job, settings: Settings, *, callback: Progress | None = None) -> Drawn:
@@ -318,7 +330,7 @@ class Pipeline:
         timings = dict(drawn.timings)
         with timed("finish", timings), memory_named(job.scan.name, "finishing it"):
             self._room.make_for_finishing(job.footprint)
-            volume, consistency = self._finish(job, drawn.mean)
+            volume, consistency = self._finish(job, drawn.mean, settings.clip)
             spread = self._in_units(job, drawn.deviation)
             planes_apart = self._in_units(job, drawn.planes_apart)
             factor = self.config.degradation.factors
@@ -366,13 +378,21 @@ class Pipeline:
         """Give back the memory that is kept for the next volume of the same shape."""
         self._engines.free()
 
-    def _finish(self, job: Job, mean: Tensor) -> tuple[np.ndarray, Consistency | None]:
+    def _finish(self, job: Job, mean: Tensor, clip: str) -> tuple[np.ndarray, Consistency | None]:
         """The volume in the input's units and orientation, and how well it agrees with the input."""
         prepared, box, scan = job.prepared, job.box, job.scan
         scale, intensity = self.config.residual.scale, prepared.intensity
         whole = prepared.outside.clone()
         whole[box.index] = prepared.base[box.index] + scale * mean
         whole = intensity.denormalise(whole)
+        if prepared.held is not None:
+            self._hold(whole, prepared.held, self._tensor(scan))
+        if clip == "input":
+            lo, hi = float(scan.values.min()), float(scan.values.max())
+            if isinstance(prepared.operator, Pooling):
+                whole = prepared.operator.bounded(whole, self._tensor(scan), lo, hi)
+            else:
+                whole = whole.clamp(lo, hi)
         volume = scan.to_own_order(whole[0, 0].cpu().numpy())
         consistency = None
         if prepared.operator is not None:
@@ -387,6 +407,14 @@ class Pipeline:
         field = torch.zeros_like(job.prepared.base)
         field[job.box.index] = deviation * self.config.residual.scale * job.prepared.intensity.half_range
         return job.scan.to_own_order(field[0, 0].cpu().numpy())
+
+    def _hold(self, volume: Tensor, held: Tensor, values: Tensor) -> None:
+        """Give all of each block of ``volume`` whose voxel on the first condition's grid is held its value."""
+        z, y, x = self.config.degradation.factors
+        d, h, w = held.shape[2:]
+        blocks = volume.view(1, 1, d, z, h, y, w, x)
+        held, kept = (each[:, :, :, None, :, None, :, None] for each in (held, values.masked_fill(~held, 0)))
+        blocks.masked_fill_(held, 0).add_(kept)  # in place, for the volume may be large
 
     def _placed(self, model: ScoreFusion) -> ScoreFusion:
         """The model on the device, its networks in the dtype, everything else in float32."""

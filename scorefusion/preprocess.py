@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,11 +19,153 @@ from scorefusion.degradations.operator import Operator
 from scorefusion.degradations.pooling import Pooling
 from scorefusion.diffusion.consistency import Factor, block_edges
 from scorefusion.errors import ScoreFusionError, unknown_name
-from scorefusion.models.config import ModelConfig
+from scorefusion.models.config import DomainConfig, ModelConfig
 
 INTENSITIES = ("minmax", "robust")
 
 Values = TypeVar("Values", np.ndarray, Tensor)
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Which values of an image are so far from all others that they must not decide its normalisation.
+
+    Padding and negative spikes are below 0 and far below the rest, or below what CT can measure; hot voxels
+    and those saturated at the limit of an integer type are far above it. Of an ordinary image nothing is.
+
+    Attributes:
+        lo: the least value that counts.
+        hi: the greatest value that counts.
+        below: number of voxels below ``lo``.
+        above: number of voxels above ``hi``.
+        least: of all values.
+        most: of all values.
+    """
+
+    lo: float
+    hi: float
+    below: int
+    above: int
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Outliers:
+        """Look for them in values of any shape, finite."""
+        array = values.reshape(-1)
+        least, most = float(array.min()), float(array.max())
+        sample = array[:: max(1, len(array) // _SAMPLED)]
+        lo = _least(array, sample, least) if least < 0 else least
+        hi = _greatest(array, sample[sample > lo], lo, most)
+        below = int(np.count_nonzero(array < lo)) if lo > least else 0
+        above = int(np.count_nonzero(array > hi)) if hi < most else 0
+        return cls(lo, hi, below, above, least, most)
+
+    def __bool__(self) -> bool:
+        return bool(self.below or self.above)
+
+    @property
+    def texts(self) -> tuple[tuple[str, str], ...]:
+        """What was found and what to do about it, for a message that begins with the image's name."""
+        kept = "they are kept as they are and do not count in its normalisation"
+        found = []
+        if self.below:
+            where = f"down to {self.least:.5g}, where the rest begins at {self.lo:.5g}"
+            fix = "Set padding to the value of the background."
+            found.append((f"has {self.below:,} voxels far below the rest ({where}): {kept}", fix))
+        if self.above:
+            where = f"up to {self.most:.5g}, where the rest ends at {self.hi:.5g}"
+            fix = "Check whether it is saturated or damaged there."
+            found.append((f"has {self.above:,} voxels far above the rest ({where}): {kept}", fix))
+        return tuple(found)
+
+    def kept(self, values: np.ndarray) -> np.ndarray:
+        """The values that count, ``[n]``; the array itself where all do."""
+        return values[(values >= self.lo) & (values <= self.hi)] if self else values
+
+    def limited(self, volume: Values) -> Values:
+        """The volume with outliers moved to the nearest value that counts; itself where there are none."""
+        result: Any = volume.clip(self.lo, self.hi) if self else volume
+        return result
+
+
+_SAMPLED = 2**17
+_FAR = 1.5
+"""An outlier is this many times the range of all other values away from them, at least."""
+_PADDED = 5.0
+"""Padding is this many times the range of all other values below them: a background is not so far."""
+_HOT = 98
+"""Percentile of the foreground above which voxels may be hot."""
+_LIMITS = (255.0, 4095.0, 16383.0, 32767.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
+_SATURATED = 0.3
+_VACUUM, _PADDING = -1100.0, -1200.0
+"""Hounsfield units that no scanner gives of air, and below which a value is CT's padding."""
+
+
+def _least(array: np.ndarray, sample: np.ndarray, least: float) -> float:
+    """The least value that is neither padding nor a spike; negative ``least`` where there are none."""
+    rest = sample[sample > least]
+    if not rest.size:
+        return least
+    low, high = (float(value) for value in np.percentile(rest, (5, 99.5)))
+    padded = np.count_nonzero(sample == least) > 0.01 * sample.size
+    if padded and least <= _PADDING and low >= _VACUUM and low - least > 0.2 * (high - low):
+        return float(array[array >= _VACUUM].min())
+    if padded and low - least > _PADDED * (high - low) > 0:
+        return float(array[array > low - _FAR * (high - low)].min())
+    if padded or low - least <= _FAR * (high - low):
+        return least
+    tail = np.sort(array[array <= low])
+    after = np.append(tail[1:], array[array > low].min())
+    far = np.flatnonzero((after - tail > _FAR * (high - after)) & (tail < 0))
+    return float(after[far[-1]]) if far.size else least
+
+
+def _greatest(array: np.ndarray, foreground: np.ndarray, lo: float, most: float) -> float:
+    """The greatest value that is neither hot nor saturated."""
+    if most in _LIMITS and (count := np.count_nonzero(foreground == most)) > 1:
+        rest = foreground[foreground < most]
+        if rest.size and count < _SATURATED * foreground.size and _far_above(float(rest.max()), lo, most):
+            array, foreground = array[array < most], rest
+            most = float(array.max())
+    if not foreground.size:
+        return most
+    high = float(np.percentile(foreground, _HOT))
+    if not _far_above(high, lo, most):
+        return most
+    tail = np.sort(array[array > high])
+    before = np.append(array[array <= high].max(), tail[:-1])
+    far = np.flatnonzero(tail - before > _FAR * (before - lo))
+    return float(before[far[0]]) if far.size else most
+
+
+def _far_above(value: float, lo: float, most: float) -> bool:
+    return most - value > _FAR * (value - lo) > 0
+
+
+def background_within(values: np.ndarray, outliers: Outliers) -> float | None:
+    """The value of a background that lies between the tissue's, as 0 does after z-scoring.
+
+    Args:
+        values: ``[D, H, W]``, finite.
+        outliers: theirs.
+
+    Returns:
+        The value that at least six of the eight corners and 5% of all voxels have, with at least 1% of the
+        voxels clearly darker and 1% brighter; None where there is none such.
+    """
+    if values.ndim != 3 or min(values.shape) < 2:
+        return None
+    corners = values[:: values.shape[0] - 1, :: values.shape[1] - 1, :: values.shape[2] - 1]
+    level = float(np.median(corners))
+    margin = 0.025 * (outliers.hi - outliers.lo)
+    if np.count_nonzero(corners == level) < 6 or not outliers.lo + margin < level < outliers.hi - margin:
+        return None
+    least = 0.01 * values.size
+    enough = np.count_nonzero(values == level) > 5 * least
+    darker = np.count_nonzero((values < level - margin) & (values >= outliers.lo))
+    brighter = np.count_nonzero((values > level + margin) & (values <= outliers.hi))
+    return level if enough and min(darker, brighter) > least else None
 
 
 @dataclass(frozen=True)
@@ -44,7 +186,7 @@ class Intensity:
             raise ScoreFusionError(f"intensities need finite lo < hi, got lo={self.lo}, hi={self.hi}")
 
     @classmethod
-    def of(cls, values: np.ndarray | Tensor, kind: str) -> Intensity:
+    def of(cls, values: np.ndarray | Tensor, kind: str, *, outliers: bool = True) -> Intensity:
         """Measure a volume.
 
         Args:
@@ -52,13 +194,15 @@ class Intensity:
             kind: ``minmax`` (the paper's: the least and the greatest value), or ``robust``: percentiles 0.1
                 and 99.9 of the voxels above the least value, which is taken for background; ``minmax`` where
                 these coincide.
+            outliers: leave :class:`Outliers` out.
 
         Raises:
             ScoreFusionError: for an unknown kind, or a volume without two different values.
         """
         if kind not in INTENSITIES:
             raise unknown_name("intensity", kind, INTENSITIES)
-        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        array = _on_host(values)
+        array = Outliers.of(array).kept(array) if outliers else array
         lo, hi = float(array.min()), float(array.max())
         if not hi > lo:
             raise ScoreFusionError(f"every voxel is {lo:g}; a volume needs two different intensities")
@@ -122,7 +266,14 @@ class Box:
         return cls((0, 0, 0), (int(size[0]), int(size[1]), int(size[2])))
 
 
-def foreground_box(volume: Tensor, *, threshold: float = -0.95, margin: int = 8, multiple: Factor = 1) -> Box:
+def foreground_box(
+    volume: Tensor,
+    *,
+    threshold: float = -0.95,
+    margin: int = 8,
+    multiple: Factor = 1,
+    levels: Sequence[float | None] = (),
+) -> Box:
     """The smallest aligned box that holds every voxel above a threshold, and a margin.
 
     Args:
@@ -131,12 +282,18 @@ def foreground_box(volume: Tensor, *, threshold: float = -0.95, margin: int = 8,
         margin: voxels added on every side.
         multiple: the start is rounded down and the stop up to multiples of this, one number or (z, y, x),
             within the volume.
+        levels: value of each channel's background where that is not its darkest, as it is after z-scoring:
+            voxels count that differ from it by as much as ``threshold`` from -1.
 
     Returns:
         The box; the whole volume if nothing exceeds the threshold.
     """
     full, multiples = volume.shape[2:], block_edges(multiple)
-    above = (volume > threshold).any(dim=0).any(dim=0)
+    shown = volume > threshold
+    for channel, level in enumerate(levels):
+        if level is not None:
+            shown[:, channel] = (volume[:, channel] - level).abs() > 1 + threshold
+    above = shown.any(dim=0).any(dim=0)
     start, stop = [], []
     for axis in range(3):
         others = [other for other in range(3) if other != axis]
@@ -150,7 +307,7 @@ def foreground_box(volume: Tensor, *, threshold: float = -0.95, margin: int = 8,
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def sampling_box(condition: Tensor, config: ModelConfig) -> Box:
+def sampling_box(condition: Tensor, config: ModelConfig, levels: Sequence[float | None] = ()) -> Box:
     """The box around the foreground that a model can sample by itself.
 
     Its ends are whole blocks and whole patches, and it is all of the volume along axes that the measurement
@@ -159,9 +316,10 @@ def sampling_box(condition: Tensor, config: ModelConfig) -> Box:
     Args:
         condition: ``[1, C, D, H, W]``, normalised, on the output's grid.
         config: the model.
+        levels: as for :func:`foreground_box`.
     """
     multiples = [math.lcm(factor, config.multiple) for factor in config.degradation.factors]
-    box = foreground_box(condition, multiple=multiples)
+    box = foreground_box(condition, multiple=multiples, levels=levels)
     return box.whole_along(config.degradation.whole, condition.shape[2:])
 
 
@@ -201,6 +359,10 @@ class Prepared:
         outside: ``[1, 1, D, H, W]``, the result where nothing is sampled: the base, made consistent.
         intensity: of the first condition, and so of the result.
         operator: what was measured of the result, on the whole grid; None where nothing is known.
+        held: bool ``[1, 1, d, h, w]`` on the first condition's own grid: voxels whose value the result has
+            everywhere: outliers, and a background that is known; None where there are none.
+        levels: normalised value of each condition's background where that is not its darkest; else None.
+        found: by condition, what is wrong with its intensities, and what to do.
     """
 
     condition: Tensor
@@ -208,12 +370,61 @@ class Prepared:
     outside: Tensor
     intensity: Intensity
     operator: Operator | None = None
+    held: Tensor | None = None
+    levels: tuple[float | None, ...] = ()
+    found: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     def to(self, device: torch.device | str) -> Prepared:
         """The same with all volumes on a device; an operator's masks follow the volumes that it measures."""
-        volumes = (self.condition, self.base, self.outside)
-        condition, base, outside = (volume.to(device) for volume in volumes)
-        return Prepared(condition, base, outside, self.intensity, self.operator)
+        moved = {name: getattr(self, name).to(device) for name in ("condition", "base", "outside")}
+        held = None if self.held is None else self.held.to(device)
+        return replace(self, **moved, held=held)
+
+
+@dataclass(frozen=True, eq=False)
+class _Normalised:
+    """A condition as it came, normalised: ``[1, 1, d, h, w]``, and what of it is held."""
+
+    volume: Tensor
+    intensity: Intensity
+    held: Tensor | None
+    level: float | None
+    found: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(
+        cls, volume: Tensor, config: ModelConfig, domain: DomainConfig, known: Tensor | None, direct: bool
+    ) -> _Normalised:
+        """Normalise a condition.
+
+        Args:
+            volume: in image units.
+            config: the model.
+            domain: what the condition should be.
+            known: the values that count, where not all do.
+            direct: whether voxels stand for themselves, so that those of no meaning can be set aside.
+        """
+        array = _on_host(volume if known is None else known)
+        outliers = Outliers.of(array)
+        level = background_within(array[0, 0], outliers) if known is None else None
+        counted, found, held = outliers.kept(array), outliers.texts, None
+        if not direct:
+            intensity = Intensity.of(counted, config.intensity, outliers=False)
+            return cls(intensity.normalise(volume.float()), intensity, None, None, found)
+        plain = outliers.limited(volume)
+        if level is not None and domain.background == "zero":
+            share = float((array == level).mean())
+            text = f"has a background of {level:.5g} ({share:.0%} of its voxels) between its darkest and "
+            text += f"brightest tissue, and '{config.name}' was made for one that is darker than all tissue"
+            found += ((text, "It is taken for the darkest value while sampling, and put back."),)
+            counted = counted[counted != level]
+            plain = torch.where(plain == level, float(counted.min()), plain)
+            level = None
+        intensity = Intensity.of(counted, config.intensity, outliers=False)
+        if found:
+            held = plain != volume
+        level = None if level is None else float(intensity.normalise(np.float64(level)))
+        return cls(intensity.normalise(plain.float()), intensity, held, level, found)
 
 
 def prepare_conditions(
@@ -239,10 +450,24 @@ def prepare_conditions(
         size = [n * factor for n, factor in zip(volumes[0].shape[2:], factors, strict=True)]
         operator = make_operator(config.degradation, size, device=volumes[0].device)
     # What an image holds where nothing is known must not decide how it is normalised.
-    known = volumes[0][..., operator.known] if isinstance(operator, Inpainting) else volumes[0]
-    intensities = [Intensity.of(volume, config.intensity) for volume in (known, *volumes[1:])]
-    scaled = [map_.normalise(volume.float()) for map_, volume in zip(intensities, volumes, strict=True)]
-    return on_output_grid(scaled, config, intensities[0], operator)
+    known = volumes[0][..., operator.known] if isinstance(operator, Inpainting) else None
+    pooled = isinstance(operator, Pooling)
+    domains = [config.domain.get(name, DomainConfig()) for name in config.conditions]
+    normalised = [
+        _Normalised.of(
+            volume, config, domain, known if first else None, not first or operator is None or pooled
+        )
+        for volume, domain, first in zip(volumes, domains, (True, *[False] * len(volumes)), strict=False)
+    ]
+    held = normalised[0].held
+    if pooled and domains[0].background == "zero" and domains[0].intensity == "non-negative":
+        # Where the mean of values of 0 and more is 0, all of them are.
+        zero = volumes[0] == 0
+        held = zero if held is None else held | zero
+    scaled = [each.volume for each in normalised]
+    prepared = on_output_grid(scaled, config, normalised[0].intensity, operator)
+    levels, found = (tuple(getattr(each, name) for each in normalised) for name in ("level", "found"))
+    return replace(prepared, held=held, levels=levels, found=found)
 
 
 def on_output_grid(

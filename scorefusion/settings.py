@@ -13,6 +13,8 @@ from scorefusion.io.nifti import NAN_CHOICES, OUTPUT_DTYPES
 from scorefusion.models.config import PLANES, ModelConfig, Plane, Strategy, require_strategy
 from scorefusion.models.table import table_for
 
+CLIPS = ("none", "input")
+
 ALL_PLANES = ("average", "fuse", "fuse+features")
 """Strategies that run every plane's network at each step."""
 
@@ -34,6 +36,7 @@ class Settings:
         assume_affine: accept an image without orientation.
         output_dtype: ``float32``, or ``input`` for the input's own type.
         max_voxels: refuse larger inputs and outputs.
+        clip: ``none``, or ``input`` for a result within the input's range.
         strict: refuse an input that is not what the model was made for, instead of a warning.
     """
 
@@ -49,6 +52,7 @@ class Settings:
     assume_affine: bool = False
     output_dtype: str = "float32"
     max_voxels: int = MAX_VOXELS
+    clip: str = "none"
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -73,6 +77,8 @@ class Settings:
             )
         if self.nan not in NAN_CHOICES:
             raise unknown_name("treatment of NaN", self.nan, NAN_CHOICES)
+        if self.clip not in CLIPS:
+            raise unknown_name("clip", self.clip, CLIPS)
         if self.output_dtype not in OUTPUT_DTYPES:
             raise unknown_name("output dtype", self.output_dtype, OUTPUT_DTYPES)
 
@@ -124,4 +130,5 @@ class Settings:
             "nan": self.nan,
             "assume_affine": self.assume_affine,
             "output_dtype": self.output_dtype,
+            "clip": self.clip,
         }

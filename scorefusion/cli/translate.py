@@ -80,6 +80,9 @@ def translate(
         str, typer.Option(help="float32, or input: the type and scaling of the input file.")
     ] = "float32",
     max_voxels: Annotated[int, typer.Option(help="Refuse larger volumes, in and out.")] = 2**30,
+    clip: Annotated[
+        str, typer.Option(help="none, or input: a result within the range of the input's values.")
+    ] = "none",
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse what the model was not made for, instead of a warning."),
@@ -195,6 +198,7 @@ def translate(
         "assume_affine": assume_affine,
         "output_dtype": output_dtype,
         "max_voxels": max_voxels,
+        "clip": clip,
         "strict": strict,
     }
     machine: dict[str, Any] = {

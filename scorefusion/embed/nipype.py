@@ -77,6 +77,7 @@ class TranslateInputs(CommandLineInputSpec):
     nan = traits.Enum("error", "zero", argstr="--nan %s", desc="what to do with NaN")
     assume_affine = traits.Bool(argstr="--assume-affine", desc="accept a header without orientation")
     output_dtype = traits.Enum("float32", "input", argstr="--output-dtype %s", desc="the stored type")
+    clip = traits.Enum("none", "input", argstr="--clip %s", desc="keep within the input's range")
     strict = traits.Bool(argstr="--strict", desc="refuse what the model was not made for")
     spread_file = File(argstr="--spread %s", desc="also write the standard deviation over the samples")
 
