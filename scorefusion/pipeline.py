@@ -401,11 +401,13 @@ class Pipeline:
         return volume, consistency
 
     def _in_units(self, job: Job, deviation: Tensor | None) -> np.ndarray | None:
-        """A deviation of the box's residual in the input's units and orientation, 0 outside the box."""
+        """A deviation of the box's residual in the input's units, 0 outside the box and where values are held."""
         if deviation is None:
             return None
         field = torch.zeros_like(job.prepared.base)
         field[job.box.index] = deviation * self.config.residual.scale * job.prepared.intensity.half_range
+        if job.prepared.held is not None:
+            field[self._fine(job.prepared.held)] = 0
         return job.scan.to_own_order(field[0, 0].cpu().numpy())
 
     def _hold(self, volume: Tensor, held: Tensor, values: Tensor) -> None:

@@ -124,7 +124,7 @@ def test_a_background_between_tissues_is_the_darkest_while_sampling() -> None:
     assert scored.condition[..., 0, 0, 0].item() == pytest.approx(-1, abs=0.1)
     inside = torch.from_numpy(brain.T > 0)[None, None]
     fine = inside.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
-    assert (scored.condition[fine] - plain.condition[fine]).abs().median() < 0.05
+    assert (scored.condition[fine] - plain.condition[fine]).abs().median() < 0.1
     whole = Box.whole(scored.base.shape[2:]).size
     box = sampling_box(scored.condition, config, scored.levels)
     assert box == sampling_box(plain.condition, config, plain.levels) and max(box.size) < min(whole)
@@ -178,6 +178,8 @@ def test_outliers_in_a_result() -> None:
 
 def test_a_measured_background_of_zero_stays_zero() -> None:
     zero = fine(SMALL == 0) > 0
+    result = run(SMALL, samples=2, solver="ddpm")
+    assert (result.volume[zero] == 0).all() and (result.spread[zero] == 0).all()
     assert (run(SMALL).volume[zero] == 0).all()
     unknown = run(SMALL, tiny_config(intensity="robust")).volume
     assert (unknown[zero] != 0).any()
