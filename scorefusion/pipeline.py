@@ -401,7 +401,7 @@ class Pipeline:
         return volume, consistency
 
     def _in_units(self, job: Job, deviation: Tensor | None) -> np.ndarray | None:
-        """A deviation of the box's residual in the input's units, 0 outside the box and where values are held."""
+        """A deviation of the residual in the input's units, 0 outside the box and where values are held."""
         if deviation is None:
             return None
         field = torch.zeros_like(job.prepared.base)

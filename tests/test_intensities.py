@@ -125,17 +125,21 @@ def test_a_background_between_tissues_is_the_darkest_while_sampling() -> None:
     inside = torch.from_numpy(brain.T > 0)[None, None]
     fine = inside.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
     assert (scored.condition[fine] - plain.condition[fine]).abs().median() < 0.1
-    whole = Box.whole(scored.base.shape[2:]).size
-    box = sampling_box(scored.condition, config, scored.levels)
-    assert box == sampling_box(plain.condition, config, plain.levels) and max(box.size) < min(whole)
+    whole, right = Box.whole(scored.base.shape[2:]), sampling_box(plain.condition, config)
+
+    def is_tight(box: Box) -> bool:
+        ends = zip((*box.start, *box.stop), (*right.start, *right.stop), strict=True)
+        return box != whole and max(abs(found - wanted) for found, wanted in ends) <= 2
+
+    assert is_tight(sampling_box(scored.condition, config, scored.levels))
     assert scored.held is not None and torch.equal(scored.held, ~inside)
     ((text, fix),) = scored.found[0]
     assert "has a background of 0 (9" in text and "put back" in fix
     unknown = tiny_config(intensity="robust")
     old = prepared_of(z_scored(brain), unknown)
     assert old.held is None and old.levels[0] == pytest.approx(0, abs=0.5) and old.found == ((),)
-    assert sampling_box(old.condition, unknown, old.levels) == box
-    assert sampling_box(old.condition, unknown).size == whole
+    assert is_tight(sampling_box(old.condition, unknown, old.levels))
+    assert sampling_box(old.condition, unknown) == whole
 
 
 def test_nan_outside_a_ct_counted_as_zero() -> None:
