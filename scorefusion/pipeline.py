@@ -407,16 +407,16 @@ class Pipeline:
         field = torch.zeros_like(job.prepared.base)
         field[job.box.index] = deviation * self.config.residual.scale * job.prepared.intensity.half_range
         if job.prepared.held is not None:
-            field[self._fine(job.prepared.held)] = 0
+            self._hold(field, job.prepared.held, torch.zeros((), device=field.device))
         return job.scan.to_own_order(field[0, 0].cpu().numpy())
 
     def _hold(self, volume: Tensor, held: Tensor, values: Tensor) -> None:
-        """Give all of each block of ``volume`` whose voxel on the first condition's grid is held its value."""
+        """Give the block of each voxel that is held, on the first condition's grid, its value, in place."""
         z, y, x = self.config.degradation.factors
         d, h, w = held.shape[2:]
-        blocks = volume.view(1, 1, d, z, h, y, w, x)
-        held, kept = (each[:, :, :, None, :, None, :, None] for each in (held, values.masked_fill(~held, 0)))
-        blocks.masked_fill_(held, 0).add_(kept)  # in place, for the volume may be large
+        values = torch.where(held, values, 0)
+        marked, kept = (part[:, :, :, None, :, None, :, None] for part in (held, values))
+        volume.view(1, 1, d, z, h, y, w, x).masked_fill_(marked, 0).add_(kept)
 
     def _placed(self, model: ScoreFusion) -> ScoreFusion:
         """The model on the device, its networks in the dtype, everything else in float32."""

@@ -497,6 +497,10 @@ def on_output_grid(
     return Prepared(torch.cat([base, *others], dim=1), base, outside, intensity, operator)
 
 
+def _on_host(values: np.ndarray | Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
 def _agrees(operator: Operator, kind: str, coarse: bool) -> bool:
     """Whether a base measures as the first condition does, to rounding."""
     if coarse:
