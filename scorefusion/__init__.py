@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scorefusion.diffusion.sample import sample
     from scorefusion.diffusion.solvers import make_table
-    from scorefusion.errors import BadInput, Cancelled, ScoreFusionError
+    from scorefusion.errors import BadInput, Cancelled, OutOfMemory, ScoreFusionError
     from scorefusion.importers.official import load_official
     from scorefusion.io.dicom_find import find_series
     from scorefusion.io.dicom_read import read_dicom_series
@@ -26,6 +26,7 @@ _HOME = {
     "BadInput": "errors",
     "Cancelled": "errors",
     "ModelConfig": "models.config",
+    "OutOfMemory": "errors",
     "Pipeline": "pipeline",
     "ScoreFusion": "models.score_fusion",
     "ScoreFusionError": "errors",
@@ -42,6 +43,7 @@ __all__ = [
     "BadInput",
     "Cancelled",
     "ModelConfig",
+    "OutOfMemory",
     "Pipeline",
     "ScoreFusion",
     "ScoreFusionError",
