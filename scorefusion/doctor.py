@@ -49,6 +49,7 @@ def _basics() -> Iterator[Finding]:
     yield Finding("python", "present", f"{platform.python_version()} ({sys.executable})")
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
     yield Finding("torch", "present", f"{torch.__version__}, {threads}")
+    yield _waiting()
     probe = probe_cpu()
     instructions = ", ".join(probe.instructions) or "none of those that matter"
     capability = torch.backends.cpu.get_cpu_capability()
@@ -63,6 +64,18 @@ def _basics() -> Iterator[Finding]:
         yield Finding("bundled models", "present", ", ".join(models))
     else:
         yield Finding("bundled models", "missing", "none in the package", "Install scorefusion again.")
+
+
+def _waiting() -> Finding:
+    """How idle threads wait: spinning is ruinous where others use the cores."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    given = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    if given:
+        return Finding("waiting threads", "present", ", ".join(given))
+    remedy = "Set OMP_WAIT_POLICY=passive before torch is imported, as the command line does (docs/embed.md)."
+    return Finding(
+        "waiting threads", "optional", "they spin, which is slow where others use the cores", remedy
+    )
 
 
 def _backends() -> Iterator[Finding]:

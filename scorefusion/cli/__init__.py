@@ -11,6 +11,7 @@ with status 2.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Iterator
@@ -100,12 +101,24 @@ def build() -> typer.Typer:
 def main() -> None:
     """Run the command line; the ``scorefusion`` script. Its streams may fail; see :mod:`.streams`."""
     shield_standard_streams()
+    wait_without_spinning()
     try:
         app()
     except SystemExit as end:
         if end.code in (None, 0, 1, 3):  # others are not of the work, or have said why
             note_lost_output()
         raise
+
+
+def wait_without_spinning() -> None:
+    """Let PyTorch's threads sleep while they wait, unless the environment says how they wait.
+
+    A thread that spins on a core that another program also uses takes it from the thread it waits for. The
+    OpenMP runtime reads this when PyTorch is imported, which must come later; processes that are started
+    inherit it.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def _show_version(wanted: bool) -> None:
