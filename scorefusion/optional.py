@@ -9,6 +9,7 @@ from scorefusion.errors import ScoreFusionError
 
 EXTRA = {
     "accelerate": "train",
+    "backports": "zstd",
     "fastapi": "serve",
     "imageio_ffmpeg": "video",
     "matplotlib": "train",

@@ -103,7 +103,7 @@ class Translation:
         return image if kind is None else kind.back(image, factors, own_type)
 
     def save(self, path: PathLike) -> Path:
-        """Write a .nii or .nii.gz file: beside, then renamed.
+        """Write a file, whole or not at all; its ending chooses the format (docs/data.md).
 
         Raises:
             BadInput: for another ending, or if it cannot be written.

@@ -210,7 +210,9 @@ def test_bad_outputs_are_found_before_computing(folder: Path) -> None:
     (folder / "taken.nii").mkdir()
     (folder / "link.nii.gz").symlink_to(folder / "in.nii.gz")
     for output, problem in (
-        ("out.mgz", "has the wrong ending"),
+        ("out.mif", "has the wrong ending"),
+        ("out.mhd", "End its name in .mha"),
+        ("out.img", "End its name in .nii.gz"),
         (".nii", "has the wrong ending"),
         ("none/out.nii", "none does not exist"),
         ("file/out.nii", "file is not a folder"),

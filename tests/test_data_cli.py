@@ -34,7 +34,7 @@ def test_everybody_is_listed_with_the_reason_for_each_refusal(tmp_path: Path) ->
         "1 × 1.204 × 1.503",
     ]
     assert out.count("BraTS-GLI-00004-001-t2f.nii.gz: is a truncated or damaged gzip file") == 1
-    assert "1 other NIfTI files are left out" in out and "odd.nii.gz" in out
+    assert "1 other file is left out, by name:" in out and "odd.nii.gz" in out
 
 
 def test_the_table_it_writes_is_the_same_dataset(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from look_alikes import write
 
 from scorefusion.data.config import DatasetConfig
 from scorefusion.data.find import find_subjects, find_subjects_at
-from scorefusion.data.listing import nifti_files
+from scorefusion.data.listing import volume_files
 from scorefusion.errors import BadInput
 
 
@@ -27,8 +27,8 @@ def test_loops_end_and_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (root / "linked").symlink_to(elsewhere)
     (root / "linked again").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(root / "sub-1")
-    assert [path.name for path in nifti_files(root)] == ["sub-2_t1.nii.gz", "sub-1_t1.nii.gz"]
-    assert nifti_files(root)[1] == root / "sub-1" / "sub-1_t1.nii.gz"
+    assert [path.name for path in volume_files(root)] == ["sub-2_t1.nii.gz", "sub-1_t1.nii.gz"]
+    assert volume_files(root)[1] == root / "sub-1" / "sub-1_t1.nii.gz"
     assert [s.name for s in find_subjects_at(root, ("t1",)).subjects] == ["sub-1", "sub-2"]
 
 
@@ -48,7 +48,7 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d_t1.nii.gz")
     found = find_subjects_at(tmp_path, ("t1",), voxels=True)
     assert [r.subject for r in found.refused] == ["b", "c", "d"]
-    assert "leads nowhere" in found.refused[0].reason and "git annex get" in found.refused[0].fix
+    assert "is not fetched" in found.refused[0].reason and "git annex get" in found.refused[0].fix
     assert "is not a file" in found.refused[2].reason
 
 

@@ -15,9 +15,9 @@ from scorefusion.batch.wanted import Wanted
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.dicom_file import is_dicom
 from scorefusion.io.dicom_find import PassedOver, SeriesDescription, find_series, matching, summaries
-from scorefusion.io.nifti import ENDINGS
+from scorefusion.io.formats import WRITABLE
 
-_OTHERS = (*ENDINGS, ".json", ".tsv", ".csv", ".bval", ".bvec")
+_OTHERS = (*WRITABLE, ".json", ".tsv", ".csv", ".bval", ".bvec")
 
 
 def holds_dicom(root: Path, *, skip: Callable[[Path], bool] | None = None) -> bool:

@@ -11,12 +11,12 @@ from pathlib import Path
 import scorefusion
 from scorefusion.batch.dicom import holds_dicom, list_dicom
 from scorefusion.batch.item import Item, Problem, shown
-from scorefusion.batch.listing import Source
+from scorefusion.batch.listing import Source, below
 from scorefusion.batch.wanted import Wanted
 from scorefusion.data.config import DatasetConfig
 from scorefusion.data.find import Refusal, assemble
 from scorefusion.data.layouts import LAYOUTS, detect
-from scorefusion.data.listing import Listing, Volume, nifti_files, stem
+from scorefusion.data.listing import Listing, Volume, stem, volume_files
 from scorefusion.data.subject import Subject
 from scorefusion.errors import BadInput, unknown_name
 from scorefusion.io.atomic import written_beside
@@ -42,7 +42,7 @@ def list_folder(root: Path, wanted: Wanted) -> Source:
     def skip(folder: Path) -> bool:
         return _is_output(folder, wanted.out)
 
-    files = nifti_files(root, skip=skip, unreadable=unreadable)
+    files = volume_files(root, skip=skip, unreadable=unreadable)
     if unreadable and Path(unreadable[0].file) == root:
         raise unreadable[0]
     mixed = wanted.layout == "auto" and holds_dicom(root, skip=skip)
@@ -59,8 +59,19 @@ def list_folder(root: Path, wanted: Wanted) -> Source:
         source = Source("folder", tuple(_file(root, file, wanted) for file in files))
     else:
         source = _subjects(root, files, wanted, layout)
-    notes = ("left out: DICOM files, which --layout dicom translates",) * mixed
-    return replace(source, items=(*source.items, *broken), notes=notes)
+    notes = ["left out: DICOM files, which --layout dicom translates"] * mixed
+    notes += _left_out(below(root, source.ignored))
+    return replace(source, items=(*source.items, *broken), notes=tuple(notes))
+
+
+def _left_out(names: Sequence[str], most: int = 10) -> list[str]:
+    """A sentence that names the first files that are left out; none where there are none."""
+    if not names:
+        return []
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    files = "1 file" if len(names) == 1 else f"{len(names)} files"
+    which = "not known by name to the layout, or no condition of the model"
+    return [f"left out: {files}, {which}: {', '.join(names[:most])}{more}"]
 
 
 def list_files(files: Sequence[Path], wanted: Wanted) -> Source:

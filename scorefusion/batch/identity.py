@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from scorefusion.errors import BadInput
+from scorefusion.io.formats import companions
+from scorefusion.io.placeholders import check_fetched
 from scorefusion.models.folder import CONFIG, WEIGHTS, find_folder
 
 RESULTS = 2
@@ -21,27 +23,36 @@ Stamp = tuple[int, int, int]
 
 
 def stamp_of(path: str | os.PathLike[str]) -> Stamp:
-    """The stamp of a file; of a folder, of the files in it: bytes in all, the latest change, its own inode.
+    """The stamp of a file, with its companions, such as the .img of a .hdr; of a folder, of the files in it.
+
+    For several files it is the bytes in all, the latest change, and the inode of the first or of the folder.
 
     Raises:
         OSError: if it is not there.
     """
     status = os.stat(path)
-    if not stat.S_ISDIR(status.st_mode):
-        return status.st_size, status.st_mtime_ns, status.st_ino
-    files = [os.stat(file) for file in _files_in(path)]
+    if stat.S_ISDIR(status.st_mode):
+        files = [os.stat(file) for file in _files_in(path)]
+    else:
+        files = [status, *(os.stat(file) for file in companions(Path(path)))]
     latest = max((each.st_mtime_ns for each in files), default=status.st_mtime_ns)
     return sum(each.st_size for each in files), latest, status.st_ino
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file's bytes, in hexadecimal; of a folder, over its files' names and bytes.
+    """sha256 of a file's bytes, in hexadecimal; of several, over their hashes: a folder, a .hdr and its .img.
 
     Raises:
         BadInput: if it cannot be read.
     """
     if os.path.isdir(path):
         return combine([[file.relative_to(path).as_posix(), hash_file(file)] for file in _files_in(path)])
+    if further := companions(Path(path)):
+        return combine([_hash(path), *(_hash(file) for file in further)])
+    return _hash(path)
+
+
+def _hash(path: str | os.PathLike[str]) -> str:
     digest = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as file:
@@ -68,6 +79,7 @@ def model_hash(model: str | os.PathLike[str]) -> str:
     """
     folder = find_folder(model)
     config = json.dumps(json.loads(Path(folder / CONFIG).read_text(encoding="utf-8")), sort_keys=True)
+    check_fetched(folder / WEIGHTS)
     return combine([config, hash_file(folder / WEIGHTS)])
 
 

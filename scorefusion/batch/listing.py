@@ -37,6 +37,11 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
+def below(root: Path, files: Iterable[Path]) -> list[str]:
+    """Files as text, by their paths below a folder where they lie in it."""
+    return [shown(file.relative_to(root) if file.is_relative_to(root) else file) for file in files]
+
+
 def output_path(output: Path, kind: str) -> Path:
     """Where a file of :attr:`.Outcome.outputs` lies: the volume at the item's output, others beside it."""
     return output if kind == VOLUME else side_path(output, kind)

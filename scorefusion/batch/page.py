@@ -41,7 +41,12 @@ _BIDI = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A),
 
 
 def write_report(
-    path: str | os.PathLike[str], rows: Sequence[Row], *, title: str, facts: Mapping[str, str]
+    path: str | os.PathLike[str],
+    rows: Sequence[Row],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    ignored: Sequence[str] = (),
 ) -> Path:
     """Write the report of a batch beside ``path`` and rename it; the same rows give the same bytes.
 
@@ -52,6 +57,7 @@ def write_report(
         rows: one a scan.
         title: heads the page.
         facts: what holds for all of the batch: model, settings, when it was started.
+        ignored: names of the files that were left out, all of which are listed.
 
     Returns:
         The path.
@@ -62,13 +68,15 @@ def write_report(
             JPEG.
     """
     final = Path(path)
-    text = report_page(rows, title=title, facts=facts)
+    text = report_page(rows, title=title, facts=facts, ignored=ignored)
     with written_beside(final) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
     return final
 
 
-def report_page(rows: Sequence[Row], *, title: str, facts: Mapping[str, str]) -> str:
+def report_page(
+    rows: Sequence[Row], *, title: str, facts: Mapping[str, str], ignored: Sequence[str] = ()
+) -> str:
     """The page of :func:`write_report` as text."""
     unusual = outliers.unusual(rows)
     states = ["outlier" if row.name in unusual else row.state for row in rows]
@@ -92,6 +100,7 @@ def report_page(rows: Sequence[Row], *, title: str, facts: Mapping[str, str]) ->
         script=script,
         summary=_summary(rows, states),
         facts="".join(f"<div><dt>{_markup(k)}</dt><dd>{_markup(v)}</dd></div>" for k, v in facts.items()),
+        ignored=_ignored(ignored),
         histograms="".join(_histogram(rows, figure) for figure in ("residual", "seconds")),
         data=_json(data),
         pictures="\n".join(block for block in pictures if block),
@@ -178,6 +187,15 @@ def _summary(rows: Sequence[Row], states: Sequence[str]) -> str:
         median = outliers.duration(float(np.median(seconds)))
         parts.append(f"{outliers.duration(math.fsum(seconds))} in all, median {median} a scan")
     return " · ".join(parts)
+
+
+def _ignored(names: Sequence[str]) -> str:
+    """All files that were left out, folded away."""
+    if not names:
+        return ""
+    items = "".join(f"<li>{_markup(name)}</li>" for name in names)
+    files = "1 file" if len(names) == 1 else f"{len(names)} files"
+    return f'<details class="ignored"><summary>{files} left out</summary><ul>{items}</ul></details>'
 
 
 def _histogram(rows: Sequence[Row], figure: str) -> str:

@@ -34,9 +34,10 @@ def report(out: Path, *, key: str = "") -> Path:
     told = {**json.loads(facts.get("report", "{}")), "written": time.strftime("%Y-%m-%d %H:%M")}
     title = f"scorefusion: {out.resolve().name}"
     final = out / REPORT
+    what = {"title": title, "facts": told, "ignored": json.loads(facts.get("ignored", "[]"))}
     if final.is_symlink():  # perhaps onto another file system, where nothing can be renamed to
-        return write_report(final, rows_of(entries), title=title, facts=told)
-    beside = write_report(out / STATE / f"report{key}.html", rows_of(entries), title=title, facts=told)
+        return write_report(final, rows_of(entries), **what)
+    beside = write_report(out / STATE / f"report{key}.html", rows_of(entries), **what)
     try:
         replace_file(beside, final)
     except OSError as error:

@@ -20,7 +20,7 @@ from scorefusion.batch.queue import Entry, Queue
 from scorefusion.batch.threads import side_threads
 from scorefusion.batch.worker import Ready, Sample, Worker
 from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
-from scorefusion.io.header import check_header
+from scorefusion.io.formats import read_header
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Run:
             first = item.series[0]
             return 4 * first.images * first.rows * first.columns * self._fine(len(item.series))
         try:
-            header = check_header(item.files[0], self.worker.settings.max_voxels).header
+            header = read_header(item.files[0], self.worker.settings.max_voxels)
         except ScoreFusionError:
             return 0
         voxels = math.prod(int(n) for n in header.get_data_shape())

@@ -16,7 +16,7 @@ from scorefusion.batch.faults import Stopped, stop_for
 from scorefusion.batch.folders import STATE, describe_bids
 from scorefusion.batch.item import Item, Shard, shown
 from scorefusion.batch.leftovers import remove_leftovers
-from scorefusion.batch.listing import Source
+from scorefusion.batch.listing import Source, below
 from scorefusion.batch.lock import FolderLock
 from scorefusion.batch.queue import Entry, Queue, known_facts, queue_files, queue_name
 from scorefusion.batch.reporting import Reporter
@@ -231,7 +231,8 @@ def _go(
     for other in queue_files(batch.state):
         if other != queue.path:
             queue.adopt(other)
-    queue.set_facts(_facts(batch, source, recipe, device))
+    ignored = below(batch.inputs[0], source.ignored)
+    queue.set_facts({**_facts(batch, source, recipe, device), "ignored": json.dumps(ignored)})
     if source.kind == "bids":
         describe_bids(batch.out, batch.work.model)
     before = {entry.name: entry for entry in queue.entries()}
@@ -247,6 +248,7 @@ def _go(
         items=len(items),
         todo=len(todo),
         ignored=len(source.ignored),
+        ignored_files=ignored,
         shard=str(batch.shard) if batch.shard else None,
         device=run.device if run else None,
         dtype=recipe["dtype"],

@@ -10,9 +10,10 @@ from scorefusion.batch.folders import list_files, list_folder
 from scorefusion.batch.listing import Source, checked
 from scorefusion.batch.tables import list_table
 from scorefusion.batch.wanted import Wanted
-from scorefusion.data.listing import is_nifti
+from scorefusion.data.listing import is_volume
 from scorefusion.data.rows import TABLES
 from scorefusion.errors import BadInput
+from scorefusion.io.placeholders import check_fetched
 
 
 def is_batch(inputs: Sequence[Path], output: str) -> bool:
@@ -21,7 +22,7 @@ def is_batch(inputs: Sequence[Path], output: str) -> bool:
     They do where the output is not named as a volume, and an input is a folder or a table, or the output is a
     folder, ends in a slash, or has no ending at all.
     """
-    if is_nifti(output):
+    if is_volume(output):
         return False
     if any(path.is_dir() or path.suffix.lower() in TABLES for path in inputs):
         return True
@@ -40,7 +41,8 @@ def find_items(inputs: Sequence[Path], wanted: Wanted, *, sides: Sequence[str] =
         BadInput: for a source that is not there, cannot be read, or holds no scan.
     """
     first = inputs[0]
-    if len(inputs) > 1 and not all(is_nifti(path.name) and not path.is_dir() for path in inputs):
+    check_fetched(first)
+    if len(inputs) > 1 and not all(is_volume(path.name) and not path.is_dir() for path in inputs):
         raise BadInput(first, "is given with others", "Give one folder, one table, or NIfTI files.")
     if first.is_dir():
         if wanted.out.exists() and wanted.out.samefile(first):
@@ -53,8 +55,7 @@ def find_items(inputs: Sequence[Path], wanted: Wanted, *, sides: Sequence[str] =
     else:
         raise BadInput(first, "does not exist", "Give a folder, a CSV, a TSV or NIfTI files.")
     if not source.items:
-        others = f"; files left out: {len(source.ignored)}" if source.ignored else ""
-        others += "".join(f"; {note}" for note in source.notes)
+        others = "".join(f"; {note}" for note in source.notes)
         wanted_text = ", ".join(wanted.conditions)
         raise BadInput(first, f"holds nothing to translate ({wanted_text}){others}", "Check its name.")
     return replace(source, items=checked(source.items, sides))

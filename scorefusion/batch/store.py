@@ -8,16 +8,18 @@ import io
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from scorefusion.batch.identity import hash_file
 from scorefusion.io.atomic import written_beside
+from scorefusion.io.formats import format_of
 
 
 def store_image(image: Any, path: Path, level: int = 1) -> tuple[int, str]:
-    """Write a NIfTI image beside ``path`` and rename it. No time and no name goes into the file.
+    """Write an image beside ``path`` and rename it. No time and no name goes into the file.
 
     Args:
         image: a nibabel image.
-        path: ends in ``.nii.gz`` for compression.
-        level: of gzip, 0 to 9.
+        path: its ending chooses the format.
+        level: of compression, 0 to 9.
 
     Returns:
         The file's bytes, and their sha256.
@@ -25,15 +27,20 @@ def store_image(image: Any, path: Path, level: int = 1) -> tuple[int, str]:
     Raises:
         BadInput: if it cannot be written, from the system's error.
     """
+    if not path.name.lower().endswith(".nii.gz"):
+        return _store_other(image, path, level)
     with written_beside(path) as beside, beside.open("wb") as file:
         sink = _Hashed(file)
-        if path.name.lower().endswith(".gz"):
-            with gzip.GzipFile("", "wb", level, sink, mtime=0) as stream:
-                image.to_stream(stream)
-        else:
-            # A stream that can be sought is needed here, and a header is changed after the voxels.
-            sink.write(image.to_bytes())
+        with gzip.GzipFile("", "wb", level, sink, mtime=0) as stream:
+            image.to_stream(stream)
         result = sink.count, sink.digest.hexdigest()
+    return result
+
+
+def _store_other(image: Any, path: Path, level: int) -> tuple[int, str]:
+    with written_beside(path) as beside:
+        format_of(path).write(image, beside, level)
+        result = beside.stat().st_size, hash_file(beside)
     return result
 
 

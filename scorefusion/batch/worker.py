@@ -32,6 +32,7 @@ from scorefusion.errors import (
     out_of_memory,
 )
 from scorefusion.io.nifti import ras_order
+from scorefusion.io.placeholders import check_fetched
 from scorefusion.job import Drawn, Job
 from scorefusion.pipeline import Pipeline
 from scorefusion.translation import Translation
@@ -312,6 +313,7 @@ def translate_item(work: Work, item: Item, callback: Progress | None = None) -> 
 
 
 def _stamp(file: Path) -> Stamp:
+    check_fetched(file)
     try:
         return stamp_of(file)
     except FileNotFoundError:

@@ -75,14 +75,15 @@ def make_batch(
     from scorefusion.batch.work import Work
     from scorefusion.engine.fit import parse_memory
     from scorefusion.errors import ScoreFusionError, unknown_name
-    from scorefusion.io.nifti import ENDINGS
+    from scorefusion.io.formats import WRITABLE, check_ending
 
     given = [option for option, value in refused.items() if value is not None]
     if given:
         instead = "; a table's column 'mask' is for many" if given[0] == "--mask" else ""
         raise ScoreFusionError(f"{given[0]} is for one volume, and {out} is a folder of many{instead}")
-    if ending not in ENDINGS:
-        raise unknown_name("ending", ending, ENDINGS)
+    if ending not in WRITABLE:
+        raise unknown_name("ending", ending, WRITABLE)
+    check_ending(ending)
     engines = machine["engines"]
     if choices["samples"] > 1 and not choices["disagreement"]:
         choices = {**choices, "disagreement": _runs_all_planes(model, choices)}

@@ -91,6 +91,8 @@ def _text(found: Found, config: DatasetConfig) -> str:
     from ..data.contrast import in_order
     from ..io.grid import read_grid
 
+    root = Path(config.root).expanduser()
+
     rows = [("subject", "person", "split", "contrasts", "voxels (x, y, z)", "mm")]
     for subject in found.subjects:
         names = [*config.contrasts, *in_order(subject.files.keys() - set(config.contrasts))]
@@ -113,5 +115,8 @@ def _text(found: Found, config: DatasetConfig) -> str:
     if found.people_unknown:
         lines += ["", found.people_unknown]
     if found.ignored:
-        lines += ["", f"{len(found.ignored)} other NIfTI files are left out, such as {found.ignored[0]}"]
+        named = [str(file.relative_to(root) if file.is_relative_to(root) else file) for file in found.ignored]
+        more = [f"  and {len(named) - 20} more"] if len(named) > 20 else []
+        count = "1 other file is" if len(named) == 1 else f"{len(named)} other files are"
+        lines += ["", f"{count} left out, by name:", *(f"  {name}" for name in named[:20]), *more]
     return "\n".join(lines)

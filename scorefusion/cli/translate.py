@@ -24,7 +24,10 @@ def translate(
     output: Annotated[
         str,
         typer.Option(
-            "--output", "-o", help="Where to write: .nii or .nii.gz, or a folder.", show_default=False
+            "--output",
+            "-o",
+            help="Where to write: .nii.gz, .mgz, .nrrd, .mha, or a folder.",
+            show_default=False,
         ),
     ],
     model: Annotated[str, typer.Option(help="A bundled model's name, or a model folder.")] = "t1-sr4",
@@ -117,7 +120,9 @@ def translate(
             show_default="the only one; of a folder all",
         ),
     ] = None,
-    ending: Annotated[str, typer.Option(help="Of a folder's outputs: .nii.gz or .nii.")] = ".nii.gz",
+    ending: Annotated[
+        str, typer.Option(help="Of a folder's outputs: .nii.gz, .nii, .mgz, .nrrd, .mha.")
+    ] = ".nii.gz",
     level: Annotated[int, typer.Option("--gzip-level", help="Of a folder's outputs: 0 to 9.")] = 1,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all inputs and outputs to see whether they changed.")
@@ -266,19 +271,20 @@ def _one(
     from scorefusion.figures import FIGURE_ENDINGS, try_to_write
     from scorefusion.io.atomic import check_output
     from scorefusion.io.dicom_file import is_dicom
-    from scorefusion.io.nifti import ENDINGS, save_image
+    from scorefusion.io.formats import check_volume_output
+    from scorefusion.io.nifti import save_image
 
-    check_output(output, ENDINGS, images)
+    check_volume_output(output, images)
     if output.is_file() and is_dicom(output):
         raise BadInput(output, "is a DICOM file, perhaps of the input", "Give the output another name.")
     if spread is not None:
-        check_output(spread, ENDINGS, [*images, output])
+        check_volume_output(spread, [*images, output])
         if choices["samples"] < 2:
             raise ScoreFusionError(
                 "--spread needs --samples 2 or more: there is no spread of a single sample"
             )
     if choices["disagreement"]:
-        check_output(side_path(output, "planes"), ENDINGS, images)
+        check_volume_output(side_path(output, "planes"), images)
     if figure is not None:
         from scorefusion.optional import need
 

@@ -58,10 +58,11 @@ def video(
     """
     from scorefusion.errors import ScoreFusionError
     from scorefusion.io.atomic import check_output
-    from scorefusion.io.nifti import ENDINGS, save_image
+    from scorefusion.io.formats import FORMATS
+    from scorefusion.io.nifti import save_image
     from scorefusion.io.video import CLIP_ENDINGS, clip_image, read_clip, write_clip
 
-    check_output(output, (*CLIP_ENDINGS, *ENDINGS), [clip])
+    check_output(output, (*CLIP_ENDINGS, *FORMATS[0].endings), [clip])
     if convert and (test or figure):
         raise ScoreFusionError("--convert runs no model, so --test and --figure do not go with it")
     if figure is not None:

@@ -11,12 +11,13 @@ from scorefusion.data.config import DatasetConfig
 from scorefusion.data.contrast import canonical, in_order
 from scorefusion.data.grid import check_grids, read_subject
 from scorefusion.data.layouts import LAYOUTS, detect
-from scorefusion.data.listing import Listing, Volume, is_nifti, nifti_files, stem
+from scorefusion.data.listing import Listing, Volume, is_volume, stem, volume_files
 from scorefusion.data.rows import TABLES
 from scorefusion.data.split import SPLITS, better_seed, split_of
 from scorefusion.data.subject import Subject
 from scorefusion.data.table import list_table
 from scorefusion.errors import BadInput
+from scorefusion.io.placeholders import check_fetched
 
 Progress = Callable[[int, int], None]
 
@@ -119,18 +120,19 @@ def find_subjects_at(path: str | Path, contrasts: Sequence[str], *, voxels: bool
 
 def _list(root: Path, config: DatasetConfig) -> tuple[str, Listing, tuple[Path, ...]]:
     """The layout's name, what it found, and the NIfTI files that it does not know."""
+    check_fetched(root)
     if not root.exists():
         raise BadInput(root, "does not exist", "Give a folder, a CSV, a TSV or a NIfTI file.")
     if not root.is_dir():
         if root.suffix.lower() in TABLES and config.layout in ("auto", "csv"):
             return "csv", list_table(root, config.contrasts), ()
-        if is_nifti(root.name) and config.layout in ("auto", "folder"):
+        if is_volume(root.name) and config.layout in ("auto", "folder"):
             contrast = config.contrasts[0] if config.contrasts else canonical(stem(root).rpartition("_")[2])
             return "file", Listing((Volume(stem(root), stem(root), contrast, root),)), ()
         raise BadInput(root, f"is not what layout '{config.layout}' needs", "Give a folder, a CSV or a TSV.")
     if config.layout == "csv":
         raise BadInput(root, "is a folder; layout 'csv' needs a file", "Name the CSV or TSV inside.")
-    files = nifti_files(root)
+    files = volume_files(root)
     if config.layout == "auto":
         layout, listing = detect(root, files, config.contrasts)
     else:

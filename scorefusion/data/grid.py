@@ -20,7 +20,6 @@ from scorefusion.optional import need
 
 _ORDER = {"linear": 1, "cubic": 3}
 _DEFAULT = DatasetConfig(root="")
-_LINK = "It is a link to a file that is not here: fetch it (git annex get, datalad get)."
 
 
 def check_grids(subject: Subject, contrasts: Sequence[str], config: DatasetConfig = _DEFAULT) -> Grid:
@@ -37,7 +36,7 @@ def check_grids(subject: Subject, contrasts: Sequence[str], config: DatasetConfi
     Raises:
         BadInput: for a file that cannot be a volume, or that lies on another grid, with both grids.
     """
-    files = [_present(subject.files[contrast]) for contrast in contrasts]
+    files = [subject.files[contrast] for contrast in contrasts]
     grids = [read_grid(file, assume_affine=config.assume_affine) for file in files]
     if config.on_misaligned == "refuse":
         for file, grid in zip(files[1:], grids[1:], strict=True):
@@ -67,7 +66,7 @@ def read_subject(
     wanted = list(contrasts) or in_order(subject.files)
     first, scans = None, {}
     for contrast in wanted:
-        path = _present(subject.files[contrast])
+        path = subject.files[contrast]
         labels = contrast == LABELS
         scan = read_scan(path, nan=config.nan, assume_affine=config.assume_affine, constant=labels)
         if labels and not (scan.values == np.rint(scan.values)).all():
@@ -144,9 +143,3 @@ def _check_aligned(file: Path, grid: Grid, first: Grid, tolerance: float) -> Non
         what = "shapes differ"
     problem = f"lies on another grid than {Path(first.name).name} ({what}): {grid} against {first}"
     raise BadInput(file, problem, "Resample it first, or set on_misaligned = 'resample' (--resample).")
-
-
-def _present(path: Path) -> Path:
-    if path.is_symlink() and not path.exists():
-        raise BadInput(path, "leads nowhere", _LINK)
-    return path

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scorefusion.errors import BadInput
-from scorefusion.io.nifti import ENDINGS
+from scorefusion.io.formats import LISTED, READABLE, volume_stem
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Listing:
         return len(self.problems) + len({volume.path for volume in self.volumes})
 
 
-def nifti_files(
+def volume_files(
     root: Path,
     *,
     skip: Callable[[Path], bool] | None = None,
     unreadable: list[BadInput] | None = None,
 ) -> list[Path]:
-    """Every NIfTI file below a folder, sorted by path.
+    """Every volume's file below a folder, sorted by path; of a pair the header.
 
     Links to folders are followed after all else, and each folder is entered once, so loops end. Hidden files
     and folders are left out, AppleDouble files (``._name``) among them; links that lead nowhere are kept, to
@@ -95,22 +95,19 @@ def nifti_files(
         for entry in visible:
             if _is_folder(entry):
                 (links if entry.is_symlink() else waiting).append(Path(entry.path))
-            elif is_nifti(entry.name):
+            elif entry.name.lower().endswith(LISTED):
                 found.append(Path(entry.path))
     return sorted(found)
 
 
-def is_nifti(name: str) -> bool:
-    """Whether a file's name ends as a NIfTI file's does."""
-    return name.lower().endswith(ENDINGS)
+def is_volume(name: str) -> bool:
+    """Whether a file's name ends as a volume's does."""
+    return name.lower().endswith(READABLE)
 
 
 def stem(path: Path) -> str:
-    """A NIfTI file's name without ``.nii`` or ``.nii.gz``."""
-    for ending in sorted(ENDINGS, key=len, reverse=True):
-        if path.name.lower().endswith(ending):
-            return path.name[: -len(ending)]
-    return path.name
+    """A volume's file name without its ending, such as ``.nii.gz``."""
+    return volume_stem(path.name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

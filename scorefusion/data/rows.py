@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scorefusion.errors import BadInput
+from scorefusion.io.placeholders import check_fetched
 
 TABLES = (".csv", ".tsv")
 
@@ -24,6 +25,7 @@ def read_rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, st
     Raises:
         BadInput: if it cannot be read, lacks a column, names one twice, or has a row too long.
     """
+    check_fetched(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             head = file.readline()

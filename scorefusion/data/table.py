@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scorefusion.data.contrast import canonical, in_order
 from scorefusion.data.folder import person
-from scorefusion.data.listing import Listing, Volume, is_nifti
+from scorefusion.data.listing import Listing, Volume, is_volume
 from scorefusion.data.rows import read_rows
 from scorefusion.data.split import SPLITS
 from scorefusion.data.subject import Subject
@@ -76,7 +76,7 @@ def contrast_columns(
     columns = {
         name: canonical(name)
         for name in names
-        if canonical(name) in contrasts or any(is_nifti(row[name]) for _, row in rows)
+        if canonical(name) in contrasts or any(is_volume(row[name]) for _, row in rows)
     }
     for name, contrast in columns.items():
         other = next(key for key, value in columns.items() if value == contrast)

@@ -16,7 +16,7 @@ from monai.transforms import MapTransform
 
 from scorefusion.embed.lazy import LazyPipeline
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.io.nifti import ENDINGS
+from scorefusion.io.formats import FORMATS
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.pipeline import Pipeline
 
@@ -156,7 +156,11 @@ def datalist(folder: str | os.PathLike[str], keys: Sequence[str]) -> list[dict[s
     """
     places = [Path(folder)] if len(keys) == 1 else [Path(folder, key) for key in keys]
     named = [
-        {path.name: str(path) for path in sorted(place.glob("*")) if path.name.lower().endswith(ENDINGS)}
+        {
+            path.name: str(path)
+            for path in sorted(place.glob("*"))
+            if path.name.lower().endswith(FORMATS[0].endings)
+        }
         for place in places
     ]
     for place, files in zip(places, named, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shlex
 import shutil
@@ -13,11 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scorefusion.errors import BadInput
+from scorefusion.io.placeholders import is_annex_link
 
 PathLike = str | os.PathLike[str]
-
-
-_ANNEX = re.compile(r"(^|[/\\])annex[/\\]objects[/\\]")
 
 
 def output_target(path: PathLike) -> Path:
@@ -43,7 +40,7 @@ def _target(final: Path) -> Path:
     target = final
     if final.is_symlink():
         target = Path(os.path.realpath(final))
-        if _ANNEX.search(os.readlink(final)) or _ANNEX.search(str(target)):
+        if is_annex_link(final):
             fix = f"Run: git annex unlock {shlex.quote(final.name)}, or choose another name."
             raise BadInput(final, "is a git-annex link, whose content must not be replaced", fix)
         if target.is_symlink():

@@ -14,7 +14,8 @@ from nibabel.orientations import inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from scorefusion.errors import BadInput
-from scorefusion.io.header import MAX_VOXELS, check_header, check_shape, check_voxel_type
+from scorefusion.io.formats import format_of, read_header
+from scorefusion.io.header import MAX_VOXELS, check_shape, check_voxel_type
 from scorefusion.io.quiet import mend_orientation
 
 
@@ -60,10 +61,10 @@ class Placement(NamedTuple):
 def read_grid(
     path: str | os.PathLike[str], *, assume_affine: bool = False, max_voxels: int = MAX_VOXELS
 ) -> Grid:
-    """Read where a NIfTI file's voxels lie; no voxel is read.
+    """Read where a file's voxels lie; no voxel is read.
 
     Args:
-        path: a NIfTI-1 or -2 file, plain or gzip-compressed.
+        path: a file of any format of :data:`scorefusion.io.formats.FORMATS`.
         assume_affine: as in :func:`scorefusion.io.nifti.read_scan`.
         max_voxels: refuse a larger volume.
 
@@ -71,11 +72,11 @@ def read_grid(
         BadInput: for a file whose header does not promise one 3D volume with an orientation.
     """
     file, name = Path(path), str(path)
-    header = check_header(file, max_voxels).header
+    header = read_header(file, max_voxels)
     shape = check_shape(name, [int(n) for n in header.get_data_shape()], max_voxels)
     check_voxel_type(name, header.get_data_dtype())
     mend_orientation(header)
-    affine = find_affine(name, header, None, assume_affine).affine
+    affine = find_affine(name, header, None, assume_affine, format_of(file).unoriented).affine
     if affine is None:
         affine = assumed_affine(name, header, shape)
     return ras_grid(name, shape, affine)
@@ -102,7 +103,7 @@ def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int])
     return float(np.linalg.norm(apart[:, :3], axis=1).max())
 
 
-def find_affine(name: str, header: Any, affine: Any, assume: bool) -> Placement:
+def find_affine(name: str, header: Any, affine: Any, assume: bool, unoriented: str) -> Placement:
     """Choose the first valid one of an image's affine, its header's sform and its qform.
 
     Args:
@@ -110,6 +111,7 @@ def find_affine(name: str, header: Any, affine: Any, assume: bool) -> Placement:
         header: its header, mended (:func:`scorefusion.io.quiet.mend_orientation`).
         affine: the affine that nibabel chose; None if it could not.
         assume: whether an affine may be assumed where neither form is valid.
+        unoriented: what the message says of a header without forms.
 
     Raises:
         BadInput: where neither form is valid and none may be assumed.
@@ -127,7 +129,7 @@ def find_affine(name: str, header: Any, affine: Any, assume: bool) -> Placement:
         return Placement(None, 0, "its header has no orientation: pixdim and RAS axes are assumed")
     fix = "Set one, or pass --assume-affine (assume_affine=True in Python) to use pixdim and RAS axes."
     if not any(codes.values()):
-        raise BadInput(name, "has no affine (its qform and sform codes are 0)", fix)
+        raise BadInput(name, unoriented, fix)
     raise BadInput(name, "has a singular affine, which places its voxels in a plane or nowhere", fix)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import math
+import os
 import re
-import zlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,27 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
+from nibabel.spm2analyze import Spm2AnalyzeHeader
 
-from scorefusion.errors import BadInput, out_of_memory
+from scorefusion.errors import BadInput
+from scorefusion.io.compressed import DAMAGED, Codec, check_room, codec_of, read_first
+from scorefusion.io.placeholders import check_fetched
 
 MAX_VOXELS = 2**30
 """The most voxels a volume may have, in or out, unless the caller says otherwise: 4 GiB in float32."""
 
-_GZIP, _DEFLATE_RATIO, _CHUNK = b"\x1f\x8b", 1032, 2**22
-_BEYOND = 2**26
-"""Bytes that may follow a volume inside a gzip file; one that goes on and on is a bomb."""
-
 _MAGIC = {348: (b"n+1\0", b"ni1\0"), 540: (b"n+2\0", b"ni2\0")}
 _NOT_NIFTI = "Give a NIfTI file (.nii or .nii.gz)."
-_DAMAGED = "Copy or download it again."
+_CONVERSIONS = {
+    (".mif", ".mif.gz", ".mih"): "Convert it: mrconvert {file} {stem}.nii.gz",
+    (".head", ".brik", ".brik.gz"): "Convert it: 3dAFNItoNIFTI -prefix {stem}.nii.gz {file}",
+    (".mnc", ".mnc.gz"): "Convert it: mnc2nii {file} {stem}.nii",
+    (".par", ".rec"): "Convert it: parrec2nii --compressed {file}",
+    (".dcm", ".ima"): "Give its folder, and a folder for the output, or convert it: dcm2niix {folder}",
+    (".nii.xz",): "Decompress it: xz -dk {file}",
+    (".zip", ".tar", ".tar.gz", ".tgz", ".7z"): "Unpack it, and give what is inside.",
+}
+"""Endings of volumes that are not read, and what makes one of them that is."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +42,23 @@ class Promise:
     """What the header says is in the file.
 
     Attributes:
-        version: 1 or 2.
+        version: 1 or 2; 0 for Analyze 7.5.
         pair: whether the voxels are in a second file, .img.
-        compressed: whether the file is gzip-compressed.
+        codec: how the file of the voxels is compressed; None if it is not.
         length: bytes from the start of the (uncompressed) file to the end of its voxels; of a pair, of its
             .img.
         header: the header as nibabel reads it.
+        file: the file of the header.
+        voxels: the file of the voxels.
     """
 
     version: int
     pair: bool
-    compressed: bool
+    codec: Codec | None
     length: int
     header: Any
+    file: Path
+    voxels: Path
 
 
 def check_header(path: Path, max_voxels: int = MAX_VOXELS) -> Promise:
@@ -56,38 +68,29 @@ def check_header(path: Path, max_voxels: int = MAX_VOXELS) -> Promise:
         BadInput: if there is no such file, it is empty, damaged, no NIfTI, not one 3D volume, or its header
             promises more than ``max_voxels`` or more than a file of its size can hold.
     """
+    check_fetched(path)
     source = _pair_member(path, "img", "hdr")
     if not source.exists():
         raise BadInput(path, "does not exist", "Check the name.")
     if not source.is_file():
         raise BadInput(path, "is not a file", _NOT_NIFTI)
-    try:
-        size = source.stat().st_size
-        with source.open("rb") as file:
-            compressed = file.read(2) == _GZIP
-        head = _first_bytes(source, compressed)
-    except OSError as error:
-        if out_of_memory(error):
-            raise
-        reason = error.strerror or error
-        raise BadInput(path, f"cannot be read ({reason})", "Check its permissions.") from None
-    if not size:
-        raise BadInput(path, "is empty (0 bytes)", _DAMAGED)
+    if source != path:
+        check_fetched(source)
+    head, codec = read_first(source, 540)
+    if not source.stat().st_size:
+        raise BadInput(path, "is empty (0 bytes)", DAMAGED)
     header, pair = _parse(path, head)
     check_shape(path, [int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])]], max_voxels)
+    version = 2 if isinstance(header, Nifti2Header) else int(isinstance(header, Nifti1Header))
     length = _length(path, header)
-    voxels = _voxel_file(source, path) if pair else source
+    check_voxel_type(path, header.get_data_dtype())
+    voxels = source
     if pair:
-        size, compressed = voxels.stat().st_size, voxels.suffix.lower() == ".gz"
-    room = (size * _DEFLATE_RATIO) if compressed else size
-    if length > room:
-        promised = f"its header promises {length:,} bytes"
-        if compressed:
-            raise BadInput(path, f"{promised}, a gzip file of {size:,} holds at most {room:,}", _DAMAGED)
-        raise BadInput(
-            path, f"is truncated: {promised}, {voxels.name if pair else 'the file'} has {size:,}", _DAMAGED
-        )
-    return Promise(2 if isinstance(header, Nifti2Header) else 1, pair, compressed, length, header)
+        voxels = _voxel_file(source, path)
+        check_fetched(voxels)
+        codec = codec_of(voxels)
+    check_room(voxels, length, codec)
+    return Promise(version, pair, codec, length, header, source, voxels)
 
 
 def _pair_member(path: Path, ending: str, other: str) -> Path:
@@ -97,7 +100,7 @@ def _pair_member(path: Path, ending: str, other: str) -> Path:
         return path
     other = other.upper() if match[2].isupper() else other
     names = [f"{match[1]}.{other}{match[3] or ''}", f"{match[1]}.{other}{'' if match[3] else '.gz'}"]
-    return next((path.with_name(name) for name in names if path.with_name(name).is_file()), path)
+    return next((path.with_name(name) for name in names if os.path.lexists(path.with_name(name))), path)
 
 
 def _voxel_file(header: Path, path: Path) -> Path:
@@ -121,7 +124,7 @@ def check_shape(name: str | Path, shape: list[int], max_voxels: int) -> tuple[in
     """
     text = " × ".join(str(n) for n in shape)
     if any(n < 1 for n in shape):
-        raise BadInput(name, f"its header gives impossible dimensions, {text}", _DAMAGED)
+        raise BadInput(name, f"its header gives impossible dimensions, {text}", DAMAGED)
     if len(shape) > 3 and any(n > 1 for n in shape[3:]):
         raise BadInput(
             name, f"holds several frames ({text}); one 3D volume is expected", "Extract one frame first."
@@ -152,49 +155,6 @@ def check_voxel_type(name: str | Path, dtype: np.dtype) -> None:
         raise BadInput(name, f"holds {dtype} voxels, not real numbers", "Convert it to floats first.")
 
 
-def read_voxel_bytes(path: Path, promise: Promise) -> bytes:
-    """Read as much of a single-file NIfTI as its header promises; a gzip file is read to its checksum.
-
-    Raises:
-        BadInput: for a truncated or damaged file.
-    """
-    try:
-        if not promise.compressed:
-            with path.open("rb") as file:
-                return file.read(promise.length)
-        with gzip.open(path, "rb") as stream:
-            data = stream.read(promise.length)
-            beyond = 0
-            while beyond <= _BEYOND and (more := stream.read(_CHUNK)):
-                beyond += len(more)
-    except (EOFError, zlib.error, OSError) as error:
-        if out_of_memory(error):
-            raise
-        raise _damaged_gzip(path, error) from None
-    if beyond > _BEYOND:
-        problem = f"goes on for more than {_BEYOND:,} bytes after the {promise.length:,} its header promises"
-        raise BadInput(path, problem, _DAMAGED)
-    if len(data) < promise.length:
-        problem = f"is truncated: its header promises {promise.length:,} bytes, it holds {len(data):,}"
-        raise BadInput(path, problem, _DAMAGED)
-    return data
-
-
-def _first_bytes(path: Path, compressed: bool) -> bytes:
-    if not compressed:
-        with path.open("rb") as file:
-            return file.read(540)
-    try:
-        with gzip.open(path, "rb") as stream:
-            return stream.read(540)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged_gzip(path, error) from None
-
-
-def _damaged_gzip(path: Path, error: Exception) -> BadInput:
-    return BadInput(path, f"is a truncated or damaged gzip file ({error})", _DAMAGED)
-
-
 def _parse(path: Path, head: bytes) -> tuple[Any, bool]:
     """The header object, unchecked, and whether the voxels are in an .img file."""
     for order in ("<", ">"):
@@ -205,13 +165,29 @@ def _parse(path: Path, head: bytes) -> tuple[Any, bool]:
                 kind = Nifti1Header if length == 348 else Nifti2Header
                 header = kind(head[:length], endianness=order, check=False)
                 if not 1 <= int(header["dim"][0]) <= 7:
-                    raise BadInput(path, f"its header gives {int(header['dim'][0])} dimensions", _DAMAGED)
+                    raise BadInput(path, f"its header gives {int(header['dim'][0])} dimensions", DAMAGED)
                 return header, magic.startswith(b"ni")
+            if length == 348 and re.search(r"\.(hdr|img)(\.gz)?$", path.name, re.I):
+                analyze = Spm2AnalyzeHeader(head[:348], endianness=order, check=False)
+                if not 1 <= int(analyze["dim"][0]) <= 7:
+                    raise BadInput(path, f"its header gives {int(analyze['dim'][0])} dimensions", DAMAGED)
+                return analyze, True
     match = re.fullmatch(r"(.+)\.img(\.gz)?", path.name, re.I)
     if match is not None:
         problem = f"is not a NIfTI file, and its header {match[1]}.hdr is missing"
         raise BadInput(path, problem, "Put the header into the same folder.")
-    raise BadInput(path, "is not a NIfTI file", _NOT_NIFTI)
+    raise BadInput(path, "is not a NIfTI file", _conversion(path) or _NOT_NIFTI)
+
+
+def _conversion(path: Path) -> str:
+    """The command that makes a NIfTI file of one of another format, by its ending; empty if none is known."""
+    for endings, fix in _CONVERSIONS.items():
+        ending = next((ending for ending in endings if path.name.lower().endswith(ending)), None)
+        if ending is not None:
+            stem, folder = str(path)[: -len(ending)], str(path.parent)
+            file, stem, folder = (shlex.quote(text) for text in (str(path), stem, folder))
+            return fix.format(file=file, stem=stem, folder=folder).rstrip(".") + "."
+    return ""
 
 
 def _length(path: Path, header: Any) -> int:
@@ -220,8 +196,8 @@ def _length(path: Path, header: Any) -> int:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError):
         problem = f"its header names a type of voxels that does not exist, {int(header['datatype'])}"
-        raise BadInput(path, problem, _DAMAGED) from None
+        raise BadInput(path, problem, DAMAGED) from None
     if not (math.isfinite(offset) and 0 <= offset < 2**40):
-        raise BadInput(path, f"its header places the voxels at byte {offset:g}", _DAMAGED)
+        raise BadInput(path, f"its header places the voxels at byte {offset:g}", DAMAGED)
     count = math.prod(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
     return int(offset) + count * int(dtype.itemsize)

@@ -23,8 +23,9 @@ from scorefusion.errors import BadInput
 from scorefusion.io import metatensor, simpleitk
 from scorefusion.io.dicom_file import is_dicom
 from scorefusion.io.dicom_read import read_dicom_series
-from scorefusion.io.header import MAX_VOXELS, check_header
-from scorefusion.io.nifti import ENDINGS, Scan, read_scan
+from scorefusion.io.formats import WRITABLE, read_header
+from scorefusion.io.header import MAX_VOXELS
+from scorefusion.io.nifti import Scan, read_scan
 
 Affine = np.ndarray | Tensor | Sequence[Sequence[float]]
 
@@ -167,7 +168,7 @@ def shape_of(source: Image, max_voxels: int = MAX_VOXELS) -> tuple[int, int, int
     """
     if isinstance(source, str | os.PathLike):
         try:
-            shape = check_header(Path(source), max_voxels).header.get_data_shape()
+            shape = read_header(Path(source), max_voxels).get_data_shape()
         except BadInput:  # reading it says what is wrong, or knows the format
             return None
     else:
@@ -203,7 +204,7 @@ def _taken(source: Any, affine: np.ndarray | None, assume: bool) -> tuple[Any, K
 
 def _is_series(path: Path) -> bool:
     """Whether a path is to be read as DICOM: a folder, or a file with the content of one."""
-    return path.is_dir() or (not path.name.lower().endswith(ENDINGS) and is_dicom(path))
+    return path.is_dir() or (not path.name.lower().endswith(WRITABLE) and is_dicom(path))
 
 
 def array_of(tensor: Tensor) -> np.ndarray:

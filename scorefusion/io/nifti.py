@@ -17,20 +17,13 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory, unknown_name
+from scorefusion.errors import BadInput, out_of_memory, unknown_name
 from scorefusion.io.atomic import written_beside
+from scorefusion.io.formats import FORMATS, WRITABLE, format_of, read_image, volume_stem
 from scorefusion.io.grid import assumed_affine, corner_distance, find_affine
-from scorefusion.io.header import (
-    MAX_VOXELS,
-    Promise,
-    check_header,
-    check_shape,
-    check_voxel_type,
-    read_voxel_bytes,
-)
-from scorefusion.io.quiet import image_of_bytes, image_of_pair, mend_orientation, plain_header
+from scorefusion.io.header import MAX_VOXELS, check_shape, check_voxel_type
+from scorefusion.io.quiet import mend_orientation, plain_header
 
-ENDINGS = (".nii", ".nii.gz")
 NAN_CHOICES = ("error", "zero")
 OUTPUT_DTYPES = ("float32", "input")
 
@@ -133,8 +126,8 @@ def read_scan(
     """Read one 3D volume.
 
     Args:
-        source: a NIfTI-1 or -2 file, plain or gzip-compressed, or an image in memory; a scan, as of a DICOM
-            series, is returned as it is.
+        source: a file of any format of :data:`scorefusion.io.formats.FORMATS`, or an image in memory; a scan,
+            as of a DICOM series, is returned as it is.
         nan: ``error``, or ``zero`` to count NaN and infinite voxels as 0.
         assume_affine: where neither sform nor qform is valid, take the axes for R, A, S, the voxel size from
             pixdim and the origin in the centre. Where one of them is, that one is used.
@@ -149,6 +142,7 @@ def read_scan(
     if isinstance(source, Scan):
         check_shape(source.name, list(source.shape), max_voxels)
         return source
+    unoriented = FORMATS[0].unoriented
     if isinstance(source, SpatialImage):
         file = source.get_filename()
         name, path = file or "image", Path(file) if file else None
@@ -157,13 +151,14 @@ def read_scan(
         image: Any = source
     else:
         path = Path(source)
-        name, image = str(path), _open(path, max_voxels)
+        name, image = str(path), read_image(path, max_voxels)
+        unoriented = format_of(path).unoriented
     header = plain_header(image.header)
     mend_orientation(header)
     shape = check_shape(name, list(image.shape), max_voxels)
     dtype = np.dtype(header.get_data_dtype())
     check_voxel_type(name, dtype)
-    place = find_affine(name, header, image.affine, assume_affine)
+    place = find_affine(name, header, image.affine, assume_affine, unoriented)
     affine = assumed_affine(name, header, shape) if place.affine is None else place.affine
     if place.affine is not None and place.note:
         header.set_sform(affine, place.code)
@@ -285,25 +280,12 @@ def save_image(image: Any, path: str | os.PathLike[str]) -> Path:
         BadInput: if it cannot be written.
     """
     final = Path(path)
-    if not final.name.lower().endswith(ENDINGS):
-        raise BadInput(final, "has the wrong ending for a volume", f"End its name in {' or '.join(ENDINGS)}.")
+    if not final.name.lower().endswith(WRITABLE):
+        fix = f"End its name in {', '.join(WRITABLE)}."
+        raise BadInput(final, "has the wrong ending for a volume", fix)
     with written_beside(final) as beside:
-        nib.save(image, beside)
+        format_of(final).write(image, beside, 1)
     return final
-
-
-def _open(path: Path, max_voxels: int) -> Any:
-    promise: Promise = check_header(path, max_voxels)
-    try:
-        if promise.pair:
-            return image_of_pair(path, promise.version)
-        return image_of_bytes(read_voxel_bytes(path, promise), promise.version)
-    except ScoreFusionError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise BadInput(path, f"cannot be read as NIfTI ({error})", "Check it with another viewer.") from None
 
 
 def _qform(scan: Scan) -> tuple[np.ndarray | None, int]:
@@ -348,10 +330,9 @@ def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
 
 def _sidecar(file: Path) -> dict[str, str]:
     """What the JSON file beside a NIfTI file says of the acquisition; nothing where there is none."""
-    name = re.sub(r"\.nii(\.gz)?$", ".json", file.name, flags=re.I)
-    beside = file.with_name(name)
+    beside = file.with_name(f"{volume_stem(file.name)}.json")
     try:
-        if name == file.name or beside.stat().st_size > _MAX_SIDECAR:
+        if beside.name == file.name or beside.stat().st_size > _MAX_SIDECAR:
             return {}
         values = json.loads(beside.read_text())
     except (OSError, ValueError):

@@ -7,11 +7,13 @@ for a moment would silence other threads, too. So headers are handed a logger of
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.fileholders import FileHolder
+from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 _UNHEARD = logging.Logger("scorefusion.unheard")
 _UNHEARD.addHandler(logging.NullHandler())
@@ -49,7 +51,8 @@ class _Quiet:
 
     def check_fix(self, logger: Any = None, error_level: int | None = None) -> None:
         super().check_fix(logger or _UNHEARD, error_level)  # type: ignore[misc]
-        mend_orientation(self)
+        if isinstance(self, nib.Nifti1Header):
+            mend_orientation(self)
 
 
 class _Header1(_Quiet, nib.Nifti1Header):
@@ -84,14 +87,24 @@ class _Pair2(nib.Nifti2Pair):
     header_class = _PairHeader2
 
 
+class _AnalyzeHeader(_Quiet, Spm2AnalyzeHeader):
+    pass
+
+
+class _Analyze(nib.AnalyzeImage):
+    header_class = _AnalyzeHeader
+
+
 def image_of_bytes(content: bytes, version: int) -> Any:
     """The image that a single-file NIfTI's content is; ``version`` 1 or 2."""
     return {1: _Image1, 2: _Image2}[version].from_bytes(content)
 
 
-def image_of_pair(path: Path, version: int) -> Any:
-    """The image of a .hdr and an .img file."""
-    return {1: _Pair1, 2: _Pair2}[version].from_filename(path)
+def image_of_pair(header: bytes, voxels: bytes, version: int) -> Any:
+    """The image of the contents of a .hdr and an .img file; ``version`` is 0 for Analyze 7.5."""
+    kind = {0: _Analyze, 1: _Pair1, 2: _Pair2}[version]
+    files = {"header": FileHolder(fileobj=BytesIO(header)), "image": FileHolder(fileobj=BytesIO(voxels))}
+    return kind.from_file_map(files)
 
 
 def plain_header(header: Any) -> Any:

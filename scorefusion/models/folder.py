@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput, ScoreFusionError, unknown_name
 from ..io.atomic import written_beside
+from ..io.placeholders import check_fetched
 from .config import ModelConfig, read_config
 from .features import FeatureLayer
 from .score_fusion import ScoreFusion
@@ -100,6 +101,7 @@ def from_pretrained(model: str | os.PathLike[str], *, device: torch.device | str
     folder = find_folder(model)
     config = read_config(ModelConfig, folder / CONFIG)
     weights = folder / WEIGHTS
+    check_fetched(weights)
     _refuse_pickle(folder, weights)
     with torch.device("meta"):
         result = ScoreFusion(config)
@@ -222,6 +224,7 @@ def find_folder(model: str | os.PathLike[str]) -> Path:
             raise unknown_name("model", model, names)
     if folder.is_file():
         raise BadInput(folder, "is a file where a folder is expected", f"Give the one that holds {CONFIG}.")
+    check_fetched(folder / CONFIG)
     if not (folder / CONFIG).is_file():
         problem = f"holds no {CONFIG}" if folder.is_dir() else "does not exist"
         raise BadInput(folder, problem, f"Give a model folder, or one of {', '.join(bundled_models())}.")

@@ -21,7 +21,7 @@ from scorefusion.batch.item import shown
 from scorefusion.batch.queue import Entry
 from scorefusion.batch.work import Work
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.io.header import check_header
+from scorefusion.io.formats import read_header
 from scorefusion.serve.bench import Bench
 from scorefusion.serve.guard import Guard
 from scorefusion.serve.limits import Limits
@@ -130,7 +130,7 @@ class _Answers:
 
     def _keep(self, files: list[tuple[Path, str]]) -> str:
         for path, _ in files:
-            check_header(path, self.max_voxels)
+            read_header(path, self.max_voxels)
         return self.shelf.add([path for path, _ in files], files[0][1])
 
     def list(self) -> dict[str, Any]:

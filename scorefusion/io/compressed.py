@@ -1,0 +1,154 @@
+"""Compressed files: known by their first bytes, read no further than asked, written without time and name."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
+from scorefusion.optional import need
+
+DAMAGED = "Copy or download it again."
+BEYOND = 2**26
+"""Bytes that may follow a volume inside a compressed file; one that goes on and on is a bomb."""
+
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A kind of compressed file.
+
+    Attributes:
+        name: for messages.
+        ending: of its files.
+        magic: their first bytes.
+        ratio: the most bytes that one byte of a file may hold; 0 if there is no such bound.
+    """
+
+    name: str
+    ending: str
+    magic: bytes
+    ratio: int = 0
+
+    def reader(self, path: Path) -> Any:
+        """A binary stream of what a file holds."""
+        if self.ending == ".gz":
+            return gzip.open(path, "rb")
+        return bz2.BZ2File(path) if self.ending == ".bz2" else _zstd().ZstdFile(path, "rb")
+
+    def writer(self, file: Any, level: int = 1) -> Any:
+        """A binary stream into an open file; ``level`` from 0 to 9."""
+        if self.ending == ".gz":
+            return gzip.GzipFile("", "wb", level, file, mtime=0)
+        if self.ending == ".bz2":
+            return bz2.BZ2File(file, "wb", compresslevel=max(1, level))
+        return _zstd().ZstdFile(file, "wb", level=level)
+
+    def check(self) -> None:
+        """Raise :class:`ScoreFusionError` if the module that it needs is missing."""
+        if self.ending == ".zst":
+            _zstd()
+
+
+CODECS = (
+    Codec("gzip", ".gz", b"\x1f\x8b", 1032),
+    Codec("bzip2", ".bz2", b"BZh"),
+    Codec("zstd", ".zst", b"\x28\xb5\x2f\xfd"),
+)
+
+
+def codec_of(path: Path) -> Codec | None:
+    """How a file is compressed, by its first bytes; None if it is not.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(4)
+    return next((codec for codec in CODECS if head.startswith(codec.magic)), None)
+
+
+def codec_for(name: str) -> Codec | None:
+    """How a file of this name is to be compressed; None if it is not."""
+    return next((codec for codec in CODECS if name.lower().endswith(codec.ending)), None)
+
+
+@contextmanager
+def reading(path: Path, codec: Codec | None) -> Iterator[BinaryIO]:
+    """Yield a binary stream of what a file holds.
+
+    Raises:
+        BadInput: for a damaged file, or one that the system refuses to read, inside the block as well.
+        ScoreFusionError: if the module that reads it is missing.
+    """
+    try:
+        with path.open("rb") if codec is None else codec.reader(path) as stream:
+            yield stream
+    except ScoreFusionError:
+        raise
+    except Exception as error:  # zlib.error, EOFError, ZstdError, OSError ...
+        if out_of_memory(error):
+            raise
+        if codec is None or getattr(error, "errno", None):
+            reason = getattr(error, "strerror", None) or error
+            raise BadInput(path, f"cannot be read ({reason})", "Check its permissions.") from None
+        raise BadInput(path, f"is a truncated or damaged {codec.name} file ({error})", DAMAGED) from None
+
+
+def read_first(path: Path, count: int) -> tuple[bytes, Codec | None]:
+    """Read at most ``count`` bytes of what a file holds, and how it is compressed.
+
+    Raises:
+        BadInput: as :func:`reading`.
+    """
+    with reading(path, None):
+        codec = codec_of(path)
+    with reading(path, codec) as stream:
+        return stream.read(count), codec
+
+
+def read_exactly(path: Path, length: int, codec: Codec | None) -> bytes:
+    """Read the first ``length`` bytes of what a file holds; a compressed file is read to its checksum.
+
+    Raises:
+        BadInput: for a truncated or damaged file, or one that goes on for more than :data:`BEYOND` bytes.
+    """
+    beyond = 0
+    with reading(path, codec) as stream:
+        data = stream.read(length)
+        while codec is not None and beyond <= BEYOND and (more := stream.read(_CHUNK)):
+            beyond += len(more)
+    if beyond > BEYOND:
+        problem = f"goes on for more than {BEYOND:,} bytes after the {length:,} its header promises"
+        raise BadInput(path, problem, DAMAGED)
+    if len(data) < length:
+        problem = f"is truncated: its header promises {length:,} bytes, it holds {len(data):,}"
+        raise BadInput(path, problem, DAMAGED)
+    return data
+
+
+def check_room(path: Path, length: int, codec: Codec | None) -> None:
+    """Check that a file is large enough for what its header promises, before that is allocated.
+
+    Raises:
+        BadInput: if it is not.
+    """
+    size = path.stat().st_size
+    if codec is not None and codec.ratio and length > size * codec.ratio:
+        problem = f"its header promises {length:,} bytes, a {codec.name} file of {size:,} holds at most"
+        raise BadInput(path, f"{problem} {size * codec.ratio:,}", DAMAGED)
+    if codec is None and length > size:
+        problem = f"is truncated: its header promises {length:,} bytes, the file has {size:,}"
+        raise BadInput(path, problem, DAMAGED)
+
+
+def _zstd() -> Any:
+    module = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    return need(module, "reading and writing .zst files")

@@ -1,0 +1,428 @@
+"""NRRD and MetaImage: a text header, then voxels, in one file or in a second one.
+
+Read and written here and not by ITK, whose readers end the process on some damaged headers, print on its
+streams, open whatever file a header names, and take the identity for an orientation that is not given.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+
+from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
+from scorefusion.io.compressed import BEYOND, DAMAGED, reading
+from scorefusion.io.header import check_shape
+from scorefusion.io.placeholders import check_fetched
+from scorefusion.io.volumes import nifti_header, nifti_image, plain_voxels
+
+_LONGEST = 2**16
+"""Bytes that a header may have."""
+
+_CHUNK = 2**20
+_RATIOS = {"raw": 1, "zlib": 1032, "bz2": 0}
+"""The most bytes that one byte of voxels may hold; 0 if there is no such bound."""
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a header says.
+
+    Attributes:
+        shape: voxels along every axis, the fastest first.
+        dtype: of the stored numbers.
+        numbers: how many there are for each voxel.
+        affine: ``[4, 4]``, (i, j, k) to RAS+ millimetres; None where the axes' directions are not given.
+        zooms: voxel size along (i, j, k), 1 where it is not given.
+        encoding: ``raw``, ``zlib`` (gzip, too) or ``bz2``.
+        data: the name of the file of the voxels; None where they follow the header.
+        skip: bytes before them; negative: they are the last ones.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    numbers: int
+    affine: np.ndarray | None
+    zooms: tuple[float, ...]
+    encoding: str
+    data: str | None
+    skip: int
+
+
+class TextHeader:
+    """What both formats have in common."""
+
+    name: str
+    endings: tuple[str, ...]
+    detached: tuple[str, ...]
+    single: str
+    unoriented = "does not say how its axes are oriented"
+
+    def content(self, head: bytes) -> Content | None:
+        """What a header says, None where it is none; raises ValueError, KeyError for a damaged one."""
+        raise NotImplementedError
+
+    def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
+        """A whole file."""
+        raise NotImplementedError
+
+    def read_header(self, path: Path, max_voxels: int) -> Any:
+        """The header as NIfTI's."""
+        content, _ = self._opened(path, max_voxels)
+        return nifti_header(content.shape, content.dtype, content.affine, content.zooms)
+
+    def read(self, path: Path, max_voxels: int) -> Any:
+        """The image as NIfTI's."""
+        content, voxels = self._opened(path, max_voxels)
+        length = _bytes(content)
+        try:
+            with reading(voxels, None) as stream:
+                stream.seek(*((content.skip, 0) if content.skip >= 0 else (-length, 2)))
+                data = _decoded(stream, length, content.encoding)
+        except ScoreFusionError:
+            raise
+        except (EOFError, OSError, ValueError, zlib.error) as error:
+            if out_of_memory(error):
+                raise
+            raise BadInput(path, f"its voxels are truncated or damaged ({error})", DAMAGED) from None
+        if len(data) < length:
+            problem = f"is truncated: its header promises {length:,} bytes of voxels, there are {len(data):,}"
+            raise BadInput(path, problem, DAMAGED)
+        values = np.frombuffer(data, content.dtype).reshape(content.shape[:3], order="F")
+        return nifti_image(values, content.affine, content.zooms)
+
+    def write(self, image: Any, path: Path, level: int) -> None:
+        """Write one compressed file."""
+        path.write_bytes(self.encoded(*plain_voxels(image), level))
+
+    def companions(self, path: Path) -> tuple[Path, ...]:
+        """The file of the voxels, where it is another one."""
+        content = self._parsed(path)
+        return () if content.data is None else (path.parent / content.data,)
+
+    def _opened(self, path: Path, max_voxels: int) -> tuple[Content, Path]:
+        """What a header says, checked, and the file of the voxels."""
+        content = self._parsed(path)
+        voxels = path
+        if content.data is not None:
+            voxels = path.parent / content.data
+            check_fetched(voxels)
+            if not voxels.is_file():
+                problem = f"its voxels are missing: there is no {content.data} in its folder"
+                raise BadInput(path, problem, "Put that file there.")
+        if content.numbers != 1:
+            problem = f"holds {content.numbers} numbers for each voxel, not one"
+            raise BadInput(path, problem, "Save one component, or their mean, as a grey volume first.")
+        check_shape(path, list(content.shape), max_voxels)
+        length, size = _bytes(content), voxels.stat().st_size - max(content.skip, 0)
+        if _RATIOS[content.encoding] and length > size * _RATIOS[content.encoding]:
+            problem = f"is truncated: its header promises {length:,} bytes of voxels"
+            raise BadInput(path, f"{problem}, {voxels.name} has {max(size, 0):,}", DAMAGED)
+        return content, voxels
+
+    def _parsed(self, path: Path) -> Content:
+        with reading(path, None) as stream:
+            head = stream.read(_LONGEST)
+        try:
+            content = self.content(head)
+        except BadInput as error:
+            raise BadInput(path, error.problem, error.fix) from None
+        except (ValueError, KeyError, OverflowError) as error:
+            raise BadInput(path, f"its header is damaged ({' '.join(str(error).split())})", DAMAGED) from None
+        if content is None:
+            raise BadInput(path, f"is not a {self.name} file", "Check the file's name and content.")
+        if content.data is not None:
+            self._check_name(path, content.data)
+        return content
+
+    def _check_name(self, path: Path, data: str) -> None:
+        if re.match(r"list\b", data, re.I) or "%" in data:
+            raise BadInput(
+                path, "has its voxels in several files", f"Save it as one {self.single} file first."
+            )
+        for name in (PurePosixPath(data), PureWindowsPath(data)):
+            if name.is_absolute() or name.drive or ".." in name.parts or "\0" in data:
+                problem = f"names a file of voxels outside its folder, {data!r}"
+                fix = "Put that file beside it, and correct the name in the header."
+                raise BadInput(path, problem, fix)
+
+
+class Nrrd(TextHeader):
+    """NRRD, of any version."""
+
+    name, endings, detached, single = "NRRD", (".nrrd",), (".nhdr",), ".nrrd"
+
+    def content(self, head: bytes) -> Content | None:
+        """What a header says."""
+        if not re.match(rb"NRRD000\d\r?\n", head):
+            return None
+        end = re.search(rb"\r?\n\r?\n", head)
+        text = head[: end.end()] if end else head
+        fields: dict[str, str] = {}
+        for line in text.decode("latin-1").splitlines()[1:]:
+            name, colon, value = line.partition(": ")
+            if colon and not line.startswith("#"):
+                fields[name.strip().lower().replace(" ", "")] = value.strip()
+        data = fields.get("datafile")
+        if data is None and end is None:
+            raise ValueError("it does not end")
+        encoding = fields["encoding"].lower()
+        known = {"raw": "raw", "gzip": "zlib", "gz": "zlib", "bzip2": "bz2", "bz2": "bz2"}
+        if encoding not in known:
+            raise BadInput("", f"has its voxels as {encoding}", "Save it with the encoding gzip first.")
+        if int(fields.get("lineskip", "0")):
+            raise BadInput(
+                "", "has lines to be skipped before its voxels", "Save it as one .nrrd file first."
+            )
+        dimension, shape = int(fields["dimension"]), _whole(fields["sizes"])
+        if len(shape) != dimension:
+            raise ValueError(f"dimension {dimension}, but {len(shape)} sizes")
+        dtype = np.dtype(_NRRD_TYPES[fields["type"].lower()])
+        if dtype.itemsize > 1:
+            if fields["endian"].lower() not in ("little", "big"):
+                raise ValueError(f"endian {fields['endian']!r}")
+            dtype = dtype.newbyteorder("<" if fields["endian"].lower() == "little" else ">")
+        directions = re.findall(r"\([^)]*\)|none", fields.get("spacedirections", ""))
+        zooms = fields.get("spacings", fields.get("spacing", "")).split()
+        if "none" not in directions and not zooms:
+            zooms = [str(np.linalg.norm(_numbers(direction, len(shape)))) for direction in directions]
+        numbers = 1
+        for place in [k for k, direction in enumerate(directions) if direction == "none"][::-1]:
+            if len(shape) > 3 and place < len(shape):  # an axis of components
+                numbers *= shape.pop(place)
+                del directions[place : place + 1], zooms[place : place + 1]
+        skip = int(fields.get("byteskip", "0"))
+        return Content(
+            tuple(shape),
+            dtype,
+            numbers,
+            _nrrd_affine(fields, directions),
+            _zooms(zooms),
+            known[encoding],
+            data,
+            skip if data is not None or skip < 0 else len(text) + skip,
+        )
+
+    def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
+        """A whole file in LPS space, gzip-compressed."""
+        own = _LPS @ affine
+        vectors = " ".join(f"({_text(own[:3, k], ',')})" for k in range(3))
+        lines = [
+            "NRRD0004",
+            f"type: {_name_of(_NRRD_TYPES, values.dtype)}",
+            "dimension: 3",
+            "space: left-posterior-superior",
+            f"sizes: {' '.join(map(str, values.shape))}",
+            f"space directions: {vectors}",
+            "kinds: domain domain domain",
+            "endian: little",
+            "encoding: gzip",
+            f"space origin: ({_text(own[:3, 3], ',')})",
+            "",
+            "",
+        ]
+        return "\n".join(lines).encode() + gzip.compress(_stored(values), level, mtime=0)
+
+
+class MetaImage(TextHeader):
+    """MetaImage."""
+
+    name, endings, detached, single = "MetaImage", (".mha",), (".mhd",), ".mha"
+
+    def content(self, head: bytes) -> Content | None:
+        """What a header says."""
+        end = re.search(rb"^[ \t]*ElementDataFile[ \t]*=[^\n]*(\n|$)", head, re.M)
+        if end is None:
+            return None
+        fields: dict[str, str] = {}
+        for line in head[: end.end()].decode("latin-1").splitlines():
+            name, equals, value = line.partition("=")
+            if equals:
+                fields[name.strip().lower()] = value.strip()
+        data = fields["elementdatafile"]
+        local = data.lower() == "local"
+        dimension, shape = int(fields["ndims"]), _whole(fields["dimsize"])
+        if len(shape) != dimension:
+            raise ValueError(f"NDims {dimension}, but {len(shape)} numbers in DimSize")
+        if not _yes(fields.get("binarydata", "true")):
+            raise BadInput("", "has its voxels as text", "Save it with binary data first.")
+        large = _first(fields, "binarydatabyteordermsb", "elementbyteordermsb")
+        dtype = np.dtype(_META_TYPES[fields["elementtype"].upper()])
+        skip = int(fields.get("headersize", "0"))
+        if _yes(fields.get("compresseddata", "false")):
+            encoding = "zlib"
+        else:
+            encoding = "raw"
+        zooms = _zooms((_first(fields, "elementspacing", "elementsize") or "").split())
+        return Content(
+            tuple(shape),
+            dtype.newbyteorder(">" if large and _yes(large) else "<"),
+            int(fields.get("elementnumberofchannels", "1")),
+            _meta_affine(fields, dimension, zooms),
+            zooms,
+            encoding,
+            None if local else data,
+            end.end() if local else skip,
+        )
+
+    def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
+        """A whole file, zlib-compressed."""
+        own = _LPS @ affine
+        zooms = np.linalg.norm(own[:3, :3], axis=0)
+        towards = dict(zip("LRPASI", "RLAPIS", strict=True))  # it names where axes come from
+        letters = "".join(towards[str(letter)] for letter in nib.aff2axcodes(affine))
+        data = zlib.compress(_stored(values), level)
+        lines = [
+            "ObjectType = Image",
+            "NDims = 3",
+            "BinaryData = True",
+            "BinaryDataByteOrderMSB = False",
+            "CompressedData = True",
+            f"CompressedDataSize = {len(data)}",
+            f"TransformMatrix = {_text((own[:3, :3] / zooms).T.ravel())}",
+            f"Offset = {_text(own[:3, 3])}",
+            "CenterOfRotation = 0 0 0",
+            f"AnatomicalOrientation = {letters}",
+            f"ElementSpacing = {_text(zooms)}",
+            f"DimSize = {' '.join(map(str, values.shape))}",
+            f"ElementType = {_name_of(_META_TYPES, values.dtype)}",
+            "ElementDataFile = LOCAL",
+            "",
+        ]
+        return "\n".join(lines).encode() + data
+
+
+_NRRD_TYPES = {
+    **dict.fromkeys(("int8", "signed char", "int8_t"), "i1"),
+    **dict.fromkeys(("uint8", "uchar", "unsigned char", "uint8_t"), "u1"),
+    **dict.fromkeys(("int16", "short", "short int", "signed short", "signed short int", "int16_t"), "i2"),
+    **dict.fromkeys(("uint16", "ushort", "unsigned short", "unsigned short int", "uint16_t"), "u2"),
+    **dict.fromkeys(("int32", "int", "signed int", "int32_t"), "i4"),
+    **dict.fromkeys(("uint32", "uint", "unsigned int", "uint32_t"), "u4"),
+    **dict.fromkeys(("int64", "longlong", "long long", "long long int", "int64_t"), "i8"),
+    **dict.fromkeys(("uint64", "ulonglong", "unsigned long long", "uint64_t"), "u8"),
+    "float": "f4",
+    "double": "f8",
+}
+_META_TYPES = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+_SPACES = {"ras": (1, 1), "las": (-1, 1), "lps": (-1, -1)}
+"""NRRD's spaces by the letters of their words: the signs of their first two axes in RAS+."""
+
+_UNITS = {"mm": 1.0, "m": 1000.0, "cm": 10.0, "um": 0.001}
+
+
+def _nrrd_affine(fields: Mapping[str, str], directions: Sequence[str]) -> np.ndarray | None:
+    space = fields.get("space", "").lower()
+    letters = "".join(word[:1] for word in space.split("-")) if "-" in space else space
+    if letters not in _SPACES or len(directions) < 3:
+        return None
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([_numbers(direction, 3) for direction in directions[:3]]).T
+    affine[:3, 3] = _numbers(fields.get("spaceorigin", "(0,0,0)"), 3)
+    units = re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))
+    scale = [_UNITS.get(unit, 1.0) for unit in units] if len(units) == 3 else [1.0] * 3
+    return np.diag([*_SPACES[letters], 1, 1]) @ np.diag([*scale, 1]) @ affine
+
+
+def _meta_affine(fields: Mapping[str, str], count: int, zooms: Sequence[float]) -> np.ndarray | None:
+    matrix = _first(fields, "transformmatrix", "rotation", "orientation")
+    if matrix is None or count < 3 or len(zooms) < 3:
+        return None
+    affine = np.eye(4)
+    rows = np.array(_numbers(matrix, count * count)).reshape(count, count)[:3, :3]
+    affine[:3, :3] = rows.T * zooms[:3]
+    affine[:3, 3] = _numbers(_first(fields, "offset", "position", "origin") or "0 " * count, count)[:3]
+    return _LPS @ affine
+
+
+def _first(fields: Mapping[str, str], *names: str) -> str | None:
+    return next((fields[name] for name in names if name in fields), None)
+
+
+def _yes(text: str) -> bool:
+    return text[:1].lower() in ("t", "1", "y")
+
+
+def _whole(text: str) -> list[int]:
+    numbers = [int(word) for word in text.split()]
+    if not 1 <= len(numbers) <= 16:
+        raise ValueError(f"{len(numbers)} sizes")
+    return numbers
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    numbers = [float(word) for word in re.split(r"[\s,()]+", text.strip(" ()")) if word]
+    if len(numbers) != count:
+        raise ValueError(f"{len(numbers)} numbers where {count} are expected: {text[:80]!r}")
+    return numbers
+
+
+def _zooms(words: Sequence[str]) -> tuple[float, ...]:
+    return tuple(float(word) for word in words) if len(words) >= 3 else (1.0, 1.0, 1.0)
+
+
+def _text(numbers: np.ndarray, comma: str = " ") -> str:
+    return comma.join(repr(float(number)) for number in numbers)
+
+
+def _name_of(types: Mapping[str, str], dtype: np.dtype) -> str:
+    return next((name for name, kind in types.items() if dtype.newbyteorder("=") == np.dtype(kind)), "")
+
+
+def _stored(values: np.ndarray) -> bytes:
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
+
+
+def _bytes(content: Content) -> int:
+    return math.prod(content.shape) * content.dtype.itemsize
+
+
+def _decoded(stream: BinaryIO, length: int, encoding: str) -> bytes | bytearray:
+    """The first ``length`` bytes of voxels; compressed ones are read to their checksum."""
+    if encoding == "raw":
+        return stream.read(length)
+    if encoding == "bz2":
+        with bz2.BZ2File(stream) as unpacked:
+            data: bytes | bytearray = unpacked.read(length)
+            beyond = 0
+            while beyond <= BEYOND and (more := unpacked.read(_CHUNK)):
+                beyond += len(more)
+    else:
+        engine, data, beyond = zlib.decompressobj(47), bytearray(), 0
+        while not engine.eof and beyond <= BEYOND:
+            packed = engine.unconsumed_tail or stream.read(_CHUNK)
+            if not packed:
+                raise EOFError("the compressed data ends before its end")
+            room = length - len(data)
+            more = engine.decompress(packed, room or _CHUNK)
+            if room:
+                data += more
+            else:
+                beyond += len(more)
+    if beyond > BEYOND:
+        raise ValueError(f"they go on for more than {BEYOND:,} bytes")
+    return data
