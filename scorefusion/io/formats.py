@@ -51,6 +51,8 @@ class Nifti:
         except ScoreFusionError:
             raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise BadInput(
                 path, f"cannot be read as NIfTI ({error})", "Check it with another viewer."
             ) from None

@@ -19,7 +19,7 @@ import torch
 from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
-from scorefusion.errors import BadInput
+from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io import metatensor, simpleitk
 from scorefusion.io.dicom_file import is_dicom
 from scorefusion.io.dicom_read import read_dicom_series
@@ -169,7 +169,7 @@ def shape_of(source: Image, max_voxels: int = MAX_VOXELS) -> tuple[int, int, int
     if isinstance(source, str | os.PathLike):
         try:
             shape = read_header(Path(source), max_voxels).get_data_shape()
-        except BadInput:  # reading it says what is wrong, or knows the format
+        except ScoreFusionError:  # reading it says what is wrong, or knows the format
             return None
     else:
         size = getattr(source, "GetSize", None)
