@@ -322,11 +322,11 @@ ERRORS = {
     "C++": lambda: RuntimeError("std::bad_alloc"),
 }
 STAGES = {
-    "read": ("scorefusion.io.header.gzip.GzipFile.read", "reading it"),
+    "read": ("scorefusion.io.compressed.gzip.GzipFile.read", "reading it"),
     "prepare": ("scorefusion.preprocess.base_volume", "preparing it"),
     "sample": ("scorefusion.engine.engine.gather_slices", "sampling"),
     "finish": ("scorefusion.pipeline.disagreement", "finishing it"),
-    "write": ("scorefusion.io.nifti.nib.save", "writing it"),
+    "write": ("scorefusion.io.formats.nib.save", "writing it"),
 }
 
 
