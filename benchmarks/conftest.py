@@ -187,7 +187,7 @@ def measure(benchmark: Any, timed: bool, request: pytest.FixtureRequest) -> Call
         if timed:
             allowance = request.config.stash[BUDGET].allowance()
             _repeat(benchmark, body, repeats, allowance)
-            if benchmark.stats.stats.rounds == 1:
+            if len(benchmark.stats.stats.data) == 1:
                 benchmark.extra_info["once"] = f"one run; a case has {allowance:.1f} s"
         return result
 
@@ -195,10 +195,14 @@ def measure(benchmark: Any, timed: bool, request: pytest.FixtureRequest) -> Call
 
 
 def _repeat(benchmark: Any, body: Callable[[], Any], repeats: int, allowance: float) -> None:
-    """Time a body again, which was timed once, until it has taken so many seconds in all."""
+    """Time a body again, which was timed once, until it has taken so many seconds in all.
+
+    Only the list of times is read: pytest-benchmark keeps what it once computed from it.
+    """
     stats, clock = benchmark.stats, benchmark._timer
-    start = time.perf_counter() - stats.stats.max * repeats
-    while stats.stats.rounds < MOST and time.perf_counter() - start < allowance:
+    times = stats.stats.data
+    start = time.perf_counter() - times[0] * repeats
+    while len(times) < MOST and time.perf_counter() - start < allowance:
         before = clock()
         for _ in range(repeats):
             body()

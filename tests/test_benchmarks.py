@@ -114,6 +114,10 @@ def test_a_dtype_that_the_processor_does_not_compute_is_not_timed(tmp_path: Path
     report = read_report(path)
     (results,) = report.groups.values()
     assert results[0].reference and results[0].ratio == 1.0
+    for bench in json.loads(path.read_text())["benchmarks"]:
+        times = bench["stats"]["data"]
+        assert bench["stats"]["rounds"] == len(times) and bench["stats"]["max"] == max(times)
+        assert ("once" in bench["extra_info"]) == (len(times) == 1)
     assert all(0 < share for result in results for _, _, share, _ in result.rates if share is not None)
     assert "threads" in report.machine and "PyTorch" in report.machine
     reasons = report.not_timed
