@@ -58,6 +58,9 @@ class Verbs(TyperGroup):
 def _errors_in_one_line(ctx: Any) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError as error:  # a child process ended; Typer would exit without a message
+        print(f"scorefusion: a process that does a part of the work has ended ({error})", file=sys.stderr)
+        raise typer.Exit(2) from error
     except Exception as error:
         if not isinstance(error, ScoreFusionError):
             if not out_of_memory(error):
@@ -66,9 +69,6 @@ def _errors_in_one_line(ctx: Any) -> Iterator[None]:
             error = shortage_of(error, verb, fix=_LESS.get(verb, ""))
         print(f"scorefusion: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from None
-    except BrokenPipeError as error:  # a child process ended; Typer would exit without a message
-        print(f"scorefusion: a process that does a part of the work has ended ({error})", file=sys.stderr)
-        raise typer.Exit(2) from error
 
 
 def build() -> typer.Typer:
