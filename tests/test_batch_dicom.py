@@ -221,7 +221,7 @@ def test_series_of_a_batch_are_chosen(tmp_path: Path) -> None:
         out = tmp_path / f"out{key}"
         assert names(translate(model, root, "-o", out, *QUICK, "--series", key), "item-done") == expected
     line = refused(model, root, "-o", tmp_path / "none", "--series", "flair")
-    assert "holds no series flair, only" in line and "t1_mprage" in line
+    assert "holds no series 'flair', only" in line and "t1_mprage" in line
     nib.save(nib.Nifti1Image(texture().astype(np.float32), np.eye(4)), tmp_path / "a.nii.gz")
     line = refused(model, tmp_path / "a.nii.gz", "-o", f"{tmp_path / 'other'}/", "--series", "flair")
     assert "--series" in line and "no DICOM series" in line
@@ -271,7 +271,10 @@ def test_which_of_several_series(tmp_path: Path) -> None:
     for key in ("7", "FLAIR", uid("series", "b"), uid("series", "b")[-7:]):
         assert run(model, root, "-o", out, "--series", key).exit_code == 0
         np.testing.assert_array_equal(nib.load(out).get_fdata(dtype=np.float32), expected.volume)
-    assert "holds no series 8, only" in refused(model, root, "-o", out, "--series", "8")
+    assert "holds no series '8', only" in refused(model, root, "-o", out, "--series", "8")
+    nib.save(nib.Nifti1Image(texture().astype(np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    line = refused(model, tmp_path / "a.nii.gz", "-o", tmp_path / "y.nii.gz", "--series", "7")
+    assert "holds no DICOM file" in line and "leave it out" in line and "output is to be" not in line
 
 
 def test_files_and_folders_in_place_of_a_volume(tmp_path: Path) -> None:

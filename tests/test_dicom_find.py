@@ -86,7 +86,7 @@ def test_several_volumes_are_listed_and_one_can_be_named(tmp_path: Path) -> None
         np.testing.assert_array_equal(values, texture(seed=seed))
     described = next(series for series in find_series(tmp_path) if series.uid == uid("series", "b"))
     assert read_dicom_series(described).series_uid == uid("series", "b")
-    with pytest.raises(BadInput, match=r"holds no series 1\.2\.3, only 2\.25"):
+    with pytest.raises(BadInput, match=r"holds no series '1\.2\.3', only 2\.25"):
         read_dicom_series(tmp_path, series="1.2.3")
 
 

@@ -252,3 +252,39 @@ def test_without_pydicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_orientations_of_the_tests_are_right_angled() -> None:
     for turn in ORIENTATIONS.values():
         np.testing.assert_allclose(turn @ turn.T, np.eye(2), atol=1e-12)
+
+
+@pytest.mark.parametrize("where", ["frames in turn", "frames at one place", "two files"])
+def test_contrasts_in_one_file_are_told_apart_by_frame(tmp_path: Path, where: str) -> None:
+    """A file cannot be put into two folders: the advice is another than for files."""
+    image = enhanced_of(texture((4, 7, 6)))
+    shared = image.SharedFunctionalGroupsSequence[0]
+    for k, group in enumerate(image.PerFrameFunctionalGroupsSequence):
+        group.MREchoSequence = [Dataset()]
+        group.MREchoSequence[0].EffectiveEchoTime = 3.0 + 4 * (k % 2)
+        if where == "frames at one place":
+            group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 2.5 * (k // 2)]
+    del shared.MREchoSequence
+    if where == "two files":
+        write_series(tmp_path / "s", change=setting("EchoTime", 90, at=2))
+    else:
+        save(image, tmp_path / "s" / "object")
+    with pytest.raises(BadInput) as error:
+        read_dicom_series(tmp_path)
+    line, apart = str(error.value), "into a folder of its own" in error.value.fix
+    assert apart == (where == "two files") and ("dcm2niix" in line) != apart, line
+    expected = {
+        "frames in turn": "object: frame 2 has EffectiveEchoTime 7, object frame 1 has 3",
+        "frames at one place": "object: frame 2 lies where object frame 1 does",
+    }
+    assert expected.get(where, "has EchoTime 90") in line
+
+
+@pytest.mark.parametrize("cut", [150, 170, 200, 300])
+def test_a_file_cut_short_in_its_meta_information(tmp_path: Path, cut: int) -> None:
+    """It is damaged, not in a foreign transfer syntax."""
+    file = write_series(tmp_path / "s")[2]
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(BadInput, match=r"Copy or export it again") as error:
+        read_dicom_series(tmp_path)
+    assert Path(error.value.file) == file and "Convert it" not in str(error.value)

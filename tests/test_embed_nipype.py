@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config, tiny_image, tiny_model, write_tiny
 
-from scorefusion.models.config import DegradationConfig, ResidualConfig
+from scorefusion.models.config import DegradationConfig, DomainConfig, ResidualConfig
 from scorefusion.pipeline import Pipeline
 
 pytest.importorskip("nipype")
@@ -222,3 +222,21 @@ def test_a_whole_translation_with_odd_names(tmp_path: Path, monkeypatch: pytest.
     assert Path(outputs.out_file) == folder / output
     assert nib.load(outputs.out_file).shape == nib.load(outputs.spread_file).shape == image.shape
     assert not [*tmp_path.rglob("X")]
+
+
+def test_warnings_reach_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the input is and the model was not made for: in the runtime and in the node's files."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    config = tiny_config(domain={"t1": DomainConfig(contrasts=("t1",))})
+    tiny_model(config).save_pretrained(tmp_path / "model", card="# tiny\n")
+    nib.save(tiny_image(), tmp_path / "sub-1_T2w.nii.gz")
+    node = Translate(
+        in_files=[str(tmp_path / "sub-1_T2w.nii.gz")],
+        model=str(tmp_path / "model"),
+        steps=1,
+        device="cpu",
+        terminal_output="file_split",
+    )
+    runtime = node.run(cwd=str(tmp_path)).runtime
+    for text in (runtime.stderr, (tmp_path / "stderr.nipype").read_text("utf-8")):
+        assert "warning: sub-1_T2w.nii.gz is T2 by its name" in text

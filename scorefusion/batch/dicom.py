@@ -64,7 +64,7 @@ def list_dicom(root: Path, wanted: Wanted, *, skip: Callable[[Path], bool] | Non
     if not chosen and wanted.series is not None:
         others = "; ".join(str(series) for series in found)
         raise BadInput(
-            root, f"holds no series {wanted.series}, only {others or 'none'}", "Name one of these."
+            root, f"holds no series '{wanted.series}', only {others or 'none'}", "Name one of these."
         )
     volumes = [series for series in found if not series.problem]
     places = {series.uid: _place(root, series) for series in volumes}

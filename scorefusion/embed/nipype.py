@@ -93,16 +93,17 @@ class Translate(CommandLine):
     """``scorefusion translate`` as a nipype interface, run by the Python that runs the workflow.
 
     Every value is quoted in ``cmdline``, and no shell runs it, so a path may hold any character. Text in
-    ``args`` is split into arguments as a shell would, and nothing in it is expanded or run.
+    ``args`` is split into arguments as a shell would, and nothing in it is expanded or run. Warnings about
+    the input are in ``runtime.stderr`` and, depending on ``terminal_output``, in nipype's log or a file.
 
     >>> from scorefusion.embed.nipype import Translate
     >>> Translate(in_files=["t1.nii.gz"], steps=3).cmdline  # doctest: +SKIP
-    'python -m scorefusion translate --quiet ... --steps 3 -- t1.nii.gz'
+    'python -m scorefusion translate ... --steps 3 -- t1.nii.gz'
     """
 
     input_spec = TranslateInputs
     output_spec = TranslateOutputs
-    _cmd = shlex.join([sys.executable, "-m", "scorefusion", "translate", "--quiet"])
+    _cmd = shlex.join([sys.executable, "-m", "scorefusion", "translate"])
 
     def _format_arg(self, name: str, trait_spec: Any, value: Any) -> Any:
         """One input as text of the command line, each value quoted; nipype quotes single paths alone."""

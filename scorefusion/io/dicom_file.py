@@ -217,6 +217,8 @@ def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: b
         if guessed is not None:
             meta.TransferSyntaxUID = _SYNTAXES[guessed]
     syntax = need("pydicom.uid", "reading DICOM").UID(str(meta.get("TransferSyntaxUID", "")))
+    if not syntax:
+        raise BadInput(path, "names no transfer syntax and holds no data elements that show it", DAMAGED)
     if not syntax.is_transfer_syntax or syntax.is_private:
         problem = f"is in a transfer syntax that is not DICOM's own ({str(syntax)[:64]!r})"
         raise BadInput(path, problem, "Convert it to Explicit VR Little Endian first.")

@@ -156,12 +156,14 @@ def choose_series(folder: PathLike, key: str | None = None) -> SeriesDescription
         others = f" ({'; '.join(summaries(passed, Path(folder)))})" if passed else ""
         what = "is not a file and " if Path(folder).is_dir() else ""
         fix = "Give a folder with the files of a series; for NIfTI files, the output is to be a folder, too."
+        if key is not None:
+            fix = "--series chooses from DICOM series: give a folder of them, or leave it out."
         raise BadInput(folder, f"{what}holds no DICOM file{others}", fix)
     named = found
     if key is not None:
         named = matching(found, key)
         if not named:
-            raise BadInput(folder, f"holds no series {key}, only {_listed(found)}", "Name one of these.")
+            raise BadInput(folder, f"holds no series '{key}', only {_listed(found)}", "Name one of these.")
     good = [series for series in named if not series.problem]
     if len(good) == 1:
         if key is None:

@@ -75,13 +75,13 @@ def _check_alike(frames: Sequence[Frame]) -> None:
     for frame in frames[1:]:
         if frame.shape != first.shape:
             theirs, ours = (f"{columns} × {rows}" for rows, columns in (first.shape, frame.shape))
-            raise _mixed(frame, f"has {ours} pixels, {first.file.name} has {theirs}", "sizes")
+            raise _mixed(frame, first, f"has {ours} pixels, {_label(first)} has {theirs}", "sizes")
         if np.abs(frame.orientation - first.orientation).max() > 1e-3:
-            raise _mixed(frame, f"lies in another plane than {first.file.name}", "orientations")
+            raise _mixed(frame, first, f"lies in another plane than {_label(first)}", "orientations")
         if not np.allclose(frame.spacing, first.spacing, rtol=1e-3, atol=0):
-            raise _mixed(frame, f"has another PixelSpacing than {first.file.name}", "pixel sizes")
+            raise _mixed(frame, first, f"has another PixelSpacing than {_label(first)}", "pixel sizes")
         if frame.stored != first.stored:
-            raise _mixed(frame, f"stores other numbers than {first.file.name}", "pixel formats")
+            raise _mixed(frame, first, f"stores other numbers than {_label(first)}", "pixel formats")
 
 
 def _check_single(frames: Sequence[Frame], gaps: np.ndarray) -> None:
@@ -98,10 +98,8 @@ def _check_single(frames: Sequence[Frame], gaps: np.ndarray) -> None:
         told = (f"{key} ({one.traits.get(key, 'none')}, {other.traits.get(key, 'none')})" for key in differ)
         how = f"; they differ in {', '.join(told)}"
     count = f"{len(same)} places of its series" if len(same) > 1 else "one place"
-    which = f"frame {other.index + 1} " if frame_count(other.header) > 1 else ""
-    problem = f"{which}lies where {_label(one)} does, two slices at {count}{how}"
-    fix = "Put each echo, time point or other repetition into a folder of its own."
-    raise BadInput(other.file, problem, fix)
+    problem = f"{_frame(other)}lies where {_label(one)} does, two slices at {count}{how}"
+    raise BadInput(other.file, problem, _apart(one, other, "each echo, time point or other repetition"))
 
 
 def _check_contrast(frames: Sequence[Frame]) -> None:
@@ -110,7 +108,7 @@ def _check_contrast(frames: Sequence[Frame]) -> None:
         for key in sorted({*first.traits, *frame.traits} - {*_EXPLAIN_ONLY}):
             if _differ(frame, first, key):
                 ours, theirs = frame.traits.get(key, "none"), first.traits.get(key, "none")
-                raise _mixed(frame, f"has {key} {ours}, {first.file.name} has {theirs}", "contrasts")
+                raise _mixed(frame, first, f"has {key} {ours}, {_label(first)} has {theirs}", "contrasts")
 
 
 def _differ(one: Frame, other: Frame, key: str) -> bool:
@@ -150,9 +148,19 @@ def _check_upright(frames: Sequence[Frame], places: np.ndarray, normal: np.ndarr
     raise BadInput(last.file, problem, "Resample the series to an upright grid first.")
 
 
-def _mixed(frame: Frame, problem: str, what: str) -> BadInput:
-    fix = f"Its series mixes {what}; put each into a folder of its own."
-    return BadInput(frame.file, problem, fix)
+def _mixed(frame: Frame, first: Frame, problem: str, what: str) -> BadInput:
+    fix = f"Its series mixes {what}. {_apart(frame, first, 'each of them')}"
+    return BadInput(frame.file, f"{_frame(frame)}{problem}", fix)
+
+
+def _apart(one: Frame, other: Frame, what: str) -> str:
+    if one.file == other.file:
+        return f"Export {what} as a series of its own, or split the file by converting it with dcm2niix."
+    return f"Put {what} into a folder of its own."
+
+
+def _frame(frame: Frame) -> str:
+    return f"frame {frame.index + 1} " if frame_count(frame.header) > 1 else ""
 
 
 def _label(frame: Frame) -> str:
