@@ -33,7 +33,10 @@ CASES = [
     pytest.param("reference", "cpu", id="torch reference"),
     pytest.param("channels last", "cpu", id="channels last"),
     pytest.param(
-        "compiled", "cpu", id="channels last, torch.compile", marks=pytest.mark.compiled(seconds=60)
+        "compiled",
+        "cpu",
+        id="channels last, torch.compile",
+        marks=[pytest.mark.compiled(seconds=60), pytest.mark.slow],
     ),
     pytest.param("auto", "cpu", id="channels last, dtype auto"),
     pytest.param("auto", "cuda", id="cuda, dtype auto", marks=[needs_cuda, pytest.mark.gpu]),
