@@ -10,13 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from batches import names, nobody, refused, translate, volumes, write_model
-from tiny import same_grid_config
+from tiny import same_grid_config, tiny_config
 from typer.testing import CliRunner
 
 from scorefusion import Pipeline
 from scorefusion.batch.sources import find_items
 from scorefusion.batch.wanted import Wanted
 from scorefusion.cli import app
+from scorefusion.models.config import DegradationConfig, ResidualConfig
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -225,6 +226,56 @@ def test_series_of_a_batch_are_chosen(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(texture().astype(np.float32), np.eye(4)), tmp_path / "a.nii.gz")
     line = refused(model, tmp_path / "a.nii.gz", "-o", f"{tmp_path / 'other'}/", "--series", "flair")
     assert "--series" in line and "no DICOM series" in line
+
+
+def test_series_of_the_folders_in_a_table(tmp_path: Path) -> None:
+    """The way on that the error names works; lines without DICOM are as without ``--series``."""
+    hole, base = DegradationConfig(kind="inpaint", hole=0.3), ResidualConfig(base="identity", scale=0.1)
+    config = tiny_config(degradation=hole, residual=base)
+    model, holes = write_model(tmp_path / "tiny"), write_model(tmp_path / "holes", config)
+    for subject in ("p1", "p2"):
+        for number, text in ((3, "t1_mprage"), (4, "T2 space")):
+
+            def change(image: Any, k: int, number: int = number, text: str = text) -> None:
+                image.SeriesNumber, image.SeriesDescription = number, text
+
+            name = f"{subject}{number}"
+            write_series(tmp_path / subject / text[:2], texture(seed=number), name=name, change=change)
+    scan = read_dicom_series(tmp_path / "p1", series="t1")
+    missing = np.zeros(scan.shape, np.uint8)
+    missing[2:4, 2:4, 2:4] = 1
+    nib.save(nib.Nifti1Image(missing, scan.affine), tmp_path / "mask.nii.gz")
+    nib.save(nib.Nifti1Image(texture().astype(np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    table = tmp_path / "all.csv"
+    table.write_text("subject,t1\none,p1\ntwo,p2\nnifti,a.nii.gz\nnone,p3\n")
+    events = translate(model, table, "-o", tmp_path / "out", *QUICK, code=1)
+    errors = [event["fix"] for event in events if event["event"] == "item-failed"]
+    assert sum("--series" in fix for fix in errors) == 2
+    events = translate(model, table, "-o", tmp_path / "out", *QUICK, "--series", "T1", code=1)
+    assert names(events, "item-failed") == ["none"]
+    expected = Pipeline(model, device="cpu", dtype="float32")(scan, steps=1, strategy="average").volume
+    for name in ("one", "two"):
+        found = nib.load(tmp_path / "out" / f"{name}.nii.gz").get_fdata(dtype=np.float32)
+        np.testing.assert_array_equal(found, expected)
+    events = translate(model, table, "-o", tmp_path / "no", *QUICK, "--series", "flair", code=1)
+    assert names(events, "item-done") == ["nifti"]
+    table.write_text("subject,t1,mask\none,p1,mask.nii.gz\n")
+    events = translate(holes, table, "-o", tmp_path / "filled", *QUICK, "--series", "t1")
+    assert names(events, "item-done") == ["one"]
+    table.write_text("subject,t1\nnifti,a.nii.gz\n")
+    assert "no DICOM series" in refused(model, table, "-o", tmp_path / "nifti", "--series", "t1")
+
+
+def test_a_series_is_wanted_where_nifti_lies_among_dicom(tmp_path: Path) -> None:
+    """Such as an earlier output in the folder of its series."""
+    model, root = write_model(tmp_path / "tiny"), tmp_path / "in"
+    write_series(root / "t1", name="a")
+    write_series(root / "t2", name="b")
+    nib.save(nib.Nifti1Image(texture().astype(np.float32), np.eye(4)), root / "t1" / "fine.nii.gz")
+    events = translate(model, root, "-o", tmp_path / "out", *QUICK, "--series", uid("series", "a"))
+    assert names(events, "item-done") == ["t1"]
+    (done,) = [event for event in events if event["event"] == "item-done"]
+    assert "fine.nii.gz (is not a DICOM file)" in " ".join(done["warnings"])
 
 
 def run(model: Path, *arguments: str | Path) -> Any:

@@ -46,7 +46,7 @@ def list_folder(root: Path, wanted: Wanted) -> Source:
     if unreadable and Path(unreadable[0].file) == root:
         raise unreadable[0]
     mixed = wanted.layout == "auto" and holds_dicom(root, skip=skip)
-    if wanted.layout == "dicom" or (mixed and not files):
+    if wanted.layout == "dicom" or (mixed and (not files or wanted.series is not None)):
         return list_dicom(root, wanted, skip=skip)
     broken = [_broken(root, error, wanted) for error in unreadable]
     single = len(wanted.conditions) == 1

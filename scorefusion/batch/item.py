@@ -39,7 +39,7 @@ class Item:
         files: one a condition of the model, in its order; then the mask, if there is one.
         output: where the translation goes.
         problem: why it cannot be translated, if that is known already.
-        series: where the conditions are DICOM series, these; ``files`` are then all of theirs.
+        series: where the conditions are DICOM series, these; ``files`` are then all of theirs, and the mask.
         masked: whether the last file is the mask of what is missing.
     """
 

@@ -124,7 +124,7 @@ def translate_batch(
     if batch.work.dicom and source.kind != "dicom":
         fix = "Give a folder of DICOM files, or leave --dicom out."
         raise BadInput(batch.inputs[0], "holds no DICOM series, which a derived series needs", fix)
-    if batch.series is not None and source.kind != "dicom":
+    if batch.series is not None and not _takes_series(source):
         problem = "holds no DICOM series, which --series chooses from"
         raise BadInput(batch.inputs[0], problem, "Give a folder of DICOM files, or leave --series out.")
     items = [item for item in source.items if batch.shard is None or batch.shard.holds(item.name)]
@@ -168,6 +168,13 @@ def translate_batch(
         unreported=list(tell.unreported),
     )
     return replace(summary, unreported=tuple(tell.unreported))
+
+
+def _takes_series(source: Source) -> bool:
+    """Whether ``--series`` chooses anything here: in a tree of DICOM files, or of a table's folders."""
+    if source.kind == "table":
+        return any(item.series or item.problem for item in source.items)
+    return source.kind == "dicom"
 
 
 def _settled(batch: Batch, device: str) -> Batch:

@@ -11,6 +11,7 @@ from scorefusion.batch.wanted import Wanted
 from scorefusion.data.rows import read_rows
 from scorefusion.data.table import contrast_columns
 from scorefusion.errors import BadInput
+from scorefusion.io.dicom_find import SeriesDescription, choose_series
 
 
 def list_table(table: Path, wanted: Wanted) -> Source:
@@ -46,5 +47,23 @@ def list_table(table: Path, wanted: Wanted) -> Source:
         # A refused name never becomes part of a path.
         output = wanted.out / ((subject if found is None else f"line-{number}") + wanted.ending)
         files = () if found is not None else tuple(table.parent / cell for cell in cells)
-        items.append(Item(name, files, output, found, masked=masked and found is None))
+        series: tuple[SeriesDescription, ...] = ()
+        if wanted.series is not None:
+            try:
+                files, series = _chosen(files, wanted)
+            except BadInput as error:
+                files, found = (), Problem.of(error)
+        items.append(Item(name, files, output, found, series, masked=masked and found is None))
     return Source("table", tuple(items))
+
+
+def _chosen(
+    files: tuple[Path, ...], wanted: Wanted
+) -> tuple[tuple[Path, ...], tuple[SeriesDescription, ...]]:
+    """A line's files with folders replaced by the files of the series wanted in each, and these series."""
+    count = len(wanted.conditions)
+    conditions, mask = files[:count], files[count:]
+    if not any(file.is_dir() for file in conditions):
+        return files, ()
+    series = tuple(choose_series(file, wanted.series) for file in conditions)
+    return (*(file for each in series for file in each.files), *mask), series

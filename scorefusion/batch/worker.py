@@ -328,7 +328,8 @@ def _images_of(item: Item, max_voxels: int) -> list[Any]:
         return list(item.files)
     from scorefusion.io.dicom_read import read_dicom_series
 
-    return [read_dicom_series(series, max_voxels=max_voxels) for series in item.series]
+    images: list[Any] = [read_dicom_series(series, max_voxels=max_voxels) for series in item.series]
+    return [*images, item.files[-1]] if item.masked else images
 
 
 def _spacing(affine: np.ndarray, factor: Sequence[int] = (1, 1, 1)) -> tuple[float, float, float]:
