@@ -14,6 +14,7 @@ from scorefusion.data.contrast import LABELS, canonical
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Scan
 from scorefusion.models.config import DomainConfig, ModelConfig
+from scorefusion.preprocess import Outliers
 
 TOLERANCE = 1.15
 """A voxel may be this many times smaller or larger than those of the domain without a warning."""
@@ -26,9 +27,9 @@ _NAMES = {
 }  # fmt: skip
 
 _WORDS = {
-    "t1": ("mprage", "spgr", "bravo", "unit1", "inplanet1"),
+    "t1": ("t1weighted", "mprage", "spgr", "bravo", "unit1", "inplanet1"),
     "t1c": ("t1wc", "t1postcontrast"),
-    "t2": ("inplanet2",),
+    "t2": ("t2weighted", "inplanet2"),
     "mra": ("angio", "tof", "mra"),
     "pet": ("pet", "fdg", "suv"),
     "ct": ("cta", "cbct", "ncct", "cect"),
@@ -43,6 +44,8 @@ _WORDS = {
 }
 """Words of file names and series descriptions that name a contrast, besides the usual spellings of one."""
 
+_AGENT = {"gd", "gad", "ce", "post", "contrast"}
+_NO_AGENT = {"pre", "non", "no", "not", "without", "wo", "native"}
 _USUAL = ("t1", "t1c", "t2", "flair", "pd", "ct", LABELS)
 _CONTRAST_OF = {word: name for name, words in _WORDS.items() for word in words}
 _MODALITIES = {"CT": "ct", "PT": "pet", "US": "ultrasound", "XA": "angiography", "NM": "scintigraphy"}
@@ -174,9 +177,9 @@ def contrast_in(text: str) -> str:
         *entities, suffix = lower.split("_")
         name = _word(suffix)
         return "t1c" if name == "t1" and any(part.startswith("ce-") for part in entities) else name
-    words = re.split(r"[^a-z0-9]+", lower.replace("t2*", "t2star"))
+    words = re.split(r"[^a-z0-9]+", lower.replace("t2*", "t2star").replace("w/o", "wo"))
     names = {_word(word) for word in words} - {""}
-    if "t1" in names and {"gd", "gad", "ce", "post", "contrast"} & set(words):
+    if "t1" in names and _AGENT & set(words) and not _NO_AGENT & set(words):
         names.add("t1c")
     for special, plain in (("flair", "t2"), ("t1c", "t1"), ("t2star", "t2")):
         if names == {special, plain}:
@@ -197,9 +200,10 @@ def _stem(scan: Scan) -> str:
 
 def _number(text: str | None) -> float:
     try:
-        return float(text or 0)
+        number = float(text or 0)
     except ValueError:
         return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def _spacing(scan: Scan, domain: DomainConfig, config: ModelConfig) -> Text | None:
@@ -239,6 +243,7 @@ def _intensities(scan: Scan, domain: DomainConfig, model: str) -> list[Text | No
     if labels := _labels(scan, domain, model):
         return [labels]
     sample = _sampled(scan.values).astype(np.float64)
+    sample = Outliers.of(sample).limited(sample)  # they have a warning of their own
     least, low, high, most = np.percentile(sample, (0, 0.5, 99.5, 100))
     made = f"'{model}' was made for {_KINDS.get(domain.intensity or '', '')}"
     ranges = f"has intensities from {least:.4g} to {most:.4g}, and {made}"
@@ -284,7 +289,7 @@ def _negative(sample: np.ndarray, low: float, high: float, made: str) -> Text | 
     if negative < 0.005 or low > -0.02 * high:
         return None
     air = float(((sample > -1100) & (sample < -850)).mean())
-    if air > 0.02 and high > -200:
+    if air > max(0.02, 0.5 * float((sample < -850).mean())) and high > -200:
         text = f"looks like a CT in Hounsfield units ({air:.0%} of its voxels are air, about -1000)"
         return f"{text}, and {made}", "Use a model that was made for CT."
     for values, which in ((sample, "all"), (sample[sample != 0], "the non-zero")):
@@ -302,7 +307,8 @@ def _background(values: np.ndarray, sample: np.ndarray, low: float, high: float,
     level = float(np.median(corners))
     uniform = float((np.abs(sample - level) < 0.05 * level).mean()) > 0.25
     if uniform and level > 0.5 * high and low < 0.7 * level:
-        return f"has a bright background ({level:.4g} at its corners), and {made}", "Invert it first."
+        fix = "Invert it first." if level > 0.9 * high else "Set it to 0, below all tissue."
+        return f"has a bright background ({level:.4g} at its corners), and {made}", fix
     if low > 0.15 * high:
         text = f"has no intensities near 0 (almost all are above {low:.4g}, the brightest about {high:.4g})"
         return f"{text}, and {made}", "Subtract the background's level, or give the whole head."

@@ -30,8 +30,9 @@ Values = TypeVar("Values", np.ndarray, Tensor)
 class Outliers:
     """Which values of an image are so far from all others that they must not decide its normalisation.
 
-    Padding and negative spikes are below 0 and far below the rest, or below what CT can measure; hot voxels
-    and those saturated at the limit of an integer type are far above it. Of an ordinary image nothing is.
+    Padding and negative spikes are below 0 and far below the rest, below what CT can measure, or below values
+    that all others keep from 0 up; hot and saturated voxels and bright padding are far above the rest. Of an
+    ordinary image nothing is.
 
     Attributes:
         lo: the least value that counts.
@@ -56,7 +57,7 @@ class Outliers:
         least, most = float(array.min()), float(array.max())
         sample = array[:: max(1, len(array) // _SAMPLED)]
         lo = _least(array, sample, least) if least < 0 else least
-        hi = _greatest(array, sample[sample > lo], lo, most)
+        hi = _greatest(array, sample[sample > lo], lo, most, _at_corners(values, most))
         below = int(np.count_nonzero(array < lo)) if lo > least else 0
         above = int(np.count_nonzero(array > hi)) if hi < most else 0
         return cls(lo, hi, below, above, least, most)
@@ -69,10 +70,12 @@ class Outliers:
         """What was found and what to do about it, for a message that begins with the image's name."""
         kept = "they are kept as they are and do not count in its normalisation"
         found = []
-        if self.below:
+        depth, span = self.lo - self.least, self.hi - self.lo
+        if self.below and depth > _SLIGHT * span:
+            far = "far " if depth > _FAR * span else ""
             where = f"down to {self.least:.5g}, where the rest begins at {self.lo:.5g}"
             fix = "Set padding to the value of the background."
-            found.append((f"has {self.below:,} voxels far below the rest ({where}): {kept}", fix))
+            found.append((f"has {self.below:,} voxels {far}below the rest ({where}): {kept}", fix))
         if self.above:
             where = f"up to {self.most:.5g}, where the rest ends at {self.hi:.5g}"
             fix = "Check whether it is saturated or damaged there."
@@ -96,8 +99,12 @@ _PADDED = 5.0
 """Padding is this many times the range of all other values below them: a background is not so far."""
 _HOT = 98
 """Percentile of the foreground above which voxels may be hot."""
-_LIMITS = (255.0, 4095.0, 16383.0, 32767.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
+_LIMITS = (*(2.0**bits - 1 for bits in range(8, 17)), 2.0**31 - 1, 2.0**32 - 1)
+_PLATEAU = 2.0
+"""Voxels that share any other greatest value are saturated this many times the range of the rest above it."""
 _SATURATED = 0.3
+_SLIGHT = 0.02
+"""Values below a background of 0 are no finding up to this share of the range."""
 _VACUUM, _PADDING = -1100.0, -1200.0
 """Hounsfield units that no scanner gives of air, and below which a value is CT's padding."""
 
@@ -107,8 +114,10 @@ def _least(array: np.ndarray, sample: np.ndarray, least: float) -> float:
     rest = sample[sample > least]
     if not rest.size:
         return least
+    padded = bool(np.count_nonzero(sample == least) > 0.01 * sample.size)
+    if (lowest := _of_magnitude(array, sample, padded)) is not None:
+        return lowest
     low, high = (float(value) for value in np.percentile(rest, (5, 99.5)))
-    padded = np.count_nonzero(sample == least) > 0.01 * sample.size
     if padded and least <= _PADDING and low >= _VACUUM and low - least > 0.2 * (high - low):
         return float(array[array >= _VACUUM].min())
     if padded and low - least > _PADDED * (high - low) > 0:
@@ -121,11 +130,13 @@ def _least(array: np.ndarray, sample: np.ndarray, least: float) -> float:
     return float(after[far[-1]]) if far.size else least
 
 
-def _greatest(array: np.ndarray, foreground: np.ndarray, lo: float, most: float) -> float:
-    """The greatest value that is neither hot nor saturated."""
-    if most in _LIMITS and (count := np.count_nonzero(foreground == most)) > 1:
+def _greatest(array: np.ndarray, foreground: np.ndarray, lo: float, most: float, padded: bool) -> float:
+    """The greatest value that is neither hot, saturated nor padding."""
+    if (count := np.count_nonzero(foreground == most)) > 1:
         rest = foreground[foreground < most]
-        if rest.size and count < _SATURATED * foreground.size and _far_above(float(rest.max()), lo, most):
+        times = _FAR if most in _LIMITS and not padded else _PLATEAU
+        few = padded or count < _SATURATED * foreground.size
+        if rest.size and few and _far_above(float(rest.max()), lo, most, times):
             array, foreground = array[array < most], rest
             most = float(array.max())
     if not foreground.size:
@@ -139,8 +150,29 @@ def _greatest(array: np.ndarray, foreground: np.ndarray, lo: float, most: float)
     return float(before[far[0]]) if far.size else most
 
 
-def _far_above(value: float, lo: float, most: float) -> bool:
-    return most - value > _FAR * (value - lo) > 0
+def _far_above(value: float, lo: float, most: float, times: float = _FAR) -> bool:
+    return most - value > times * (value - lo) > 0
+
+
+def _at_corners(values: np.ndarray, value: float) -> bool:
+    """Whether two corners of a volume, or more, have a value."""
+    if values.ndim < 3 or min(values.shape[-3:]) < 2:
+        return False
+    z, y, x = (n - 1 for n in values.shape[-3:])
+    return bool(np.count_nonzero(values[..., ::z, ::y, ::x] == value) > 1)
+
+
+def _of_magnitude(array: np.ndarray, sample: np.ndarray, padded: bool) -> float | None:
+    """The least value from 0 up, if those below 0 are all padding of one value, or very few."""
+    dark = np.count_nonzero(sample == 0) > 0.05 * sample.size
+    if not (dark or padded):
+        return None
+    below, rest = array[array < 0], array[array >= 0]
+    few = dark and below.size < 0.001 * array.size
+    if not (few or (below == below[0]).all()) or not rest.size:
+        return None
+    lowest, highest = float(rest.min()), float(rest.max())
+    return lowest if lowest < _SLIGHT * highest else None
 
 
 def background_within(values: np.ndarray, outliers: Outliers) -> float | None:
@@ -421,7 +453,7 @@ class _Normalised:
             plain = torch.where(plain == level, float(counted.min()), plain)
             level = None
         intensity = Intensity.of(counted, config.intensity, outliers=False)
-        if found:
+        if found or outliers:
             held = plain != volume
         level = None if level is None else float(intensity.normalise(np.float64(level)))
         return cls(intensity.normalise(plain.float()), intensity, held, level, found)

@@ -82,6 +82,12 @@ def test_ordinary_scans_pass_without_a_word(name: str) -> None:
     assert found(ORDINARY[name](head())) == ()
 
 
+def test_an_mri_padded_with_minus_1000_is_no_ct() -> None:
+    values = head()
+    values[:6] = -1000
+    assert found(image(values)) == ()
+
+
 OTHERS = {
     "1 × 1 × 5 mm": (lambda v: image(v, (1, 1, 5)), "1 × 1 × 5 mm, which would become 0.25 × 0.25 × 1.25 mm"),
     "1 mm": (lambda v: image(v, (1, 1, 1)), "It is finer than the training data"),
@@ -94,6 +100,8 @@ OTHERS = {
     "all z-scored": (lambda v: image((v - v.mean()) / v.std()), "z-scored (all voxels"),
     "a CT": (lambda v: image(ct(v)), "looks like a CT in Hounsfield units"),
     "-1 to 1": (lambda v: image(v / v.max() * 2 - 1), "has negative intensities"),
+    "phase": (lambda v: image(np.random.default_rng(4).uniform(-4096, 4096, v.shape)), "negative intens"),
+    "a z-score of mean 50": (lambda v: image(z_scored(v) * 15 + 50), "Set it to 0, below all tissue"),
     "inverted": (lambda v: image(v.max() - v), "has a bright background"),
     "with an offset": (lambda v: image(v + 400), "has no intensities near 0"),
     "labels": (lambda v: image(np.digitize(v, [50, 300, 700])), "looks like a label map or mask"),
@@ -146,7 +154,8 @@ def test_the_file_beside_a_scan_tells_its_contrast(tmp_path: Path) -> None:
         beside.write_text(json.dumps(values))
         (warning,) = found(scan)
         assert text in warning
-    for text in ('{"Modality": "MR", "EchoTime": 0.003}', "[]", "not JSON", '{"Modality": 3}'):
+    ordinary = ('{"Modality": "MR", "EchoTime": 0.003}', '{"EchoTime": NaN}')
+    for text in (*ordinary, "[]", "not JSON", '{"Modality": 3}', "[" * 100_000):
         beside.write_text(text)
         assert found(scan) == ()
 
@@ -154,7 +163,8 @@ def test_the_file_beside_a_scan_tells_its_contrast(tmp_path: Path) -> None:
 def test_words_of_a_description() -> None:
     texts = {
         "MPRAGE sag": "t1", "AX T2* GRE": "t2star", "3D FLAIR T2": "flair", "T1 T2 fused": "", "": "",
-        "sub-01_task-rest_bold": "bold", "localizer": "", "T1 +C GD": "t1c",
+        "sub-01_task-rest_bold": "bold", "localizer": "", "T1 +C GD": "t1c", "Ax T1 pre contrast": "t1",
+        "T1 w/o contrast": "t1", "t1 non-contrast": "t1", "AX T1 POST": "t1c", "sag t2weighted": "t2",
     }  # fmt: skip
     assert {text: contrast_in(text) for text in texts} == texts
 

@@ -53,6 +53,13 @@ GROSS = {
     "CT padded with -3024": (ct(HEAD), padded(ct(HEAD), -3024)),
     "CT padded with -2000": (ct(HEAD), padded(ct(HEAD), -2000)),
     "CT padded with -32768": (ct(HEAD), padded(ct(HEAD), -32768)),
+    "saturation at 2047": (HEAD / 2, put(HEAD, *[4094] * 900) / 2),
+    "saturation at 4095, scaled by 0.8": (HEAD, put(HEAD, *[3276.0] * 3000)),
+    "padded with -1024": (HEAD, padded(HEAD, -1024)),
+    "padded with -50": (HEAD, padded(HEAD, -50)),
+    "noise, padded with -1024": (np.abs(noisy(HEAD)), padded(np.abs(noisy(HEAD)), -1024)),
+    "a cold voxel": (HEAD, put(HEAD, -100)),
+    "padded with 65535": (HEAD, padded(HEAD, 65535)),
     "z-scored, padded with -1000": (z_scored(HEAD), padded(z_scored(HEAD), -1000)),
 }  # fmt: skip
 
@@ -147,6 +154,21 @@ def test_nan_outside_a_ct_counted_as_zero() -> None:
     found = prepared_of(padded(ct(HEAD), 0), config)
     (level,) = found.levels
     assert level == pytest.approx(float(found.intensity.normalise(np.float64(0))))
+
+
+@pytest.mark.parametrize("value", [-1e-6, -1, -5])
+def test_a_voxel_just_below_zero_moves_nothing_and_is_no_finding(value: float) -> None:
+    found = Outliers.of(put(HEAD, value, value / 2))
+    right = Intensity.of(HEAD, "robust")
+    assert Intensity.of(put(HEAD, value, value / 2), "robust").lo == pytest.approx(right.lo, abs=1)
+    assert found.below == 2 and found.texts == ()
+
+
+@pytest.mark.parametrize("values", [(-1, 0), (-1, 1), (-1, 0, 1), (-7, 0, 7), (0, 1), (5, 1000)])
+def test_images_of_few_values_have_a_range(values: tuple[float, ...]) -> None:
+    image = np.resize(np.repeat(values, 7), (6, 7, 8)).astype(np.float32)
+    for kind in ("minmax", "robust"):
+        assert Intensity.of(image, kind).hi > Intensity.of(image, kind).lo
 
 
 def run(values: np.ndarray, config: ModelConfig | None = None, **options: Any) -> Any:

@@ -129,8 +129,26 @@ def test_a_damaged_quaternion_is_refused(tmp_path: Path) -> None:
 
     file = written(tmp_path / "a.nii", change)
     for read in (read_scan, read_grid):
-        with pytest.raises(BadInput, match="singular|damaged"):
+        with pytest.raises(BadInput, match="damaged qform .*quaternion is longer than 1.*--assume-affine"):
             read(file)
+    scan = read_scan(file, assume_affine=True)
+    assert scan.affine_assumed and "assumed" in scan.warnings[0]
+
+
+@pytest.mark.parametrize(("sform", "qform", "used"), [(17, 1, "s"), (0, 200, "q"), (6, 6, "s"), (-1, 1, "q")])
+def test_a_form_of_an_undefined_code_is_used(tmp_path: Path, sform: int, qform: int, used: str) -> None:
+    def change(header: Any) -> None:
+        header["sform_code"], header["qform_code"] = sform, qform
+
+    file = written(tmp_path / "a.nii", change)
+    for assume in (False, True):
+        scan = read_scan(file, assume_affine=assume)
+        np.testing.assert_allclose(scan.affine, SFORM if used == "s" else QFORM, atol=1e-6)
+        assert not scan.affine_assumed
+        grid = read_grid(file, assume_affine=assume)
+        np.testing.assert_allclose(grid.affine, scan.ras_affine, atol=1e-6)
+    save_image(make_image(scan, scan.to_own_order(scan.values)), tmp_path / "b.nii")
+    np.testing.assert_allclose(nib.load(tmp_path / "b.nii").affine, scan.affine, atol=1e-6)
 
 
 def test_zero_qfac_counts_as_one_for_both_readers(tmp_path: Path) -> None:
@@ -285,6 +303,11 @@ def test_half_a_pair_names_what_is_missing(tmp_path: Path) -> None:
     for read in (read_scan, read_grid):
         with pytest.raises(BadInput, match="a.img: is truncated"):
             read(tmp_path / "a.hdr")
+    whole = (tmp_path / "a.hdr").read_bytes()
+    (tmp_path / "a.hdr").write_bytes(b"no header" * 40)
+    with pytest.raises(BadInput, match="a.hdr: is not a NIfTI or Analyze header"):
+        read_scan(tmp_path / "a.img")
+    (tmp_path / "a.hdr").write_bytes(whole)
     (tmp_path / "a.hdr").rename(tmp_path / "b.hdr")
     for name, missing in (("a.img", "a.hdr is missing"), ("b.hdr", "there is no b.img")):
         with pytest.raises(BadInput, match=missing):

@@ -130,7 +130,11 @@ def find_affine(name: str, header: Any, affine: Any, assume: bool, unoriented: s
     fix = "Set one, or pass --assume-affine (assume_affine=True in Python) to use pixdim and RAS axes."
     if not any(codes.values()):
         raise BadInput(name, unoriented, fix)
-    raise BadInput(name, "has a singular affine, which places its voxels in a plane or nowhere", fix)
+    problem = "has a singular affine, which places its voxels in a plane or nowhere"
+    if codes["qform"] and _form(header, "qform") is None:
+        problem = "has a damaged qform (its quaternion is longer than 1)"
+        problem += " and a singular sform" if codes["sform"] else " and no sform"
+    raise BadInput(name, problem, fix)
 
 
 def _form(header: Any, form: str) -> np.ndarray | None:

@@ -174,6 +174,9 @@ def _parse(path: Path, head: bytes) -> tuple[Any, bool]:
                 return analyze, True
     match = re.fullmatch(r"(.+)\.img(\.gz)?", path.name, re.I)
     if match is not None:
+        header_file = _pair_member(path, "img", "hdr")
+        if header_file != path:
+            raise BadInput(header_file, "is not a NIfTI or Analyze header", DAMAGED)
         problem = f"is not a NIfTI file, and its header {match[1]}.hdr is missing"
         raise BadInput(path, problem, "Put the header into the same folder.")
     raise BadInput(path, "is not a NIfTI file", _conversion(path) or _NOT_NIFTI)

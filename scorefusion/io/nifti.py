@@ -335,7 +335,7 @@ def _sidecar(file: Path) -> dict[str, str]:
         if beside.name == file.name or beside.stat().st_size > _MAX_SIDECAR:
             return {}
         values = json.loads(beside.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(values, dict):
         return {}

@@ -13,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.fileholders import FileHolder
+from nibabel.spatialimages import HeaderDataError
 from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 _UNHEARD = logging.Logger("scorefusion.unheard")
@@ -28,7 +29,8 @@ def mend_orientation(header: Any) -> None:
     """Repair in place what other readers repair of a header's two forms, none of which changes a valid one.
 
     A quaternion slightly longer than 1 is shortened to 1, as nifti1_io and ITK do; voxel sizes lose their
-    sign; qfac 0 counts as 1; codes that do not exist as 0.
+    sign; qfac 0 counts as 1; negative codes as 0, undefined positive ones as 2 (aligned), since other readers
+    use any form whose code is positive.
     """
     names = ("quatern_b", "quatern_c", "quatern_d")
     vector = np.array([header[name] for name in names], dtype=np.float64)
@@ -43,16 +45,23 @@ def mend_orientation(header: Any) -> None:
         header["pixdim"][0] = 1
     for name in ("qform_code", "sform_code"):
         if int(header[name]) not in nib.nifti1.xform_codes.value_set("code"):
-            header[name] = 0
+            header[name] = 2 if int(header[name]) > 0 else 0
 
 
 class _Quiet:
     """Mends a header as nibabel does; what cannot be mended is still an error."""
 
     def check_fix(self, logger: Any = None, error_level: int | None = None) -> None:
-        super().check_fix(logger or _UNHEARD, error_level)  # type: ignore[misc]
         if isinstance(self, nib.Nifti1Header):
-            mend_orientation(self)
+            mend_orientation(self)  # before nibabel takes undefined codes for 0
+        super().check_fix(logger or _UNHEARD, error_level)  # type: ignore[misc]
+
+    def get_best_affine(self) -> Any:
+        """NaN where nibabel refuses the qform, so that the image can still be made."""
+        try:
+            return super().get_best_affine()  # type: ignore[misc]
+        except (HeaderDataError, ValueError):
+            return np.full((4, 4), np.nan)
 
 
 class _Header1(_Quiet, nib.Nifti1Header):
