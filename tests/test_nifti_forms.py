@@ -133,6 +133,8 @@ def test_a_damaged_quaternion_is_refused(tmp_path: Path) -> None:
             read(file)
     scan = read_scan(file, assume_affine=True)
     assert scan.affine_assumed and "assumed" in scan.warnings[0]
+    save_image(make_image(scan, scan.to_own_order(scan.values)), tmp_path / "b.nii")
+    np.testing.assert_allclose(nib.load(tmp_path / "b.nii").affine, scan.affine, atol=1e-6)
 
 
 @pytest.mark.parametrize(("sform", "qform", "used"), [(17, 1, "s"), (0, 200, "q"), (6, 6, "s"), (-1, 1, "q")])

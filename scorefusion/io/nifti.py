@@ -252,6 +252,7 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str
     affine = fine_affine(scan.affine, factors)
     sform = 2 if scan.affine_assumed else int(header["sform_code"])
     qform_affine, qform = _qform(scan)
+    header["qform_code"] = qform  # nibabel would read a damaged qform to compare it
     if kind.kind in "iu":
         limits = np.iinfo(kind)
         high = (
