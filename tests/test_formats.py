@@ -466,3 +466,110 @@ def test_bids_files_that_are_left_out_are_named(tmp_path: Path) -> None:
         write_scan(root / f"sub-1/anat/sub-1_odd{n:02}.nii.gz")
     result = CliRunner().invoke(app, ["data", str(root), "--layout", "bids", "-q"])
     assert "  and 10 more" in result.stdout
+
+
+def mgh_with(path: Path, cosine: float) -> None:
+    blob = bytearray(nib.MGHImage(VALUES, AFFINE).to_bytes())
+    blob[42:46] = struct.pack(">f", cosine)
+    path.write_bytes(gzip.compress(blob))
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e39", "1e300"])
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.mgz"])
+def test_directions_that_are_no_numbers_are_refused(tmp_path: Path, name: str, number: str) -> None:
+    if name == "a.nrrd":
+        nrrd_text(tmp_path / name, ORIENTED[0], f"space directions: ({number},0,0) (0,2,0) (0,0,3)")
+    elif name == "a.mha":
+        spacing = "ElementSpacing = 1 1 1"
+        meta_text(tmp_path / name, f"TransformMatrix = {number} 0 0 0 1 0 0 0 1", spacing)
+    else:
+        with np.errstate(over="ignore"):
+            mgh_with(tmp_path / name, float(np.float32(float(number))))
+    for read in (read_scan, read_grid):
+        with pytest.raises(BadInput, match="singular affine.*--assume-affine"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd"])
+@pytest.mark.parametrize("case", ["truncated", "no checksum", "flipped", "bomb"])
+def test_damaged_compressed_voxels_are_not_called_unreadable(tmp_path: Path, name: str, case: str) -> None:
+    packed = gzip.compress(RAW + (bytes(2**27) if case == "bomb" else b""))
+    if case == "flipped":
+        packed = packed[:300] + bytes(byte ^ 255 for byte in packed[300:310]) + packed[310:]
+    elif case != "bomb":
+        packed = packed[: -200 if case == "truncated" else -8]
+    voxels, data = packed, "LOCAL"
+    if name in ("a.nhdr", "a.mhd"):
+        (tmp_path / "v.gz").write_bytes(packed)
+        voxels, data = b"", "v.gz"
+    if name in ("a.nrrd", "a.nhdr"):
+        detached = ("data file: v.gz",) if data != "LOCAL" else ()
+        nrrd_text(tmp_path / name, *ORIENTED, *detached, voxels=voxels)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content.replace(b"encoding: raw", b"encoding: gzip"))
+    else:
+        unit = "TransformMatrix = 1 0 0 0 1 0 0 0 1", "CompressedData = True"
+        meta_text(tmp_path / name, *unit, data=data, voxels=voxels)
+    with pytest.raises(BadInput, match="its voxels are truncated or damaged") as caught:
+        read_scan(tmp_path / name)
+    assert "Copy or download it again" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("endian: little\n", "", "has no field 'endian'"),
+        ("sizes: 5 6 7\n", "", "has no field 'sizes'"),
+        ("type: float", "type: quux", "type of voxels is not known, 'quux'"),
+    ],
+)
+def test_what_a_header_lacks_is_named(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    nrrd_text(tmp_path / "a.nrrd", *ORIENTED)
+    content = (tmp_path / "a.nrrd").read_bytes()
+    (tmp_path / "a.nrrd").write_bytes(content.replace(old.encode(), new.encode()))
+    with pytest.raises(BadInput, match=problem):
+        read_scan(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [("mm", 1), ("um", 1e-3), ("microns", 1e-3), ("cm", 10), ("m", 1e3), ("", 1), ("?", 1)],
+)
+def test_distances_in_other_units(tmp_path: Path, unit: str, factor: float) -> None:
+    nrrd_text(tmp_path / "a.nrrd", *ORIENTED, f'space units: "{unit}" "{unit}" "{unit}"')
+    directions = "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 1 2 3", "Offset = 4 5 6"
+    meta_text(tmp_path / "a.mha", *directions, f"DistanceUnits = {unit}")
+    for name, origin in (("a.nrrd", [0, 0, 0]), ("a.mha", [-4, -5, 6])):
+        affine = np.diag([-1.0, -2, 3, 1])
+        affine[:3, 3] = origin
+        affine[:3] *= factor
+        np.testing.assert_allclose(formats.read_image(tmp_path / name).affine, affine, rtol=1e-6)
+        np.testing.assert_allclose(formats.read_header(tmp_path / name).get_sform(), affine, rtol=1e-6)
+
+
+def test_unknown_units_are_refused(tmp_path: Path) -> None:
+    nrrd_text(tmp_path / "a.nrrd", *ORIENTED, 'space units: "inch" "inch" "inch"')
+    meta_text(tmp_path / "a.mha", "TransformMatrix = 1 0 0 0 1 0 0 0 1", "DistanceUnits = inch")
+    for name in ("a.nrrd", "a.mha"):
+        with pytest.raises(BadInput, match="distances in 'inch'.*millimetres"):
+            read_scan(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 2000])
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
+def test_header_size_of_meta_image_is_that_of_the_file(tmp_path: Path, name: str, size: int) -> None:
+    spacing = "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 1 1 1", f"HeaderSize = {size}"
+    detached = name == "a.mhd"
+    meta_text(tmp_path / name, *spacing, data="v.raw" if detached else "LOCAL", voxels=b"")
+    head = b"" if detached else (tmp_path / name).read_bytes()
+    between = b"" if size == 0 else bytes(99) if size < 0 else bytes(size - len(head))
+    (tmp_path / ("v.raw" if detached else name)).write_bytes(head + between + RAW)
+    np.testing.assert_array_equal(judge(tmp_path / name)[0], VALUES)
+    scan = read_scan(tmp_path / name)
+    np.testing.assert_array_equal(scan.to_own_order(scan.values), VALUES)
+
+
+def test_a_header_size_within_the_header_is_refused(tmp_path: Path) -> None:
+    meta_text(tmp_path / "a.mha", "TransformMatrix = 1 0 0 0 1 0 0 0 1", "HeaderSize = 4")
+    with pytest.raises(BadInput, match="HeaderSize 4, but the header has"):
+        read_scan(tmp_path / "a.mha")

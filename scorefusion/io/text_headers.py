@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 
-from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
+from scorefusion.errors import BadInput, out_of_memory
 from scorefusion.io.compressed import BEYOND, DAMAGED, reading
 from scorefusion.io.header import check_shape
 from scorefusion.io.placeholders import check_fetched
@@ -86,16 +86,14 @@ class TextHeader:
         """The image as NIfTI's."""
         content, voxels = self._opened(path, max_voxels)
         length = _bytes(content)
-        try:
-            with reading(voxels, None) as stream:
-                stream.seek(*((content.skip, 0) if content.skip >= 0 else (-length, 2)))
+        with reading(voxels, None) as stream:
+            stream.seek(*((content.skip, 0) if content.skip >= 0 else (-length, 2)))
+            try:
                 data = _decoded(stream, length, content.encoding)
-        except ScoreFusionError:
-            raise
-        except (EOFError, OSError, ValueError, zlib.error) as error:
-            if out_of_memory(error):
-                raise
-            raise BadInput(path, f"its voxels are truncated or damaged ({error})", DAMAGED) from None
+            except (EOFError, OSError, ValueError, zlib.error) as error:
+                if out_of_memory(error) or getattr(error, "errno", None):
+                    raise
+                raise BadInput(path, f"its voxels are truncated or damaged ({error})", DAMAGED) from None
         if len(data) < length:
             problem = f"is truncated: its header promises {length:,} bytes of voxels, there are {len(data):,}"
             raise BadInput(path, problem, DAMAGED)
@@ -135,10 +133,13 @@ class TextHeader:
         with reading(path, None) as stream:
             head = stream.read(_LONGEST)
         try:
-            content = self.content(head)
+            with np.errstate(all="ignore"):  # numbers of a damaged header
+                content = self.content(head)
         except BadInput as error:
             raise BadInput(path, error.problem, error.fix) from None
-        except (ValueError, KeyError, OverflowError) as error:
+        except KeyError as error:
+            raise BadInput(path, f"its header has no field {error.args[0]!r}", DAMAGED) from None
+        except (ValueError, OverflowError) as error:
             raise BadInput(path, f"its header is damaged ({' '.join(str(error).split())})", DAMAGED) from None
         if content is None:
             raise BadInput(path, f"is not a {self.name} file", "Check the file's name and content.")
@@ -188,7 +189,7 @@ class Nrrd(TextHeader):
         dimension, shape = int(fields["dimension"]), _whole(fields["sizes"])
         if len(shape) != dimension:
             raise ValueError(f"dimension {dimension}, but {len(shape)} sizes")
-        dtype = np.dtype(_NRRD_TYPES[fields["type"].lower()])
+        dtype = _type_of(_NRRD_TYPES, fields["type"].lower())
         if dtype.itemsize > 1:
             if fields["endian"].lower() not in ("little", "big"):
                 raise ValueError(f"endian {fields['endian']!r}")
@@ -258,22 +259,25 @@ class MetaImage(TextHeader):
         if not _yes(fields.get("binarydata", "true")):
             raise BadInput("", "has its voxels as text", "Save it with binary data first.")
         large = _first(fields, "binarydatabyteordermsb", "elementbyteordermsb")
-        dtype = np.dtype(_META_TYPES[fields["elementtype"].upper()])
-        skip = int(fields.get("headersize", "0"))
-        if _yes(fields.get("compresseddata", "false")):
-            encoding = "zlib"
-        else:
-            encoding = "raw"
-        zooms = _zooms((_first(fields, "elementspacing", "elementsize") or "").split())
+        dtype = _type_of(_META_TYPES, fields["elementtype"].upper())
+        encoding = "zlib" if _yes(fields.get("compresseddata", "false")) else "raw"
+        skip = int(fields.get("headersize", "0"))  # from the first byte of the file
+        if local and 0 < skip < end.end():
+            raise ValueError(f"HeaderSize {skip}, but the header has {end.end()} bytes")
+        if local and skip == 0 or encoding == "zlib" and skip < 0:
+            skip = end.end() if local else 0
+        unit = _unit(fields.get("distanceunits", ""))
+        words = (_first(fields, "elementspacing", "elementsize") or "").split()
+        zooms = tuple(unit * zoom for zoom in _zooms(words))
         return Content(
             tuple(shape),
             dtype.newbyteorder(">" if large and _yes(large) else "<"),
             int(fields.get("elementnumberofchannels", "1")),
-            _meta_affine(fields, dimension, zooms),
+            _meta_affine(fields, dimension, zooms, unit),
             zooms,
             encoding,
             None if local else data,
-            end.end() if local else skip,
+            skip,
         )
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
@@ -332,7 +336,14 @@ _META_TYPES = {
 _SPACES = {"ras": (1, 1), "las": (-1, 1), "lps": (-1, -1)}
 """NRRD's spaces by the letters of their words: the signs of their first two axes in RAS+."""
 
-_UNITS = {"mm": 1.0, "m": 1000.0, "cm": 10.0, "um": 0.001}
+_UNITS = {
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
+    **dict.fromkeys(
+        ("um", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"), 0.001
+    ),
+    "cm": 10.0,
+    "m": 1000.0,
+}
 
 
 def _nrrd_affine(fields: Mapping[str, str], directions: Sequence[str]) -> np.ndarray | None:
@@ -344,19 +355,37 @@ def _nrrd_affine(fields: Mapping[str, str], directions: Sequence[str]) -> np.nda
     affine[:3, :3] = np.array([_numbers(direction, 3) for direction in directions[:3]]).T
     affine[:3, 3] = _numbers(fields.get("spaceorigin", "(0,0,0)"), 3)
     units = re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))
-    scale = [_UNITS.get(unit, 1.0) for unit in units] if len(units) == 3 else [1.0] * 3
+    scale = [_unit(unit) for unit in units] if len(units) == 3 else [1.0] * 3
     return np.diag([*_SPACES[letters], 1, 1]) @ np.diag([*scale, 1]) @ affine
 
 
-def _meta_affine(fields: Mapping[str, str], count: int, zooms: Sequence[float]) -> np.ndarray | None:
+def _meta_affine(
+    fields: Mapping[str, str], count: int, zooms: Sequence[float], unit: float
+) -> np.ndarray | None:
     matrix = _first(fields, "transformmatrix", "rotation", "orientation")
     if matrix is None or count < 3 or len(zooms) < 3:
         return None
     affine = np.eye(4)
     rows = np.array(_numbers(matrix, count * count)).reshape(count, count)[:3, :3]
     affine[:3, :3] = rows.T * zooms[:3]
-    affine[:3, 3] = _numbers(_first(fields, "offset", "position", "origin") or "0 " * count, count)[:3]
+    origin = _numbers(_first(fields, "offset", "position", "origin") or "0 " * count, count)
+    affine[:3, 3] = unit * np.array(origin[:3])
     return _LPS @ affine
+
+
+def _unit(name: str) -> float:
+    """Millimetres of a unit; of none, or ``?``, 1."""
+    unit = name.strip(' "?').lower()
+    if unit and unit not in _UNITS:
+        problem = f"gives its distances in {name.strip()!r}, not in mm, um, cm or m"
+        raise BadInput("", problem, "Save it in millimetres first.")
+    return _UNITS.get(unit, 1.0)
+
+
+def _type_of(types: Mapping[str, str], name: str) -> np.dtype:
+    if name not in types:
+        raise ValueError(f"its type of voxels is not known, {name!r}")
+    return np.dtype(types[name])
 
 
 def _first(fields: Mapping[str, str], *names: str) -> str | None:

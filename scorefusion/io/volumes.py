@@ -40,6 +40,8 @@ def nifti_image(values: np.ndarray, affine: np.ndarray | None = None, zooms: Any
     header = nifti_header(values.shape, values.dtype, affine, zooms)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     with np.errstate(all="ignore"):
+        if affine is not None and not np.isfinite(np.float32(affine)).all():
+            affine = None  # the header's, which has the same numbers, and is refused where it is used
         return kind(values, affine, header, dtype=values.dtype)
 
 
