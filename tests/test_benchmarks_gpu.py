@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from waiting import PATIENCE
 
 import benchmarks.gpu.__main__ as command
 from benchmarks.gpu import compare, sections, tables
@@ -246,7 +247,7 @@ def test_kernels_are_compiled_in_several_processes(
     def compile_kernel(source: Any) -> str:
         if "norm_act" not in source.function:
             return f"{source.function} failed"
-        assert end.wait(60)
+        assert end.wait(PATIENCE)
         return ""
 
     monkeypatch.setattr(sections, "compile_kernel", compile_kernel)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import PATIENCE
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.isolation import require_device_after_fork
@@ -121,7 +122,7 @@ SITUATIONS = {
         ]
         for process in processes: process.start()
         for process in processes:
-            process.join(60)
+            process.join()
             assert process.exitcode == 0, process.exitcode
         same(translate(lazy()).volume)
     """,
@@ -129,7 +130,7 @@ SITUATIONS = {
         from torch.utils.data import DataLoader
         def work(item): return translate(lazy()).volume
         loader = DataLoader(
-            range(4), batch_size=1, num_workers=2, multiprocessing_context="fork", timeout=60,
+            range(4), batch_size=1, num_workers=2, multiprocessing_context="fork", timeout=600,
             collate_fn=lambda items: work(items[0]),
         )
         for volume in loader: same(volume)
@@ -149,7 +150,7 @@ def test_forked_children_translate(tmp_path: Path) -> None:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=400,
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr  # the last situation that it names is the one that failed
 

@@ -52,7 +52,7 @@ def test_a_damaged_quaternion_is_named(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4))
     image.header["sform_code"], image.header["qform_code"], image.header["quatern_b"] = 0, 1, 3
     (tmp_path / "a.nii").write_bytes(image.header.binaryblock + bytes(4 + image.get_fdata().nbytes))
-    with pytest.raises(BadInput, match=r"a\.nii: its header is damaged"):
+    with pytest.raises(BadInput, match=r"a\.nii: has a damaged qform"):
         read_grid(tmp_path / "a.nii")
 
 

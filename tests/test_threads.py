@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from waiting import PATIENCE
 
 from scorefusion.compute import cpu_instructions
 from scorefusion.ops import backends
@@ -105,5 +106,5 @@ def test_translations_and_every_layer_of_bundled_models(name: str) -> None:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, **held.environment}
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *held.dtypes]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
