@@ -50,6 +50,16 @@ def test_readers(tmp_path: Path, kind: str, name: str) -> None:
             read(tmp_path / name)
         assert fix in caught.value.fix and (not fix or name in caught.value.fix)
         assert fix == "" or ("'" in caught.value.fix) is (" " in name)
+        if fix:  # git-lfs matches no absolute path, and both need the repository's folder
+            command = caught.value.fix.split(": ", 1)[1]
+            assert caught.value.fix.startswith(f"Run in {tmp_path}: git ") and str(tmp_path) not in command
+
+
+def test_a_placeholder_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.nii").write_text(LFS)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=r"Run: git lfs pull --include a\.nii\."):
+        read_scan(Path("a.nii"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

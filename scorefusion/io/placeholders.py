@@ -26,11 +26,12 @@ def check_fetched(path: str | os.PathLike[str]) -> None:
         BadInput: for a placeholder, with the command that fetches its content.
     """
     file = Path(path)
-    name = shlex.quote(str(file))
+    name, folder = shlex.quote(file.name), str(file.parent)
+    run = "Run:" if folder == "." else f"Run in {folder}:"  # both tools look for the repository there
     try:
         if file.is_symlink() and not file.exists():
             if is_annex_link(file):
-                fix = f"Run: git annex get {name} (or datalad get)."
+                fix = f"{run} git annex get {name} (or datalad get)."
                 raise BadInput(file, "is not fetched: it is a git-annex link without its content", fix)
             problem = f"is a symbolic link to a file that does not exist, {os.readlink(file)}"
             raise BadInput(file, problem, "Restore that file, or remove the link.")
@@ -41,7 +42,7 @@ def check_fetched(path: str | os.PathLike[str]) -> None:
     except OSError:
         return  # for the reader to report
     if head.startswith(b"version https://git-lfs"):
-        fix = f"Run: git lfs pull --include {name}"
+        fix = f"{run} git lfs pull --include {name}"
         raise BadInput(file, "is not fetched: it is a git-lfs pointer", f"{fix}.")
     if head.startswith((b"/annex/objects/", b"\\annex\\objects\\")):
-        raise BadInput(file, "is not fetched: it is a git-annex pointer", f"Run: git annex get {name}.")
+        raise BadInput(file, "is not fetched: it is a git-annex pointer", f"{run} git annex get {name}.")
