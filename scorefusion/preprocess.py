@@ -75,11 +75,11 @@ class Outliers:
             far = "far " if depth > _FAR * span else ""
             where = f"down to {self.least:.5g}, where the rest begins at {self.lo:.5g}"
             fix = "Set padding to the value of the background."
-            found.append((f"has {self.below:,} voxels {far}below the rest ({where}): {kept}", fix))
+            found.append((f"has {_voxels(self.below)} {far}below the rest ({where}): {kept}", fix))
         if self.above:
             where = f"up to {self.most:.5g}, where the rest ends at {self.hi:.5g}"
             fix = "Check whether it is saturated or damaged there."
-            found.append((f"has {self.above:,} voxels far above the rest ({where}): {kept}", fix))
+            found.append((f"has {_voxels(self.above)} far above the rest ({where}): {kept}", fix))
         return tuple(found)
 
     def kept(self, values: np.ndarray) -> np.ndarray:
@@ -90,6 +90,10 @@ class Outliers:
         """The volume with outliers moved to the nearest value that counts; itself where there are none."""
         result: Any = volume.clip(self.lo, self.hi) if self else volume
         return result
+
+
+def _voxels(count: int) -> str:
+    return f"{count:,} voxel{'s' * (count != 1)}"
 
 
 _SAMPLED = 2**17

@@ -45,9 +45,14 @@ def degraded(frames: np.ndarray, config: ModelConfig) -> tuple[np.ndarray, np.nd
     return low[0, 0].numpy(), truth
 
 
-def restored(pipeline: Pipeline, frames: np.ndarray, **options: Any) -> np.ndarray:
-    """The model's clip ``[T, H, W]`` of coarse frames; ``options`` as the pipeline takes them."""
-    return clip_frames(pipeline(clip_image(frames.astype(np.float32)), **options).volume)
+def restored(pipeline: Pipeline, frames: np.ndarray, **options: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Restore coarse frames ``[t, h, w]``; ``options`` as the pipeline takes them.
+
+    Returns:
+        The model's clip ``[T, H, W]``, and the translation's warnings.
+    """
+    result = pipeline(clip_image(frames.astype(np.float32)), **options)
+    return clip_frames(result.volume), result.warnings
 
 
 def bicubic(frames: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

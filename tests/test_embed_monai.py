@@ -61,6 +61,14 @@ def test_in_a_compose_and_pickled(tiny: tuple[Path, Path, Any]) -> None:
     assert len(pickle.dumps(chain)) < 20_000  # names, no weights
 
 
+def test_warnings_of_a_translation_are_issued(tiny: tuple[Path, Path, Any]) -> None:
+    model, _, _ = tiny
+    values = np.random.default_rng(0).random((1, 7, 6, 5), np.float32)
+    values[0, 0, 0, 0] = -1000  # a spike, which does not count
+    with pytest.warns(UserWarning, match="has 1 voxel far below the rest"):
+        ScoreFusiond("t1", model, **OPTIONS)({"t1": MetaTensor(values)})
+
+
 def test_keys_that_are_missing(tiny: tuple[Path, Path, Any]) -> None:
     with pytest.raises(KeyError, match="t2"):
         ScoreFusiond(["t1", "t2"], tiny[0])({"t1": 1})

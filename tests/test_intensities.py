@@ -199,7 +199,7 @@ def test_outliers_in_a_result() -> None:
     two = same_grid_config(intensity="robust", conditions=("t1", "t2"))
     pipeline = Pipeline(tiny_model(two), device="cpu", dtype="float32")
     (warning,) = pipeline([image(SMALL), image(put(SMALL, 1e9))]).warnings
-    assert "1 voxels far above the rest" in warning
+    assert "1 voxel far above the rest" in warning
 
 
 def test_a_measured_background_of_zero_stays_zero() -> None:

@@ -162,6 +162,23 @@ def test_zero_qfac_counts_as_one_for_both_readers(tmp_path: Path) -> None:
     assert read_grid(file).shape == (6, 5, 7)
 
 
+@pytest.mark.parametrize("axis", (1, 2, 3))
+def test_a_voxel_size_of_zero_is_not_taken_for_a_millimetre(tmp_path: Path, axis: int) -> None:
+    def change(header: Any) -> None:
+        header["sform_code"], header["pixdim"][axis] = 0, 0
+
+    file = written(tmp_path / "a.nii", change)
+    for read in (read_scan, read_grid):
+        for assume in (False, True):
+            with pytest.raises(BadInput, match="no usable voxel size.*Set pixdim"):
+                read(file, assume_affine=assume)
+
+    def with_sform(header: Any) -> None:
+        header["pixdim"][axis] = 0
+
+    np.testing.assert_allclose(read_scan(written(tmp_path / "b.nii", with_sform)).affine, SFORM, atol=1e-6)
+
+
 def test_a_batch_reports_which_form_was_used(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     written(tmp_path / "in" / "a.nii", rows(np.zeros((3, 4))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -89,7 +90,7 @@ def video(
     pipeline = Pipeline(model, device=device, dtype=dtype)
     low, truth = degraded(given.frames, pipeline.config) if test else (given.frames, None)
     with progress("restoring", quiet=quiet) as report:
-        fine = restored(
+        fine, warnings = restored(
             pipeline, low, strategy=strategy, solver=solver, steps=steps, seed=seed, callback=report
         )
     name = strategy or pipeline.config.sampling.strategy
@@ -108,6 +109,9 @@ def video(
         save_image(clip_image(fine, rate=rate), output)
     else:
         write_clip(output, fine if truth is None else side_by_side(clips), rate)
+    if not quiet:
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     print(f"{output}: {_size(fine)} at {rate:g} a second, {name}, seed {seed}")
     if rows:
         print(f"{'':14}" + "".join(f"{title:>10}" for title in SCORES))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,18 @@ from scorefusion.embed.lazy import LazyPipeline
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.formats import FORMATS
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline, Translation
 
 __all__ = ["FusionInferer", "ScoreFusiond", "Translations", "datalist"]
 
 _OPTIONS = ("device", "dtype", "runner", "engines", "max_memory")
+
+
+def _native(result: Translation) -> Any:
+    """Return the result as what its input was, and issue its warnings, which that has no place for."""
+    for text in result.warnings:
+        warnings.warn(text, stacklevel=3)
+    return result.native()
 
 
 class ScoreFusiond(MapTransform):
@@ -30,7 +38,7 @@ class ScoreFusiond(MapTransform):
 
     It can be pickled, and loads its model when it first runs, once a process. An image is a MetaTensor
     ``[1, i, j, k]``, as ``LoadImaged`` with ``ensure_channel_first`` gives it, or anything else that the
-    pipeline takes; the result is of the same kind.
+    pipeline takes; the result is of the same kind. Warnings of the translation are issued by :mod:`warnings`.
 
     Args:
         keys: of the conditions, in the model's order.
@@ -67,7 +75,7 @@ class ScoreFusiond(MapTransform):
             if self.allow_missing_keys:
                 return found
             raise KeyError(f"ScoreFusiond needs the keys {list(self.keys)}; {missing} are missing")
-        found[self.output_key] = self.pipeline()([found[key] for key in self.keys], **self.options).native()
+        found[self.output_key] = _native(self.pipeline()([found[key] for key in self.keys], **self.options))
         return found
 
 
@@ -107,7 +115,7 @@ class FusionInferer(Inferer):
         made = self._made
         if made is None or made[0] is not network:
             made = self._made = network, Pipeline(network, device=self.device, dtype=self.dtype)
-        return made[1](inputs, **{**self.options, **kwargs}).native()
+        return _native(made[1](inputs, **{**self.options, **kwargs}))
 
 
 class Translations:

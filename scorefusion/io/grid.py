@@ -125,6 +125,8 @@ def find_affine(name: str, header: Any, affine: Any, assume: bool, unoriented: s
         if _is_regular(own):
             note = f"its {chosen} is not valid; the {form} is used" if form != chosen else ""
             return Placement(np.asarray(own, dtype=np.float64), codes[form], note)
+    if codes["qform"] and not all(header.get_zooms()[:3]):
+        raise _sizeless(name, header)
     if assume:
         return Placement(None, 0, "its header has no orientation: pixdim and RAS axes are assumed")
     fix = "Set one, or pass --assume-affine (assume_affine=True in Python) to use pixdim and RAS axes."
@@ -162,6 +164,11 @@ def _has_axes(affine: np.ndarray) -> bool:
         return bool(np.isfinite(io_orientation(affine)).all())
 
 
+def _sizeless(name: str, header: Any) -> BadInput:
+    zooms = [float(zoom) for zoom in header.get_zooms()[:3]]
+    return BadInput(name, f"has no usable voxel size (pixdim {zooms})", "Set pixdim in its header.")
+
+
 def assumed_affine(name: str, header: Any, shape: Sequence[int]) -> np.ndarray:
     """Axes R, A, S, voxel size from pixdim, origin in the centre.
 
@@ -171,8 +178,7 @@ def assumed_affine(name: str, header: Any, shape: Sequence[int]) -> np.ndarray:
     zooms = np.array(header.get_zooms()[:3], dtype=np.float64)
     good = all(math.isfinite(zoom) and zoom > 0 for zoom in zooms)
     if not good or not _has_axes(np.diag([*zooms, 1.0])):
-        problem = f"has no usable voxel size (pixdim {zooms.tolist()})"
-        raise BadInput(name, problem, "Set pixdim in its header.")
+        raise _sizeless(name, header)
     affine = np.diag([*zooms, 1.0])
     affine[:3, 3] = -0.5 * zooms * (np.array(shape) - 1)
     return affine

@@ -54,7 +54,10 @@ class _Quiet:
     def check_fix(self, logger: Any = None, error_level: int | None = None) -> None:
         if isinstance(self, nib.Nifti1Header):
             mend_orientation(self)  # before nibabel takes undefined codes for 0
+            sizes = np.array(self["pixdim"][1:4])
         super().check_fix(logger or _UNHEARD, error_level)  # type: ignore[misc]
+        if isinstance(self, nib.Nifti1Header) and not int(self["sform_code"]):
+            self["pixdim"][1:4] = sizes  # without a sform the voxel size counts, and nibabel makes 1 mm of 0
 
     def get_best_affine(self) -> Any:
         """NaN where nibabel refuses the qform, so that the image can still be made."""
