@@ -224,7 +224,7 @@ def test_what_does_not_belong_to_many_is_refused(model: Path, scans: Path, tmp_p
     for options, problem in (
         (["--figure", "a.png"], "--figure is for one volume"),
         (["--spread", "sd.nii"], "--spread is for one volume"),
-        (["--ending", ".mgz"], "unknown ending '.mgz'"),
+        (["--ending", ".mif"], "unknown ending '.mif'"),
         (["--layout", "bid"], "unknown layout 'bid'; did you mean 'bids'?"),
         (["--gzip-level", "10"], "a gzip level is from 0 to 9"),
         (["--prefetch", "0"], "must be at least 1"),
