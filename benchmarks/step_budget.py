@@ -28,7 +28,7 @@ from scorefusion.models.folder import load_config
 from scorefusion.models.presets import PRESETS
 
 MULTIPROCESSORS = 132
-"""Of an H100 or H200 (SXM), each with four schedulers."""
+"""Multiprocessors of an H100 or H200 (SXM)."""
 
 SCHEDULERS = 4
 LARGE_CAST = 1 << 20

@@ -168,9 +168,9 @@ def _contrast(scan: Scan, domain: DomainConfig, model: str) -> Text | None:
 
 
 def contrast_in(text: str) -> str:
-    """The one contrast that words of a file name or a description name; empty where none or several do.
+    """Return the one contrast that a file name or a description names; empty where none or several are named.
 
-    Of a name as BIDS has them the suffix alone counts, with ``ce-`` for a contrast agent.
+    In a BIDS name only the suffix counts, with ``ce-`` for a contrast agent.
     """
     lower = text.lower()
     if re.fullmatch(r"sub-[a-z0-9+]+(_[a-z]+-[a-z0-9+]+)*_[a-z0-9]+", lower):

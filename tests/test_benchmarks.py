@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -91,7 +91,7 @@ print(room.around(found, engine) - room._base(), taken)
 def test_the_forecast_is_a_processs_peak(
     tmp_path: Path, conditions: int, shape: tuple[int, ...], choices: dict[str, Any]
 ) -> None:
-    """Of all stages, beyond what the process held before: at most 5% and 8 MB above, at most 40% below."""
+    """The peak of all stages is at most 5% and 8 MB above the forecast, and at most 40% below it."""
     arguments = [str(tmp_path), str(conditions), json.dumps(shape), json.dumps({"steps": 1, **choices})]
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     said = subprocess.run(

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(bool(backends.missing("triton")), reason=str(bac
 
 BOX = (96, 112, 96)
 FLOP = 1_122_898_624_512
-"""Of a step of t1-sr4 at 96×112×96, whatever the slab: 1,123 GFLOP."""
+"""FLOP of one step of t1-sr4 at 96×112×96, whatever the slab: 1,123 GFLOP."""
 
 
 @functools.cache

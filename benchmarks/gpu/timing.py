@@ -16,7 +16,7 @@ from benchmarks.step_walk import Call, Spec
 from .device import Device
 
 GROUPS = 3
-"""Of replays, each waited for; a figure is their median, its spread the greatest less the least."""
+"""Number of groups of replays; a figure is their median, its spread the greatest minus the least."""
 
 ROTATION = 4
 """How many times the last level of cache the buffers of a case are, which its copies take in turn."""

@@ -93,9 +93,9 @@ class Scan:
 
     @property
     def acquisition(self) -> dict[str, str]:
-        """What is known of how it was acquired, by DICOM keyword; EchoTime in ms.
+        """Acquisition parameters by DICOM keyword, EchoTime in ms.
 
-        Of a NIfTI file from its description, and from the JSON file beside it that converters write.
+        For a NIfTI file these come from its description and from the JSON sidecar that converters write.
         """
         said = bytes(self.header["descrip"].tobytes()).rstrip(b"\0").decode("latin-1")
         found = {"SeriesDescription": _ASSIGNED.sub(" ", said)}
