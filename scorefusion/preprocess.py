@@ -51,13 +51,19 @@ class Outliers:
     most: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Outliers:
-        """Look for them in values of any shape, finite."""
+    def of(cls, values: np.ndarray, kind: str = "robust") -> Outliers:
+        """Look for them in values of any shape, finite.
+
+        For ``minmax`` values slightly below a background of 0 count: they hardly move its range. For
+        ``robust`` they do not, since the background is known by being the least value.
+        """
         array = values.reshape(-1)
         least, most = float(array.min()), float(array.max())
         sample = array[:: max(1, len(array) // _SAMPLED)]
         lo = _least(array, sample, least) if least < 0 else least
         hi = _greatest(array, sample[sample > lo], lo, most, _at_corners(values, most))
+        if kind == "minmax" and lo - least <= _SLIGHT * (hi - lo):
+            lo = least
         below = int(np.count_nonzero(array < lo)) if lo > least else 0
         above = int(np.count_nonzero(array > hi)) if hi < most else 0
         return cls(lo, hi, below, above, least, most)
@@ -238,7 +244,7 @@ class Intensity:
         if kind not in INTENSITIES:
             raise unknown_name("intensity", kind, INTENSITIES)
         array = _on_host(values)
-        array = Outliers.of(array).kept(array) if outliers else array
+        array = Outliers.of(array, kind).kept(array) if outliers else array
         lo, hi = float(array.min()), float(array.max())
         if not hi > lo:
             raise ScoreFusionError(f"every voxel is {lo:g}; a volume needs two different intensities")
@@ -441,7 +447,7 @@ class _Normalised:
             direct: whether voxels stand for themselves, so that those of no meaning can be set aside.
         """
         array = _on_host(volume if known is None else known)
-        outliers = Outliers.of(array)
+        outliers = Outliers.of(array, config.intensity)
         level = background_within(array[0, 0], outliers) if known is None else None
         counted, found, held = outliers.kept(array), outliers.texts, None
         if not direct:

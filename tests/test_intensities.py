@@ -162,6 +162,10 @@ def test_a_voxel_just_below_zero_moves_nothing_and_is_no_finding(value: float) -
     right = Intensity.of(HEAD, "robust")
     assert Intensity.of(put(HEAD, value, value / 2), "robust").lo == pytest.approx(right.lo, abs=1)
     assert found.below == 2 and found.texts == ()
+    assert Intensity.of(put(HEAD, value, value / 2), "minmax") == Intensity(
+        float(put(HEAD, value).min()), float(HEAD.max())
+    )
+    assert not Outliers.of(put(HEAD, value, value / 2), "minmax")
 
 
 @pytest.mark.parametrize("values", [(-1, 0), (-1, 1), (-1, 0, 1), (-7, 0, 7), (0, 1), (5, 1000)])

@@ -196,7 +196,7 @@ def _normalised(array: np.ndarray, settings: StoreSettings) -> np.ndarray:
     channels = []
     for volume, (z, y, x) in zip(array, settings.factors, strict=True):
         d, h, w = (length // edge for length, edge in zip(volume.shape, (z, y, x), strict=True))
-        volume = Outliers.of(volume).limited(volume)
+        volume = Outliers.of(volume, settings.intensity).limited(volume)
         pooled = volume[: d * z, : h * y, : w * x].reshape(d, z, h, y, w, x).mean(axis=(1, 3, 5))
         channels.append(Intensity.of(pooled, settings.intensity).normalise(volume))
     return np.stack(channels)
