@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 import torch
 
 from benchmarks import engine
@@ -16,6 +17,7 @@ from benchmarks.plain import Plain
 from scorefusion.diffusion.level import NoiseLevel
 
 
+@pytest.mark.slow
 def test_plain_is_the_model() -> None:
     for name in ("small", "paper"):
         size = (8, 16, 24)

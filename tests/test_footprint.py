@@ -81,7 +81,9 @@ print(room.around(found, engine) - room._base(), taken)
     [
         (1, (44, 48, 44), {}),
         pytest.param(1, (36, 40, 32), {"crop": False}, marks=pytest.mark.slow),
-        (1, (36, 36, 36), {"samples": 2, "batch": 2, "disagreement": True}),
+        pytest.param(
+            1, (36, 36, 36), {"samples": 2, "batch": 2, "disagreement": True}, marks=pytest.mark.slow
+        ),
         pytest.param(
             1, (64, 64, 64), {"strategy": "average", "output_dtype": "input"}, marks=pytest.mark.slow
         ),
@@ -494,6 +496,7 @@ def test_under_ulimit(tmp_path: Path, left: int) -> None:
     assert "ulimit -v" in run.stderr and "Crop it" in run.stderr
 
 
+@pytest.mark.slow
 def test_a_head_of_256_voxels_on_a_machine_of_24_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundled model would make 1024 × 1024 × 1024 voxels of it."""
     head = np.zeros((256, 256, 256), np.uint8)

@@ -95,7 +95,7 @@ def test_views_and_features(golden, model, view, plane):
     ("name", "dtype"),
     [
         pytest.param("sample_plain", torch.float64, marks=pytest.mark.slow),
-        ("sample_poolx4", torch.float64),
+        pytest.param("sample_poolx4", torch.float64, marks=pytest.mark.slow),
         ("sample_poolx4", torch.float32),
     ],
 )

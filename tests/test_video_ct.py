@@ -45,7 +45,7 @@ def head() -> nibabel.Nifti1Image:
     ("name", "image", "coarser"),
     [
         ("video-sr", clip(), (1, 4, 4)),
-        ("video-sr-causal", clip(), (1, 4, 4)),
+        pytest.param("video-sr-causal", clip(), (1, 4, 4), marks=pytest.mark.slow),
         ("ct-thick", head(), (4, 1, 1)),
     ],
     ids=["video-sr", "video-sr-causal", "ct-thick"],
