@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from waiting import PATIENCE
+from waiting import PATIENCE, until
 
 import benchmarks.gpu.__main__ as command
 from benchmarks.gpu import compare, sections, tables
@@ -26,7 +26,7 @@ from benchmarks.gpu.device import Cpu, Cuda, read_sample
 from benchmarks.gpu.operations import operations
 from benchmarks.gpu.run import NOT_REACHED, Results, Run, perform
 from benchmarks.gpu.sizes import FULL, TINY, Sizes
-from benchmarks.gpu.steps import kind_of
+from benchmarks.gpu.steps import kernels_of, kind_of
 from benchmarks.gpu.timing import ROTATION, Buffers, copies_of, measure
 from benchmarks.step_walk import Spec
 from scorefusion.ops import backends
@@ -501,7 +501,9 @@ def test_a_kernel_that_does_not_write_is_found(sizes: Sizes, tmp_path: Path) -> 
             "convolutions",
         ),
         ("void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816fprop_optimized>", "convolutions"),
-        ("nvjet_hsh_64x8_64x16_4x1_v_bz_TNT_gemm", "matrix products"),
+        ("nvjet_hsh_64x8_64x16_4x1_v_bz_TNT", "matrix products"),
+        ("sm80_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x32", "matrix products"),
+        ("cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16_16x16_128x2_tn_align8", "matrix products"),
         (
             "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>",
             "elementwise",
@@ -512,12 +514,30 @@ def test_a_kernel_that_does_not_write_is_found(sizes: Sizes, tmp_path: Path) -> 
         ),
         ("Memcpy DtoD (Device -> Device)", "copies"),
         ("pytorch_flash::flash_fwd_kernel", "attention"),
-        ("triton_poi_fused_add_0", "elementwise"),
+        ("triton_poi_fused_add_0", "Inductor"),
+        ("triton_red_fused__norm_act_x", "Inductor"),
         ("void at::native::reduce_kernel<512, 1>", "others"),
     ],
 )
 def test_groups_of_kernels(kernel: str, kind: str) -> None:
     assert kind_of(kernel) == kind
+
+
+def test_rows_of_the_profiler_about_itself_do_not_count() -> None:
+    device, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    rows = [
+        ("_norm_act_rows_kernel", 3, 30.0, device),
+        ("_gather_slices_kernel", 1, 50.0, device),
+        ("Activity Buffer Request", 1, 2000.0, device),
+        ("Lazy Function Loading", 4, 900.0, device),
+        ("cudaLaunchKernel", 4, 70.0, host),
+    ]
+    events = [
+        SimpleNamespace(key=key, count=count, self_device_time_total=us, device_type=kind)
+        for key, count, us, kind in rows
+    ]
+    groups = {"gather_slices": {"launches": 1, "us": 50.0}, "norm_act": {"launches": 3, "us": 30.0}}
+    assert kernels_of(events, cuda=True) == (4, groups)
 
 
 def test_what_nvidia_smi_says() -> None:
@@ -636,7 +656,7 @@ def test_a_cuda_device_is_sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     lines = [
         "#!/bin/sh",
         f'echo "$@" >> {tmp_path}/asked',
-        'case "$*" in *loop*) echo 50; echo 70; exec sleep 30;; esac',
+        f'case "$*" in *loop*) echo 50; echo 70; touch {tmp_path}/said; exec sleep 30;; esac',
         "echo 1500, 2600, 300.5, 40, 90",
     ]
     program.write_text("\n".join(lines) + "\n")
@@ -646,11 +666,8 @@ def test_a_cuda_device_is_sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     sample = device.sample()
     assert sample is not None and sample["power, W"] == 300.5
     with device.watched() as busy:
-        for _ in range(200):
-            if (tmp_path / "asked").read_text().count("\n") == 2:
-                break
-            torch.empty(1000, 1000).fill_(1.0)
-    assert set(busy) <= {50.0, 70.0}
+        until((tmp_path / "said").exists)
+    assert busy == [50.0, 70.0]
     asked = (tmp_path / "asked").read_text()
     assert "-i GPU-1234" in asked
     options = set(re.findall(r"--[a-z-]+", asked))

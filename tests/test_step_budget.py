@@ -58,6 +58,8 @@ def test_what_a_gpu_should_not_be_given() -> None:
     assert counts["not_channels_last"] <= 1  # after average pooling in 3D, which gives NCDHW
     assert counts["float32_passes"] <= 3
     assert counts["starved"] <= 52
+    large = [row["programs_per_multiprocessor"] for row in counts["triton"] if row["bytes"] > 2**22]
+    assert min(large) >= 0.47
     longest = max(row["serial"] for row in counts["triton"])
     assert longest <= 8
 

@@ -125,14 +125,18 @@ class Cuda:
 
     def sample(self) -> dict[str, float] | None:
         """See :class:`Device`."""
-        command = self._smi([f"--query-gpu={','.join(QUERY)}"])
+        answer = self._ask([f"--query-gpu={','.join(QUERY)}"])
+        return None if answer is None else read_sample(answer)
+
+    def _ask(self, query: list[str]) -> str | None:
+        """Return what nvidia-smi answers; None where it does not."""
+        command = self._smi(query)
         if command is None:
             return None
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
         except (OSError, subprocess.SubprocessError):
             return None
-        return read_sample(answer)
 
     def _smi(self, query: list[str]) -> list[str] | None:
         program = shutil.which("nvidia-smi")
@@ -158,7 +162,6 @@ class Cuda:
     def about(self) -> dict[str, Any]:
         """See :class:`Device`."""
         properties = torch.cuda.get_device_properties(self.place)
-        driver = self._smi(["--query-gpu=driver_version"])
         return {
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": self.multiprocessors,
@@ -166,7 +169,7 @@ class Cuda:
             "L2, bytes": self.l2,
             "CUDA": torch.version.cuda,
             "cuDNN": torch.backends.cudnn.version(),
-            "driver": driver and subprocess.run(driver, capture_output=True, text=True).stdout.strip(),
+            "driver": (self._ask(["--query-gpu=driver_version"]) or "").strip() or None,
             "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
             "matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
             "cudnn.benchmark": torch.backends.cudnn.benchmark,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -27,18 +27,26 @@ from .sizes import Box
 from .timing import Figure, scaled
 
 KINDS = (
+    ("Inductor", r"^triton_(poi|red|per|tem)_"),
     ("norm_act", r"norm_act"),
     ("gather_slices", r"gather_slices"),
     ("ensemble_features", r"ensemble_features"),
     ("fuse_step", r"fuse_step|fuse_scores|noise_kernel"),
     ("attention", r"flash|fmha|attention"),
+    ("matrix products", r"^nvjet|xmma_gemm|wmma\w*gemm"),
     ("convolutions", r"conv|xmma|cudnn|implicit|sm\d+_.*gemm|cutlass|winograd|nchwToNhwc|nhwcToNchw"),
     ("matrix products", r"gemm|gemv|addmm|aten::mm|matmul|cublas"),
     ("resampling", r"upsample|pool"),
     ("copies", r"copy|Memcpy|Memset|memcpy"),
-    ("elementwise", r"elementwise|vectorized|unrolled|triton_poi|aten::(add|mul|silu|div)"),
+    ("elementwise", r"elementwise|vectorized|unrolled|aten::(add|mul|silu|div)"),
 )
 """Groups of kernels, by what their names contain, first match first."""
+
+OVERHEAD = re.compile(
+    r"Activity Buffer Request|Lazy Function Loading|Command Buffer Full|Instrumentation|Buffer Flush|"
+    r"Resource|Runtime Triggered"
+)
+"""Beginnings of the profiler's rows about itself, which some versions of PyTorch list as the device's."""
 
 
 class TimedGraphs(CudaGraphs):
@@ -200,19 +208,26 @@ def _clocked(run: Run, body: Callable[[], Any]) -> Figure:
 
 
 def profiled(run: Run, body: Callable[[], Any]) -> tuple[int, dict[str, dict[str, float]]]:
-    """Return the kernels that a body launches, and microseconds and launches by group."""
+    """Return the kernels that a body launches, and microseconds and launches by group.
+
+    The second of two profiles counts: the first also sets the profiler up.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     cuda = run.device.place.type == "cuda"
-    with (
-        torch.no_grad(),
-        profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found,
-    ):
-        body()
-        run.device.synchronize()
+    activities = [ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]
+    for _ in range(2):
+        with torch.no_grad(), profile(activities=activities) as found:
+            body()
+            run.device.synchronize()
+    return kernels_of(found.key_averages(), cuda)
+
+
+def kernels_of(events: Iterable[Any], cuda: bool) -> tuple[int, dict[str, dict[str, float]]]:
+    """Add up a profile's events: all launches, and microseconds and launches by group, most time first."""
     groups: dict[str, dict[str, float]] = {}
-    for event in found.key_averages():
-        if cuda and event.device_type != torch.autograd.DeviceType.CUDA:
+    for event in events:
+        if cuda and (event.device_type != torch.autograd.DeviceType.CUDA or OVERHEAD.match(event.key)):
             continue
         row = groups.setdefault(kind_of(event.key), {"launches": 0, "us": 0.0})
         row["launches"] += event.count

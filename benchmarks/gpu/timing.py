@@ -74,6 +74,8 @@ class Buffers:
         self.device = device
         self._flat: dict[torch.dtype, Tensor] = {}
         self._place: dict[torch.dtype, int] = {}
+        # A generator of its own: the default one is out of use after a capture that was refused.
+        self._generator = torch.Generator(device.place).manual_seed(0)
 
     def take(self, spec: Spec) -> Tensor:
         """Return a tensor of that shape, stride and dtype: normal numbers, zeros if it holds integers."""
@@ -84,15 +86,20 @@ class Buffers:
                 spec.shape, spec.stride
             )
         flat, place = self._flat.get(spec.dtype), self._place.get(spec.dtype, 0)
-        length = ROTATION * self.device.l2 // spec.dtype.itemsize + 2 * storage
+        length = (
+            ROTATION * self.device.l2 // spec.dtype.itemsize + 8 * storage
+        )  # a call's tensors do not overlap
         if flat is None or flat.numel() < length:
-            flat, place = torch.randn(length, device=self.device.place).to(spec.dtype), 0
+            flat, place = self._random(length).to(spec.dtype), 0
             self._flat[spec.dtype] = flat
         if place + storage > flat.numel():
             place = 0
         step = max(1, 256 // spec.dtype.itemsize)
         self._place[spec.dtype] = -(-(place + storage) // step) * step
         return flat.as_strided(spec.shape, spec.stride, place)
+
+    def _random(self, length: int) -> Tensor:
+        return torch.randn(length, device=self.device.place, generator=self._generator)
 
     def arguments(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return a call's arguments with tensors in place of specs, on the device."""

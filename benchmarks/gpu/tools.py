@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -23,7 +25,16 @@ OUTPUT = 100_000
 def extra(run: Run, results: Results) -> None:
     """Trace a step; run the tools that were asked for."""
     model, size = run.sizes.steps[0]
-    step = [sys.executable, "-m", "benchmarks.engine", "step", "--device", "cuda", "--model", model]
+    step = [
+        sys.executable,
+        "-m",
+        "benchmarks.engine",
+        "step",
+        "--device",
+        str(run.device.place),
+        "--model",
+        model,
+    ]
     step += ["--turns", "1", "--size", *map(str, size)]
     commands = {
         "ncu": ["ncu", "--set", "basic", "--launch-skip", "200", "--launch-count", "200", "--csv", *step],
@@ -41,12 +52,17 @@ def tool(run: Run, name: str, command: list[str]) -> Results | str:
     if shutil.which(command[0]) is None:
         return f"not run: there is no {command[0]}"
     left = max(1.0, run.deadline - run.clock())
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
+    )
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=left, cwd=ROOT)
+        output, _ = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the program that the tool started too
+        process.communicate()
         run.cut = True
         return NOT_REACHED
-    return {"status": answer.returncode, "output": answer.stdout[-OUTPUT:]}
+    return {"status": process.returncode, "output": output[-OUTPUT:]}
 
 
 def trace(run: Run) -> str:
