@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import re
@@ -24,11 +25,13 @@ from benchmarks.gpu import compare, sections, tables
 from benchmarks.gpu.correct import against_float64, compared
 from benchmarks.gpu.device import Cpu, Cuda, read_sample
 from benchmarks.gpu.operations import operations
-from benchmarks.gpu.run import NOT_REACHED, Results, Run, perform
+from benchmarks.gpu.run import NOT_REACHED, Results, Run, faults, perform
 from benchmarks.gpu.sizes import FULL, TINY, Sizes
-from benchmarks.gpu.steps import kernels_of, kind_of
+from benchmarks.gpu.steps import kernels_of, kind_of, plain, steps
 from benchmarks.gpu.timing import ROTATION, Buffers, copies_of, measure
+from benchmarks.gpu.volumes import folder
 from benchmarks.step_walk import Spec
+from scorefusion.batch.run import Run as BatchRun
 from scorefusion.ops import backends
 from tests.tiny import write_tiny
 
@@ -135,9 +138,7 @@ def test_steps_say_where_time_and_memory_go(whole: SimpleNamespace) -> None:
 
 def test_volumes_and_baselines(whole: SimpleNamespace) -> None:
     volume = results(whole.content, "volume")
-    assert (
-        volume["folder of different heads"]["written"] == volume["folder of different heads"]["volumes"] == 2
-    )
+    assert volume["folder of different heads"]["volumes"] == volume["folder of different heads"]["of"] == 2
     assert volume["folder of different heads"]["boxes"] == 2 and volume["folder of equal heads"]["boxes"] == 1
     assert {"read", "prepare", "sample", "finish"} <= volume["again"]["stages, s"].keys()
     (rows,) = results(whole.content, "plain").values()
@@ -215,10 +216,103 @@ def test_what_a_section_leaves_is_the_next_ones(tmp_path: Path) -> None:
 def test_no_minutes_reach_nothing(sizes: Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "TINY", sizes)
     out = tmp_path / "gpu.json"
-    assert command.main(["--out", str(out), "--device", "cpu", "--tiny", "--minutes", "0"]) == 0
+    assert command.main(["--out", str(out), "--device", "cpu", "--tiny", "--minutes", "1e-9"]) == 0
     content = json.loads(out.read_text(encoding="utf-8"))
     assert {record["state"] for record in content["sections"].values()} == {NOT_REACHED}
     assert NOT_REACHED in out.with_suffix(".md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("minutes", ["nan", "inf", "-inf", "-1", "0", "soon"])
+def test_minutes_that_are_none(minutes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        command.main(["--out", str(tmp_path / "gpu.json"), "--device", "cpu", f"--minutes={minutes}"])
+    assert left.value.code == 2 and not list(tmp_path.iterdir())
+    assert f"argument --minutes: '{minutes}' is not a finite number above 0" in capsys.readouterr().err
+
+
+def test_a_figure_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    run.content = {"sections": {"a": {"results": {"rate": math.inf, "few": [math.nan, (1.5, -math.inf)]}}}}
+    run.content["sections"]["a"]["results"]["ms"] = {"median": math.nan, "spread": 0.0}
+    run.write()
+    text = run.out.read_text(encoding="utf-8")
+    assert "NaN" not in text and "Infinity" not in text
+    found = json.loads(text)
+    expected = {"rate": None, "few": [None, [1.5, None]], "ms": {"median": None, "spread": 0.0}}
+    assert results(found, "a") == expected
+    assert compare.compared(found, found) == ([], 0)
+
+
+def test_a_long_case_starts_only_if_its_time_is_left(tmp_path: Path, sizes: Sizes) -> None:
+    clock, run = Clock(), small_run(tmp_path)
+    run.clock, run.deadline = clock, 100.0
+    for expected, found in ((100.0, NOT_REACHED), (90.0, {"seconds": 30}), (71.0, NOT_REACHED)):
+        rows: Results = {}
+        run.cases(rows, {"compile": lambda: clock.work(30)}, expected)
+        assert rows == {"compile": found}, expected
+    assert run.cut
+
+
+@pytest.mark.parametrize("section", [steps, plain])
+def test_compiled_cases_come_last(section: Any, sizes: Sizes, tmp_path: Path) -> None:
+    """After those of every box; they are not reached where too little time is left, and the others are."""
+    (target,) = sizes.steps
+    boxes = (target, (target[0], (8, 8, 16)))
+    run = small_run(tmp_path, replace(sizes, steps=boxes, inductor=1e6, slabs=sizes.slabs[:1]))
+    run.deadline = run.clock() + 1e5
+    found: Results = {}
+    section(run, found)
+    rows = [(name, row) for group in found.values() for name, row in group.items()]
+    missing = [name for name, row in rows if row == NOT_REACHED]
+    assert len(missing) == 1 and "compile" in missing[0] and run.cut
+    assert len(rows) == (5 if section is steps else 2)
+
+
+def test_a_folder_stops_at_the_deadline(
+    sizes: Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written until then is the figure; a folder without any is not reached."""
+    run = small_run(tmp_path, replace(sizes, folder=6))
+    model, size = sizes.volume
+    run.deadline = run.clock()
+    assert folder(run, model, [size]) == NOT_REACHED and run.cut
+    run.deadline, written = math.inf, []
+    write = BatchRun._write
+
+    def noted(batch: BatchRun, sample: Any) -> None:
+        write(batch, sample)
+        written.append(sample)
+        run.deadline = run.clock()
+
+    monkeypatch.setattr(BatchRun, "_write", noted)
+    row = folder(run, model, [size])
+    assert isinstance(row, dict) and 1 <= row["volumes"] == len(written) <= row["of"] == 6
+    assert row["volumes per minute"] == pytest.approx(60 * row["volumes"] / row["seconds"])
+
+
+def test_faults_are_counted_and_are_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert faults({"a": {"errors": ["x", "y"]}, "b": {"status": 1}, "c": {"error": "z"}}) == (4, 0)
+    assert faults({"a": {"right": False, "errors": [0.5]}, "b": {"right": True, "errors": [0.0]}}) == (0, 1)
+    arguments = ["--out", str(tmp_path / "gpu.json"), "--device", "cpu", "--tiny", "--only", "ceilings"]
+    for case, status, line in (
+        (lambda: {"right": True}, 0, "ceilings: done after"),
+        (lambda: {"right": False}, 1, "ceilings: done, 1 wrong after"),
+        (lambda: 1 / 0, 1, "ceilings: done, 1 error after"),
+    ):
+        section = functools.partial(lambda case, run, results: run.cases(results, {"case": case}), case)
+        monkeypatch.setitem(command.SECTIONS, "ceilings", (1.0, section))
+        assert command.main(arguments) == status
+        assert line in capsys.readouterr().out
+
+
+def test_a_figure_moves_by_two_percent_at_least() -> None:
+    def content(median: float) -> Any:
+        return {"sections": {"a": {"results": {"x": {"median": median, "spread": 0.0}}}}}
+
+    for median, lines in ((101.9, 0), (98.1, 0), (102.1, 1), (97.9, 1)):
+        assert len(compare.compared(content(100.0), content(median))[0]) == lines, median
 
 
 def test_the_operations_deadline(sizes: Sizes, tmp_path: Path) -> None:
@@ -291,7 +385,7 @@ def test_an_error_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     content = json.loads(run.out.read_text(encoding="utf-8"))["sections"]
     assert content["a"]["state"] == "failed" and content["a"]["results"] == {"before": 1}
     assert content["a"]["error"] == "RuntimeError: CUDA error: an illegal memory access"
-    assert "illegal memory access" in said[0]
+    assert "illegal memory access" in said[0] and re.match(r"b: done, 1 error after ", said[1])
     assert content["b"]["state"] == "done"
     assert content["b"]["results"] == {"bad": {"error": "ZeroDivisionError: division by zero"}, "good": 2}
 
@@ -332,7 +426,7 @@ def test_compare(whole: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureF
     output = capsys.readouterr().out
     assert f"machine: torch: 1.0 to {torch.__version__}\n" in output
     assert re.search(r"^ceilings: copying: 8 to \S+ bytes/s, \S+ times, spread ", output, re.M)
-    assert re.search(r"^\d+ of \d+ figures moved by more than three times their spread$", output, re.M)
+    assert re.search(r"^\d+ of \d+ figures moved by more than three times their spread and 2%$", output, re.M)
 
 
 def test_tables(whole: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

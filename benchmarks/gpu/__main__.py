@@ -12,6 +12,7 @@ next to it as Markdown. No setting of the card is changed.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from . import compare, tables
 from .correct import correctness
 from .device import device_named
 from .operations import operations
-from .run import FORMAT, Run, Section, perform
+from .run import FORMAT, Run, Section, finite, perform
 from .sections import ceilings, compilation, machine
 from .sizes import FULL, TINY
 from .steps import plain, steps
@@ -47,7 +48,7 @@ SECTIONS: dict[str, tuple[float, Section]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, compare or make tables; return the status: 0, or 2 for what cannot be done."""
+    """Measure, compare or make tables; return 0, 1 for errors or wrong results, 2 for what cannot be done."""
     given = _parser().parse_args(arguments)
     try:
         if given.tables:
@@ -81,13 +82,27 @@ def _measured(given: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was found is on file", file=sys.stderr)
         status = 130
+    content = finite(run.content)
+    records = content["sections"].values()
+    if not status and any(record.get("errors") or record.get("wrong") for record in records):
+        status = 1
     with written_beside(out.with_suffix(".md")) as page:
-        page.write_text(tables.report(run.content), encoding="utf-8")
+        page.write_text(tables.report(content), encoding="utf-8")
     if old is not None:
-        lines, both = compare.compared(old, run.content)
-        moved = f"{len(lines)} of {both} figures moved by more than three times their spread"
-        print("\n".join([*compare.machines(old, run.content), *lines, moved]))
+        lines, both = compare.compared(old, content)
+        moved = f"{len(lines)} of {both} figures moved by more than three times their spread and 2%"
+        print("\n".join([*compare.machines(old, content), *lines, moved]))
     return status
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
+    return minutes
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file of the figures")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all sections (default: 8)")
+    parser.add_argument("--minutes", type=_minutes, default=8.0, help="for all sections (default: 8)")
     parser.add_argument("--compare", metavar="OLD", help="print the figures that moved since an earlier run")
     parser.add_argument(
         "--only", metavar="NAMES", help=f"sections that run besides machine, of {','.join(SECTIONS)}"

@@ -1,4 +1,4 @@
-"""Compare two runs: every figure that moved by more than its spread explains."""
+"""Compare two runs: every figure that moved by more than its spread explains, and by more than 2%."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from scorefusion.errors import BadInput
 
 TIMES = 3.0
 """How many times the larger of two spreads a figure has to move by."""
+
+FLOOR = 0.02
+"""Share of the earlier median that a figure has to move by as well."""
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -34,7 +37,8 @@ def figures(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
     """Yield each figure and where it is."""
     if isinstance(content, Mapping):
         if "median" in content and "spread" in content:
-            yield path, dict(content)
+            if content["median"] is not None and content["spread"] is not None:
+                yield path, dict(content)
             return
         for name, value in content.items():
             yield from figures(value, (*path, str(name)))
@@ -62,7 +66,7 @@ def compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str],
             both += 1
             spread = max(found["spread"], earlier["spread"])
             change = found["median"] - earlier["median"]
-            if abs(change) <= TIMES * spread or not change:
+            if abs(change) <= max(TIMES * spread, FLOOR * abs(earlier["median"])) or not change:
                 continue
             ratio = found["median"] / earlier["median"] if earlier["median"] else float("inf")
             unit = found.get("unit", "")

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import gc
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -58,14 +59,20 @@ class Run:
         """Return what a section found; empty if it did not run."""
         return self.content.get("sections", {}).get(section, {}).get("results", {})
 
-    def over(self) -> bool:
-        """Whether the section's time is up."""
-        return self.clock() >= self.deadline
+    def over(self, expected: float = 0.0) -> bool:
+        """Whether the section's time is up, or less is left than the seconds that are expected."""
+        return self.clock() + expected >= self.deadline
 
-    def cases(self, results: Results, cases: Mapping[str, Case]) -> None:
-        """Run cases into `results` until the deadline; one that fails is an error there, the rest go on."""
+    def cases(self, results: Results, cases: Mapping[str, Case], expected: float = 0.0) -> None:
+        """Run cases into `results` until the deadline; one that fails is an error there, the rest go on.
+
+        Args:
+            results: that are added to.
+            cases: by name; one that has started is finished.
+            expected: seconds that each takes; one starts only if they are left.
+        """
         for name, case in cases.items():
-            if self.over():
+            if self.over(expected):
                 results[name], self.cut = NOT_REACHED, True
                 continue
             try:
@@ -90,7 +97,8 @@ class Run:
     def write(self) -> None:
         """Put the file in place of the one before, whole."""
         with written_beside(self.out) as file:
-            file.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(finite(self.content), indent=1, ensure_ascii=False, allow_nan=False)
+            file.write_text(text + "\n", encoding="utf-8")
 
 
 Section = Callable[[Run, Results], None]
@@ -100,6 +108,26 @@ def said(error: BaseException) -> str:
     """Return an error's kind and its first line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:500]
+
+
+def finite(content: Any) -> Any:
+    """Return the same with None in place of each number that is not finite."""
+    if isinstance(content, Mapping):
+        return {name: finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def faults(found: Any) -> tuple[int, int]:
+    """Return how many cases of a section's results failed, and how many gave something wrong."""
+    if not isinstance(found, Mapping):
+        return 0, 0
+    wrong = found.get("right") is False
+    listed = sum(isinstance(error, str) for error in found.get("errors", ())) if "right" not in found else 0
+    inside = [faults(value) for value in found.values()]
+    errors = int("error" in found) + bool(found.get("status")) + listed + sum(each for each, _ in inside)
+    return errors, int(wrong) + sum(each for _, each in inside)
 
 
 def perform(
@@ -151,11 +179,19 @@ def perform(
             record["state"], record["error"] = "failed", said(error)
             record["traceback"] = traceback.format_exc().splitlines()[-12:]
         finally:
+            errors, record["wrong"] = faults(record["results"])
+            record["errors"] = errors + (record["state"] == "failed")
             record["seconds"] = round(run.clock() - began, 3)
             record["after"] = run.device.sample()
             run.content["seconds"] = round(run.clock() - start, 3)
             run.write()
-        progress(f"{name}: {record['state']} after {record['seconds']:.1f} s" + _why(record))
+        progress(f"{name}: {record['state']}{_faults(record)} after {record['seconds']:.1f} s{_why(record)}")
+
+
+def _faults(record: Mapping[str, Any]) -> str:
+    errors, wrong = record["errors"], record["wrong"]
+    line = f", {errors} error{'s' if errors > 1 else ''}" if errors else ""
+    return line + (f", {wrong} wrong" if wrong else "")
 
 
 def _why(record: Mapping[str, Any]) -> str:

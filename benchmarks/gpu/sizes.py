@@ -29,6 +29,8 @@ class Sizes:
         processes: that compile kernels at once.
         compile: the most kernels that are compiled.
         backend: of `torch.compile`.
+        inductor: seconds that a case of `torch.compile` is expected to take.
+        translating: seconds that a folder is expected to take.
     """
 
     steps: tuple[tuple[str, Box], ...]
@@ -48,6 +50,8 @@ class Sizes:
     processes: int
     compile: int
     backend: str
+    inductor: float
+    translating: float
 
 
 FULL = Sizes(
@@ -73,6 +77,8 @@ FULL = Sizes(
     processes=16,
     compile=10**6,
     backend="inductor",
+    inductor=90.0,
+    translating=20.0,
 )
 
 TINY = Sizes(
@@ -93,4 +99,6 @@ TINY = Sizes(
     processes=1,
     compile=1,
     backend="eager",
+    inductor=0.0,
+    translating=0.0,
 )

@@ -13,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from scorefusion.batch.faults import StopFlag, Stopped
 from scorefusion.batch.folders import list_folder
 from scorefusion.batch.queue import Queue
 from scorefusion.batch.run import Limits
@@ -20,9 +21,10 @@ from scorefusion.batch.run import Run as BatchRun
 from scorefusion.batch.wanted import Wanted
 from scorefusion.batch.work import Work
 from scorefusion.batch.worker import Worker
+from scorefusion.errors import ScoreFusionError
 from scorefusion.pipeline import Pipeline
 
-from .run import Results, Run
+from .run import NOT_REACHED, Results, Run
 from .sizes import Box
 from .timing import figure
 
@@ -47,10 +49,11 @@ def volumes(run: Run, results: Results) -> None:
     cases: dict[str, Any] = {"first": functools.partial(translated, run, pipeline, [size])}
     cases["again"] = functools.partial(translated, run, pipeline, [size] * 3)
     cases["other boxes"] = functools.partial(translated, run, pipeline, run.sizes.boxes)
-    boxes = (size, *run.sizes.boxes)
-    cases["folder of different heads"] = functools.partial(folder, run, name, boxes)
-    cases["folder of equal heads"] = functools.partial(folder, run, name, (size,))
     run.cases(results, cases)
+    different = functools.partial(folder, run, name, (size, *run.sizes.boxes))
+    equal = functools.partial(folder, run, name, (size,))
+    folders = {"folder of different heads": different, "folder of equal heads": equal}
+    run.cases(results, folders, run.sizes.translating)
 
 
 def translated(run: Run, pipeline: Pipeline, boxes: Sequence[Box]) -> Results:
@@ -74,8 +77,31 @@ def translated(run: Run, pipeline: Pipeline, boxes: Sequence[Box]) -> Results:
     }
 
 
-def folder(run: Run, model: str, boxes: Sequence[Box]) -> Results:
-    """Translate a folder as `scorefusion translate FOLDER` does; the GPU's share of work is nvidia-smi's."""
+class Deadline(StopFlag):
+    """Stops a batch when the section's time is up."""
+
+    def __init__(self, run: Run):
+        super().__init__()
+        self.run = run
+        self.met = Stopped("the section's time is up", "Give more --minutes.")
+
+    def check(self, *_: object) -> None:
+        """Raise the reason, if there is one."""
+        if self.run.over():
+            self.set(self.met)
+        super().check()
+
+
+def folder(run: Run, model: str, boxes: Sequence[Box]) -> Results | str:
+    """Translate a folder as `scorefusion translate FOLDER` does, until the deadline.
+
+    Returns:
+        volumes: that were written, of as many as `of`; seconds: until the last one; GPU busy: what nvidia-smi
+        says.
+
+    Raises:
+        ScoreFusionError: if not all were written though there was time.
+    """
     count = run.sizes.folder
     with tempfile.TemporaryDirectory() as name:
         place, out = Path(name), Path(name) / "out"
@@ -89,17 +115,30 @@ def folder(run: Run, model: str, boxes: Sequence[Box]) -> Results:
         (out / ".scorefusion").mkdir(parents=True)
         queue = Queue(out / ".scorefusion" / "queue.sqlite")
         queue.begin(items, out)
-        start = time.perf_counter()
+        stop = Deadline(run)
+        start, began = time.perf_counter(), time.time()
         with run.device.watched() as busy:
-            BatchRun(worker, queue, out, limits=Limits()).go(items, {})
+            try:
+                BatchRun(worker, queue, out, limits=Limits(), stop=stop).go(items, {})
+            except Stopped:
+                if stop.reason is not stop.met:
+                    raise
             seconds = time.perf_counter() - start
         queue.close()
-        written = len(list(out.rglob("*.nii.gz")))
+        done = [file.stat().st_mtime for file in out.rglob("*.nii.gz")]
+    written = len(done)
+    if written < count:
+        if stop.reason is not stop.met:
+            raise ScoreFusionError(f"{count - written} of {count} volumes were not written")
+        run.cut = True
+        if not written:
+            return NOT_REACHED
+        seconds = max(done) - began
     return {
-        "volumes": count,
-        "written": written,
-        "boxes": len(set(boxes)),
+        "volumes": written,
+        "of": count,
+        "boxes": len({boxes[number % len(boxes)] for number in range(written)}),
         "seconds": seconds,
-        "volumes per minute": 60 * count / seconds,
+        "volumes per minute": 60 * written / seconds,
         "GPU busy, %": statistics.fmean(busy) if busy else None,
     }
