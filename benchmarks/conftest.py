@@ -1,7 +1,7 @@
 """Timing on request: `pytest benchmarks --benchmark`; without the flag each body runs once, as a smoke test.
 
 A case marked by `reference=True` is what the others of its group are compared with. `--benchmark-json=FILE`
-keeps it all, and `scorefusion bench-report FILE` draws it. The main cases come first, baselines under
+keeps it all, and `python -m benchmarks.report FILE` draws it. The main cases come first, baselines under
 `torch.compile` last; what `--minutes` has no time for, and what the processor has no instructions for, is
 listed as not timed.
 """
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from benchmarks.budget import COMPILE_SECONDS, Budget
 from benchmarks.ceilings import CONVOLUTION, COPY, PRODUCT, ceiling
-from scorefusion.bench_report import result_line
-from scorefusion.compute import NO_BFLOAT16, cpu_instructions, has_bfloat16, probe_cpu
+from benchmarks.report import result_line
+from scorefusion.ops.device import NO_BFLOAT16, cpu_instructions, has_bfloat16, probe_cpu
 
 REPLAYS = 20
 """Of a body's graph in a round on a GPU, which is waited for at its end."""

@@ -30,26 +30,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.ceilings import best_convolution
 from benchmarks.plain import Plain
 from benchmarks.step_budget import config_of
-from scorefusion.compute import choose_dtype, cpu_instructions
-from scorefusion.demo import BOX, make_case
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import sample
-from scorefusion.draw import draw_residuals, projection
 from scorefusion.engine.engine import Engine
-from scorefusion.engine.fit import parse_memory
-from scorefusion.engine.forecast import forecast
-from scorefusion.engine.memory import keep_freed_memory
+from scorefusion.engine.planning.fit import parse_memory
+from scorefusion.engine.planning.forecast import forecast
+from scorefusion.engine.planning.memory import keep_freed_memory
 from scorefusion.engine.pool import EnginePool
+from scorefusion.evaluate.demo import BOX, make_case
+from scorefusion.evaluate.tune import table_of
 from scorefusion.io.nifti import read_scan
-from scorefusion.metrics import psnr, ssim
+from scorefusion.metrics.image import psnr, ssim
+from scorefusion.metrics.patches import patch_distance
+from scorefusion.metrics.spectrum import compare_spectra
 from scorefusion.models.config import PLANES, SamplingConfig
 from scorefusion.models.folder import channels_last
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.ops.backends import use_backend
-from scorefusion.patch_distance import patch_distance
-from scorefusion.spectrum import compare_spectra
-from scorefusion.tune import table_of
+from scorefusion.ops.device import choose_dtype, cpu_instructions
+from scorefusion.pipeline.sample import draw_residuals, projection
 
 AS_REALISTIC = SamplingConfig(
     solver="ddim",

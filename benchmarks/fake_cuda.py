@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scorefusion.engine.engine import Engine
-from scorefusion.engine.plan import plan
+from scorefusion.engine.planning.plan import plan
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import channels_last
 from scorefusion.models.score_fusion import ScoreFusion
@@ -44,7 +44,7 @@ class FakeEngine:
         size: (z, y, x) of the volume.
         dtype: of the networks.
         device: of all tensors.
-        options: of :func:`scorefusion.engine.plan.plan`.
+        options: of :func:`scorefusion.engine.planning.plan.plan`.
     """
 
     def __init__(

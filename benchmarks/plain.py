@@ -32,7 +32,7 @@ from scorefusion.models.features import FeatureLayer
 from scorefusion.models.score_fusion import Inputs, ScoreFusion, network_time
 from scorefusion.models.unet import UNet
 from scorefusion.ops.gather_slices import gather_slices
-from scorefusion.reference.planes import AXIS
+from scorefusion.ops.reference.planes import AXIS
 
 SLICES = 8
 """Slices a 2D network is given at once, as the paper's code does."""

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from benchmarks.step_walk import Call, Kernel, Spec, Step, walk
-from scorefusion.compute import DTYPES
-from scorefusion.engine.plan import slab_pixels
+from scorefusion.engine.planning.plan import slab_pixels
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import load_config
 from scorefusion.models.presets import PRESETS
+from scorefusion.ops.device import DTYPES
 
 MULTIPROCESSORS = 132
 """Multiprocessors of an H100 or H200 (SXM)."""

@@ -28,13 +28,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.fake_cuda import FakeEngine, Indexing, implementation
-from scorefusion.engine.plan import Plan
+from scorefusion.engine.planning.plan import Plan
 from scorefusion.kernels.launch import recording
 from scorefusion.models.config import ModelConfig
 from scorefusion.ops.backends import use_backend
 
 if TYPE_CHECKING:
-    from scorefusion.evidence.machine_code import Source
+    from benchmarks.evidence.machine_code import Source
     from scorefusion.kernels.launch import Launch
 
 CAPABILITY = 90
@@ -186,8 +186,8 @@ def walk(
         config: of the model.
         size: (z, y, x) of the volume.
         dtype: of the networks.
-        pixels: that a 2D network is given at once; of :func:`scorefusion.engine.plan.plan` if None.
-        options: more of :func:`scorefusion.engine.plan.plan`, such as ``strategy``.
+        pixels: that a 2D network is given at once; of :func:`scorefusion.engine.planning.plan.plan` if None.
+        options: more of :func:`scorefusion.engine.planning.plan.plan`, such as ``strategy``.
 
     Raises:
         ScoreFusionError: where Triton is not installed, and for sizes and options that have no plan.
@@ -339,7 +339,7 @@ def _serial(given: Mapping[str, Any], launch: Launch) -> int:
 
 def _source(launch: Launch) -> Source | None:
     """The compilation that a launch needs."""
-    from scorefusion.evidence.machine_code import source_of
+    from benchmarks.evidence.machine_code import source_of
     from scorefusion.ops.backends import interpreting
 
     if interpreting():

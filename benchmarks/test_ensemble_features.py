@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks.conftest import check, needs_cuda
 from scorefusion.ops import backends
 from scorefusion.ops.ensemble_features import ensemble_features
-from scorefusion.reference import ensemble_features as definition
-from scorefusion.reference.planes import AXIS
+from scorefusion.ops.reference import ensemble_features as definition
+from scorefusion.ops.reference.planes import AXIS
 
 CASES = [
     pytest.param("conv3d", "cpu", id="permute + conv3d"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.conftest import check, needs_cuda
 from scorefusion.ops import backends
 from scorefusion.ops.fuse_scores import fuse_scores
-from scorefusion.reference import fuse_scores as reference
+from scorefusion.ops.reference import fuse_scores as reference
 
 # The paper's volume: 22 MB a tensor, so that what is read and written passes the last-level cache.
 SIZES = {True: (152, 192, 192), False: (5, 6, 7)}

@@ -13,7 +13,7 @@ from benchmarks.conftest import check
 from benchmarks.test_fuse_scores import CASES, SIZES, slice_major
 from scorefusion.ops.fuse_step import fuse_step
 from scorefusion.ops.noise import noise_keys
-from scorefusion.reference import fuse_step as reference
+from scorefusion.ops.reference import fuse_step as reference
 
 ROWS = {
     "noise": (1.2, -0.7, 0.5, 0.4, 0.2, 0.3),

@@ -17,9 +17,9 @@ import torch
 from benchmarks.conftest import needs_cuda
 from scorefusion.ops import backends
 from scorefusion.ops.gather_slices import gather_slices
+from scorefusion.ops.reference import gather_slices as reference
+from scorefusion.ops.reference.planes import AXIS
 from scorefusion.ops.view import view
-from scorefusion.reference import gather_slices as reference
-from scorefusion.reference.planes import AXIS
 
 needs_cpp = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
 MODELS = {"t1-sr4, 6 channels": 0, "paper, 10 channels": 4}

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.conftest import check, needs_cuda
 from scorefusion.ops import backends
 from scorefusion.ops.norm_act import norm_act
-from scorefusion.reference import norm_act as definition
+from scorefusion.ops.reference import norm_act as definition
 
 CASES = [
     pytest.param("eager", "cpu", id="separate operations"),

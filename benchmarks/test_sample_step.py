@@ -19,14 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ceilings import CONVOLUTION
 from benchmarks.conftest import needs_cuda
-from scorefusion.compute import choose_dtype
-from scorefusion.diffusion.consistency import BlockPooling
+from scorefusion.degradations.projection import BlockPooling
 from scorefusion.diffusion.sample import sample
 from scorefusion.models.folder import channels_last
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.ops.backends import use_backend
+from scorefusion.ops.device import choose_dtype
 from scorefusion.ops.fuse_scores import Fusion
 
 CASES = [

@@ -1,4 +1,4 @@
-// Standard normals from a counter: Philox 4x32-10 and Box-Muller, bit for bit scorefusion/reference/noise.py.
+// Standard normals from a counter: Philox 4x32-10 and Box-Muller, bit for bit scorefusion/ops/reference/noise.py.
 //
 // Compile without contraction (-ffp-contract=off, nvcc -fmad=false): a fused multiply-add changes the last bit.
 #pragma once

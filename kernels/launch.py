@@ -2,7 +2,7 @@
 
 A launcher calls `launch(kernel, grid, *arguments, config=..., **constants)`. On a GPU, or in Triton's
 interpreter, that launches. Inside `recording(architecture)` it launches nothing: it keeps the call, whose
-arguments may be tensors on the meta device, and `scorefusion.evidence` compiles it for that architecture.
+arguments may be tensors on the meta device, and `benchmarks.evidence` compiles it for that architecture.
 """
 
 from __future__ import annotations

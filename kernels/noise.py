@@ -1,4 +1,4 @@
-"""Counter-based standard normals in Triton, bit for bit those of `scorefusion.reference.noise`.
+"""Counter-based standard normals in Triton, bit for bit those of `scorefusion.ops.reference.noise`.
 
 One program fills BLOCK groups of four voxels of one z-plane; a group is one Philox 4x32-10 counter, whose
 four words give four normals. Nothing is read but the seeds; 4 bytes are written for each voxel. Fusing a

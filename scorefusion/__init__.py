@@ -8,35 +8,36 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from scorefusion._version import __version__
+
 if TYPE_CHECKING:
     from scorefusion.diffusion.sample import sample
     from scorefusion.diffusion.solvers import make_table
     from scorefusion.errors import BadInput, Cancelled, OutOfMemory, ScoreFusionError
-    from scorefusion.importers.official import load_official
-    from scorefusion.io.dicom_find import find_series
-    from scorefusion.io.dicom_read import read_dicom_series
-    from scorefusion.io.dicom_write import save_dicom_series
+    from scorefusion.io.dicom.find import find_series
+    from scorefusion.io.dicom.read import read_dicom_series
+    from scorefusion.io.dicom.write import save_dicom_series
     from scorefusion.models.config import ModelConfig
+    from scorefusion.models.official.convert import load_official
     from scorefusion.models.score_fusion import ScoreFusion
-    from scorefusion.pipeline import Pipeline, Translation
+    from scorefusion.pipeline.pipeline import Pipeline, Translation
 
-__version__ = "0.1.0"
 
 _HOME = {
     "BadInput": "errors",
     "Cancelled": "errors",
     "ModelConfig": "models.config",
     "OutOfMemory": "errors",
-    "Pipeline": "pipeline",
+    "Pipeline": "pipeline.pipeline",
     "ScoreFusion": "models.score_fusion",
     "ScoreFusionError": "errors",
-    "Translation": "pipeline",
-    "find_series": "io.dicom_find",
-    "load_official": "importers.official",
+    "Translation": "pipeline.pipeline",
+    "find_series": "io.dicom.find",
+    "load_official": "models.official.convert",
     "make_table": "diffusion.solvers",
-    "read_dicom_series": "io.dicom_read",
+    "read_dicom_series": "io.dicom.read",
     "sample": "diffusion.sample",
-    "save_dicom_series": "io.dicom_write",
+    "save_dicom_series": "io.dicom.write",
 }
 
 __all__ = [

@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
-from scorefusion import __version__
-from scorefusion.compute import choose_dtype, probe_cpu
+from scorefusion._version import __version__
 from scorefusion.engine.runners import choose_runner
 from scorefusion.models.folder import bundled_models
 from scorefusion.ops.backends import missing, outdated
+from scorefusion.ops.device import choose_dtype, probe_cpu
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from scorefusion.errors import ScoreFusionError
 EXTRA = {
     "accelerate": "train",
     "backports": "zstd",
-    "fastapi": "serve",
     "imageio_ffmpeg": "video",
     "matplotlib": "train",
     "monai": "monai",
@@ -19,11 +18,9 @@ EXTRA = {
     "onnxscript": "tensorrt",
     "psutil": "train",
     "pydicom": "dicom",
-    "python_multipart": "serve",
     "ray": "ray",
     "scipy": "train",
     "skimage": "train",
-    "uvicorn": "serve",
 }
 """The extra of this package that brings each optional module."""
 

@@ -24,7 +24,7 @@ socket.socket.connect = subprocess.Popen.__init__ = never
 before = set(sys.modules)
 import scorefusion
 brought = sorted(set(sys.modules) - before)
-import scorefusion.pipeline, scorefusion.cli
+import scorefusion.pipeline.pipeline, scorefusion.cli
 print(json.dumps({"brought": brought, "extension": "scorefusion._C" in sys.modules}))
 """
 

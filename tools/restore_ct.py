@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from scorefusion import Pipeline
-from scorefusion.baselines import interpolate
+from scorefusion.data.baselines import interpolate
 from scorefusion.degradations.make import input_image, make_operator
 from scorefusion.errors import ScoreFusionError
-from scorefusion.figures import save_figure
 from scorefusion.io.nifti import read_scan
-from scorefusion.metrics import psnr, ssim
+from scorefusion.metrics.image import psnr, ssim
 from scorefusion.optional import need
+from scorefusion.pipeline.figures import save_figure
 
 RANGE = 3000.0
 """White less black in Hounsfield units, for PSNR and SSIM."""

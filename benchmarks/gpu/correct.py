@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from benchmarks.engine import condition_of, seeded
 from benchmarks.step_walk import Call
-from scorefusion.compute import choose_dtype
 from scorefusion.engine.engine import Engine
-from scorefusion.engine.plan import plan, slab_pixels
+from scorefusion.engine.planning.plan import plan, slab_pixels
 from scorefusion.models.table import table_for
+from scorefusion.ops.device import choose_dtype
 from scorefusion.ops.norm_act import norm_act
 
 from .operations import label

@@ -268,7 +268,7 @@ def device_named(name: str) -> Device:
     Raises:
         ScoreFusionError: where it does not exist.
     """
-    from scorefusion.compute import choose_device
+    from scorefusion.ops.device import choose_device
 
     place = choose_device(name)
     return Cuda(place.index or 0) if place.type == "cuda" else Cpu()

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from benchmarks.step_budget import config_of
 from benchmarks.step_walk import Step, walk
-from scorefusion.compute import choose_dtype
-from scorefusion.engine.plan import slab_pixels
+from scorefusion.engine.planning.plan import slab_pixels
+from scorefusion.ops.device import choose_dtype
 
 from .run import NOT_REACHED, Results, Run
 from .timing import Figure, measure, scaled
 
 if TYPE_CHECKING:
-    from scorefusion.evidence.machine_code import Source
+    from benchmarks.evidence.machine_code import Source
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,7 +185,7 @@ def compilation(run: Run, results: Results) -> None:
 
 def compile_kernel(source: Source) -> str:
     """Compile a kernel into Triton's cache; return what went wrong, or nothing."""
-    from scorefusion.evidence.machine_code import compile_source
+    from benchmarks.evidence.machine_code import compile_source
 
     return compile_source(source).error
 

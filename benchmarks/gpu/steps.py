@@ -12,15 +12,15 @@ import torch
 
 from benchmarks.engine import condition_of, seeded
 from benchmarks.plain import Plain
-from scorefusion.compute import choose_dtype
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.graph import Body, CapturedStep, CudaGraphs
-from scorefusion.engine.plan import plan
+from scorefusion.engine.planning.plan import plan
 from scorefusion.engine.runners import CompiledRunner, Runner
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.models.unet import UNet
+from scorefusion.ops.device import choose_dtype
 
 from .run import Results, Run
 from .sizes import Box

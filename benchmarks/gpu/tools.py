@@ -11,8 +11,8 @@ import sys
 
 import torch
 
-from scorefusion.compute import choose_dtype
 from scorefusion.io.atomic import written_beside
+from scorefusion.ops.device import choose_dtype
 
 from .correct import small_engine
 from .run import NOT_REACHED, Case, Results, Run
@@ -38,7 +38,7 @@ def extra(run: Run, results: Results) -> None:
     step += ["--turns", "1", "--size", *map(str, size)]
     commands = {
         "ncu": ["ncu", "--set", "basic", "--launch-skip", "200", "--launch-count", "200", "--csv", *step],
-        "sanitize": ["compute-sanitizer", sys.executable, "-m", "pytest", "tests/test_on_gpu.py"],
+        "sanitize": ["compute-sanitizer", sys.executable, "-m", "pytest", "tests/engine/test_on_gpu.py"],
     }
     cases: dict[str, Case] = {"trace": functools.partial(trace, run)}
     cases |= {name: functools.partial(tool, run, name, command) for name, command in commands.items()}

@@ -22,7 +22,7 @@ from scorefusion.batch.wanted import Wanted
 from scorefusion.batch.work import Work
 from scorefusion.batch.worker import Worker
 from scorefusion.errors import ScoreFusionError
-from scorefusion.pipeline import Pipeline
+from scorefusion.pipeline.pipeline import Pipeline
 
 from .run import NOT_REACHED, Results, Run
 from .sizes import Box

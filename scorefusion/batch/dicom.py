@@ -13,8 +13,8 @@ from scorefusion.batch.item import Item, Problem, shown
 from scorefusion.batch.listing import Source
 from scorefusion.batch.wanted import Wanted
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.io.dicom_file import is_dicom
-from scorefusion.io.dicom_find import PassedOver, SeriesDescription, find_series, matching, summaries
+from scorefusion.io.dicom.file import is_dicom
+from scorefusion.io.dicom.find import PassedOver, SeriesDescription, find_series, matching, summaries
 from scorefusion.io.formats import WRITABLE
 
 _OTHERS = (*WRITABLE, ".json", ".tsv", ".csv", ".bval", ".bvec")

@@ -15,7 +15,7 @@ from scorefusion.batch.listing import Source, below
 from scorefusion.batch.wanted import Wanted
 from scorefusion.data.config import DatasetConfig
 from scorefusion.data.find import Refusal, assemble
-from scorefusion.data.layouts import LAYOUTS, detect
+from scorefusion.data.layouts.registry import LAYOUTS, detect
 from scorefusion.data.listing import Listing, Volume, stem, volume_files
 from scorefusion.data.subject import Subject
 from scorefusion.errors import BadInput, unknown_name

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError
 
 if TYPE_CHECKING:
-    from scorefusion.io.dicom_find import SeriesDescription
+    from scorefusion.io.dicom.find import SeriesDescription
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from scorefusion.batch.item import Item
 from scorefusion.batch.outcome import Outcome
 from scorefusion.batch.work import Work
 from scorefusion.batch.worker import Identity, Worker, failure
-from scorefusion.engine.memory import keep_freed_memory
+from scorefusion.engine.planning.memory import keep_freed_memory
 from scorefusion.errors import BadInput, ScoreFusionError
 
 

@@ -25,9 +25,9 @@ from scorefusion.batch.sources import find_items
 from scorefusion.batch.wanted import Wanted
 from scorefusion.batch.work import Work
 from scorefusion.batch.worker import Worker, failure, identify
-from scorefusion.compute import choose_device
 from scorefusion.data.contrast import canonical
 from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.ops.device import choose_device
 
 if TYPE_CHECKING:
     from scorefusion.batch.ray_cluster import Cluster

@@ -11,7 +11,7 @@ from scorefusion.batch.wanted import Wanted
 from scorefusion.data.rows import read_rows
 from scorefusion.data.table import contrast_columns
 from scorefusion.errors import BadInput
-from scorefusion.io.dicom_find import SeriesDescription, choose_series
+from scorefusion.io.dicom.find import SeriesDescription, choose_series
 
 
 def list_table(table: Path, wanted: Wanted) -> Source:

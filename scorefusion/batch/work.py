@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scorefusion.batch.identity import model_hash
-from scorefusion.compute import choose_device, choose_dtype
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import load_config
-from scorefusion.settings import Settings
+from scorefusion.ops.device import choose_device, choose_dtype
+from scorefusion.pipeline.settings import Settings
 
 
 @dataclass(frozen=True)

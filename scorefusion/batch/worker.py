@@ -22,20 +22,13 @@ from scorefusion.batch.listing import DICOM, VOLUME, output_path
 from scorefusion.batch.outcome import Outcome
 from scorefusion.batch.store import store_image
 from scorefusion.batch.work import Work
-from scorefusion.draw import Progress
-from scorefusion.errors import (
-    BadInput,
-    OutOfMemory,
-    ScoreFusionError,
-    memory_named,
-    one_line,
-    out_of_memory,
-)
+from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError, memory_named, one_line, out_of_memory
 from scorefusion.io.nifti import ras_order
 from scorefusion.io.placeholders import check_fetched
-from scorefusion.job import Drawn, Job
-from scorefusion.pipeline import Pipeline
-from scorefusion.translation import Translation
+from scorefusion.pipeline.job import Drawn, Job
+from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline.sample import Progress
+from scorefusion.pipeline.translation import Translation
 
 KnownHash = Callable[[Path, Stamp], str | None]
 
@@ -123,7 +116,7 @@ class Worker:
 
         Raises:
             BadInput: for a file that cannot be used, or that changed since it was hashed.
-            OutOfMemory: as for :meth:`~scorefusion.pipeline.Pipeline.prepare`.
+            OutOfMemory: as for :meth:`~scorefusion.pipeline.pipeline.Pipeline.prepare`.
         """
         try:
             start = time.perf_counter()
@@ -259,7 +252,7 @@ class Worker:
 
     def _save_series(self, result: Translation, folder: Path) -> tuple[int, str]:
         """Write a derived DICOM series; its bytes, and their hash."""
-        from scorefusion.io.dicom_write import save_dicom_series
+        from scorefusion.io.dicom.write import save_dicom_series
 
         save_dicom_series(result, folder, deidentify=self.work.deidentify)
         return stamp_of(folder)[0], hash_file(folder)
@@ -326,7 +319,7 @@ def _images_of(item: Item, max_voxels: int) -> list[Any]:
     """What the pipeline reads: files, or series that are read here."""
     if not item.series:
         return list(item.files)
-    from scorefusion.io.dicom_read import read_dicom_series
+    from scorefusion.io.dicom.read import read_dicom_series
 
     images: list[Any] = [read_dicom_series(series, max_voxels=max_voxels) for series in item.series]
     return [*images, item.files[-1]] if item.masked else images

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from scorefusion import __version__
+from scorefusion._version import __version__
 from scorefusion.cli.streams import note_lost_output, require_stdout, shield_standard_streams
 from scorefusion.errors import ScoreFusionError, out_of_memory, shortage_of
 

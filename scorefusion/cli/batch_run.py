@@ -73,7 +73,7 @@ def make_batch(
     from scorefusion.batch.run import Limits
     from scorefusion.batch.session import Batch
     from scorefusion.batch.work import Work
-    from scorefusion.engine.fit import parse_memory
+    from scorefusion.engine.planning.fit import parse_memory
     from scorefusion.errors import ScoreFusionError, unknown_name
     from scorefusion.io.formats import WRITABLE, check_ending
 
@@ -138,7 +138,7 @@ def run_batch(
     """
     from scorefusion.batch.faults import StopFlag
     from scorefusion.batch.session import translate_batch
-    from scorefusion.engine.memory import keep_freed_memory
+    from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
 
     if workers is not None and ray is None:
@@ -182,7 +182,7 @@ def _cluster(address: str | None, device: str, workers: int | None) -> Iterator[
 def _runs_all_planes(model: str, choices: Mapping[str, Any]) -> bool:
     """Whether the planes' disagreement can be written: nothing is evaluated for it, so it always is."""
     from scorefusion.models.folder import load_config
-    from scorefusion.settings import ALL_PLANES
+    from scorefusion.pipeline.settings import ALL_PLANES
 
     config = load_config(model)
     strategy = choices["strategy"] or config.sampling.strategy

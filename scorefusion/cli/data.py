@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..data.config import DatasetConfig
-    from ..data.find import Found
+    from scorefusion.data.config import DatasetConfig
+    from scorefusion.data.find import Found
 
 
 def data(
@@ -50,15 +50,15 @@ def data(
       scorefusion data IXI --contrasts t1,t2 --resample --read
       scorefusion data my_bids --contrasts t1 --choose run-1 --write subjects.csv
     """
-    from ..data.config import DatasetConfig
-    from ..data.find import find_subjects
-    from ..data.table import write_table
-    from ..errors import BadInput
-    from ..io.atomic import check_output
-    from ..models.config import parse
-    from .bars import progress
-    from .streams import require_stdout
-    from .tune import numbers
+    from scorefusion.cli.bars import progress
+    from scorefusion.cli.streams import require_stdout
+    from scorefusion.cli.tune import numbers
+    from scorefusion.data.config import DatasetConfig
+    from scorefusion.data.find import find_subjects
+    from scorefusion.data.table import write_table
+    from scorefusion.errors import BadInput
+    from scorefusion.io.atomic import check_output
+    from scorefusion.models.config import parse
 
     values = {
         "root": str(root),
@@ -88,8 +88,8 @@ def data(
 
 
 def _text(found: Found, config: DatasetConfig) -> str:
-    from ..data.contrast import in_order
-    from ..io.grid import read_grid
+    from scorefusion.data.contrast import in_order
+    from scorefusion.io.grid import read_grid
 
     root = Path(config.root).expanduser()
 

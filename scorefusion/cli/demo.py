@@ -62,13 +62,13 @@ def demo(
 
     from scorefusion.cli.bars import progress
     from scorefusion.cli.streams import note
-    from scorefusion.demo import make_case, run_demo
-    from scorefusion.demo_report import check_folder, notes, table_text, write_results
-    from scorefusion.engine.memory import keep_freed_memory
+    from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import BadInput, ScoreFusionError
+    from scorefusion.evaluate.demo import make_case, run_demo
+    from scorefusion.evaluate.demo_report import check_folder, notes, table_text, write_results
     from scorefusion.io.nifti import read_scan
     from scorefusion.models.table import table_for
-    from scorefusion.pipeline import Pipeline
+    from scorefusion.pipeline.pipeline import Pipeline
 
     began = time.perf_counter()
     size, start = parse_box(box)

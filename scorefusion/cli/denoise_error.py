@@ -38,11 +38,11 @@ def denoise_error(
     from scorefusion.cli.bars import progress
     from scorefusion.cli.demo import parse_box
     from scorefusion.cli.streams import require_stdout
-    from scorefusion.demo import make_case
-    from scorefusion.denoise_error import denoising_errors
-    from scorefusion.engine.memory import keep_freed_memory
+    from scorefusion.engine.planning.memory import keep_freed_memory
+    from scorefusion.evaluate.demo import make_case
+    from scorefusion.evaluate.denoise_error import denoising_errors
     from scorefusion.io.nifti import read_scan
-    from scorefusion.pipeline import Pipeline
+    from scorefusion.pipeline.pipeline import Pipeline
 
     size, start = parse_box(box)
     keep_freed_memory()

@@ -66,7 +66,7 @@ def build(
       scorefusion engine build my_model -o engines --precision fp16
     """
     from scorefusion.cli.bars import progress
-    from scorefusion.engine.build import build_engines, check_target
+    from scorefusion.engine.tensorrt.build import build_engines, check_target
     from scorefusion.models.score_fusion import ScoreFusion
 
     check_target(output)

@@ -112,7 +112,7 @@ def evaluate(
 
     from scorefusion.cli.bars import progress
     from scorefusion.cli.streams import note
-    from scorefusion.engine.memory import keep_freed_memory
+    from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
     from scorefusion.evaluate import contenders, report
     from scorefusion.evaluate.baselines import fit_regression

@@ -70,10 +70,10 @@ def import_official(
       scorefusion import-official model-40.pt -o t1_to_t2 --factor 1 --condition t1 --target t2
     """
     from scorefusion.errors import ScoreFusionError, unknown_name
-    from scorefusion.importers.card import official_card
-    from scorefusion.importers.official import load_official
     from scorefusion.models.config import PLANES
     from scorefusion.models.folder import check_folder
+    from scorefusion.models.official.card import official_card
+    from scorefusion.models.official.convert import load_official
 
     planes = plane or ["axial"]
     if len(planes) != len(files) or len(set(planes)) != len(planes):

@@ -41,17 +41,17 @@ def plan(
     """
     import torch
 
-    from ..compute import DTYPES, choose_device, choose_dtype
-    from ..engine.fit import fit, parse_memory
-    from ..engine.placement import place
-    from ..engine.plan import plan as lay_out
-    from ..engine.plan import slab_pixels
-    from ..engine.report import report
-    from ..errors import ScoreFusionError
-    from ..footprint import compared_with_this_machine
-    from ..models.folder import bundled_models, load_config
-    from ..models.presets import PRESETS, preset
-    from .streams import require_stdout
+    from scorefusion.cli.streams import require_stdout
+    from scorefusion.engine.placement import place
+    from scorefusion.engine.planning.fit import fit, parse_memory
+    from scorefusion.engine.planning.plan import plan as lay_out
+    from scorefusion.engine.planning.plan import slab_pixels
+    from scorefusion.engine.planning.report import report
+    from scorefusion.errors import ScoreFusionError
+    from scorefusion.models.folder import bundled_models, load_config
+    from scorefusion.models.presets import PRESETS, preset
+    from scorefusion.ops.device import DTYPES, choose_device, choose_dtype
+    from scorefusion.pipeline.footprint import compared_with_this_machine
 
     if devices < 1:
         raise ScoreFusionError(f"--devices must be at least 1, got {devices}")
@@ -72,8 +72,8 @@ def plan(
     if here:
         print(f"\n{compared_with_this_machine(layout, torch.device(kind))}")
     if figure is not None:
-        from ..engine.picture import step_figure
-        from ..figures import save_figure
+        from scorefusion.engine.planning.picture import step_figure
+        from scorefusion.pipeline.figures import save_figure
 
         save_figure(step_figure(found.forecast), figure)
     require_stdout()

@@ -49,20 +49,20 @@ def train(
     """Run, or go on with, a training run; see ``HELP``."""
     from functools import partial
 
-    from ..compute import DTYPES
-    from ..errors import ScoreFusionError
-    from ..models.config import read_config
-    from ..models.folder import save_pretrained
-    from ..train.card import training_card
-    from ..train.config import TrainConfig
-    from ..train.devices import is_first
-    from ..train.dry_run import describe
-    from ..train.dry_run import dry_run as try_out
-    from ..train.failure import replay as compute_again
-    from ..train.loop import train as run
-    from ..train.sources import domain_of
-    from .bars import progress, stages, stderr_console
-    from .streams import require_stdout
+    from scorefusion.cli.bars import progress, stages, stderr_console
+    from scorefusion.cli.streams import require_stdout
+    from scorefusion.errors import ScoreFusionError
+    from scorefusion.models.config import read_config
+    from scorefusion.models.folder import save_pretrained
+    from scorefusion.ops.device import DTYPES
+    from scorefusion.train.card import training_card
+    from scorefusion.train.config import TrainConfig
+    from scorefusion.train.devices import is_first
+    from scorefusion.train.dry_run import describe
+    from scorefusion.train.dry_run import dry_run as try_out
+    from scorefusion.train.failure import replay as compute_again
+    from scorefusion.train.loop import train as run
+    from scorefusion.train.sources import domain_of
 
     settings = read_config(TrainConfig, config)
     if replay:

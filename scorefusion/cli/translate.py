@@ -268,11 +268,11 @@ def _one(
     """Translate one volume, and say how it went."""
     from scorefusion.batch.listing import side_path
     from scorefusion.errors import BadInput, ScoreFusionError
-    from scorefusion.figures import FIGURE_ENDINGS, try_to_write
     from scorefusion.io.atomic import check_output
-    from scorefusion.io.dicom_file import is_dicom
+    from scorefusion.io.dicom.file import is_dicom
     from scorefusion.io.formats import check_volume_output
     from scorefusion.io.nifti import save_image
+    from scorefusion.pipeline.figures import FIGURE_ENDINGS, try_to_write
 
     check_volume_output(output, images)
     if output.is_file() and is_dicom(output):
@@ -292,14 +292,14 @@ def _one(
         need("matplotlib", "--figure")
 
     from scorefusion.cli.bars import progress
-    from scorefusion.engine.memory import keep_freed_memory
-    from scorefusion.pipeline import Pipeline
+    from scorefusion.engine.planning.memory import keep_freed_memory
+    from scorefusion.pipeline.pipeline import Pipeline
 
     if machine["max_memory"] is None:
         keep_freed_memory()
     given: list[Any] = [*images]
     if series is not None:
-        from scorefusion.io.dicom_read import read_dicom_series
+        from scorefusion.io.dicom.read import read_dicom_series
 
         most = choices["max_voxels"]
         given = [read_dicom_series(image, series=series, max_voxels=most) for image in images]

@@ -66,17 +66,17 @@ def tune(
       scorefusion tune my_model a.nii.gz b.nii.gz --solvers ddim,dpmpp_2m --evaluations 2,3,4 --write
       scorefusion tune t1_to_t2 sub1_t1.nii.gz sub1_t2.nii.gz sub2_t1.nii.gz sub2_t2.nii.gz
     """
-    from scorefusion import tune as tuning
     from scorefusion.cli.bars import progress
     from scorefusion.cli.demo import parse_box
     from scorefusion.cli.streams import note
-    from scorefusion.engine.memory import keep_freed_memory
+    from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
-    from scorefusion.known_truth import read_subjects
+    from scorefusion.evaluate import tune as tuning
+    from scorefusion.evaluate.known_truth import read_subjects
+    from scorefusion.evaluate.tune_report import check_folder, table_text, verdict, write_results
     from scorefusion.models.config import require_strategy
     from scorefusion.models.folder import find_folder, write_config
-    from scorefusion.pipeline import Pipeline
-    from scorefusion.tune_report import check_folder, table_text, verdict, write_results
+    from scorefusion.pipeline.pipeline import Pipeline
 
     size, start = parse_box(box)
     if seeds < 1 or reference < 2:

@@ -67,7 +67,7 @@ def video(
     if convert and (test or figure):
         raise ScoreFusionError("--convert runs no model, so --test and --figure do not go with it")
     if figure is not None:
-        from scorefusion.figures import FIGURE_ENDINGS
+        from scorefusion.pipeline.figures import FIGURE_ENDINGS
 
         check_output(figure, FIGURE_ENDINGS, [clip])
     given = read_clip(clip, frames=parse_frames(frames), pool=pool)
@@ -83,9 +83,17 @@ def video(
     import numpy as np
 
     from scorefusion.cli.bars import progress
-    from scorefusion.figures import save_figure
-    from scorefusion.pipeline import Pipeline
-    from scorefusion.video import SCORES, bicubic, clip_figure, degraded, restored, scores, side_by_side
+    from scorefusion.pipeline.figures import save_figure
+    from scorefusion.pipeline.pipeline import Pipeline
+    from scorefusion.pipeline.video import (
+        SCORES,
+        bicubic,
+        clip_figure,
+        degraded,
+        restored,
+        scores,
+        side_by_side,
+    )
 
     pipeline = Pipeline(model, device=device, dtype=dtype)
     low, truth = degraded(given.frames, pipeline.config) if test else (given.frames, None)

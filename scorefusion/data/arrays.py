@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import BadInput, out_of_memory
-from ..io.atomic import written_beside
+from scorefusion.errors import BadInput, out_of_memory
+from scorefusion.io.atomic import written_beside
 
 AGAIN = "Remove it; it will be made again."
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from scorefusion.data.config import DatasetConfig
 from scorefusion.data.contrast import canonical, in_order
 from scorefusion.data.grid import check_grids, read_subject
-from scorefusion.data.layouts import LAYOUTS, detect
+from scorefusion.data.layouts.registry import LAYOUTS, detect
 from scorefusion.data.listing import Listing, Volume, is_volume, stem, volume_files
 from scorefusion.data.rows import TABLES
 from scorefusion.data.split import SPLITS, better_seed, split_of

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import BadInput, ScoreFusionError
-from ..preprocess import Intensity, Outliers
-from .arrays import Digests, locked, open_array, remove_leftovers, write_array
-from .config import DatasetConfig
-from .find import Refusal
-from .grid import read_subject
-from .subject import Subject
+from scorefusion.data.arrays import Digests, locked, open_array, remove_leftovers, write_array
+from scorefusion.data.config import DatasetConfig
+from scorefusion.data.find import Refusal
+from scorefusion.data.grid import read_subject
+from scorefusion.data.preprocess import Intensity, Outliers
+from scorefusion.data.subject import Subject
+from scorefusion.errors import BadInput, ScoreFusionError
 
 MULTIPLE = 8
 """Stored sizes are cut to multiples of this."""

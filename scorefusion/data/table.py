@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scorefusion.data.contrast import canonical, in_order
-from scorefusion.data.folder import person
+from scorefusion.data.layouts.folder import person
 from scorefusion.data.listing import Listing, Volume, is_volume
 from scorefusion.data.rows import read_rows
 from scorefusion.data.split import SPLITS

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scorefusion.degradations.operator import Operator
 from scorefusion.degradations.pooling import Pooling
-from scorefusion.diffusion.consistency import block_edges, upsample_blocks
+from scorefusion.degradations.projection import block_edges, upsample_blocks
 from scorefusion.errors import ScoreFusionError, unknown_name
 
 BASES = ("nearest", "trilinear", "trilinear+consistency", "pseudo-inverse", "identity")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from scorefusion.diffusion.consistency import Factor, block_edges, block_mean, upsample_blocks
+from scorefusion.degradations.projection import Factor, block_edges, block_mean, upsample_blocks
 
 _ROUNDS = 32
 

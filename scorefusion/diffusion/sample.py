@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scorefusion.diffusion.consistency import BlockPooling
+from scorefusion.degradations.projection import BlockPooling
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError

@@ -76,7 +76,7 @@ def inference(config: ModelConfig) -> dict[str, Any]:
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/data'",
         "output_dir": "$@bundle_root + '/eval'",
-        "device": {"_target_": "scorefusion.compute.choose_device", "name": "auto"},
+        "device": {"_target_": "scorefusion.ops.device.choose_device", "name": "auto"},
         "dtype": "auto",
         "seed": 0,
         "steps": None,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from scorefusion.pipeline import Pipeline
+from scorefusion.pipeline.pipeline import Pipeline
 
 
 class LazyPipeline:

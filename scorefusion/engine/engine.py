@@ -21,23 +21,23 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..diffusion.level import NoiseLevel, input_scale
-from ..diffusion.sample import Callback, Projection
-from ..diffusion.solvers import Table
-from ..errors import ScoreFusionError, out_of_memory
-from ..models.config import PLANES, Plane
-from ..models.features import FeatureLayer
-from ..models.score_fusion import ScoreFusion, cropped, network_time
-from ..models.unet import UNet
-from ..ops.fuse_scores import Fusion
-from ..ops.gather_slices import gather_slices
-from ..ops.noise import noise_keys, normal
-from ..reference.planes import AXIS
-from .graph import CapturedStep, CudaGraphs, Graphs, Segment
-from .plan import ROWS, Plan, cut_channels, smaller_slabs
-from .runners import EagerRunner, Outputs, Runner
-from .tail import Tail
-from .tiles import Tiling, run_tiled
+from scorefusion.diffusion.level import NoiseLevel, input_scale
+from scorefusion.diffusion.sample import Callback, Projection
+from scorefusion.diffusion.solvers import Table
+from scorefusion.engine.graph import CapturedStep, CudaGraphs, Graphs, Segment
+from scorefusion.engine.planning.plan import ROWS, Plan, cut_channels, smaller_slabs
+from scorefusion.engine.planning.tiles import Tiling, run_tiled
+from scorefusion.engine.runners import EagerRunner, Outputs, Runner
+from scorefusion.engine.tail import Tail
+from scorefusion.errors import ScoreFusionError, out_of_memory
+from scorefusion.models.config import PLANES, Plane
+from scorefusion.models.features import FeatureLayer
+from scorefusion.models.score_fusion import ScoreFusion, cropped, network_time
+from scorefusion.models.unet import UNet
+from scorefusion.ops.fuse_scores import Fusion
+from scorefusion.ops.gather_slices import gather_slices
+from scorefusion.ops.noise import noise_keys, normal
+from scorefusion.ops.reference.planes import AXIS
 
 Runners = Mapping[str, Runner]
 

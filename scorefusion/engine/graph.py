@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import out_of_memory
+from scorefusion.errors import out_of_memory
 
 Body = Callable[[], object]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import ScoreFusionError
-from .forecast import Forecast
+from scorefusion.engine.planning.forecast import Forecast
+from scorefusion.errors import ScoreFusionError
 
 
 @dataclass(frozen=True)

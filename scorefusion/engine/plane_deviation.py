@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..diffusion.solvers import Table
-from ..reference.planes import AXIS
-from .engine import Engine
+from scorefusion.diffusion.solvers import Table
+from scorefusion.engine.engine import Engine
+from scorefusion.ops.reference.planes import AXIS
 
 
 class PlaneDeviation:

@@ -8,18 +8,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..errors import Cancelled, OutOfMemory
-from ..isolation import renew_lock_after_fork
-from ..models.config import Plane
-from ..models.score_fusion import ScoreFusion
-from .available import Available, available_on, give_back_freed_memory, resident_bytes
-from .engine import Engine
-from .fit import Fit, fit, parse_memory
-from .forecast import PROGRAM, Forecast, most_workspace
-from .memory import return_freed_memory
-from .plan import Plan, plan, slab_pixels
-from .prepack import packed_bytes, packed_model
-from .runners import choose_runner, make_runners
+from scorefusion.engine.engine import Engine
+from scorefusion.engine.isolation import renew_lock_after_fork
+from scorefusion.engine.planning.available import (
+    Available,
+    available_on,
+    give_back_freed_memory,
+    resident_bytes,
+)
+from scorefusion.engine.planning.fit import Fit, fit, parse_memory
+from scorefusion.engine.planning.forecast import PROGRAM, Forecast, most_workspace
+from scorefusion.engine.planning.memory import return_freed_memory
+from scorefusion.engine.planning.plan import Plan, plan, slab_pixels
+from scorefusion.engine.prepack import packed_bytes, packed_model
+from scorefusion.engine.runners import choose_runner, make_runners
+from scorefusion.errors import Cancelled, OutOfMemory
+from scorefusion.models.config import Plane
+from scorefusion.models.score_fusion import ScoreFusion
 
 Key = tuple[tuple[int, ...], int, str, tuple[Plane, ...] | None]
 

@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compute import cpu_instructions
-from ..errors import ScoreFusionError
-from ..models.score_fusion import ScoreFusion
-from ..models.unet import UNet
-from ..ops.backends import missing, outdated
-from ..ops.packed_weight import PackedWeight, multiplies_pairs, packed_elements
-from ..ops.pointwise import pack as pack_pointwise
-from ..ops.pointwise import pointwise
-from ..ops.winograd import pack, winograd
+from scorefusion.errors import ScoreFusionError
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.unet import UNet
+from scorefusion.ops.backends import missing, outdated
+from scorefusion.ops.device import cpu_instructions
+from scorefusion.ops.packed_weight import PackedWeight, multiplies_pairs, packed_elements
+from scorefusion.ops.pointwise import pack as pack_pointwise
+from scorefusion.ops.pointwise import pointwise
+from scorefusion.ops.winograd import pack, winograd
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 

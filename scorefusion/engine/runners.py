@@ -12,10 +12,10 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor
 
-from ..errors import ScoreFusionError, unknown_name
-from ..models.score_fusion import ScoreFusion
-from ..models.unet import UNet
-from .plan import Plan
+from scorefusion.engine.planning.plan import Plan
+from scorefusion.errors import ScoreFusionError, unknown_name
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.unet import UNet
 
 RunnerName = Literal["eager", "compile", "tensorrt"]
 RUNNERS: tuple[RunnerName, ...] = ("eager", "compile", "tensorrt")
@@ -108,7 +108,7 @@ def make_runners(
                 "runner 'tensorrt' needs a folder of engines; make one with "
                 f"`scorefusion engine build {model.config.name} -o FOLDER` and give it as engines"
             )
-        from .tensorrt import load_engines, slabs_of
+        from scorefusion.engine.tensorrt.runner import load_engines, slabs_of
 
         device = next(model.parameters()).device
         return dict(load_engines(engines, model, shapes=slabs_of(plan), device=device))

@@ -12,13 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..diffusion.consistency import BlockPooling
-from ..diffusion.sample import Projection
-from ..errors import ScoreFusionError
-from ..ops.fuse_scores import Fusion
-from ..ops.fuse_step import fuse_step
-from .graph import Segment
-from .plan import ROWS, Plan, projected_blocks
+from scorefusion.degradations.projection import BlockPooling
+from scorefusion.diffusion.sample import Projection
+from scorefusion.engine.graph import Segment
+from scorefusion.engine.planning.plan import ROWS, Plan, projected_blocks
+from scorefusion.errors import ScoreFusionError
+from scorefusion.ops.fuse_scores import Fusion
+from scorefusion.ops.fuse_step import fuse_step
 
 
 class Tail:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from scorefusion.baselines import BASELINES, interpolate
+from scorefusion.data.baselines import BASELINES, interpolate
 from scorefusion.data.subject import Subject
 from scorefusion.degradations.base import base_volume
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.case import Case, Where, read_case
-from scorefusion.known_truth import as_array
+from scorefusion.evaluate.known_truth import as_array
 from scorefusion.models.config import ModelConfig
 
 DEGREE = 3

@@ -17,13 +17,13 @@ from scorefusion.data.config import DatasetConfig
 from scorefusion.data.contrast import LABELS
 from scorefusion.data.find import find_subjects
 from scorefusion.data.grid import read_subject
+from scorefusion.data.preprocess import Intensity, Prepared, prepare_conditions
 from scorefusion.data.subject import Subject
 from scorefusion.degradations.inpainting import Inpainting
 from scorefusion.degradations.make import disagreement
 from scorefusion.errors import ScoreFusionError
-from scorefusion.known_truth import KnownTruth, files_needed, known_truth, makes_its_input
+from scorefusion.evaluate.known_truth import KnownTruth, files_needed, known_truth, makes_its_input
 from scorefusion.models.config import ModelConfig, parse
-from scorefusion.preprocess import Intensity, Prepared, prepare_conditions
 
 FOREGROUND = -0.95
 """Normalised intensity above which a true voxel is foreground: 2.5% of the way from black to white."""

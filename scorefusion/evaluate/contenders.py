@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scorefusion import __version__
+from scorefusion._version import __version__
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.case import Where
 from scorefusion.evaluate.features import CUBE, STEP, FeatureNetwork
@@ -19,7 +19,7 @@ from scorefusion.evaluate.methods import (
 )
 from scorefusion.evaluate.run import Results, Settings, model_digest
 from scorefusion.models.config import STRATEGIES, SamplingConfig, require_strategy
-from scorefusion.pipeline import Pipeline
+from scorefusion.pipeline.pipeline import Pipeline
 
 
 def load_main(
@@ -40,7 +40,7 @@ def load_main(
         solver: in place of the model's own; without eta and spread.
         steps: in place of the model's own.
         levels: ``sigma_min``, ``sigma_max`` and ``rho`` in place of the model's own.
-        device: as :class:`~scorefusion.pipeline.Pipeline` takes it.
+        device: as :class:`~scorefusion.pipeline.pipeline.Pipeline` takes it.
         dtype: likewise.
 
     Raises:

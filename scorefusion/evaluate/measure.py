@@ -8,9 +8,9 @@ import numpy as np
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.case import Case
-from scorefusion.metrics import psnr, ssim
-from scorefusion.patch_distance import patch_distance
-from scorefusion.spectrum import compare_spectra
+from scorefusion.metrics.image import psnr, ssim
+from scorefusion.metrics.patches import patch_distance
+from scorefusion.metrics.spectrum import compare_spectra
 
 FIGURES = (
     "psnr",

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from scorefusion.baselines import BASELINES
+from scorefusion.data.baselines import BASELINES
 from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError, unknown_name
-from scorefusion.known_truth import makes_its_input
+from scorefusion.evaluate.known_truth import makes_its_input
+from scorefusion.evaluate.shared_start import StrategyRun, strategy_runs
 from scorefusion.models.config import STRATEGIES, ModelConfig, SamplingConfig, Strategy, require_strategy
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
-from scorefusion.shared_start import StrategyRun, strategy_runs
 
 Kind = Literal["baseline", "sample", "one-step"]
 

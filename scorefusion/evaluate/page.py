@@ -14,7 +14,7 @@ from scorefusion.evaluate import pictures, table
 from scorefusion.evaluate.run import Results
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary
-from scorefusion.figures import side_by_side
+from scorefusion.pipeline.figures import side_by_side
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scorefusion.denoise_error import SIGMAS
+from scorefusion.evaluate.denoise_error import SIGMAS
 from scorefusion.evaluate.statistics import Estimate
 from scorefusion.evaluate.summary import Summary
 from scorefusion.optional import need

@@ -18,9 +18,9 @@ from scorefusion.evaluate.page import report_page
 from scorefusion.evaluate.run import Results
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary
-from scorefusion.figures import try_to_write
 from scorefusion.io.atomic import check_output, written_beside
 from scorefusion.optional import need
+from scorefusion.pipeline.figures import try_to_write
 
 FILES = ("subjects.csv", "summary.json", "table.md", "report.html")
 CACHE = "cache"

@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scorefusion.data.preprocess import Intensity, Prepared
 from scorefusion.data.subject import Subject
-from scorefusion.denoise_error import SIGMAS, denoising_errors
-from scorefusion.draw import missing_voxels
-from scorefusion.engine.forecast import forecast
-from scorefusion.engine.plan import plan
+from scorefusion.engine.planning.forecast import forecast
+from scorefusion.engine.planning.plan import plan
 from scorefusion.evaluate.baselines import Regression, baseline_volume
 from scorefusion.evaluate.case import Case, Where, read_case
+from scorefusion.evaluate.denoise_error import SIGMAS, denoising_errors
 from scorefusion.evaluate.measure import VERSION, measure
 from scorefusion.evaluate.methods import Contender, Method
+from scorefusion.evaluate.shared_start import SharedStart
 from scorefusion.evaluate.store import Store
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.preprocess import Intensity, Prepared
-from scorefusion.shared_start import SharedStart
+from scorefusion.pipeline.sample import missing_voxels
 
 Progress = Callable[[int, int], None]
 
@@ -142,7 +142,7 @@ def describe_case(case: Case) -> dict[str, Any]:
 
 
 def flop_of(method: Method, size: Sequence[int], settings: Settings) -> float:
-    """Floating-point operations of a row on a box, as :func:`scorefusion.engine.forecast.forecast` counts."""
+    """Floating-point operations of a row on a box, as ``forecast`` counts them."""
     assert method.contender is not None and method.run is not None
     config, run = method.contender.config, method.run
     step = forecast(plan(config, size, strategy=run.strategy, planes=run.planes), packed=False)

@@ -11,7 +11,7 @@ from scorefusion.evaluate.case import FOREGROUND
 from scorefusion.evaluate.features import FeatureNetwork
 from scorefusion.evaluate.statistics import Estimate, jackknife, left_out
 from scorefusion.evaluate.store import Store
-from scorefusion.feature_distance import (
+from scorefusion.metrics.features import (
     Moments,
     discrepancy,
     frechet_distance,

@@ -137,7 +137,7 @@ def tested(comparisons: dict[str, tuple[Comparison, ...]], head: str) -> tuple[l
 
 def denoising(summary: Summary, head: str) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of squared errors by noise level."""
-    from scorefusion.denoise_error import SIGMAS
+    from scorefusion.evaluate.denoise_error import SIGMAS
 
     titles = [f"{head}: sigma", *(f"{sigma:g}" for sigma in SIGMAS)]
     rows = [[name, *(f"{value:.4f}" for value in values)] for name, values in summary.denoising.items()]

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io import metatensor, simpleitk
-from scorefusion.io.dicom_file import is_dicom
-from scorefusion.io.dicom_read import read_dicom_series
+from scorefusion.io.dicom.file import is_dicom
+from scorefusion.io.dicom.read import read_dicom_series
 from scorefusion.io.formats import WRITABLE, read_header
 from scorefusion.io.header import MAX_VOXELS
 from scorefusion.io.nifti import Scan, read_scan

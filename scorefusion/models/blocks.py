@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.norm_act import norm_act
-from .by_depth import added, convolved_linear_up, convolved_norm, is_large
-from .config import UNetConfig
+from scorefusion.models.by_depth import added, convolved_linear_up, convolved_norm, is_large
+from scorefusion.models.config import UNetConfig
+from scorefusion.ops.norm_act import norm_act
 
 Resample = Literal["none", "down", "up"]
 Edges = Literal["zeros", "replicate"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .blocks import Normalisation
+    from scorefusion.models.blocks import Normalisation
 
 LARGE = 2**30
 """Bytes from which an intermediate is made piece by piece."""

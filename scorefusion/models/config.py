@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ..degradations.config import DegradationConfig
-from ..errors import BadInput, ScoreFusionError, unknown_name
+from scorefusion.degradations.config import DegradationConfig
+from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Prediction = Literal["eps", "v", "x0", "edm"]

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.ensemble_features import ensemble_features
-from ..reference.planes import AXIS
-from .config import Plane
-from .planes import as_slices
+from scorefusion.models.config import Plane
+from scorefusion.models.planes import as_slices
+from scorefusion.ops.ensemble_features import ensemble_features
+from scorefusion.ops.reference.planes import AXIS
 
 
 class FeatureLayer(nn.Module):

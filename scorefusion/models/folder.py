@@ -14,12 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import BadInput, ScoreFusionError, unknown_name
-from ..io.atomic import written_beside
-from ..io.placeholders import check_fetched
-from .config import ModelConfig, read_config
-from .features import FeatureLayer
-from .score_fusion import ScoreFusion
+from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
+from scorefusion.io.atomic import written_beside
+from scorefusion.io.placeholders import check_fetched
+from scorefusion.models.config import ModelConfig, read_config
+from scorefusion.models.features import FeatureLayer
+from scorefusion.models.score_fusion import ScoreFusion
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 Model = TypeVar("Model", bound=nn.Module)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..degradations.config import DegradationConfig
-from .config import PLANES, BranchConfig, ModelConfig, ResidualConfig, SamplingConfig, TimeConfig, UNetConfig
+from scorefusion.degradations.config import DegradationConfig
+from scorefusion.models.config import (
+    PLANES,
+    BranchConfig,
+    ModelConfig,
+    ResidualConfig,
+    SamplingConfig,
+    TimeConfig,
+    UNetConfig,
+)
 
 PAPER_SAMPLING = SamplingConfig(solver="official", steps=50, schedule="paper", clamp=1.0)
 NO_DEGRADATION = DegradationConfig()

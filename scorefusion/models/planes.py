@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..reference.planes import AXIS
-from .config import Plane
+from scorefusion.models.config import Plane
+from scorefusion.ops.reference.planes import AXIS
 
 SLAB_PIXELS = 2**17
 """About how many pixels a 2D network is given at once: what suits a CPU's caches."""

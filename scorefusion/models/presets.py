@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import unknown_name
-from .config import (
+from scorefusion.errors import unknown_name
+from scorefusion.models.config import (
     PLANES,
     BranchConfig,
     DegradationConfig,
@@ -15,7 +15,7 @@ from .config import (
     TimeConfig,
     UNetConfig,
 )
-from .paper import NO_DEGRADATION, PAPER
+from scorefusion.models.paper import NO_DEGRADATION, PAPER
 
 FEW_STEPS = SamplingConfig(solver="ddpm", steps=6, sigma_max=20.0, sigma_min=0.3)
 """Of ddim, ddpm and dpmpp_2m_sde with sigma_min from 0.02 to 2.5, on a training head: six ddpm steps gave

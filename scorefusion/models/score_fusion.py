@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..diffusion.level import NoiseLevel, input_scale, prediction_coefficients
-from ..diffusion.schedule import paper_sampling
-from ..errors import ScoreFusionError
-from ..ops.fuse_scores import Fusion, fuse_scores
-from ..ops.gather_slices import gather_slices
-from ..reference.planes import AXIS
-from .config import PLANES, ModelConfig, Plane, UNetConfig, require_strategy
-from .features import FeatureLayer
-from .planes import slab_rows, slice_count
-from .unet import UNet
+from scorefusion.diffusion.level import NoiseLevel, input_scale, prediction_coefficients
+from scorefusion.diffusion.schedule import paper_sampling
+from scorefusion.errors import ScoreFusionError
+from scorefusion.models.config import PLANES, ModelConfig, Plane, UNetConfig, require_strategy
+from scorefusion.models.features import FeatureLayer
+from scorefusion.models.planes import slab_rows, slice_count
+from scorefusion.models.unet import UNet
+from scorefusion.ops.fuse_scores import Fusion, fuse_scores
+from scorefusion.ops.gather_slices import gather_slices
+from scorefusion.ops.reference.planes import AXIS
 
 Scores = tuple[Tensor, ...]
 
@@ -85,7 +85,7 @@ class ScoreFusion(nn.Module):
         cls, model: str | PathLike[str], *, device: torch.device | str = "cpu"
     ) -> ScoreFusion:
         """Load a model folder, or a bundled model by name; see :func:`folder.from_pretrained`."""
-        from .folder import from_pretrained
+        from scorefusion.models.folder import from_pretrained
 
         return from_pretrained(model, device=device)
 
@@ -93,7 +93,7 @@ class ScoreFusion(nn.Module):
         self, folder: str | PathLike[str], *, card: str, dtype: torch.dtype | None = None
     ) -> Path:
         """Write config, weights and card; see :func:`folder.save_pretrained`."""
-        from .folder import save_pretrained
+        from scorefusion.models.folder import save_pretrained
 
         return save_pretrained(self, folder, card=card, dtype=dtype)
 

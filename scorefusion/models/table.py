@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..diffusion.schedule import Spacing, make_schedule
-from ..diffusion.solvers import SOLVERS, Table, make_table
-from ..errors import ScoreFusionError, unknown_name
-from .config import ModelConfig, SamplingConfig
+from scorefusion.diffusion.schedule import Spacing, make_schedule
+from scorefusion.diffusion.solvers import SOLVERS, Table, make_table
+from scorefusion.errors import ScoreFusionError, unknown_name
+from scorefusion.models.config import ModelConfig, SamplingConfig
 
 
 def table_for(

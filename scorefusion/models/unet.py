@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import (
+from scorefusion.models.blocks import (
     Attention,
     FewRows,
     LinearUp,
@@ -21,7 +21,7 @@ from .blocks import (
     sinusoid,
     unfold,
 )
-from .config import UNetConfig
+from scorefusion.models.config import UNetConfig
 
 
 class UNet(nn.Module):

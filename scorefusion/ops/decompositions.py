@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.ops import norm_act as _registers
-from scorefusion.reference import norm_act as reference
+from scorefusion.ops.reference import norm_act as reference
 
 
 def decompositions() -> dict[Any, Callable[..., Tensor]]:

@@ -12,8 +12,8 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.ops.backends import choose
 from scorefusion.ops.fuse_scores import check_scores
 from scorefusion.ops.noise import check_box
+from scorefusion.ops.reference import fuse_step as reference
 from scorefusion.ops.view import view
-from scorefusion.reference import fuse_step as reference
 
 IMPLEMENTED = ("torch", "cpp", "triton", "cuda")
 CUDA_EDGE = 32  # of a block in y and x: the CUDA kernel's tile

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.ops.backends import choose
+from scorefusion.ops.reference import gather_slices as reference
+from scorefusion.ops.reference.planes import AXIS
 from scorefusion.ops.view import view
-from scorefusion.reference import gather_slices as reference
-from scorefusion.reference.planes import AXIS
 
 IMPLEMENTED = ("torch", "cpp", "triton")
 ORDERS = ("modality", "slice")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.ops.backends import choose
-from scorefusion.reference import noise as reference
+from scorefusion.ops.reference import noise as reference
 
 
 def normal(
@@ -25,8 +25,8 @@ def normal(
     """Return the noise of a box of voxels, the same bits on every backend.
 
     Philox 4x32-10 (Salmon et al. 2011) keyed by the seed, counting by the voxel's coordinate in the original
-    volume, and Box-Muller; `scorefusion.reference.noise` is the definition. A crop, another batch or another
-    backend therefore draws the same number for the same voxel.
+    volume, and Box-Muller; `scorefusion.ops.reference.noise` is the definition. A crop, another batch or
+    another backend therefore draws the same number for the same voxel.
 
     Args:
         shape: [B, C, D, H, W] of the box.

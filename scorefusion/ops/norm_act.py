@@ -10,8 +10,8 @@ from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.ops.backends import choose
+from scorefusion.ops.reference import norm_act as reference
 from scorefusion.ops.view import view
-from scorefusion.reference import norm_act as reference
 
 IMPLEMENTED = ("torch", "cpp", "triton")
 WITH_GRADIENTS = ("torch", "cpp")

@@ -8,8 +8,8 @@ from torch import Tensor
 from scorefusion.errors import ScoreFusionError
 from scorefusion.ops.backends import choose
 from scorefusion.ops.packed_weight import PRODUCTS, PackedWeight, blank, channels_last, has_rows
+from scorefusion.ops.reference import winograd as reference
 from scorefusion.ops.view import view
-from scorefusion.reference import winograd as reference
 
 IMPLEMENTED = ("torch", "cpp")
 PAD_MODES = ("zeros", "replicate")

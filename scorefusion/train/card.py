@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..domain import made_for
-from ..models.config import ModelConfig
-from .config import TrainConfig, VolumeConfig
-from .journal import read_rows
+from scorefusion.data.domain import made_for
+from scorefusion.models.config import ModelConfig
+from scorefusion.train.config import TrainConfig, VolumeConfig
+from scorefusion.train.journal import read_rows
 
 NOT_FOR = """Not for diagnosis or any clinical decision. Detail that the input does not hold is the model's
 guess: plausible, not measured. Pathology, contrast agent, other contrasts, other organs, and inputs that are

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..errors import BadInput, out_of_memory
-from ..io.atomic import output_target, replace_file, written_beside
-from ..models.config import read_config
-from ..models.score_fusion import ScoreFusion
-from .config import TrainConfig
+from scorefusion.errors import BadInput, out_of_memory
+from scorefusion.io.atomic import output_target, replace_file, written_beside
+from scorefusion.models.config import read_config
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.train.config import TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
 FREE = (

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..data.config import DatasetConfig
-from ..models.config import DomainConfig, Frozen, ModelConfig
-from ..models.presets import preset
+from scorefusion.data.config import DatasetConfig
+from scorefusion.models.config import DomainConfig, Frozen, ModelConfig
+from scorefusion.models.presets import preset
 
 
 class VolumeConfig(Frozen):

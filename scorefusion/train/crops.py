@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import AugmentConfig
+from scorefusion.train.config import AugmentConfig
 
 FOREGROUND = -0.85
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..compute import choose_device, choose_dtype
-from ..errors import ScoreFusionError
-from ..optional import need
-from .config import StageConfig, TrainConfig
+from scorefusion.errors import ScoreFusionError
+from scorefusion.ops.device import choose_device, choose_dtype
+from scorefusion.optional import need
+from scorefusion.train.config import StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion.level import NoiseLevel, add_noise, training_target
-from ..diffusion.schedule import paper_sampling, paper_training, sigma_to_abar
-from ..errors import ScoreFusionError
-from ..models.config import PLANES, BranchConfig
-from ..models.score_fusion import ScoreFusion
-from ..ops.gather_slices import gather_slices
-from ..reference.planes import AXIS
-from .config import StageConfig
-from .crops import CropSampler, normal
-from .pairs import factors_of, make_example
+from scorefusion.diffusion.level import NoiseLevel, add_noise, training_target
+from scorefusion.diffusion.schedule import paper_sampling, paper_training, sigma_to_abar
+from scorefusion.errors import ScoreFusionError
+from scorefusion.models.config import PLANES, BranchConfig
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.ops.gather_slices import gather_slices
+from scorefusion.ops.reference.planes import AXIS
+from scorefusion.train.config import StageConfig
+from scorefusion.train.crops import CropSampler, normal
+from scorefusion.train.pairs import factors_of, make_example
 
 Batch = dict[str, Tensor]
 """Tensors by name, the examples along the first dimension of each."""

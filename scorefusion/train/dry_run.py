@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..optional import need
-from .config import StageConfig, TrainConfig
-from .crops import CropSampler
-from .devices import start
-from .draws import Batch
-from .loop import fresh_models
-from .pairs import factors_of
-from .rate import Moment, Rate, Recorder, measure, now
-from .sources import plan_of
-from .stages import on_device
-from .step import Stepper
+from scorefusion.optional import need
+from scorefusion.train.config import StageConfig, TrainConfig
+from scorefusion.train.crops import CropSampler
+from scorefusion.train.devices import start
+from scorefusion.train.draws import Batch
+from scorefusion.train.loop import fresh_models
+from scorefusion.train.pairs import factors_of
+from scorefusion.train.rate import Moment, Rate, Recorder, measure, now
+from scorefusion.train.sources import plan_of
+from scorefusion.train.stages import on_device
+from scorefusion.train.step import Stepper
 
 LEAST = 3
 """Times that the bare convolutions are timed, however long they and the steps take."""

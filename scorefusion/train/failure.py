@@ -12,17 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import BadInput, ScoreFusionError, out_of_memory
-from ..io.atomic import written_beside
-from ..models.config import ModelConfig, parse
-from ..models.folder import channels_last
-from ..models.score_fusion import ScoreFusion
-from .config import StageConfig
-from .draws import Batch, Draws, step_seed
-from .stages import StageLoss, trained_parameters
+from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
+from scorefusion.io.atomic import written_beside
+from scorefusion.models.config import ModelConfig, parse
+from scorefusion.models.folder import channels_last
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.train.config import StageConfig
+from scorefusion.train.draws import Batch, Draws, step_seed
+from scorefusion.train.stages import StageLoss, trained_parameters
 
 if TYPE_CHECKING:
-    from .loop import Run
+    from scorefusion.train.loop import Run
 
 WEIGHTS = "weights."
 

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import one_line
-from ..io.atomic import written_beside
-from ..optional import need
-from .checkpoint import State
-from .config import TrainConfig
+from scorefusion.errors import one_line
+from scorefusion.io.atomic import written_beside
+from scorefusion.optional import need
+from scorefusion.train.checkpoint import State
+from scorefusion.train.config import TrainConfig
 
 LOG = "log.jsonl"
 _TENSORBOARD = "TensorBoard's file"

@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.find import Refusal
-from ..degradations.make import make_operator
-from ..diffusion.consistency import BlockPooling, MeasurementProjection
-from ..diffusion.level import NoiseLevel
-from ..diffusion.sample import sample
-from ..io.atomic import written_beside
-from ..metrics import psnr
-from ..models.config import ModelConfig
-from ..models.score_fusion import Inputs, ScoreFusion
-from ..models.table import table_for
-from ..optional import need
-from .config import AugmentConfig, StageConfig, TrainConfig
-from .crops import Crop, CropSampler
-from .pairs import contrasts_of, factors_of, is_degraded, make_example
-from .sources import volumes_of
+from scorefusion.data.find import Refusal
+from scorefusion.degradations.make import make_operator
+from scorefusion.degradations.projection import BlockPooling, MeasurementProjection
+from scorefusion.diffusion.level import NoiseLevel
+from scorefusion.diffusion.sample import sample
+from scorefusion.io.atomic import written_beside
+from scorefusion.metrics.image import psnr
+from scorefusion.models.config import ModelConfig
+from scorefusion.models.score_fusion import Inputs, ScoreFusion
+from scorefusion.models.table import table_for
+from scorefusion.optional import need
+from scorefusion.train.config import AugmentConfig, StageConfig, TrainConfig
+from scorefusion.train.crops import Crop, CropSampler
+from scorefusion.train.pairs import contrasts_of, factors_of, is_degraded, make_example
+from scorefusion.train.sources import volumes_of
 
 CROP = 48
 """Edge of the boxes that are looked at where there is no validation."""

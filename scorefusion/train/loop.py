@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..data.find import Refusal
-from ..io.atomic import written_beside
-from ..models.folder import channels_last
-from ..models.score_fusion import ScoreFusion
-from . import checkpoint
-from .checkpoint import State
-from .config import StageConfig, TrainConfig
-from .crops import Crop, CropSampler
-from .devices import start
-from .failure import not_finite
-from .journal import Journal, draw_curves
-from .look import boxes_of, draw_look, judge, look
-from .pairs import factors_of
-from .sources import take_weights, volumes_of
-from .step import Stepper, learning_rate
+from scorefusion.data.find import Refusal
+from scorefusion.io.atomic import written_beside
+from scorefusion.models.folder import channels_last
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.train import checkpoint
+from scorefusion.train.checkpoint import State
+from scorefusion.train.config import StageConfig, TrainConfig
+from scorefusion.train.crops import Crop, CropSampler
+from scorefusion.train.devices import start
+from scorefusion.train.failure import not_finite
+from scorefusion.train.journal import Journal, draw_curves
+from scorefusion.train.look import boxes_of, draw_look, judge, look
+from scorefusion.train.pairs import factors_of
+from scorefusion.train.sources import take_weights, volumes_of
+from scorefusion.train.step import Stepper, learning_rate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

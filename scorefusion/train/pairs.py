@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..degradations.make import degrade
-from ..errors import ScoreFusionError
-from ..models.config import ModelConfig
+from scorefusion.degradations.make import degrade
+from scorefusion.errors import ScoreFusionError
+from scorefusion.models.config import ModelConfig
 
 
 @dataclass(frozen=True)

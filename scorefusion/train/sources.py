@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.config import DatasetConfig
-from ..data.contrast import canonical, is_known
-from ..data.find import Refusal, find_subjects
-from ..data.store import Extra, Source, StoreSettings, Vary, build_store
-from ..data.subject import Subject
-from ..errors import ScoreFusionError
-from ..io.grid import read_grid
-from ..models.config import DomainConfig, ModelConfig, read_config
-from ..models.folder import from_pretrained
-from ..models.score_fusion import ScoreFusion
-from ..models.unet import UNet
-from .checkpoint import CHECKPOINT, load
-from .config import TrainConfig
-from .pairs import contrasts_of, factors_of, needs_whole, whole_condition
-from .variants import warp
+from scorefusion.data.config import DatasetConfig
+from scorefusion.data.contrast import canonical, is_known
+from scorefusion.data.find import Refusal, find_subjects
+from scorefusion.data.store import Extra, Source, StoreSettings, Vary, build_store
+from scorefusion.data.subject import Subject
+from scorefusion.errors import ScoreFusionError
+from scorefusion.io.grid import read_grid
+from scorefusion.models.config import DomainConfig, ModelConfig, read_config
+from scorefusion.models.folder import from_pretrained
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.unet import UNet
+from scorefusion.train.checkpoint import CHECKPOINT, load
+from scorefusion.train.config import TrainConfig
+from scorefusion.train.pairs import contrasts_of, factors_of, needs_whole, whole_condition
+from scorefusion.train.variants import warp
 
 EVEN = 1.25
 """A model of cubic voxels takes voxels whose edges differ by up to this ratio."""

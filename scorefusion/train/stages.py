@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..diffusion.level import NoiseLevel
-from ..errors import ScoreFusionError
-from ..models.score_fusion import Inputs, ScoreFusion, network_time, no_scores
-from .config import StageConfig
-from .crops import CropSampler
-from .draws import CACHED, Batch, Draws, draw_box, stream
+from scorefusion.diffusion.level import NoiseLevel
+from scorefusion.errors import ScoreFusionError
+from scorefusion.models.score_fusion import Inputs, ScoreFusion, network_time, no_scores
+from scorefusion.train.config import StageConfig
+from scorefusion.train.crops import CropSampler
+from scorefusion.train.draws import CACHED, Batch, Draws, draw_box, stream
 
 
 class StageLoss(nn.Module):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..models.score_fusion import ScoreFusion
-from .config import StageConfig, TrainConfig
-from .crops import CropSampler
-from .devices import my_share
-from .draws import Batch, Draws, step_seed
-from .stages import CachedDraws, StageLoss, on_device, trained_parameters
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.train.config import StageConfig, TrainConfig
+from scorefusion.train.crops import CropSampler
+from scorefusion.train.devices import my_share
+from scorefusion.train.draws import Batch, Draws, step_seed
+from scorefusion.train.stages import CachedDraws, StageLoss, on_device, trained_parameters
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..data.store import MULTIPLE
-from ..rotation import rotation
-from .config import VariantConfig
+from scorefusion.data.rotation import rotation
+from scorefusion.data.store import MULTIPLE
+from scorefusion.train.config import VariantConfig
 
 
 def warp(source: np.ndarray, config: VariantConfig, random: np.random.Generator) -> np.ndarray:

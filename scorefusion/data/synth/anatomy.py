@@ -1,0 +1,181 @@
+"""One individual's head: the template deformed, its blurred borders drawn sharply, each time elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scorefusion.data.rotation import rotation
+from scorefusion.data.synth.fields import Field, Grid
+from scorefusion.data.synth.maps import Maps
+from scorefusion.errors import ScoreFusionError
+from scorefusion.optional import need
+
+TISSUES = ("csf", "gm", "wm", "bone", "marrow", "fat", "muscle")
+"""What a head is made of, air aside."""
+
+MARGIN = 16.0
+"""What is kept around the brain, in mm."""
+MULTIPLE = 16
+
+BENDS = ((60.0, 4.0), (22.0, 1.8), (8.0, 1.0))
+"""The deformation: pairs of knot distance and standard deviation, in mm."""
+LEAST_JACOBIAN = 0.15
+
+ZOOM, TURN, SHIFT = 0.05, 4.0, 2.0
+"""Standard deviations of size (relative, an axis), pose (degrees, an axis) and place (mm, an axis)."""
+
+THICKEST = 16.0
+"""What is dark in the template so near the brain, in mm, is bone; farther off it is air."""
+
+_FLOOR = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """A head on a grid.
+
+    Attributes:
+        grid: where its voxels lie.
+        fractions: for each of ``TISSUES`` the part of each voxel it fills, float32 ``[D, H, W]``; the rest is
+            air.
+        depth: mm below the surface of the brain, float32 ``[D, H, W]``, negative outside.
+        mixed: probability of white matter in the template, float32 ``[D, H, W]``.
+        least_jacobian: the smallest determinant of the deformation's derivative.
+    """
+
+    grid: Grid
+    fractions: dict[str, np.ndarray]
+    depth: np.ndarray
+    mixed: np.ndarray
+    least_jacobian: float
+
+
+def make_grid(maps: Maps, spacing: float) -> Grid:
+    """The box around the template's brain on a grid of its own voxel size.
+
+    Raises:
+        ScoreFusionError: for a voxel size that is out of range.
+    """
+    if not 0.4 <= spacing <= 8.0:
+        raise ScoreFusionError(f"spacing must be between 0.4 and 8 mm, not {spacing:g}")
+    within = np.argwhere(maps.brain > 0)
+    origin = maps.affine[:3, 3][::-1]
+    low = np.maximum(within.min(0) * maps.spacing - MARGIN, 0)
+    high = np.minimum(within.max(0) * maps.spacing + MARGIN, (np.array(maps.brain.shape) - 1) * maps.spacing)
+    shape = [max(1, round(length / spacing / MULTIPLE)) * MULTIPLE for length in high - low]
+    start = origin + (low + high) / 2 - (np.array(shape) - 1) / 2 * spacing
+    return Grid(tuple(float(at) for at in start), spacing, tuple(shape))  # type: ignore[arg-type]
+
+
+def make_anatomy(maps: Maps, grid: Grid, random: np.random.Generator) -> Anatomy:
+    """Draw one individual.
+
+    Args:
+        maps: the template.
+        grid: where to compute it.
+        random: the individual's own stream.
+    """
+    ndimage = need("scipy.ndimage", "the phantom")
+    places, least = deformation(maps, grid, random)
+
+    gm, wm, depth, skin, tone = (
+        ndimage.map_coordinates(volume, places, order=1, mode="nearest", output=np.float32)
+        for volume in (maps.gm, maps.wm, maps.brain, maps.skin, maps.tone)
+    )
+    mixed = wm.copy()
+
+    def noise(knot: float) -> np.ndarray:
+        return Field.draw(random, grid.extent, knot).on(grid)
+
+    # Inside the skull: the likeliest of three, after smooth noise moved the odds.
+    csf = np.log((1 - gm - wm).clip(0, 1) + _FLOOR) + 0.9 * noise(5.0) + 0.4
+    wm = np.log(wm + _FLOOR) + 0.8 * noise(5.0)
+    gm = np.log(gm + _FLOOR)
+    white = share(wm - np.maximum(gm, csf))
+    grey = share(gm - csf)
+    gap = 2.5 + noise(25.0)
+    cavity = share(depth + gap)
+
+    # Outside it: bone with marrow within, then soft tissue under a skin.
+    out = -depth - gap
+    thick = (6.0 + 1.5 * noise(30.0)).clip(2.5, None)
+    bone = share(np.minimum(thick - out, skin - 3.0))
+    marrow = share(thick / 6 - np.abs(out - thick / 2)) * (thick > 5)
+    head = share(skin)
+    dark = share(0.3 + 0.05 * noise(15.0) - tone) * (skin > 8)
+    fatty = share(np.minimum(tone - 0.6 + 0.15 * noise(10.0) + 0.4 * (skin < 8), skin - 1.5))
+
+    bone = np.where(out < THICKEST, np.maximum(bone, dark), bone)
+
+    soft = head * (1 - cavity) * (1 - bone) * (1 - dark)
+    skull = head * (1 - cavity) * bone
+    cavity *= head
+    fractions = {
+        "csf": cavity * (1 - white) * (1 - grey),
+        "gm": cavity * (1 - white) * grey,
+        "wm": cavity * white,
+        "bone": skull * (1 - marrow),
+        "marrow": skull * marrow,
+        "fat": soft * fatty,
+        "muscle": soft * (1 - fatty),
+    }
+    return Anatomy(grid, fractions, depth, mixed, least)
+
+
+def deformation(maps: Maps, grid: Grid, random: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Where in the template each voxel of an individual comes from.
+
+    Size, pose and bends of three scales. Where the sum would fold space, all bends are made smaller until it
+    does not.
+
+    Returns:
+        float32 ``[3, D, H, W]`` (z, y, x) voxel coordinates, and the least determinant of the derivative.
+    """
+    matrix = np.exp(random.normal(0, ZOOM, 3))[:, None] * rotation(np.deg2rad(random.normal(0, TURN, 3)))
+    shift = random.normal(0, SHIFT, 3)
+    bends = [[(sd, Field.draw(random, grid.extent, knot)) for knot, sd in BENDS] for _ in range(3)]
+
+    thin = grid.thinned(2)
+    derivatives = np.empty((*thin.shape, 3, 3), np.float32)
+    for i in range(3):
+        for j in range(3):
+            derivatives[..., i, j] = sum(sd * field.on(thin, derivative=j) for sd, field in bends[i])
+    strength = 1.0
+    while (least := float(np.linalg.det(matrix + strength * derivatives).min())) < LEAST_JACOBIAN:
+        strength *= 0.9
+    del derivatives
+
+    middle = grid.extent / 2
+    offset = np.array(grid.start) - grid.spacing / 2 - maps.affine[:3, 3][::-1]
+    axes = [grid.axis(axis) - middle[axis] for axis in range(3)]
+    places = np.empty((3, *grid.shape), np.float32)
+    for i in range(3):
+        z, y, x = (matrix[i, j] * axes[j] for j in range(3))
+        places[i] = (z[:, None, None] + y[None, :, None]) + x[None, None, :]
+        places[i] += middle[i] + shift[i] + offset[i]
+        for sd, field in bends[i]:
+            places[i] += np.float32(strength * sd) * field.on(grid)
+        places[i] /= maps.spacing[i]
+    return places, least
+
+
+def share(level: np.ndarray) -> np.ndarray:
+    """The part of each voxel in which a smooth level is positive, to first order: a plane cuts the voxel.
+
+    Args:
+        level: float32 ``[D, H, W]``, zero on a border.
+
+    Returns:
+        float32 ``[D, H, W]`` in [0, 1]; the step is one voxel wide along the border's normal.
+    """
+    slope = np.zeros_like(level)
+    for axis, length in enumerate(level.shape):
+        if length > 1:
+            along = np.gradient(level, axis=axis)
+            along *= along
+            slope += along
+    np.sqrt(slope, out=slope)
+    slope += np.float32(1e-6)
+    return (level / slope + np.float32(0.5)).clip(0.0, 1.0)

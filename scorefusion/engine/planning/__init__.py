@@ -1,0 +1,1 @@
+"""Memory, FLOP and time of a step before it runs."""

@@ -1,0 +1,203 @@
+"""What a planned step will need before anything is allocated: weights, buffers, workspace, arithmetic."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from scorefusion.engine.planning.memory import Usage, measure
+from scorefusion.engine.planning.plan import Plan, cut_channels, injected_channels
+from scorefusion.engine.planning.tiles import Tiling
+from scorefusion.engine.prepack import packed_bytes
+from scorefusion.models.config import PLANES, ModelConfig, Plane, UNetConfig
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.unet import UNet
+
+PROGRAM = 400_000_000
+"""Bytes of a process before it has a model: 250 MB for PyTorch and scorefusion, 150 MB for planning."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one denoising step takes.
+
+    Attributes:
+        plan: what was forecast.
+        tiling: of the 3D network, or None where it sees the whole volume.
+        weights: bytes of the whole model's.
+        slabs: bytes that the 2D network takes for a slab, its output included, by plane.
+        volume: bytes that the 3D network takes, its output included; 0 where it does not run.
+        slice_flop: of the 2D networks, by plane, over all its branches and slices.
+        feature_flop: of the feature layers.
+        volume_flop: of the 3D network, what overlapping tiles repeat included.
+        device: "cpu" or "cuda".
+        packed: bytes of convolutions packed for this CPU, beside the weights; 0 where none are.
+    """
+
+    plan: Plan
+    tiling: Tiling | None
+    weights: int
+    slabs: dict[Plane, int]
+    volume: int
+    slice_flop: dict[Plane, int]
+    feature_flop: int
+    volume_flop: int
+    device: str
+    packed: int = 0
+
+    @property
+    def program(self) -> int:
+        """Bytes of the process itself; on a GPU it is in the host's memory."""
+        return PROGRAM if self.device == "cpu" else 0
+
+    @property
+    def workspace(self) -> int:
+        """Bytes that come and go in a step: the larger of the widest slab and the 3D network."""
+        return max([self.volume, *self.slabs.values()])
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is resident at once."""
+        return self.program + self.weights + self.packed + self.plan.bytes + self.workspace
+
+    @property
+    def flop(self) -> int:
+        """Of one step; for ``alternate``, of the plane that takes most."""
+        each = self.slice_flop.values()
+        slices = max(each) if self.plan.strategy == "alternate" else sum(each)
+        return slices + self.feature_flop + self.volume_flop
+
+
+def forecast(
+    plan: Plan, tiling: Tiling | None = None, *, device: str = "cpu", packed: bool = True
+) -> Forecast:
+    """Walk the networks of a plan on meta tensors; about a second for the largest.
+
+    The 2D networks are taken to run eagerly: a TensorRT engine or a compiled network has its own scratch.
+
+    Args:
+        plan: of the step.
+        tiling: of the 3D network.
+        device: "cpu" or "cuda".
+        packed: whether convolutions are packed where this CPU is faster so.
+    """
+    config = plan.config
+    slices = {plane: _slice_usage(plan, plane) for plane in plan.planes if plan.branches}
+    slabs, slice_flop = {}, {}
+    for plane, usage in slices.items():
+        branches = [config.branches[k] for k in plan.branches if config.branches[k].plane == plane]
+        slabs[plane] = usage.peak_bytes * plan.batch * plan.rows[plane]
+        slice_flop[plane] = usage.flop * plan.batch * plan.slice_count(plane) * len(branches)
+    volume, volume_flop = 0, 0
+    if plan.fuses:
+        largest = plan.grid if tiling is None else tiling.largest(plan.grid)
+        usage = _volume_usage(plan, largest)
+        again = 1.0 if tiling is None else tiling.extra(plan.grid) * math.prod(plan.grid) / math.prod(largest)
+        volume, volume_flop = usage.peak_bytes, round(usage.flop * again)
+    return Forecast(
+        plan, tiling, weight_bytes(config, plan.dtype), slabs, volume, slice_flop, _feature_flop(plan),
+        volume_flop, device, _packed_bytes(plan) if packed and device == "cpu" else 0,
+    )  # fmt: skip
+
+
+def most_workspace(plan: Plan) -> int:
+    """An upper bound of :attr:`Forecast.workspace`, by arithmetic alone, several times as much."""
+    slabs = [
+        _most(plan.config.slice_networks[branch.network], cut_channels(plan.config, k), plan.dtype)
+        * plan.batch * plan.rows[branch.plane] * math.prod(plan.slice_size(branch.plane))
+        for k, branch in enumerate(plan.config.branches)
+        if k in plan.branches
+    ]  # fmt: skip
+    volume = 0.0
+    if plan.fuses:
+        assert plan.config.fusion is not None
+        stacked = next(buffer for buffer in plan.buffers if buffer.name == "stacked")
+        volume = _most(plan.config.fusion, stacked.shape[1], plan.dtype) * math.prod(plan.grid) * plan.batch
+    return math.ceil(max([volume, *slabs]))
+
+
+def _most(network: UNetConfig, inputs: int, dtype: torch.dtype) -> float:
+    """More bytes than a network takes for each pixel or voxel of its input."""
+    shares = sum(16 * width / scale**2 for width, scale in zip(network.widths, network.scales, strict=True))
+    return (4 * inputs + shares) * dtype.itemsize
+
+
+def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of a model's weights: its networks in ``dtype``, the feature layers in float32."""
+    with torch.device("meta"):
+        model = ScoreFusion(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    layers = sum(parameter.numel() for parameter in model.features.parameters())
+    return (total - layers) * dtype.itemsize + layers * torch.float32.itemsize
+
+
+def _packed_bytes(plan: Plan) -> int:
+    with torch.device("meta"):
+        model = ScoreFusion(plan.config)
+    return packed_bytes(model.to(plan.dtype))
+
+
+def _feature_flop(plan: Plan) -> int:
+    """Two operations for each weight at each place of the 3D grid."""
+    total = 0
+    for scale in plan.scales:
+        places = plan.batch * math.prod(length // scale for length in plan.grid)
+        kernel = scale if plan.config.feature_kernel == 1 or scale > 1 else 27
+        for k in plan.branches:
+            network = plan.config.slice_networks[plan.config.branches[k].network]
+            width = network.widths[network.scales.index(scale)]
+            total += 2 * places * width * kernel * injected_channels(plan.config, scale)
+    return total
+
+
+def _slice_usage(plan: Plan, plane: Plane) -> Usage:
+    """Of one slice; a slab takes as many times as much."""
+    k = next(k for k in plan.branches if plan.config.branches[k].plane == plane)
+    name = plan.config.branches[k].network
+    shared = len({branch.plane for branch in plan.config.branches if branch.network == name}) > 1
+    return _network_usage(
+        plan.config.slice_networks[name], cut_channels(plan.config, k), 1, len(PLANES) if shared else 0,
+        (1, *plan.slice_size(plane)), plan.dtype, plan.scales,
+    )  # fmt: skip
+
+
+def _volume_usage(plan: Plan, box: tuple[int, int, int]) -> Usage:
+    network = plan.config.fusion
+    assert network is not None
+    stacked = next(buffer for buffer in plan.buffers if buffer.name == "stacked")
+    return _network_usage(
+        network, stacked.shape[1], len(plan.config.branches), 0, (plan.batch, *box), plan.dtype, plan.scales
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _network_usage(
+    config: UNetConfig,
+    inputs: int,
+    outputs: int,
+    labels: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    scales: tuple[int, ...],
+) -> Usage:
+    """Of one network on ``shape`` (batch and spatial sizes); in 3D with features of ``scales`` added."""
+    batch, size, dims = shape[0], shape[1:], len(shape) - 1
+    with torch.device("meta"):
+        network = UNet(dims, inputs, outputs, config, labels=labels).eval().to(dtype)
+        memory = torch.channels_last if dims == 2 else torch.channels_last_3d
+        x = torch.empty(batch, inputs, *size, dtype=dtype).contiguous(memory_format=memory)
+        time, label = torch.empty(batch, dtype=torch.float32), torch.empty(batch, dtype=torch.int64)
+        if dims == 2:
+            return measure(
+                lambda: network.forward_with_features(x, time, scales, label=label if labels else None)
+            )
+        inject = {
+            scale: torch.empty(
+                batch, network.injected_channels(scale), *(length // scale for length in size), dtype=dtype
+            )
+            for scale in scales
+        }
+    return measure(lambda: network(x, time, inject=inject))

@@ -1,0 +1,249 @@
+"""What an engine keeps for a shape: every buffer with its bytes, and how many slices go at once.
+
+A plan is arithmetic on a configuration; nothing is allocated for it. The engine allocates exactly its
+buffers. What the networks need besides while they run is measured by :mod:`.memory`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from scorefusion.errors import ScoreFusionError
+from scorefusion.models.config import PLANES, ModelConfig, Plane, Strategy, require_strategy
+from scorefusion.models.planes import SLAB_PIXELS, slab_rows
+from scorefusion.models.score_fusion import planes_used
+from scorefusion.ops.reference.planes import AXIS
+
+ROWS = 1024
+"""Solver steps that an engine has room for."""
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor that an engine allocates once.
+
+    Attributes:
+        name: under which the engine keeps it.
+        shape: as PyTorch orders it; slices and volumes of several channels are channels last in memory.
+        dtype: of its elements.
+        purpose: what it holds, in a few words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    purpose: str
+
+    @property
+    def bytes(self) -> int:
+        """Its size in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an engine decides before it allocates.
+
+    Attributes:
+        config: the model's description.
+        size: (z, y, x) of the volume.
+        grid: the same, padded to ``config.multiple``: what the networks see.
+        batch: volumes at once.
+        strategy: how scores are fused.
+        planes: that a step uses; for ``alternate`` the cycle that steps take turns in.
+        dtype: that the networks compute in.
+        accumulators: dtype of the feature layers' sums.
+        rows: slices that go at once, by plane.
+        buffers: all that is allocated.
+    """
+
+    config: ModelConfig
+    size: Size
+    grid: Size
+    batch: int
+    strategy: Strategy
+    planes: tuple[Plane, ...]
+    dtype: torch.dtype
+    accumulators: torch.dtype
+    rows: dict[Plane, int]
+    buffers: tuple[Buffer, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all buffers."""
+        return sum(buffer.bytes for buffer in self.buffers)
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """Of ``config.branches``, the numbers of those that are used."""
+        if self.strategy == "volume":
+            return ()
+        fused = self.strategy.startswith("fuse")
+        return tuple(k for k, b in enumerate(self.config.branches) if fused or b.plane in self.planes)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Scales whose features are streamed into the fusion network."""
+        return self.config.feature_scales if self.strategy == "fuse+features" else ()
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the 3D network runs."""
+        return self.strategy in ("fuse", "fuse+features", "volume")
+
+    def slice_size(self, plane: Plane) -> tuple[int, int]:
+        """(h, w) of the plane's slices on the padded grid."""
+        h, w = (length for axis, length in enumerate(self.grid, start=2) if axis != AXIS[plane])
+        return h, w
+
+    def slice_count(self, plane: Plane) -> int:
+        """Slices of the plane on the padded grid."""
+        return self.grid[AXIS[plane] - 2]
+
+
+def plan(
+    config: ModelConfig,
+    size: Sequence[int],
+    *,
+    batch: int = 1,
+    strategy: str | None = None,
+    planes: Sequence[Plane] | None = None,
+    dtype: torch.dtype = torch.float32,
+    accumulators: torch.dtype | None = None,
+    slab: int | None = None,
+    pixels: int = SLAB_PIXELS,
+) -> Plan:
+    """Lay out an engine's buffers.
+
+    Args:
+        config: the model's description.
+        size: (z, y, x) of the volume, any size.
+        batch: volumes at once.
+        strategy: one of ``config.strategies``; the model's own when None.
+        planes: for ``single`` and ``alternate``.
+        dtype: that the networks compute in.
+        accumulators: dtype of the feature layers' sums; the networks' when None.
+        slab: slices at once, rounded up to whole blocks of the coarsest feature scale; by
+            ``pixels`` when None.
+        pixels: that go at once, about; see :func:`slab_pixels`.
+
+    Raises:
+        ScoreFusionError: for a strategy or planes that the model has not, or a size below 1.
+    """
+    chosen = require_strategy(strategy or config.sampling.strategy, config)
+    if len(size) != 3 or min(size) < 1 or batch < 1:
+        raise ScoreFusionError(
+            f"an engine needs three sizes and a batch of at least 1; got {list(size)} and {batch}"
+        )
+    given = (int(size[0]), int(size[1]), int(size[2]))
+    d, h, w = (-(-length // config.multiple) * config.multiple for length in given)
+    used = planes_used(config, chosen, planes)
+    unit = max(config.feature_scales, default=1)
+    rows = {
+        plane: slab_rows(count, batch * d * h * w // count, unit, slab, pixels)
+        for plane, count in zip(PLANES, (d, h, w), strict=True)
+        if plane in used
+    }
+    layout = Plan(
+        config=config, size=given, grid=(d, h, w), batch=batch, strategy=chosen, planes=used, dtype=dtype,
+        accumulators=accumulators or dtype, rows=rows, buffers=(),
+    )  # fmt: skip
+    return replace(layout, buffers=_buffers(layout))
+
+
+def slab_pixels(device: str, runner: str = "eager") -> int:
+    """How many pixels to give a 2D network at once.
+
+    A GPU is fed eight times what suits a CPU's caches: at 2^17 most launches of the bundled model had one or
+    two programs for each multiprocessor of an H200. TensorRT engines are tuned for few slices.
+
+    Args:
+        device: "cpu" or "cuda".
+        runner: how the 2D networks run.
+    """
+    return 8 * SLAB_PIXELS if device == "cuda" and runner != "tensorrt" else SLAB_PIXELS
+
+
+def smaller_slabs(layout: Plan) -> Plan | None:
+    """The same plan with half the slices at once; None where every slab is one block already."""
+    unit = max(layout.config.feature_scales, default=1)
+    rows = {plane: max(unit, rows // 2 // unit * unit) for plane, rows in layout.rows.items()}
+    if rows == layout.rows:
+        return None
+    return replace(layout, rows=rows)
+
+
+def projected_blocks(config: ModelConfig) -> tuple[int, int, int] | None:
+    """(z, y, x) edges of the blocks whose means each step sets; None where it does not."""
+    return config.degradation.blocks if config.sampling.consistency else None
+
+
+def cut_channels(config: ModelConfig, branch: int) -> int:
+    """Channels of a branch's slices: its conditions with their neighbours, position, mask and x_t."""
+    sees = len(config.branches[branch].conditions)
+    return sees * (2 * config.context + 1) + common_channels(config) + 1
+
+
+def common_channels(config: ModelConfig) -> int:
+    """Channels of position and mask."""
+    return 3 * config.position + config.mask
+
+
+def _buffers(layout: Plan) -> tuple[Buffer, ...]:
+    config, batch, float32 = layout.config, layout.batch, torch.float32
+    own, grid = (batch, 1, *layout.size), (batch, 1, *layout.grid)
+    conditions, common = len(config.conditions), common_channels(config)
+    found = [
+        Buffer("x", own, float32, "noisy volume"),
+        Buffer("x0", own, float32, "clean volume of the step before"),
+        Buffer("x.next", own, float32, "noisy volume of the step to come"),
+        Buffer("x0.next", own, float32, "clean volume of this step"),
+        Buffer("condition", (batch, conditions, *layout.grid), float32, "conditions"),
+    ]
+    edges = projected_blocks(config)
+    if edges is not None:
+        blocks = (length // edge for length, edge in zip(layout.size, edges, strict=True))
+        found.append(Buffer("measured", (batch, 1, *blocks), float32, "measured block means"))
+    if layout.grid != layout.size or (config.prediction == "edm" and config.sigma_data != 1.0):
+        found.append(Buffer("padded", grid, float32, "noisy volume, scaled and padded"))
+    if common:
+        found.append(Buffer("common", (batch, common, *layout.grid), float32, "position and mask"))
+    slabs = [
+        batch * layout.rows[plane] * cut_channels(config, k) * math.prod(layout.slice_size(plane))
+        for k in layout.branches
+        for plane in [config.branches[k].plane]
+    ]
+    if slabs:
+        found.append(Buffer("cut", (max(slabs),), layout.dtype, "slab of slices, the 2D networks' input"))
+    for k in layout.branches:
+        plane = config.branches[k].plane
+        stack = (batch, layout.slice_count(plane), 1, *layout.slice_size(plane))
+        found.append(Buffer(f"scores.{k}", stack, layout.dtype, f"output of branch {k}, {plane}"))
+    if layout.fuses:
+        assert config.fusion is not None
+        channels = 1 + conditions + common + len(config.branches)
+        found.append(
+            Buffer("stacked", (batch, channels, *layout.grid), layout.dtype, "the 3D network's input")
+        )
+        for scale in layout.scales:
+            coarse = (length // scale for length in layout.grid)
+            total = (batch, injected_channels(config, scale), *coarse)
+            found.append(Buffer(f"total.{scale}", total, layout.accumulators, f"features at scale {scale}"))
+    return tuple(found)
+
+
+def injected_channels(config: ModelConfig, scale: int) -> int:
+    """Channels of the 3D encoder where features of ``scale`` are added, as ``UNet.injected_channels``."""
+    network = config.fusion
+    assert network is not None
+    level = network.scales.index(scale)
+    last = level == len(network.widths) - 1
+    if last:
+        return network.widths[level - 1] if level else network.widths[0]
+    return network.widths[level] if network.blocks > 1 else network.widths[max(level - 1, 0)]

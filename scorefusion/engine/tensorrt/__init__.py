@@ -1,0 +1,1 @@
+"""TensorRT engines of the 2D networks."""

@@ -1,0 +1,226 @@
+"""What lies beside TensorRT engines: what they were built from, for what, with what.
+
+A folder of engines holds ``manifest.json`` and one file a 2D network. Everything that loading compares is in
+the manifest, so that nothing is deserialised to find out that it does not fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from scorefusion.engine.tensorrt.library import Target
+from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
+from scorefusion.models.config import Frozen, ModelConfig, Plane, read_config
+from scorefusion.models.unet import UNet
+from scorefusion.ops.reference.planes import AXIS
+
+MANIFEST = "manifest.json"
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LARGEST, USUAL = 256, 192
+"""Slice sizes, in pixels, of an engine that is built for no volume in particular: the most, the best."""
+MOST_SLICES, USUAL_SLICES = 64, 16
+
+Shape = tuple[int, int, int]
+
+
+class Profile(Frozen):
+    """The inputs an engine takes: slices, rows and columns, each from ``least`` to ``most``.
+
+    ``best`` is the shape that it is tuned for.
+    """
+
+    least: Shape
+    best: Shape
+    most: Shape
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether a slab of (slices, rows, columns) is within."""
+        return all(low <= n <= high for low, n, high in zip(self.least, shape, self.most, strict=True))
+
+    def __str__(self) -> str:
+        return (
+            f"{' × '.join(map(str, self.least))} to {' × '.join(map(str, self.most))} (slices, rows, columns)"
+        )
+
+
+class NetworkEntry(Frozen):
+    """One network's engine.
+
+    Attributes:
+        file: its name in the folder.
+        sha256: of the file.
+        weights: hash of the network's weights in the engine's precision; see :func:`weights_hash`.
+        structure: hash of what else the network is; see :func:`structure_hash`.
+        scales: of its feature outputs.
+        profile: the shapes it takes.
+        onnx_error: largest relative error of the ONNX file against PyTorch, or None where it was not checked.
+        onnx_check: how it was checked, or why it was not.
+        seconds: what exporting, checking and building took.
+    """
+
+    file: str
+    sha256: str
+    weights: str
+    structure: str
+    scales: tuple[int, ...]
+    profile: Profile
+    onnx_error: float | None
+    onnx_check: str
+    seconds: dict[str, float]
+
+
+class Manifest(Frozen):
+    """A folder of engines.
+
+    Attributes:
+        scorefusion: version that built it.
+        model: what the build was given: a bundled name or a folder.
+        precision: of weights, inputs and outputs.
+        library: ``tensorrt`` or ``tensorrt_rtx``.
+        version: the library's.
+        target: the GPUs it is for.
+        size: the largest volume (D, H, W) that was asked for, or None.
+        networks: the engines, by the name of the 2D network.
+    """
+
+    scorefusion: str
+    model: str
+    precision: str
+    library: str
+    version: str
+    target: Target
+    size: Shape | None
+    networks: dict[str, NetworkEntry]
+
+    def write(self, folder: Path) -> None:
+        """Write it into a folder."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+    def command(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        precision: str | None = None,
+        size: Sequence[int] | None = None,
+        slices: int | None = None,
+    ) -> str:
+        """The command that builds the folder again, with what has to differ."""
+        words = ["scorefusion", "engine", "build", self.model, "-o", os.fspath(folder)]
+        words += ["--precision", precision or self.precision]
+        if size or self.size:
+            words += ["--shape", *map(str, size or self.size or ())]
+        most = max((entry.profile.most[0] for entry in self.networks.values()), default=MOST_SLICES)
+        if slices or most != MOST_SLICES:
+            words += ["--slab", str(slices or most)]
+        return shlex.join(words)
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Read a folder's manifest.
+
+    Raises:
+        BadInput: if there is none, or it is not one.
+    """
+    place = Path(folder)
+    file = place / MANIFEST
+    if not file.is_file():
+        problem = f"holds no {MANIFEST}" if place.is_dir() else "does not exist"
+        raise BadInput(place, problem, f"Build engines: scorefusion engine build MODEL -o {place}")
+    return read_config(Manifest, file)
+
+
+def weights_hash(network: nn.Module, dtype: torch.dtype) -> str:
+    """SHA-256 over a network's weights rounded to ``dtype``: names, shapes, dtypes, bytes.
+
+    Neither the device nor the memory layout of the weights enters.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        value = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
+        value = value.cpu().contiguous()
+        digest.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def structure_hash(network: UNet, scales: Sequence[int]) -> str:
+    """SHA-256 over a network's configuration and the scales whose features it gives."""
+    described = {"config": network.config.model_dump(mode="json"), "scales": list(scales)}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """The name of a dtype as engines have it, or the dtype's own where engines have none."""
+    return next((name for name, each in PRECISIONS.items() if each == dtype), str(dtype))
+
+
+def require_precision(name: str) -> torch.dtype:
+    """The dtype of a precision.
+
+    Raises:
+        ScoreFusionError: for an unknown name, with the nearest.
+    """
+    if name not in PRECISIONS:
+        raise unknown_name("precision", name, PRECISIONS)
+    return PRECISIONS[name]
+
+
+def slice_sizes(config: ModelConfig, network: str, size: Sequence[int]) -> set[tuple[int, int]]:
+    """Rows and columns of a volume's slices as a network is given them, padded as the model pads."""
+    padded = [length + -length % config.multiple for length in size]
+    planes: set[Plane] = {branch.plane for branch in config.branches if branch.network == network}
+    kept = ([i for i in range(3) if i + 2 != AXIS[plane]] for plane in planes)
+    return {(padded[rows], padded[columns]) for rows, columns in kept}
+
+
+def profile_for(
+    config: ModelConfig, network: str, size: Sequence[int] | None = None, slab: int | None = None
+) -> Profile:
+    """The shapes an engine of a network should take.
+
+    One range serves every plane: from the smallest slice there is to the largest of a volume of ``size``.
+    Volumes are cut to their foreground, so the next one's slices are of another size.
+
+    Args:
+        config: the model's.
+        network: name of the 2D network.
+        size: the largest volume (D, H, W); 256 voxels an edge, tuned for 192, when None.
+        slab: the most slices at once, which it is then tuned for; 64, tuned for 16, when None.
+
+    Raises:
+        ScoreFusionError: if a size or the slab is less than 1.
+    """
+    if slab is not None and slab < 1:
+        raise ScoreFusionError(f"a slab has at least 1 slice, got {slab}")
+    if size is not None and (len(size) != 3 or min(size) < 1):
+        raise ScoreFusionError(f"a volume's size is D H W, each at least 1; got {list(size)}")
+    whole = size or (LARGEST,) * 3
+    rows, columns = (max(lengths) for lengths in zip(*slice_sizes(config, network, whole), strict=True))
+    best = (rows, columns) if size else (_padded(USUAL, config), _padded(USUAL, config))
+    return Profile(
+        least=(1, config.multiple, config.multiple),
+        best=(slab or USUAL_SLICES, *best),
+        most=(slab or MOST_SLICES, rows, columns),
+    )
+
+
+def _padded(length: int, config: ModelConfig) -> int:
+    return length + -length % config.multiple

@@ -1,0 +1,297 @@
+"""2D networks as TensorRT engines, run on static buffers.
+
+The slab is read where ``gather_slices`` put it and the outputs are written channels last, where the feature
+layers read them: nothing is copied but two numbers a slice. Engines own no memory: outputs and scratch are
+allocated when a size of slab is first met, so reserve every size before capturing a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from scorefusion.engine.planning.plan import Plan
+from scorefusion.engine.tensorrt.library import Library, logger, this_gpu
+from scorefusion.engine.tensorrt.manifest import Profile, Shape, require_precision
+from scorefusion.engine.tensorrt.refusal import Fitting, Watch, check_engines
+from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.unet import UNet
+
+ALIGNMENT = 256
+
+
+@dataclass
+class _Binding:
+    """One size of slab: its execution context and the memory bound to it, kept alive with it."""
+
+    context: Any
+    time: Tensor
+    label: Tensor
+    outputs: dict[str, Tensor]
+    memory: tuple[Tensor, Tensor]
+    slices: int = 0
+
+
+class TensorRTRunner:
+    """Runs an engine as a :class:`~.runners.Runner`.
+
+    Each size of slab has an execution context of its own, since a CUDA graph holds one for good. They share
+    scratch and outputs, so calls belong on one stream, and a call overwrites what the one before returned.
+
+    Args:
+        engine: a deserialised ``ICudaEngine``, made by :func:`.build.build_engines`.
+        library: the TensorRT that deserialised it.
+        channels: of a slice.
+        scales: whose features the engine gives.
+        dtype: of slices and outputs.
+        profile: the slabs it takes.
+        device: where the buffers are.
+        watch: called before each run, and raises if the engine is out of date.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        engine: Any,
+        library: Library,
+        *,
+        scales: Sequence[int],
+        dtype: torch.dtype,
+        profile: Profile,
+        device: torch.device,
+        watch: Callable[[], None] | None = None,
+    ):
+        self.watch = watch or _nothing
+        self.engine, self.library = engine, library
+        self.scales, self.dtype, self.profile, self.device = tuple(scales), dtype, profile, device
+        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+        self.labelled = "label" in names
+        self.channels = int(tuple(engine.get_tensor_shape("slices"))[-1])
+        self._bindings: dict[Shape, _Binding] = {}
+        self._scratch = self._outputs = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run the network on a slab, on the current stream.
+
+        Args:
+            cut: ``[N, C, h, w]`` channels last, in the engine's precision.
+            time: ``[N]``, any strides.
+            label: ``[N]``, any strides.
+
+        Returns:
+            The output ``[N, 1, h, w]``, and the features ``[N, width, h/s, w/s]`` by scale s: views of static
+            buffers, channels last.
+
+        Raises:
+            BadInput: if the network's weights have changed since the engine was loaded.
+            ScoreFusionError: for slices not as described or outside the profile, or if TensorRT fails.
+        """
+        self.watch()
+        self._check(cut)
+        shape = (cut.shape[0], cut.shape[2], cut.shape[3])
+        with torch.cuda.device_of(cut):  # TensorRT runs on the thread's current device
+            binding = self._bindings.get(shape) or self._bind(shape)
+            if binding.slices != cut.data_ptr():
+                binding.slices = cut.data_ptr()
+                self._must(binding.context.set_tensor_address("slices", binding.slices), "bind the slices")
+            binding.time.copy_(time)
+            if self.labelled:
+                binding.label.copy_(label)
+            self._must(binding.context.execute_async_v3(self._stream()), f"run a slab of {shape}")
+        found = {name: value.permute(0, 3, 1, 2) for name, value in binding.outputs.items()}
+        return found["output"], {scale: found[f"features_{scale}"] for scale in self.scales}
+
+    def reserve(self, shapes: Iterable[Shape]) -> None:
+        """Allocate what slabs of these sizes (slices, rows, columns) need; the largest first."""
+        with torch.cuda.device_of(self._scratch):
+            for shape in sorted(shapes, key=math.prod, reverse=True):
+                if shape not in self._bindings:
+                    self._bind(shape)
+
+    def capturable(self) -> bool:
+        """Whether every slab so far can go into a CUDA graph on the current stream.
+
+        TensorRT-RTX is asked; TensorRT cannot be, and engines without control flow can.
+        """
+        contexts = [binding.context for binding in self._bindings.values()]
+        return all(
+            context.is_stream_capturable(self._stream())
+            for context in contexts
+            if hasattr(context, "is_stream_capturable")
+        )
+
+    @property
+    def bytes(self) -> int:
+        """Of scratch and outputs."""
+        return self._scratch.numel() + self._outputs.numel()
+
+    def _check(self, cut: Tensor) -> None:
+        last = cut.permute(0, 2, 3, 1) if cut.dim() == 4 else cut
+        if cut.dim() != 4 or cut.shape[1] != self.channels or cut.dtype != self.dtype:
+            raise ScoreFusionError(
+                f"the engine takes [N, {self.channels}, h, w] of {self.dtype}; "
+                f"got {list(cut.shape)} of {cut.dtype}"
+            )
+        if not last.is_contiguous() or cut.device != self.device:
+            raise ScoreFusionError(
+                f"the engine takes slices on {self.device} with channels last in memory; "
+                f"got strides {cut.stride()} on {cut.device}"
+            )
+
+    def _bind(self, shape: Shape) -> _Binding:
+        if not self.profile.holds(shape):
+            raise ScoreFusionError(
+                f"the engine takes {self.profile}; got {' × '.join(map(str, shape))}; use smaller slabs, or "
+                "build with a larger --shape or --slab"
+            )
+        context = self._context()
+        given = {"slices": (*shape, self.channels), "time": shape[:1], "label": shape[:1]}
+        for name, lengths in given.items():
+            if name != "label" or self.labelled:
+                self._must(context.set_input_shape(name, lengths), f"take {name} {list(lengths)}")
+        outputs, arena = self._carved(context)
+        needed = max(int(context.update_device_memory_size_for_shapes()), ALIGNMENT)
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(needed, dtype=torch.uint8, device=self.device)
+        context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
+        time = torch.zeros(shape[0], dtype=torch.float32, device=self.device)
+        label = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
+        binding = _Binding(context, time, label, outputs, (self._scratch, arena))
+        bound = {"time": time, **outputs, **({"label": label} if self.labelled else {})}
+        for name, tensor in bound.items():
+            self._must(context.set_tensor_address(name, tensor.data_ptr()), f"bind {name}")
+        self._bindings[shape] = binding
+        return binding
+
+    def _carved(self, context: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """The outputs for the shapes that a context was given, in memory that all sizes of slab share."""
+        names = ["output", *(f"features_{scale}" for scale in self.scales)]
+        sizes = {name: tuple(context.get_tensor_shape(name)) for name in names}
+        places, end = {}, 0
+        for name, size in sizes.items():
+            places[name] = end
+            end += -(-math.prod(size) * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        if self._outputs.numel() < end:
+            self._outputs = torch.empty(end, dtype=torch.uint8, device=self.device)
+        arena = self._outputs
+        return {
+            name: arena[places[name] :][: math.prod(size) * self.dtype.itemsize].view(self.dtype).view(size)
+            for name, size in sizes.items()
+        }, arena
+
+    def _context(self) -> Any:
+        """An execution context without memory of its own; kernels are compiled for its shapes at once."""
+        trt = self.library.module
+        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        kernels = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if kernels is None:
+            context = self.engine.create_execution_context(managed)
+        else:
+            config = self.engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(managed)
+            config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+            context = self.engine.create_execution_context(config)
+        return self._must(context, "make an execution context")
+
+    def _stream(self) -> int:
+        return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+
+    def _must(self, result: Any, what: str) -> Any:
+        if result is None or result is False:
+            raise ScoreFusionError(f"{self.library.name} {self.library.version} could not {what}")
+        return result
+
+
+def slabs_of(plan: Plan) -> dict[str, set[Shape]]:
+    """The slabs (slices, rows, columns) that each network is given in a step of a plan."""
+    slabs: dict[str, set[Shape]] = {}
+    for k in plan.branches:
+        branch = plan.config.branches[k]
+        rows, count = plan.rows[branch.plane], plan.slice_count(branch.plane)
+        for slices in {min(rows, count), count % rows or min(rows, count)}:
+            shape = (plan.batch * slices, *plan.slice_size(branch.plane))
+            slabs.setdefault(branch.network, set()).add(shape)
+    return slabs
+
+
+def load_engines(
+    folder: str | os.PathLike[str],
+    model: ScoreFusion,
+    *,
+    shapes: Mapping[str, Iterable[Shape]] | None = None,
+    device: torch.device | str = "cuda",
+) -> dict[str, TensorRTRunner]:
+    """Load the engines of a model's 2D networks, after making sure that they are this model's.
+
+    Args:
+        folder: that ``scorefusion engine build`` wrote.
+        model: in the dtype that it computes in.
+        shapes: slabs that each network will be given, from :func:`slabs_of`; memory is reserved for them.
+        device: a CUDA device.
+
+    Returns:
+        A runner for each network, by name.
+
+    Raises:
+        BadInput: for engines that do not fit, each reason by name; see :func:`.refusal.check_engines`.
+        ScoreFusionError: if there is no such GPU, or no TensorRT.
+    """
+    place = torch.device(device)
+    if place.type != "cuda" or not torch.cuda.is_available():
+        raise ScoreFusionError(
+            f"{os.fspath(folder)}: TensorRT engines run on an NVIDIA GPU; the device is {place} and PyTorch "
+            f"{torch.__version__} finds {torch.cuda.device_count()} GPUs here. Use --runner eager here."
+        )
+    if place.index is None:
+        place = torch.device("cuda", torch.cuda.current_device())
+    fits = check_engines(folder, model, shapes=shapes, gpu=this_gpu(place))
+    with torch.cuda.device(place):
+        return open_runners(fits, model, shapes=shapes, device=place)
+
+
+def open_runners(
+    fits: Fitting,
+    model: ScoreFusion,
+    *,
+    shapes: Mapping[str, Iterable[Shape]] | None = None,
+    device: torch.device,
+) -> dict[str, TensorRTRunner]:
+    """Deserialise engines that were found to fit, on the current device; arguments as :func:`load_engines`.
+
+    Raises:
+        BadInput: with TensorRT's own words, if it refuses.
+    """
+    log, errors = logger(fits.library)
+    runtime = fits.library.module.Runtime(log)
+    runners = {}
+    for name, network in model.slice_networks.items():
+        entry = fits.manifest.networks[name]
+        file = fits.folder / entry.file
+        engine = runtime.deserialize_cuda_engine(file.read_bytes())
+        if engine is None:
+            said = "; ".join(dict.fromkeys(errors)) or "it does not say why"
+            fix = f"Build again: {fits.manifest.command(fits.folder)}"
+            raise BadInput(file, f"{fits.manifest.library} cannot load it ({said})", fix)
+        runners[name] = TensorRTRunner(
+            engine,
+            fits.library,
+            scales=entry.scales,
+            dtype=require_precision(fits.manifest.precision),
+            profile=entry.profile,
+            device=device,
+            watch=Watch(fits, name, cast(UNet, network), model.config.feature_scales),
+        )
+        runners[name].reserve((shapes or {}).get(name, ()))
+    return runners
+
+
+def _nothing() -> None:
+    """An engine that nobody watches."""

@@ -1,0 +1,118 @@
+"""How well a model denoises, strategy by strategy and noise level by noise level.
+
+This is the figure that shows fusion working: a better denoiser draws sharper samples, and sharper samples
+cost PSNR, so the PSNR of a sample hides what the denoising error shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scorefusion.diffusion.level import NoiseLevel, add_noise, prediction_coefficients
+from scorefusion.diffusion.schedule import sigma_to_abar
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.ops.fuse_scores import fuse_scores
+from scorefusion.ops.noise import normal
+
+SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+
+
+@dataclass(frozen=True)
+class DenoisingErrors:
+    """Mean squared errors of the denoised residual.
+
+    Attributes:
+        sigmas: noise levels, sqrt((1 - abar) / abar), with the residual's unit the model's.
+        errors: for each strategy one number a level; ``single`` is the mean over the planes.
+    """
+
+    sigmas: tuple[float, ...]
+    errors: dict[str, tuple[float, ...]]
+
+    def ratio(self, strategy: str, other: str) -> float:
+        """Geometric mean over the levels of the error of ``strategy`` over that of ``other``."""
+        return float(np.exp(np.mean(np.log(np.array(self.errors[strategy]) / np.array(self.errors[other])))))
+
+    def table(self) -> str:
+        """Markdown: a row a strategy, a column a level, and the ratios of the geometric means."""
+        rows = ["| sigma | " + " | ".join(f"{sigma:g}" for sigma in self.sigmas) + " |"]
+        rows.append("| --- " * (len(self.sigmas) + 1) + "|")
+        for name, values in self.errors.items():
+            rows.append(f"| {name} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
+        order = [name for name in ("single", "average", "fuse", "fuse+features") if name in self.errors]
+        ratios = [f"{b} / {a}: {self.ratio(b, a):.3f}" for a, b in zip(order, order[1:], strict=False)]
+        return "\n".join([*rows, "", "geometric means: " + ", ".join(ratios)])
+
+
+@torch.no_grad()
+def denoising_errors(
+    model: ScoreFusion,
+    residual: Tensor,
+    condition: Tensor,
+    *,
+    sigmas: Sequence[float] = SIGMAS,
+    origin: Sequence[int] = (0, 0, 0),
+    full: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> DenoisingErrors:
+    """Add noise to a known residual at each level, and see how far from it every strategy lands.
+
+    Args:
+        model: of any strategies; those it was trained for are measured, and every branch by itself.
+        residual: the true residual ``[1, 1, D, H, W]`` in the model's unit.
+        condition: ``[1, C, D, H, W]``.
+        sigmas: the noise levels.
+        origin: (z, y, x) of the box in the whole volume.
+        full: the whole volume's size.
+        seed: of the noise.
+        progress: called with (levels done, levels).
+    """
+    config, inputs = model.config, model.prepare(condition, origin=origin, full=full)
+    noise = normal(residual.shape, [seed], 0, origin=origin, device=residual.device)
+    found: dict[str, list[float]] = {}
+    d, h, w = inputs.size
+    several = len(config.branches) > len({branch.plane for branch in config.branches})
+    names = [
+        f"single {branch.plane}" + (f" {'+'.join(config.conditions[i] for i in branch.conditions)}" * several)
+        for branch in config.branches
+    ]
+    seen = dict.fromkeys(branch.conditions for branch in config.branches) if several else {}
+    for done, sigma in enumerate(sigmas, start=1):
+        abar = float(sigma_to_abar(sigma))
+        level = NoiseLevel.of(abar, -1, 1, residual.device)
+        p, q = prediction_coefficients(config.prediction, abar, config.sigma_data)
+        noisy = add_noise(residual, noise, level.abar)
+        x = model.padded(model.scaled(noisy, level))
+        scores, totals = model.branch_outputs(x, inputs, level, features=bool(model.features))
+
+        def error(output: Tensor, p: float = p, q: float = q, noisy: Tensor = noisy) -> float:
+            clean = p * noisy + q * output[:, :, :d, :h, :w].float()
+            return (clean - residual).double().square().mean().item()
+
+        outputs = dict(zip(names, scores, strict=True))
+        if scores:
+            outputs["average"] = fuse_scores(scores, None, config.weights)
+        for conditions in seen:
+            some = [s for s, b in zip(scores, config.branches, strict=True) if b.conditions == conditions]
+            name = f"average [{'+'.join(config.conditions[i] for i in conditions)}]"
+            outputs[name] = fuse_scores(some, None, (1 / len(some),) * len(some))
+        if "volume" in config.strategies:
+            outputs["volume"] = fuse_scores(*model.unfused(noisy, inputs, level, strategy="volume"))
+        if "fuse" in config.strategies:
+            outputs["fuse"] = model.fuse(x, inputs, level, scores, {})
+        if "fuse+features" in config.strategies and model.features:
+            outputs["fuse+features"] = model.fuse(x, inputs, level, scores, totals)
+        row = {name: error(output) for name, output in outputs.items()}
+        if scores:
+            row = {"single": float(np.mean([row[name] for name in names]))} | row
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+        if progress:
+            progress(done, len(sigmas))
+    return DenoisingErrors(tuple(sigmas), {name: tuple(values) for name, values in found.items()})

@@ -1,0 +1,230 @@
+"""A translation as a DICOM series derived from the one it was computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scorefusion._version import __version__
+from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.io.atomic import folder_written_beside
+from scorefusion.io.dicom.derived import Derivation, derived_image
+from scorefusion.io.dicom.file import is_dicom, read_header, reading
+from scorefusion.io.dicom.kind import family
+from scorefusion.io.dicom.names import Names
+from scorefusion.io.dicom.read import DicomScan
+from scorefusion.io.dicom.stored import Rescaling, choose_rescaling
+from scorefusion.io.grid import corner_distance
+from scorefusion.io.nifti import fine_affine
+from scorefusion.optional import need
+
+if TYPE_CHECKING:
+    from scorefusion.pipeline.translation import Translation
+
+PathLike = str | os.PathLike[str]
+
+_APART = 1e-3  # mm
+_IGNORE = 0  # pydicom's IGNORE: do not warn, the answer says it
+
+IMPLEMENTATION = "2.25.299046374138190811285474829350154103"
+"""ImplementationClassUID of the files written here, by which they are known again."""
+
+
+@dataclass(frozen=True)
+class WrittenSeries:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        series_uid: SeriesInstanceUID.
+        files: their number.
+        slope: RescaleSlope; a value is at most half of it from the volume's.
+        intercept: RescaleIntercept.
+    """
+
+    folder: Path
+    series_uid: str
+    files: int
+    slope: float
+    intercept: float
+
+
+def save_dicom_series(
+    translation: Translation,
+    folder: PathLike,
+    source: DicomScan | Sequence[DicomScan] | None = None,
+    *,
+    deidentify: bool = False,
+    secret: str = "",
+    description: str | None = None,
+) -> WrittenSeries:
+    """Write a translation as classic single-frame MR or CT images, derived from the series it was made of.
+
+    The folder is written beside and renamed. UIDs are made of the source's, of how the volume was computed
+    and of its voxels, and no clock is asked: the same translation gives the same bytes.
+
+    Args:
+        translation: of a :class:`DicomScan`.
+        folder: where to; one that was written here before is replaced, any other must be empty.
+        source: the series translated, where there were several conditions the one of the grid first; None
+            for the translation's own source.
+        deidentify: leave out everything of the source but geometry, modality and numbers and codes of the
+            acquisition; UIDs and the patient's number become pseudonyms.
+        secret: what pseudonyms are made with, so that nobody else can work them out; also links a patient's
+            studies to each other.
+        description: SeriesDescription; the model's name before the source's when None.
+
+    Raises:
+        BadInput: for a source that is no DICOM series of CT or MR, or whose pixels show burned-in text that
+            must not leave; for a folder that holds something else, or lies in the source's; or if it cannot
+            be written.
+        ScoreFusionError: for a translation on another grid, or without pydicom.
+    """
+    sources = _sources(translation, source)
+    final = _check_folder(Path(folder), sources)
+    scan = sources[0]
+    names = Names(hide=deidentify, secret=secret)
+    rescaling = choose_rescaling(
+        translation.volume, slope=scan.slope, intercept=scan.intercept, dtype=scan.dtype
+    )
+    told = _told(translation, rescaling)
+    derivation = Derivation(
+        scan=scan,
+        also=tuple(sources[1:]),
+        names=names,
+        series_uid=names.new("series", *_identity(translation, sources, rescaling, told, description, names)),
+        modality=_modality(scan, deidentify),
+        affine=translation.affine,
+        factors=scan.own_factors(translation.factor),
+        rescaling=rescaling,
+        told=told,
+        description=description,
+        model=translation.model,
+        same_contrast=translation.target in ("", *translation.conditions[:1]),
+    )
+    count = translation.volume.shape[2]
+    with folder_written_beside(final) as beside:
+        for k in range(count):
+            with reading(scan.frames[k // derivation.factors[2]].file):
+                image = derived_image(derivation, translation.volume[:, :, k], k, count)
+            _write(image, beside / f"{int(image.InstanceNumber):05d}.dcm")
+    return WrittenSeries(final, derivation.series_uid, count, rescaling.slope, rescaling.intercept)
+
+
+def _sources(translation: Translation, source: DicomScan | Sequence[DicomScan] | None) -> list[DicomScan]:
+    given = translation.source if source is None else source
+    sources = []
+    for scan in given if isinstance(given, Sequence) else [given]:
+        if not isinstance(scan, DicomScan):
+            problem = "is no DICOM series, and a DICOM series can only be derived from one"
+            raise BadInput(scan.name, problem, "Translate a DICOM series, or save a NIfTI file.")
+        _check_uids(scan)
+        sources.append(scan)
+    if not sources:
+        raise ScoreFusionError("a derived series needs the series it is derived from; 'source' is empty")
+    first = sources[0]
+    factors = first.own_factors(translation.factor)
+    shape = tuple(n * factor for n, factor in zip(first.shape, factors, strict=True))
+    apart = corner_distance(fine_affine(first.affine, factors), translation.affine, shape)
+    if translation.volume.shape != shape or apart > _APART:
+        problem = f"has another grid than the translation of {translation.source.name}"
+        raise BadInput(
+            first.name, problem, "Give the series that was translated, the first condition's first."
+        )
+    return sources
+
+
+def _check_uids(scan: DicomScan) -> None:
+    uids = need("pydicom.uid", "writing DICOM")
+    for frame in scan.frames:
+        with reading(frame.file):
+            study = str(frame.header.get("StudyInstanceUID") or "")
+        for uid in (study, scan.series_uid, frame.sop_instance):
+            if uid and not uids.UID(uid, validation_mode=_IGNORE).is_valid:
+                problem = f"has an impossible UID ({uid!r}), which a derived series would refer to"
+                raise BadInput(frame.file, problem, "Correct it, or save a NIfTI file.")
+
+
+def _check_folder(folder: Path, sources: Sequence[DicomScan]) -> Path:
+    final = folder.resolve()
+    for scan in sources:
+        searched = scan.folder.resolve()
+        inside = searched.is_dir() and final.is_relative_to(searched)
+        if inside or any(frame.file.resolve().is_relative_to(final) for frame in scan.frames):
+            problem = f"holds the input or lies in its folder ({scan.folder})"
+            raise BadInput(folder, problem, "Choose a folder beside it.")
+    if not final.exists():
+        return folder
+    if not final.is_dir():
+        raise BadInput(folder, "is a file", "Name a folder for the series.")
+    for path in final.iterdir():
+        if path.is_dir() or not is_dicom(path) or not _written_here(path):
+            problem = f"holds other files ({path.name}), which would be lost"
+            raise BadInput(folder, problem, "Choose a new folder.")
+    return folder
+
+
+def _written_here(path: Path) -> bool:
+    meta = read_header(path, ("SOPInstanceUID",)).file_meta
+    return str(meta.get("ImplementationClassUID", "")) == IMPLEMENTATION
+
+
+def _modality(scan: DicomScan, deidentify: bool) -> str:
+    kinds = {family(frame.sop_class) for frame in scan.frames}
+    modality = kinds.pop() if len(kinds) == 1 else None
+    if modality not in ("CT", "MR"):
+        problem = f"is a series of {modality or 'several kinds'}; derived ones are written of CT and MR"
+        raise BadInput(scan.name, problem, "Save a NIfTI file instead.")
+    if deidentify and any(frame.header.get("BurnedInAnnotation") == "YES" for frame in scan.frames):
+        problem = (
+            "has text burned into its pixels (BurnedInAnnotation YES), which de-identifying leaves there"
+        )
+        raise BadInput(scan.name, problem, "Remove it from the pixels first.")
+    return modality
+
+
+def _told(translation: Translation, rescaling: Rescaling) -> str:
+    """How the volume came about, in at most 1024 plain letters."""
+    finer = " x ".join(str(n) for n in translation.factor)
+    grid = f"{finer} (z, y, x) voxels for each of the source" if max(translation.factor) > 1 else "same grid"
+    contrast = f" ({', '.join(translation.conditions)} to {translation.target})" if translation.target else ""
+    samples = "1 sample" if translation.samples == 1 else f"mean of {translation.samples} samples"
+    model = f"{translation.model or 'unnamed'}{contrast}"
+    text = (
+        f"Synthesised by scorefusion {__version__}, model {model}: {grid}; strategy {translation.strategy}, "
+        f"solver {translation.solver}, {translation.evaluations} evaluations, {samples}, "
+        f"seed {translation.seed}, {translation.dtype}. Each slice was computed from the whole source; the "
+        f"image referenced lies where it does. Values rounded to steps of {rescaling.slope:.10g}. "
+        f"Not for diagnosis."
+    )
+    return text.encode("ascii", "replace").decode()[:1024]
+
+
+def _identity(
+    translation: Translation,
+    sources: Sequence[DicomScan],
+    rescaling: Rescaling,
+    told: str,
+    description: str | None,
+    names: Names,
+) -> list[str]:
+    """Everything that decides on the files' content: two series with one UID are the same bytes."""
+    voxels = hashlib.sha256()
+    for k in range(translation.volume.shape[2]):
+        voxels.update(rescaling.stored(translation.volume[:, :, k]).tobytes())
+    frames = [f"{frame.sop_instance} {frame.index}" for scan in sources for frame in scan.frames]
+    series = [scan.series_uid for scan in sources]
+    return [*series, *frames, told, repr(description), repr(names.hide), voxels.hexdigest()]
+
+
+def _write(image: Any, path: Path) -> None:
+    dataset, uids = need("pydicom.dataset", "writing DICOM"), need("pydicom.uid", "writing DICOM")
+    meta = dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = uids.ExplicitVRLittleEndian
+    meta.ImplementationClassUID, meta.ImplementationVersionName = IMPLEMENTATION, "SCOREFUSION"
+    image.file_meta = meta
+    image.save_as(path, enforce_file_format=True)

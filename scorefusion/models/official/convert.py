@@ -1,0 +1,338 @@
+"""Checkpoints of the authors' code (github.com/score-fusion/ScoreFusion) as models of this package.
+
+Two kinds of file are read: a 2D network, ``{epoch}_Network[_ema].pth``, and an ensemble of 2D networks with
+the 3D network that fuses them, ``model-{n}.pt``. Everything about the networks is inferred from the shapes of
+their weights; what a checkpoint cannot say is a named argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+
+from scorefusion.data.contrast import canonical, is_known
+from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
+from scorefusion.models.config import (
+    PLANES,
+    BranchConfig,
+    DegradationConfig,
+    DomainConfig,
+    ModelConfig,
+    Plane,
+    ResidualConfig,
+    SamplingConfig,
+    Strategy,
+    require_strategy,
+)
+from scorefusion.models.folder import channels_last, check_tensors
+from scorefusion.models.official.file import Source, State, read_state
+from scorefusion.models.official.names import (
+    FUSION,
+    LAYERS,
+    VIEWS,
+    Shape,
+    Shapes,
+    infer_unet,
+    official_names,
+    slice_prefix,
+)
+from scorefusion.models.score_fusion import ScoreFusion
+
+THEIR_STRATEGIES: dict[str, Strategy] = {
+    "2D": "single",
+    "merge": "average",
+    "3D": "fuse",
+    "3D_feature": "fuse+features",
+}
+_FIX = "It is not a whole checkpoint of the authors' code, of the two kinds that can be imported."
+COMMON = 5
+"""Input channels of a 2D network that are not conditions: x, y, z, mask and x_t."""
+
+
+def load_official(
+    source: Source | Mapping[str, Source],
+    *,
+    strategy: str | None = None,
+    ema: bool = True,
+    plane: str = "axial",
+    timesteps: int = 1000,
+    condition_order: str = "modality",
+    context: int | None = None,
+    factor: int = 4,
+    conditions: Sequence[str] | None = None,
+    target: str = "target",
+    name: str = "official",
+    own_schedule: bool = False,
+) -> ScoreFusion:
+    """Load a checkpoint of the authors' code.
+
+    Args:
+        source: the file, or the state it holds; or 2D files by plane, ``{"axial": file, "coronal": file}``,
+            for averaging or alternating planes without a 3D network.
+        strategy: what the model does by default: one of ours, or theirs (2D, merge, 3D, 3D_feature); the best
+            that the file has weights for when None. Their ``2D`` is view 3, the sagittal plane.
+        ema: of an ensemble file take the averaged weights (of 2D networks these are a file of their own).
+        plane: the plane that a 2D file was trained on, which the file does not say.
+        timesteps: their ``--timesteps``. With 2000 their code tells the 2D networks t/2 in place of abar.
+        condition_order: channels of several conditions with neighbours: ``modality`` as their training has
+            them, ``slice`` as their inference has them.
+        context: neighbouring slices on either side that the 2D networks see; inferred when None (2 where the
+            channels are a multiple of five, else 0).
+        factor: the input's block-mean factor for super-resolution; 1 for a translation between modalities,
+            whose residual is added to the first condition.
+        conditions: what the condition channels are called; ``input``, ``input2``, ... when None.
+        target: what the output is called.
+        name: the model's name.
+        own_schedule: accept a file trained with another noise schedule than betas 1e-4 to 0.09 in 1000 steps,
+            and sample with that one all the same.
+
+    Returns:
+        The model, in evaluation mode, with the authors' sampler as its default.
+
+    Raises:
+        BadInput: for a file that cannot be read or is of neither kind, and for missing, unexpected or
+            mis-shaped weights, each named.
+        ScoreFusionError: for an unknown strategy or plane, or switches that contradict the file.
+    """
+    if timesteps not in (1000, 2000):
+        raise ScoreFusionError(f"timesteps is 1000 or 2000 (their --timesteps), got {timesteps}")
+    if condition_order not in ("modality", "slice"):
+        raise unknown_name("condition order", condition_order, ("modality", "slice"))
+    if factor < 1:
+        raise ScoreFusionError(f"factor is 1, or more for super-resolution, got {factor}")
+    sources: Mapping[str, Any] = {plane: source}
+    if isinstance(source, Mapping) and set(source) & set(PLANES):
+        sources = source
+    state: State = {}
+    labels = []
+    for where, item in sources.items():
+        if where not in PLANES:
+            raise unknown_name("plane", where, PLANES)
+        found, label = read_state(item, ema=ema, own_schedule=own_schedule)
+        tag = f"{where}:" if len(sources) > 1 else ""
+        state.update({tag + key: value for key, value in found.items()})
+        labels.append(label)
+    config, origins = describe(
+        {key: tuple(value.shape) for key, value in state.items()},
+        label=", ".join(labels),
+        planes=[where for where in PLANES if where in sources],
+        strategy=strategy,
+        halved_slice_time=timesteps == 2000,
+        condition_order=condition_order,
+        context=context,
+        factor=factor,
+        conditions=conditions,
+        target=target,
+        name=name,
+    )
+    with torch.device("meta"):
+        model = ScoreFusion(config)
+    weights = {}
+    for ours, parameter in model.state_dict().items():
+        total = torch.zeros(parameter.shape)
+        for theirs in origins[ours]:
+            total += state[theirs].reshape(parameter.shape)
+        weights[ours] = total
+    model.load_state_dict(weights, assign=True)
+    return channels_last(model).eval()
+
+
+def describe(
+    shapes: Shapes,
+    *,
+    label: str = "checkpoint",
+    planes: Sequence[Plane] = ("axial",),
+    strategy: str | None = None,
+    halved_slice_time: bool = False,
+    condition_order: str = "modality",
+    context: int | None = None,
+    factor: int = 4,
+    conditions: Sequence[str] | None = None,
+    target: str = "target",
+    name: str = "official",
+) -> tuple[ModelConfig, dict[str, list[str]]]:
+    """Infer a model from the names and shapes of a checkpoint's weights.
+
+    Args:
+        shapes: of every weight, by the authors' names; with several 2D files, names begin with ``plane:``.
+        label: what to call the checkpoint in messages.
+        planes: of 2D files.
+        halved_slice_time: tell the 2D networks t/2 (``timesteps=2000``).
+        strategy, condition_order, context, factor, conditions, target, name: as for :func:`load_official`.
+
+    Returns:
+        The configuration, and for each weight of the model those of the checkpoint that it is the sum of.
+
+    Raises:
+        BadInput: as :func:`load_official`.
+    """
+    try:
+        networks = _networks(shapes, planes)
+        config = _configuration(
+            shapes, networks, context, conditions, strategy,
+            name=name, target=target, factor=factor,
+            halved_slice_time=halved_slice_time, context_order=condition_order,
+        )  # fmt: skip
+        with torch.device("meta"):
+            expected = ScoreFusion(config).state_dict()
+    except ScoreFusionError:
+        raise
+    except ValidationError as error:
+        reasons = "; ".join(item["msg"] for item in error.errors())
+        raise BadInput(label, f"does not make a model: {reasons}", _FIX) from None
+    except KeyError as error:
+        raise BadInput(label, f"lacks {error.args[0]}", _FIX) from None
+    except IndexError:
+        raise BadInput(label, "holds a weight with too few dimensions", _FIX) from None
+    except ValueError as error:
+        raise BadInput(label, f"does not make a model: {error}", _FIX) from None
+    prefixes = {network.name: network.prefix for network in networks}
+    views = {
+        k: network.view
+        for k, network in enumerate(networks)
+        if config.feature_scales and (not network.second or _has_layers(shapes, network.view))
+    }
+    origins = {ours: official_names(ours, prefixes, views) for ours in expected}
+    needed = {
+        theirs: _their_shape(ours, tuple(tensor.shape), config)
+        for ours, tensor in expected.items()
+        for theirs in origins[ours]
+    }
+    check_tensors(label, needed, dict(shapes), fix=_FIX)
+    return config, origins
+
+
+class _Network(NamedTuple):
+    """A 2D network of the checkpoint: name here, plane, place in the file, number of its feature layers."""
+
+    name: str
+    plane: Plane
+    prefix: str
+    view: int
+    second: bool
+
+
+def _networks(shapes: Shapes, planes: Sequence[Plane]) -> list[_Network]:
+    """The 2D networks of an ensemble, or those of 2D files."""
+    if not any(key.startswith((FUSION, "denoise_fn.model2D_")) for key in shapes):
+        tags = [f"{plane}:" if len(planes) > 1 else "" for plane in planes]
+        pairs = zip(planes, tags, strict=True)
+        return [_Network(plane, plane, f"{tag}denoise_fn.", 0, False) for plane, tag in pairs]
+    found = []
+    for second in (False, True):
+        for view, plane in VIEWS.items():
+            prefix = slice_prefix(view, second)
+            if any(key.startswith(prefix) for key in shapes):
+                number = view + 3 * second
+                found.append(_Network(f"{plane}2" if second else plane, plane, prefix, number, second))
+    return found
+
+
+def _configuration(
+    shapes: Shapes,
+    networks: list[_Network],
+    context: int | None,
+    names: Sequence[str] | None,
+    strategy: str | None,
+    *,
+    factor: int,
+    **given: Any,
+) -> ModelConfig:
+    """Put a configuration together from the shapes and the switches."""
+    seen = {n.name: shapes[f"{n.prefix}input_blocks.0.0.weight"][1] - COMMON for n in networks}
+    if context is None:
+        context = 2 if all(channels % 5 == 0 for channels in seen.values()) else 0
+    group = {name: channels / (2 * context + 1) for name, channels in seen.items()}
+    for name, count in group.items():
+        if count < 1 or count != int(count):
+            raise ScoreFusionError(
+                f"the {name} network has {seen[name] + COMMON} input channels, which are not position, mask, "
+                f"x_t and whole conditions of {2 * context + 1} slices; give the right context"
+            )
+    fusion = infer_unet(shapes, FUSION) if any(key.startswith(FUSION) for key in shapes) else None
+    total = int(max(group.values(), default=0))
+    if fusion is not None:
+        channels = shapes[f"{FUSION}input_blocks.0.0.weight"][1]
+        scores = shapes[f"{FUSION}out.2.weight"][0]
+        if scores != len(networks):
+            have = ", ".join(network.prefix.removesuffix(".denoise_fn.") for network in networks)
+            raise ValueError(f"its 3D network fuses {scores} scores and its 2D networks are {have or 'none'}")
+        total = channels - COMMON - len(networks)
+        if total < max(group.values()):
+            raise ScoreFusionError(
+                f"the 3D network has {channels} input channels, too few for x_t, position, mask, "
+                f"{int(max(group.values()))} conditions and {len(networks)} scores"
+            )
+    names = tuple(names or ("input", *(f"input{k}" for k in range(2, total + 1))))
+    if len(names) != total:
+        raise ScoreFusionError(
+            f"the checkpoint has {total} conditions, {len(names)} are named: {', '.join(names)}"
+        )
+    branches = []
+    for network in networks:
+        count = int(group[network.name])
+        sees = range(total - count, total) if network.second else range(count)
+        branches.append(BranchConfig(plane=network.plane, conditions=tuple(sees), network=network.name))
+    layers = fusion is not None and any(_has_layers(shapes, network.view) for network in networks)
+    strategies = _strategies({network.plane for network in networks}, fusion is not None, layers)
+    chosen = THEIR_STRATEGIES.get(strategy, strategy) if strategy else strategies[-1]
+    config = ModelConfig(
+        conditions=names,
+        prediction="eps",
+        context=context,
+        branches=tuple(branches),
+        base_weights=(0.3334, 0.3333, 0.3333) if fusion is not None and len(networks) == 3 else None,
+        slice_networks={network.name: infer_unet(shapes, network.prefix) for network in networks},
+        fusion=fusion,
+        feature_scales=tuple(LAYERS) if layers else (),
+        feature_kernel=3 if layers and _wide(shapes, networks) else 1,
+        strategies=strategies,
+        residual=ResidualConfig(base="nearest" if factor > 1 else "identity", scale=2.0),
+        degradation=DegradationConfig(kind="block-mean" if factor > 1 else "none", factor=factor),
+        sampling=SamplingConfig(
+            single_plane="sagittal" if fusion is not None else None,
+            solver="official",
+            steps=50,
+            schedule="paper",
+            clamp=1.0,
+        ),
+        domain={name: DomainConfig(contrasts=(canonical(name),)) for name in names if is_known(name)},
+        **given,
+    )
+    sampling = config.sampling.model_copy(update={"strategy": require_strategy(chosen, config)})
+    return config.model_copy(update={"sampling": sampling})
+
+
+def _strategies(planes: set[Plane], fusion: bool, layers: bool) -> tuple[Strategy, ...]:
+    """What the file has weights for, best last."""
+    have: list[Strategy] = ["single"]
+    if len(planes) > 1:
+        have += ["alternate", "average"]
+    if fusion:
+        have += ["fuse"]
+    if layers:
+        have += ["fuse+features"]
+    return tuple(have)
+
+
+def _has_layers(shapes: Shapes, view: int) -> bool:
+    return any(f"denoise_fn.{layer.format(view)}.weight" in shapes for layer in LAYERS.values())
+
+
+def _wide(shapes: Shapes, networks: list[_Network]) -> bool:
+    """Whether the layers of scale 1 are 3x3x3, as the two-view class has them."""
+    view = networks[0].view
+    return shapes[f"denoise_fn.{LAYERS[1].format(view)}.weight"][2:] == (3, 3, 3)
+
+
+def _their_shape(ours: str, shape: Shape, config: ModelConfig) -> Shape:
+    """The shape that a weight has in the checkpoint: feature layers are 3D convolutions there."""
+    if not (ours.startswith("features.") and len(shape) == 3):
+        return shape
+    plane = config.branches[int(ours.rsplit(".", 1)[1])].plane
+    length = [1, 1, 1]
+    length[PLANES.index(plane)] = shape[2]
+    return (shape[0], shape[1], *length)

@@ -1,0 +1,150 @@
+"""The authors' names for weights, and what the shapes of a network's weights say about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from scorefusion.models.config import PLANES, TimeConfig, UNetConfig
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+FUSION = "denoise_fn.model_3D."
+VIEWS = dict(zip((1, 2, 3), PLANES, strict=True))
+"""Their view 1 fixes z, 2 fixes y and 3 fixes x."""
+
+LAYERS = {
+    8: "feature_layer_{}_1",
+    4: "feature_layer_{}_4",
+    2: "feature_layer_{}_7",
+    1: "feature_extract_layer_{}_10",
+}
+"""Their feature layer of each scale, for a view."""
+
+_PARTS = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "embed": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "skip": "skip_connection",
+    "proj": "proj_out",
+}
+_TABLE = re.compile(
+    r"(?:denoise_fn\.model(?:2D|_cond2)_\d\.)?"
+    r"(?:gammas|betas|alphas_cumprod(?:_prev)?|sqrt_(?:(?:recip|recipm1|one_minus)_)?(?:gammas|alphas_cumprod)"
+    r"|log_one_minus_alphas_cumprod|posterior_\w+|p2_loss_weight|loss_weight)"
+)
+
+
+def is_table(name: str) -> bool:
+    """Whether a name is a buffer of the noise schedule, which is regenerated and not read."""
+    return _TABLE.fullmatch(name) is not None
+
+
+def slice_prefix(view: int, second: bool = False) -> str:
+    """Where an ensemble file keeps the 2D network of a view, for the first or the second condition."""
+    return f"denoise_fn.{'model_cond2' if second else 'model2D'}_{view}.denoise_fn."
+
+
+def unet_names(ours: str, prefix: str) -> str:
+    """The authors' name of a U-Net's weight.
+
+    Args:
+        ours: such as ``decoder.2.1.conv1.weight``.
+        prefix: the network's place in the file, such as ``denoise_fn.``.
+    """
+    head, *rest = ours.split(".")
+    kind = rest[-1]
+    if head == "embed":
+        embed = "time_embed" if prefix == FUSION else "cond_embed"
+        return f"{prefix}{embed}.{rest[0]}.{kind}"
+    if head in ("norm", "output"):
+        return f"{prefix}out.{0 if head == 'norm' else 2}.{kind}"
+    block = {"encoder": "input_blocks", "middle": "middle_block", "decoder": "output_blocks"}[head]
+    if ours.startswith("encoder.0."):
+        return f"{prefix}input_blocks.0.0.{kind}"
+    place, part = ".".join(rest[:-2]), rest[-2]
+    if head == "encoder":
+        place += ".0"
+        part = "op" if part == "conv" else part
+    part = _PARTS.get(part, part)
+    return f"{prefix}{block}.{place}.{part}.{kind}"
+
+
+def infer_unet(shapes: Shapes, prefix: str) -> UNetConfig:
+    """Read a U-Net's widths and options off the shapes of its weights.
+
+    Args:
+        shapes: of every weight in the file, by the authors' names.
+        prefix: the network's place in the file.
+
+    Raises:
+        KeyError: naming a weight that every such network has and this file lacks.
+        ValueError: if the blocks do not make whole levels.
+    """
+    fusion = prefix == FUSION
+    count = _length(shapes, f"{prefix}input_blocks.")
+    ups = [i for i in range(count) if _has(shapes, f"{prefix}output_blocks.{i}.1.")]
+    blocks = ups[0] if ups else count - 1
+    if blocks < 1 or count % (blocks + 1) or ups != list(range(blocks, count - 1, blocks + 1)):
+        raise ValueError(
+            f"{prefix}: {count} input blocks with up-sampling at output blocks {ups} are not whole levels"
+        )
+    firsts = range(1, count, blocks + 1)
+    widths = tuple(shapes[f"{prefix}input_blocks.{i}.0.out_layers.3.weight"][0] for i in firsts)
+    told = shapes[f"{prefix}{'time_embed' if fusion else 'cond_embed'}.0.weight"]
+    middle = f"{prefix}middle_block.0."
+    film = shapes[f"{middle}emb_layers.1.weight"][0] == 2 * shapes[f"{middle}out_layers.3.weight"][0]
+    return UNetConfig(
+        widths=widths,
+        blocks=blocks,
+        conditioning="film" if film else "add",
+        attention=f"{prefix}middle_block.1.qkv.weight" in shapes,
+        resample="conv" if _has(shapes, f"{prefix}input_blocks.{blocks + 1}.0.op.") else "res",
+        edges="replicate" if fusion else "zeros",
+        time=TimeConfig(
+            value="step" if fusion else "abar",
+            channels=told[1],
+            hidden=told[0],
+            max_period=1e3 if fusion else 1e4,
+        ),
+    )
+
+
+def official_names(ours: str, prefixes: Mapping[str, str], views: Mapping[int, int]) -> list[str]:
+    """The authors' weights that make up one of ours; several are summed, none means zero.
+
+    Args:
+        ours: a name in the model's state.
+        prefixes: place in the file of each slice network.
+        views: their view number of the branches that have feature layers, by branch.
+    """
+    part, rest = ours.split(".", 1)
+    if part == "fusion":
+        return [unet_names(rest, FUSION)]
+    if part == "slice_networks":
+        network, rest = rest.split(".", 1)
+        return [unet_names(rest, prefixes[network])]
+    scale, kind, *branch = rest.split(".")
+    layer = "denoise_fn." + LAYERS[int(scale)]
+    if kind == "bias":
+        return [f"{layer.format(view)}.bias" for view in views.values()]
+    view = views.get(int(branch[0]))
+    return [] if view is None else [f"{layer.format(view)}.weight"]
+
+
+def _length(shapes: Shapes, prefix: str) -> int:
+    found = {
+        int(name[len(prefix) :].split(".")[0])
+        for name in shapes
+        if re.match(rf"{re.escape(prefix)}\d+\.", name)
+    }
+    if not found:
+        raise KeyError(f"{prefix}0.0.weight")
+    return len(found)
+
+
+def _has(shapes: Shapes, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in shapes)

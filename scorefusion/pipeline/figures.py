@@ -1,0 +1,155 @@
+"""Pictures of volumes, by matplotlib. Nothing here touches pyplot or any other global state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scorefusion.errors import one_line
+from scorefusion.io.atomic import written_beside
+from scorefusion.io.nifti import fine_affine, ras_order
+from scorefusion.optional import need
+
+if TYPE_CHECKING:
+    from scorefusion.pipeline.translation import Translation
+
+FIGURE_ENDINGS = (".png", ".pdf", ".svg")
+
+
+def plane_images(
+    volume: np.ndarray, spacing: tuple[float, float, float], where: tuple[float, float, float]
+) -> list[tuple[str, np.ndarray, float]]:
+    """Axial, coronal and sagittal slices, anterior or superior up; the patient's right is on the right.
+
+    Args:
+        volume: ``[D, H, W]`` (z, y, x) in RAS+ order.
+        spacing: voxel size (z, y, x) in mm.
+        where: (z, y, x) place of the slices, as a fraction of each axis.
+
+    Returns:
+        For each plane its name, the image ``[rows, columns]`` with row 0 at the bottom, and the height of a
+        pixel over its width.
+    """
+    z, y, x = (min(int(f * n), n - 1) for f, n in zip(where, volume.shape, strict=True))
+    dz, dy, dx = spacing
+    return [
+        ("axial", volume[z], dy / dx),
+        ("coronal", volume[:, y], dz / dx),
+        ("sagittal", volume[:, :, x], dz / dy),
+    ]
+
+
+def translation_figure(translation: Translation) -> Any:
+    """Two rows, before and after, of three planes through the middle of what is bright, on one grey scale.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+
+    Raises:
+        ScoreFusionError: without matplotlib, naming the extra that brings it.
+    """
+    need("matplotlib", "a figure")
+    matplotlib_figure = need("matplotlib.figure", "a figure")
+    before = translation.source.values
+    after = ras_order(translation.volume, translation.affine)
+    lo, hi = (float(value) for value in np.percentile(before, (0.5, 99.8)))
+    if not hi > lo:
+        lo, hi = float(before.min()), float(before.max())
+    where = middle(before, lo + 0.1 * (hi - lo))
+    fine = fine_affine(translation.source.ras_affine, translation.factor[::-1])
+    figure = matplotlib_figure.Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots(2, 3)
+    rows = ((before, translation.source.ras_affine, "input"), (after, fine, translation.strategy))
+    for row, (volume, affine, title) in zip(axes, rows, strict=True):
+        dx, dy, dz = np.linalg.norm(affine[:3, :3], axis=0)
+        for axis, (plane, image, aspect) in zip(row, plane_images(volume, (dz, dy, dx), where), strict=True):
+            axis.imshow(
+                image, cmap="gray", vmin=lo, vmax=hi, origin="lower", aspect=aspect, interpolation="nearest"
+            )
+            axis.set_title(f"{title}, {plane}", fontsize=9)
+            axis.set_axis_off()
+    return figure
+
+
+def side_by_side(
+    volumes: Mapping[str, np.ndarray],
+    spacing: tuple[float, float, float],
+    span: float,
+    scores: Mapping[str, str],
+) -> Any:
+    """Three planes, a zoom of the axial one, and its error, of several results and the truth.
+
+    Args:
+        volumes: name to ``[d, h, w]`` in RAS order; ``truth`` is one.
+        spacing: voxel size (z, y, x) in mm.
+        span: white less black, what errors are relative to.
+        scores: what stands below a name.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    truth = volumes["truth"]
+    lo, hi = (float(value) for value in np.percentile(truth, (0.5, 99.5)))
+    d, h, w = truth.shape
+    heights = [h, d, d, h, h]
+    figure = need("matplotlib.figure", "a figure").Figure(
+        figsize=(1.95 * len(volumes), 1.9 / w * sum(heights) + 0.9), layout="constrained"
+    )
+    axes = figure.subplots(5, len(volumes), squeeze=False, gridspec_kw={"height_ratios": heights})
+    shown = None
+    for column, (name, volume) in zip(axes.T, volumes.items(), strict=True):
+        images = [(image, aspect) for _, image, aspect in plane_images(volume, spacing, (0.5, 0.5, 0.5))]
+        rows, columns = images[0][0].shape
+        zoom = images[0][0][rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4]
+        for axis, (image, aspect) in zip(column[:4], [*images, (zoom, images[0][1])], strict=True):
+            look = {"origin": "lower", "aspect": aspect, "interpolation": "nearest"}
+            axis.imshow(image, cmap="gray", vmin=lo, vmax=hi, **look)
+        error = plane_images(volume - truth, spacing, (0.5, 0.5, 0.5))[0]
+        shown = column[4].imshow(
+            error[1], cmap="RdBu_r", vmin=-0.15 * span, vmax=0.15 * span, origin="lower", aspect=error[2],
+            interpolation="nearest",
+        )  # fmt: skip
+        column[0].set_title(f"{name}\n{scores.get(name, '')}", fontsize=8)
+    for row, title in zip(axes, ("axial", "coronal", "sagittal", "axial, zoom", "error, axial"), strict=True):
+        row[0].set_ylabel(title, fontsize=8)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    bar = figure.colorbar(shown, ax=list(axes[4]), fraction=0.012, pad=0.005)
+    bar.ax.tick_params(labelsize=6)
+    return figure
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a figure beside ``path`` and rename it.
+
+    Raises:
+        BadInput: if it cannot be written.
+    """
+    final = Path(path)
+    with written_beside(final) as beside:
+        figure.savefig(beside, dpi=150)
+    return final
+
+
+def try_to_write(path: str | os.PathLike[str], write: Callable[[], object]) -> str | None:
+    """Write what only illustrates results: return why it could not be written in one line, else None."""
+    try:
+        write()
+    except Exception as error:
+        text = one_line(error)
+        return text if text.startswith(os.fspath(path)) else f"{path}: could not be written ({text})"
+    return None
+
+
+def middle(volume: np.ndarray, threshold: float) -> tuple[float, float, float]:
+    """The centre (z, y, x) of the box around what exceeds the threshold, as fractions of the axes."""
+    places = np.argwhere(volume > threshold)
+    if not len(places):
+        return 0.5, 0.5, 0.5
+    z, y, x = (places.min(axis=0) + places.max(axis=0) + 1) / 2 / np.array(volume.shape)
+    return float(z), float(y), float(x)

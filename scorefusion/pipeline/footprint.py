@@ -1,0 +1,386 @@
+"""Forecast a translation's memory, stage by stage, and refuse before work starts what cannot fit.
+
+What sampling takes is forecast by :mod:`.engine.forecast`; here is what is around it: reading, preparation,
+the volumes on the output's grid that are kept while sampling, finishing and saving.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from scorefusion.data.preprocess import Box, Intensity, on_output_grid
+from scorefusion.degradations.make import make_operator
+from scorefusion.degradations.pooling import Pooling
+from scorefusion.engine.planning.available import (
+    available_on,
+    available_on_host,
+    give_back_freed_memory,
+    resident_bytes,
+)
+from scorefusion.engine.planning.fit import fit
+from scorefusion.engine.planning.forecast import PROGRAM, Forecast
+from scorefusion.engine.planning.memory import measure
+from scorefusion.engine.planning.plan import Plan, common_channels
+from scorefusion.engine.pool import GPU_SHARE, Around, EnginePool, Limit
+from scorefusion.errors import OutOfMemory
+from scorefusion.models.config import ModelConfig
+from scorefusion.pipeline.sample import missing_voxels
+from scorefusion.pipeline.settings import Settings
+
+Size = tuple[int, int, int]
+
+READ, SCALED, STORED = 25, 24, 20
+"""Bytes for each voxel of an image: while it is read (stored, scaled, turned, checked), while its intensities
+are measured, and while a result is brought to an input's integer type."""
+
+CLIPPING = 6
+"""Volumes that are alive at once while a result is clipped and its block means are restored."""
+
+UNWALKED = 12
+"""Volumes that measurements hold at once which cannot be walked on tensors that hold nothing."""
+
+CROPS = 4
+"""Crops that are tried before the largest found to fit is named."""
+
+
+class Bytes(NamedTuple):
+    """Bytes on the host and on the device; on a CPU they are one memory."""
+
+    host: int
+    device: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a translation takes besides the program, the weights and its engine.
+
+    Attributes:
+        shapes: (z, y, x) of each image.
+        box: (z, y, x) of the box that is sampled.
+        operator: whether the caller says what was measured.
+        size: (z, y, x) of the box, extended to whole patches.
+        read: while the images are read.
+        scans: the images as they were read.
+        prepare: while conditions are brought to the output's grid, images included.
+        held: conditions, base and first image, kept until the end.
+        around: on the device, while sampling.
+        finish: while the result is put together, ``held`` included.
+        save: while it is written.
+    """
+
+    shapes: tuple[Size, ...]
+    box: Size
+    operator: bool
+    size: Size
+    read: Bytes
+    scans: Bytes
+    prepare: Bytes
+    held: Bytes
+    around: Around
+    finish: Bytes
+    save: Bytes
+
+
+def footprint(
+    config: ModelConfig,
+    shapes: Sequence[Size],
+    box: Size,
+    settings: Settings,
+    *,
+    one_memory: bool = True,
+    operator: bool = False,
+    walk: bool = True,
+) -> Footprint:
+    """Forecast what is around the sampling of one translation.
+
+    Args:
+        config: the model.
+        shapes: (z, y, x) of each image.
+        box: (z, y, x) of the box that is sampled.
+        settings: of the translation.
+        one_memory: whether the device computes in the host's memory, as a CPU does.
+        operator: whether the caller says what was measured.
+        walk: find what preparation takes by walking it on tensors that hold nothing, which takes a process a
+            second the first time; else an upper bound.
+    """
+    factors = config.degradation.factors
+    grid = [n * factor for n, factor in zip(shapes[0], factors, strict=True)]
+    images = [math.prod(shape) for shape in shapes]
+    fine, kept = 4 * math.prod(grid), len(config.conditions) + 1
+    scans, largest = 4 * sum(images), max(images)
+    prepared, project, outside = _preparation(config, shapes, grid, operator, walk)
+    held = (kept + outside) * fine
+    foreground = held + (2 * kept - 1) * (fine // 4)
+
+    patched = Box.whole(box)
+    beyond = missing_voxels(config, patched)
+    size = tuple(n + more for n, more in zip(box, beyond, strict=True))
+    inside = 4 * math.prod(size)
+    longer = 0
+    if any(beyond):
+        whole = [max(n, m) for n, m in zip(grid, size, strict=True)]
+        longer = (kept + outside) * 4 * math.prod(whole)
+    drawn = (3 + min(settings.batch, settings.samples)) * inside
+    apart = (len(config.branches) + 8) * inside * min(settings.batch, settings.samples)
+    loading = 2 * (len(config.conditions) + common_channels(config)) * inside
+    passing = max(drawn, loading, project, apart if settings.disagreement else 0)
+    sides = int(settings.samples > 1) + int(settings.disagreement)
+    fields = (1 + 2 * sides) * inside
+    image = fine if settings.output_dtype == "float32" else STORED * (fine // 4)
+    result = (1 + sides) * fine
+    # Two steps of the inverse map are alive at once, or what clips, or the result, its fields and its image.
+    alive = CLIPPING * fine if settings.clip == "input" else 2 * fine
+    finish, made = held + fields + fine + alive, 4 * images[0] + result + image
+    if one_memory:
+        finish, made = 0, 4 * images[0] + held + fields + fine + max(alive, result + image)
+    return Footprint(
+        shapes=tuple(shapes),
+        box=box,
+        operator=operator,
+        size=(size[0], size[1], size[2]),
+        read=Bytes(scans + READ * largest, 0),
+        scans=Bytes(scans, 0),
+        prepare=Bytes(scans + SCALED * largest, max(scans + prepared, foreground)),
+        held=Bytes(4 * images[0], held),
+        around=Around(held + 4 * images[0], 2 * inside + longer, passing),
+        finish=Bytes(made, finish),
+        save=Bytes(4 * images[0] + result + 3 * image, 0),
+    )
+
+
+def _preparation(
+    config: ModelConfig, shapes: Sequence[Size], grid: Sequence[int], operator: bool, walk: bool
+) -> tuple[int, int, bool]:
+    """Bytes of the preparation, bytes of a step's projection, and whether the base needs a correction."""
+    fine, kind = 4 * math.prod(grid), config.degradation.kind
+    if not walk or operator or kind == "sparse-view":
+        local = not operator and (kind == "none" or config.degradation.blocks is not None)
+        return (UNWALKED + len(shapes)) * fine, 0 if local else UNWALKED * fine, True
+    with torch.device("meta"):
+        measured = make_operator(config.degradation, grid, device="meta")
+        volumes = [torch.empty(1, 1, *shape) for shape in shapes]
+        found: list[bool] = []
+
+        def prepare() -> None:
+            scaled = [volume + 1.0 for volume in volumes]
+            prepared = on_output_grid(scaled, config, Intensity(-1.0, 1.0), measured)
+            found.append(prepared.outside is not prepared.base)
+
+        usage = measure(prepare)
+        project = 0
+        if measured is not None and not isinstance(measured, Pooling):
+            x = torch.empty(1, 1, *grid)
+            project = measure(lambda: x - measured.A_dagger(measured.A(x))).peak_bytes
+    masks = 0 if measured is None or isinstance(measured, Pooling) else fine
+    return usage.peak_bytes + masks, project, found[0]
+
+
+class Room:
+    """Compares forecasts with what is left, for one pipeline.
+
+    Args:
+        config: the model.
+        engines: its engines.
+    """
+
+    def __init__(self, config: ModelConfig, engines: EnginePool):
+        self.config, self.engines = config, engines
+        self.one_memory = engines.device.type != "cuda"
+
+    def footprint(
+        self,
+        shapes: Sequence[Size],
+        box: Size,
+        settings: Settings,
+        *,
+        operator: bool = False,
+        walk: bool = True,
+    ) -> Footprint:
+        """What is around the sampling of one translation here; see :func:`footprint`."""
+        one_memory = self.one_memory
+        return footprint(
+            self.config, shapes, box, settings, one_memory=one_memory, operator=operator, walk=walk
+        )
+
+    def check(
+        self,
+        name: str,
+        found: Footprint,
+        settings: Settings,
+        *,
+        done: Sequence[str] = (),
+        until: str = "",
+        sample: bool = True,
+        own_order: Callable[[Size], Size] = lambda size: size,
+    ) -> Footprint:
+        """Refuse a translation whose memory cannot fit, whatever is done about it.
+
+        Args:
+            name: of the first image.
+            found: what is around its sampling, at least.
+            settings: of the translation.
+            done: stages that are over, of ``read`` and ``prepare``.
+            until: the last stage that counts, where nothing is known of the others.
+            sample: whether the footprint's box is one to be sampled, or surely part of it.
+            own_order: a size (z, y, x) in the first image's own order.
+
+        Returns:
+            What is around its sampling: ``found``, or where that would not fit, what walking it gives.
+
+        Raises:
+            OutOfMemory: naming the need, what there is, and what to do.
+        """
+        if self._shortage(found, settings, done, until, sample=sample) is None:
+            return found
+        found = self.footprint(found.shapes, found.box, settings, operator=found.operator)
+        self.release()
+        short = self._shortage(found, settings, done, until, sample=sample)
+        if short is None:
+            return found
+        need, least, limit = short
+        partly = "" if sample and not until else "at least "
+        problem = f"needs {partly}{limit.shown(need, least)}"
+        size = self._largest_crop(found, settings, limit, least)
+        crop = "Crop it" if size is None else f"Crop it to at most {_by(own_order(size))} voxels"
+        more = "allow more" if limit.asked else "use a machine with more memory"
+        shape = " ".join(str(n) for n in (self._grid(found.shapes[0]) if partly else found.box))
+        see = f"`scorefusion plan --shape {shape}` says what takes how much"
+        raise OutOfMemory(name, problem, f"{crop}, or {more}; {see}.")
+
+    def suits(self, shapes: Sequence[Size]) -> bool:
+        """Whether images of these sizes can be on one grid; reading them says what is wrong where not."""
+        return all(shape in (shapes[0], self._grid(shapes[0])) for shape in shapes)
+
+    def roomy(self, shapes: Sequence[Size], settings: Settings) -> bool:
+        """Whether images that are read fit by far, even if all of their grid is sampled."""
+        found = self.footprint(shapes, self._grid(shapes[0]), settings, walk=False)
+        limit = self.engines.limit(self._sum(found.scans))
+        most = self.engines.most(found.size, around=found.around, **_how(settings))
+        return limit is None or max(most, self.around(found, None)) <= limit.bytes
+
+    def release(self) -> None:
+        """Give the system what is idle."""
+        self.engines.free()
+        give_back_freed_memory(self.engines.device)
+
+    def make_for_finishing(self, found: Footprint) -> None:
+        """Free the engine that was kept for the next volume where a result would not fit besides it."""
+        limit = self.engines.limit(self._sum(found.held))
+        if limit is not None and self._base() + self._sum(found.finish) > limit.bytes:
+            self.release()
+
+    def around(self, found: Footprint, engine: Forecast | None) -> int:
+        """The most that is resident at any stage, on the device, engine included."""
+        stages = (found.read, found.prepare, found.finish, found.save)
+        rest = self._base() + max(self._sum(stage) for stage in stages)
+        return rest if engine is None else max(rest, found.around.total(engine))
+
+    def _sum(self, stage: Bytes) -> int:
+        return stage.host + stage.device if self.one_memory else stage.device
+
+    def _base(self) -> int:
+        """The program, the weights and what is packed of them, on the device."""
+        pool = self.engines
+        return pool.weights + (PROGRAM + pool.packed if self.one_memory else 0)
+
+    def _shortage(
+        self, found: Footprint, settings: Settings, done: Sequence[str], until: str, *, sample: bool
+    ) -> tuple[int, int, Limit] | None:
+        """What is needed, the least that it could be, and the limit; None where it fits."""
+        before = found.held if "prepare" in done else found.scans if "read" in done else Bytes(0, 0)
+        stages = {"read": found.read, "prepare": found.prepare, "finish": found.finish, "save": found.save}
+        ahead = [stage for name, stage in stages.items() if name not in done and until in ("", name)]
+        host = None if self.one_memory else available_on_host()
+        if host is not None:
+            need = max(stage.host for stage in ahead) - before.host
+            if need > host.bytes:
+                return need, need, Limit(host.bytes, host.source)
+        limit = self.engines.limit(self._sum(before))
+        if limit is None:
+            return None
+        rest = self._base() + max(self._sum(stage) for stage in ahead)
+        if not sample or until:
+            return None if rest <= limit.bytes else (rest, rest, limit)
+        around = found.around
+        if max(rest, self.engines.most(found.size, around=around, **_how(settings))) <= limit.bytes:
+            return None
+        engine = self.engines.fitted(found.size, limit.bytes, around=around, **_how(settings))
+        least = max(rest, around.total(engine.forecast))
+        return None if least <= limit.bytes else (max(rest, around.total(engine.first)), least, limit)
+
+    def _largest_crop(self, found: Footprint, settings: Settings, limit: Limit, need: int) -> Size | None:
+        """About the largest crop, of the box's proportions, that fits sampled as a whole."""
+        degradation, image, best = self.config.degradation, found.shapes[0], None
+        units = [math.lcm(factor, self.config.multiple) // factor for factor in degradation.factors]
+        box = [n / factor for n, factor in zip(found.box, degradation.factors, strict=True)]
+        base, share = self._base(), 1.0
+        for _ in range(CROPS):
+            share *= (0.98 * max(1, limit.bytes - base) / max(1, need - base)) ** (1 / 3)
+            z, y, x = (
+                most if kept else min(most, max(unit, int(n * share) // unit * unit))
+                for n, most, unit, kept in zip(box, image, units, degradation.whole, strict=True)
+            )
+            need = self._crop_needs((z, y, x), found, settings, limit)
+            if need <= limit.bytes and math.prod(best or (0,)) < z * y * x:
+                best = z, y, x
+        return best
+
+    def _crop_needs(self, size: Size, of: Footprint, settings: Settings, limit: Limit) -> int:
+        """The least that a crop needs, sampled as a whole."""
+        grid = self._grid(size)
+        crops = [size if shape == of.shapes[0] else grid for shape in of.shapes]
+        found = self.footprint(crops, grid, settings, operator=of.operator)
+        engine = self.engines.fitted(found.size, limit.bytes, around=found.around, **_how(settings))
+        return self.around(found, engine.forecast)
+
+    def _grid(self, shape: Size) -> Size:
+        """The output's grid of an image of that size."""
+        z, y, x = (n * factor for n, factor in zip(shape, self.config.degradation.factors, strict=True))
+        return z, y, x
+
+
+def compared_with_this_machine(layout: Plan, device: torch.device) -> str:
+    """One line: what a translation that samples a planned volume takes, and whether it fits here.
+
+    Args:
+        layout: the plan of a step; its volume is taken for all of the output.
+        device: of this machine.
+    """
+    free = available_on(device)
+    if free is None:
+        return "this machine: what is free is not known here"
+    config, one_memory = layout.config, device.type != "cuda"
+    edges = zip(layout.size, config.degradation.factors, strict=True)
+    z, y, x = (-(-n // factor) for n, factor in edges)
+    turns: dict[str, Any] = {"planes": layout.planes} if layout.strategy in ("single", "alternate") else {}
+    settings = Settings.of(
+        config, strategy=layout.strategy, samples=layout.batch, batch=layout.batch, crop=False, **turns
+    )
+    shapes = [(z, y, x)] * len(config.conditions)
+    found = footprint(config, shapes, layout.size, settings, one_memory=one_memory)
+    own = min(resident_bytes() or PROGRAM, PROGRAM) if one_memory else 0
+    limit = int(free.bytes / (1 if one_memory else GPU_SHARE)) + own
+    engine = fit(layout, max(1, limit - found.around.held - found.around.more), device=device.type)
+    need = found.around.total(engine.first)
+    verdict = "fits"
+    if need > limit:
+        fits = engine.fits and found.around.total(engine.forecast) <= limit
+        least = f"{found.around.total(engine.forecast) / 1e9:.2f} GB with all that saves memory"
+        verdict = f"fits with {'; '.join(engine.changes)}" if fits else f"does not fit ({least})"
+    return (
+        f"this machine: {free.bytes / 1e9:.2f} GB are {free.source}; a translation, with the volumes around "
+        f"its steps, takes {need / 1e9:.2f} GB: {verdict}"
+    )
+
+
+def _how(settings: Settings) -> dict[str, Any]:
+    return {"strategy": settings.strategy, "planes": settings.planes}
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " × ".join(map(str, sizes))

@@ -1,0 +1,145 @@
+"""The result of a translation: the volume, where it lies, how it came about; saving and showing it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scorefusion.errors import ScoreFusionError, memory_named
+from scorefusion.io.nifti import Scan, make_image, save_image
+
+PathLike = str | os.PathLike[str]
+
+
+class Consistency(NamedTuple):
+    """How far what is measured of the result is from what was measured, in the input's units.
+
+    For sparse views these are units times voxels, as sums along rays are; in k-space, magnitudes of the
+    orthonormal transform's differences.
+    """
+
+    max: float
+    mean: float
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """A translated volume.
+
+    Attributes:
+        volume: float32 ``[i, j, k]`` in the orientation and units of the (first) input.
+        affine: float64 ``[4, 4]``, (i, j, k) to millimetres.
+        header: the NIfTI header it is saved with.
+        timings: seconds by stage: ``read``, ``prepare``, ``sample``, ``finish`` and ``total``.
+        consistency_residual: where the input was measured of the target, what is left of the difference: for
+            super-resolution between the result's block means and the input; None for other models.
+        spread: float32 ``[i, j, k]``, standard deviation over the samples; None for a single one.
+        seed: what the noise was drawn with; the same seed gives the same volume.
+        samples: how many were averaged.
+        strategy: how scores were fused.
+        solver: name of the solver.
+        evaluations: network evaluations a sample.
+        dtype: what the networks computed in.
+        source: the (first) input.
+        factor: how much finer the grid is than the input's along z, y and x (RAS order).
+        output_dtype: ``float32`` or ``input``, the type :meth:`save` stores.
+        model: name of the model.
+        conditions: the contrasts it was given, the source's first; empty where nobody said.
+        target: the contrast of the volume.
+        planes_apart: float32 ``[i, j, k]``, standard deviation over the planes, at the last noise level, of
+            what each takes for the clean volume; None if it was not asked for.
+        warnings: a sentence each: what of the input or the run may have harmed the result.
+    """
+
+    volume: np.ndarray
+    affine: np.ndarray
+    header: Any
+    timings: dict[str, float]
+    consistency_residual: Consistency | None
+    spread: np.ndarray | None
+    seed: int
+    samples: int
+    strategy: str
+    solver: str
+    evaluations: int
+    dtype: str
+    source: Scan
+    factor: tuple[int, int, int]
+    output_dtype: str
+    model: str = ""
+    conditions: tuple[str, ...] = ()
+    target: str = ""
+    planes_apart: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
+
+    def image(self) -> Any:
+        """The volume as a nibabel image."""
+        return make_image(self.source, self.volume, factor=self.factor, dtype=self.output_dtype)
+
+    def image_of(self, field: np.ndarray) -> Any:
+        """A field on the volume's grid, such as ``spread``, as a float32 nibabel image."""
+        return make_image(self.source, field, factor=self.factor)
+
+    def native(self, *, spread: bool = False) -> Any:
+        """The volume as what the (first) input was: array, tensor, nibabel or SimpleITK image, MetaTensor.
+
+        It lies on the result's grid; metadata of the input is kept where it still holds. Of a file it is a
+        nibabel image.
+
+        Args:
+            spread: the standard deviation over the samples instead, float32.
+
+        Raises:
+            ScoreFusionError: for the spread of a single sample.
+        """
+        image = self._spread_image() if spread else self.image()
+        kind = self.source.kind
+        own_type = self.output_dtype == "input" and not spread
+        factors = self.source.own_factors(self.factor)
+        return image if kind is None else kind.back(image, factors, own_type)
+
+    def save(self, path: PathLike) -> Path:
+        """Write a file, whole or not at all; its ending chooses the format (docs/data.md).
+
+        Raises:
+            BadInput: for another ending, or if it cannot be written.
+            OutOfMemory: if memory runs out.
+        """
+        with memory_named(path, "writing it"):
+            return save_image(self.image(), path)
+
+    def save_spread(self, path: PathLike) -> Path:
+        """Write the standard deviation over the samples, float32.
+
+        Raises:
+            ScoreFusionError: if there was only one sample.
+            BadInput: as for :meth:`save`.
+        """
+        with memory_named(path, "writing it"):
+            return save_image(self._spread_image(), path)
+
+    def figure(self, path: PathLike | None = None) -> Any:
+        """Three planes through the middle, before and after, as a matplotlib figure.
+
+        Args:
+            path: also write it there, as a .png, .pdf or .svg.
+
+        Raises:
+            ScoreFusionError: without matplotlib, naming the extra that brings it.
+            BadInput: if it cannot be written.
+        """
+        from scorefusion.pipeline.figures import save_figure, translation_figure
+
+        figure = translation_figure(self)
+        if path is not None:
+            save_figure(figure, path)
+        return figure
+
+    def _spread_image(self) -> Any:
+        if self.spread is None:
+            raise ScoreFusionError("there is no spread of a single sample; ask for samples=2 or more")
+        return self.image_of(self.spread)

@@ -1,0 +1,121 @@
+"""Clips restored by a model, beside what interpolation makes of them, and how close each comes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from scorefusion.degradations.make import input_image
+from scorefusion.errors import ScoreFusionError
+from scorefusion.io.video import clip_frames, clip_image
+from scorefusion.metrics.image import psnr, ssim
+from scorefusion.models.config import ModelConfig
+from scorefusion.optional import need
+from scorefusion.pipeline.pipeline import Pipeline
+
+WHITE = 255.0
+SCORES = ("PSNR dB", "SSIM", "change dB")
+
+
+def degraded(frames: np.ndarray, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """What a model of clips is given of a true clip.
+
+    Args:
+        frames: ``[T, H, W]``, the truth.
+        config: a model whose measurement is a coarser clip.
+
+    Returns:
+        The measured frames, and the truth cut to what they cover: whole blocks.
+
+    Raises:
+        ScoreFusionError: for another kind of model, or a clip smaller than a block.
+    """
+    if len(config.conditions) != 1 or not config.degradation.coarse:
+        raise ScoreFusionError(f"model {config.name!r} does not restore a coarser clip alone")
+    edges = config.degradation.factors
+    kept = [length // edge * edge for length, edge in zip(frames.shape, edges, strict=True)]
+    if min(kept) == 0:
+        raise ScoreFusionError(f"a clip of {list(frames.shape)} (t, y, x) is smaller than a block of {edges}")
+    truth = np.ascontiguousarray(frames[: kept[0], : kept[1], : kept[2]])
+    low = input_image(torch.from_numpy(truth)[None, None], config.degradation, seed=0)
+    return low[0, 0].numpy(), truth
+
+
+def restored(pipeline: Pipeline, frames: np.ndarray, **options: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Restore coarse frames ``[t, h, w]``; ``options`` as the pipeline takes them.
+
+    Returns:
+        The model's clip ``[T, H, W]``, and the translation's warnings.
+    """
+    result = pipeline(clip_image(frames.astype(np.float32)), **options)
+    return clip_frames(result.volume), result.warnings
+
+
+def bicubic(frames: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Frames ``[T, h, w]`` enlarged to ``size`` (T, H, W), each by itself: cubic convolution, a = -1/2.
+
+    Times between frames, where ``size`` has more, are interpolated linearly.
+    """
+    volume = torch.from_numpy(np.ascontiguousarray(frames))[:, None].float()
+    # With antialias PyTorch uses Keys' coefficient a = -1/2 as Pillow does; enlarging filters nothing.
+    fine = F.interpolate(volume, size=size[1:], mode="bicubic", antialias=True)
+    if size[0] != len(frames):
+        fine = F.interpolate(fine[:, 0][None, None], size=size, mode="trilinear")[0, 0][:, None]
+    return fine[:, 0].numpy()
+
+
+def scores(frames: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+    """How close a clip is, in units of ``SCORES``, white being 255.
+
+    Returns:
+        PSNR over the clip; SSIM, the mean over frames; PSNR of the change from each frame to the next, which
+        flicker lowers (infinite for a single frame).
+    """
+    alike = [ssim(one, other, WHITE) for one, other in zip(frames, truth, strict=True)]
+    change = psnr(np.diff(frames, axis=0), np.diff(truth, axis=0), WHITE) if len(truth) > 1 else np.inf
+    return psnr(frames, truth, WHITE), float(np.mean(alike)), change
+
+
+def side_by_side(clips: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Clips of one size beside one another, uint8 ``[T, H + 12, n·W]``, each under its name."""
+    from PIL import Image, ImageDraw
+
+    parts = []
+    for name, frames in clips.items():
+        title = Image.new("L", (frames.shape[2], 12))
+        ImageDraw.Draw(title).text((2, 0), name, fill=255)
+        bar = np.broadcast_to(np.asarray(title), (len(frames), *np.asarray(title).shape))
+        parts.append(np.concatenate([bar, np.rint(np.clip(frames, 0, 255)).astype(np.uint8)], axis=1))
+    return np.concatenate(parts, axis=2)
+
+
+def clip_figure(clips: Mapping[str, np.ndarray], captions: Mapping[str, str]) -> Any:
+    """The middle frame of each clip, a zoom of it, and one row of pixels in time (downwards).
+
+    Args:
+        clips: name to ``[T, H, W]``, all of one size.
+        captions: what stands below a name.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    t, h, w = next(iter(clips.values())).shape
+    zoom = slice(h // 5, h // 5 + h // 2), slice(w // 4, w // 4 + w // 2)
+    figure = need("matplotlib.figure", "a figure").Figure(
+        figsize=(2.1 * len(clips), 2.1 * (2 * h / w + t / w) + 0.7), layout="constrained"
+    )
+    axes = figure.subplots(3, len(clips), squeeze=False, gridspec_kw={"height_ratios": [h, h, t]})
+    for column, (name, clip) in zip(axes.T, clips.items(), strict=True):
+        middle = clip[t // 2]
+        for axis, image in zip(column, (middle, middle[zoom], clip[:, h // 2]), strict=True):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=WHITE, interpolation="nearest", aspect="auto")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        column[0].set_title(f"{name}\n{captions.get(name, '')}", fontsize=8)
+    for row, title in zip(axes, ("frame", "zoom", "in time"), strict=True):
+        row[0].set_ylabel(title, fontsize=8)
+    return figure
