@@ -5,7 +5,7 @@
 #   make test-slow the tests that take longest: every kernel on every architecture, kills at random moments, ...
 #   make weights   fetch and make the training data, train the bundled models; stop it and run it again to go on
 #   make data      fetch every volume: held-out and training
-#   make lint      ruff and mypy
+#   make lint      ruff, mypy, and the direction of imports
 #   make bench     the benchmarks, timed: at most ten minutes
 #   make clean     remove what was built; data/ and runs/ stay
 #
@@ -48,6 +48,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy scorefusion
+	$(BIN)/lint-imports
 
 bench: .venv/.dev
 	$(BIN)/python -m pytest benchmarks --benchmark

@@ -25,8 +25,8 @@ from scorefusion.batch.sources import find_items
 from scorefusion.batch.wanted import Wanted
 from scorefusion.batch.work import Work
 from scorefusion.batch.worker import Worker, failure, identify
-from scorefusion.data.contrast import canonical
 from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.models.contrast import canonical
 from scorefusion.ops.device import choose_device
 
 if TYPE_CHECKING:

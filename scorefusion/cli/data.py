@@ -88,8 +88,8 @@ def data(
 
 
 def _text(found: Found, config: DatasetConfig) -> str:
-    from scorefusion.data.contrast import in_order
     from scorefusion.io.grid import read_grid
+    from scorefusion.models.contrast import in_order
 
     root = Path(config.root).expanduser()
 

@@ -15,7 +15,6 @@ def plan(
     ] = "t1-sr4",
     max_memory: Annotated[str | None, typer.Option(help="What may be resident: 9GB, 9GiB, 900MB.")] = None,
     batch: Annotated[int, typer.Option(help="Volumes at once.")] = 1,
-    devices: Annotated[int, typer.Option(help="How many devices share the work.")] = 1,
     strategy: Annotated[str | None, typer.Option(help="How scores are fused; the model's own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     dtype: Annotated[
@@ -42,19 +41,15 @@ def plan(
     import torch
 
     from scorefusion.cli.streams import require_stdout
-    from scorefusion.engine.placement import place
     from scorefusion.engine.planning.fit import fit, parse_memory
     from scorefusion.engine.planning.plan import plan as lay_out
     from scorefusion.engine.planning.plan import slab_pixels
     from scorefusion.engine.planning.report import report
-    from scorefusion.errors import ScoreFusionError
     from scorefusion.models.folder import bundled_models, load_config
     from scorefusion.models.presets import PRESETS, preset
     from scorefusion.ops.device import DTYPES, choose_device, choose_dtype
     from scorefusion.pipeline.footprint import compared_with_this_machine
 
-    if devices < 1:
-        raise ScoreFusionError(f"--devices must be at least 1, got {devices}")
     limit = None if max_memory is None else parse_memory(max_memory)
     is_preset = model in PRESETS and model not in bundled_models()
     config = preset(model) if is_preset else load_config(model)
@@ -67,8 +62,7 @@ def plan(
     layout = lay_out(config, shape, batch=batch, strategy=strategy, dtype=number, pixels=slab_pixels(kind))
     found = fit(layout, limit, device=kind)
     here = torch.cuda.is_available() if kind == "cuda" else kind == "cpu"
-    names = [f"{kind}:{place}" for place in range(devices)]
-    print(report(found, limit, place(found.forecast, names) if devices > 1 else None))
+    print(report(found, limit))
     if here:
         print(f"\n{compared_with_this_machine(layout, torch.device(kind))}")
     if figure is not None:

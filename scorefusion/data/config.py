@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from scorefusion.data.contrast import canonical
 from scorefusion.models.config import Frozen
+from scorefusion.models.contrast import canonical
 
 LayoutName = Literal["auto", "folder", "csv", "brats", "hcp", "ixi", "fastmri", "bids"]
 

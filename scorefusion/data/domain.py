@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from scorefusion.data.contrast import LABELS, canonical
 from scorefusion.data.preprocess import Outliers
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Scan
 from scorefusion.models.config import DomainConfig, ModelConfig
+from scorefusion.models.contrast import LABELS, canonical
+from scorefusion.models.domain import INTENSITIES, contrast_title, spacing_range
 
 TOLERANCE = 1.15
 """A voxel may be this many times smaller or larger than those of the domain without a warning."""
-
-_NAMES = {
-    "t1": "T1", "t1c": "T1 with contrast agent", "t2": "T2", "flair": "FLAIR", "pd": "proton density",
-    "ct": "CT", "pet": "PET", "mra": "MR angiography", "bold": "BOLD", "dwi": "diffusion", "swi": "SWI",
-    "t2star": "T2*", "asl": "perfusion", "map": "a quantitative map", "phase": "phase",
-    LABELS: "a label map", "mask": "a mask", "mr": "MRI", "video": "video",
-}  # fmt: skip
 
 _WORDS = {
     "t1": ("t1weighted", "mprage", "spgr", "bravo", "unit1", "inplanet1"),
@@ -64,21 +57,6 @@ _INTENTS = {code: "a statistic" for code in range(2, 25)} | {1002: "labels", 100
 Text = tuple[str, str]
 """What was found with what the model was made for, and what to do."""
 
-_KINDS = {
-    "non-negative": "intensities from 0 up, in any unit",
-    "hounsfield": "Hounsfield units",
-    "8-bit": "intensities from 0 to 255",
-}
-
-
-def made_for(config: ModelConfig) -> str:
-    """The section of a model's card that says what it was made for, Markdown."""
-    lines = ["## What it was made for", ""]
-    for name in dict.fromkeys(config.conditions):
-        text = _described(config.domain.get(name, DomainConfig())) or "unknown, so its images are not checked"
-        lines += textwrap.wrap(f"* `{name}`: {text}.", 110, subsequent_indent="  ")
-    return "\n".join(lines) + "\n"
-
 
 def check_domain(scans: Sequence[Scan], config: ModelConfig) -> tuple[BadInput, ...]:
     """Compare what is given to a model with what it was made for.
@@ -113,32 +91,6 @@ def warnings_of(found: Sequence[BadInput], *, strict: bool) -> tuple[str, ...]:
     return tuple(f"{Path(error.file).name} {error.problem}. {error.fix}".rstrip() for error in found)
 
 
-def _described(domain: DomainConfig) -> str:
-    parts = []
-    if domain.contrasts:
-        parts.append(" or ".join(_named(contrast) for contrast in domain.contrasts))
-    if domain.spacing is not None:
-        parts.append(f"voxels of {_range(domain)}")
-    if domain.anisotropy is not None:
-        parts.append(f"no more than {domain.anisotropy:g} times longer along one axis than along another")
-    if domain.intensity is not None:
-        parts.append(_KINDS[domain.intensity])
-    if domain.background == "zero":
-        parts.append("a background of 0")
-    return ", ".join(parts)
-
-
-def _range(domain: DomainConfig) -> str:
-    """Such as ``4 to 8.4 mm`` or ``3 to 6 × 1 × 1 mm (z, y, x)``."""
-    texts = [f"{a:g}" if a == b else f"{a:g} to {b:g}" for a, b in domain.spacing or ()]
-    return f"{texts[0]} mm" if len(set(texts)) == 1 else f"{' × '.join(texts)} mm (z, y, x)"
-
-
-def _named(contrast: str) -> str:
-    name = canonical(contrast)
-    return _NAMES.get(name, name)
-
-
 # What the file says
 
 
@@ -146,7 +98,7 @@ def _contrast(scan: Scan, domain: DomainConfig, model: str) -> Text | None:
     wanted = {canonical(contrast) for contrast in domain.contrasts}
     if not wanted:
         return None
-    made = f"'{model}' was made for {' or '.join(_named(name) for name in sorted(wanted))}"
+    made = f"'{model}' was made for {' or '.join(contrast_title(name) for name in sorted(wanted))}"
     fix = "Use a model that was made for this contrast; if the file says it wrongly, correct that."
     acquired = scan.acquisition
     said = [(contrast_in(_stem(scan)), f"is {{}} by its name, {_stem(scan)}")] if scan.file else []
@@ -159,7 +111,7 @@ def _contrast(scan: Scan, domain: DomainConfig, model: str) -> Text | None:
     names = [(name, text) for name, text in said if name]
     if names:
         name, text = names[0]
-        return None if name in wanted else (f"{text.format(_named(name))}, and {made}", fix)
+        return None if name in wanted else (f"{text.format(contrast_title(name))}, and {made}", fix)
     echo = _number(acquired.get("EchoTime"))
     usual = [_ECHO_TIMES[name] for name in wanted if name in _ECHO_TIMES]
     if echo and len(usual) == len(wanted) and not any(least <= echo <= most for least, most in usual):
@@ -215,7 +167,7 @@ def _spacing(scan: Scan, domain: DomainConfig, config: ModelConfig) -> Text | No
     uneven = domain.anisotropy is not None and voxel.max() > voxel.min() * domain.anisotropy * 1.001
     if not (below or above or uneven):
         return None
-    made = [_range(domain)] if domain.spacing else []
+    made = [spacing_range(domain)] if domain.spacing else []
     made += [f"edges at most {domain.anisotropy:g} to 1"] if domain.anisotropy is not None else []
     by_header = f" (its header's unit is {unit})" if unit else ""
     text = f"has voxels of {_by(voxel)} mm{by_header}"
@@ -245,7 +197,7 @@ def _intensities(scan: Scan, domain: DomainConfig, model: str) -> list[Text | No
     sample = _sampled(scan.values).astype(np.float64)
     sample = Outliers.of(sample).limited(sample)  # they have a warning of their own
     least, low, high, most = np.percentile(sample, (0, 0.5, 99.5, 100))
-    made = f"'{model}' was made for {_KINDS.get(domain.intensity or '', '')}"
+    made = f"'{model}' was made for {INTENSITIES.get(domain.intensity or '', '')}"
     ranges = f"has intensities from {least:.4g} to {most:.4g}, and {made}"
     found: list[Text | None] = []
     if domain.intensity == "non-negative":

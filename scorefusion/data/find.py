@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scorefusion.data.config import DatasetConfig
-from scorefusion.data.contrast import canonical, in_order
 from scorefusion.data.grid import check_grids, read_subject
 from scorefusion.data.layouts.registry import LAYOUTS, detect
 from scorefusion.data.listing import Listing, Volume, is_volume, stem, volume_files
@@ -18,6 +17,7 @@ from scorefusion.data.subject import Subject
 from scorefusion.data.table import list_table
 from scorefusion.errors import BadInput
 from scorefusion.io.placeholders import check_fetched
+from scorefusion.models.contrast import canonical, in_order
 
 Progress = Callable[[int, int], None]
 

@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 
 from scorefusion.data.config import DatasetConfig
-from scorefusion.data.contrast import LABELS, in_order
 from scorefusion.data.subject import Subject
 from scorefusion.errors import BadInput
 from scorefusion.io.grid import Grid, corner_distance, ras_grid, read_grid
 from scorefusion.io.nifti import Scan, read_scan
+from scorefusion.models.contrast import LABELS, in_order
 from scorefusion.optional import need
 
 _ORDER = {"linear": 1, "cubic": 3}

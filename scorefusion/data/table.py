@@ -10,7 +10,6 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scorefusion.data.contrast import canonical, in_order
 from scorefusion.data.layouts.folder import person
 from scorefusion.data.listing import Listing, Volume, is_volume
 from scorefusion.data.rows import read_rows
@@ -18,6 +17,7 @@ from scorefusion.data.split import SPLITS
 from scorefusion.data.subject import Subject
 from scorefusion.errors import BadInput, unknown_name
 from scorefusion.io.atomic import written_beside
+from scorefusion.models.contrast import canonical, in_order
 
 _RESERVED = ("subject", "group", "split")
 

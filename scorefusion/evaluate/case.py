@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from scorefusion.data.config import DatasetConfig
-from scorefusion.data.contrast import LABELS
 from scorefusion.data.find import find_subjects
 from scorefusion.data.grid import read_subject
 from scorefusion.data.preprocess import Intensity, Prepared, prepare_conditions
@@ -24,6 +23,7 @@ from scorefusion.degradations.make import disagreement
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.known_truth import KnownTruth, files_needed, known_truth, makes_its_input
 from scorefusion.models.config import ModelConfig, parse
+from scorefusion.models.contrast import LABELS
 
 FOREGROUND = -0.95
 """Normalised intensity above which a true voxel is foreground: 2.5% of the way from black to white."""

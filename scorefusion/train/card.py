@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scorefusion.data.domain import made_for
 from scorefusion.models.config import ModelConfig
+from scorefusion.models.domain import made_for
 from scorefusion.train.config import TrainConfig, VolumeConfig
 from scorefusion.train.journal import read_rows
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from scorefusion.data.config import DatasetConfig
-from scorefusion.data.contrast import canonical, is_known
 from scorefusion.data.find import Refusal, find_subjects
 from scorefusion.data.store import Extra, Source, StoreSettings, Vary, build_store
 from scorefusion.data.subject import Subject
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.grid import read_grid
 from scorefusion.models.config import DomainConfig, ModelConfig, read_config
+from scorefusion.models.contrast import canonical, is_known
 from scorefusion.models.folder import from_pretrained
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet

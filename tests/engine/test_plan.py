@@ -1,4 +1,4 @@
-"""Forecasts, what makes a plan fit, placements, and `scorefusion plan`."""
+"""Forecasts, what makes a plan fit, and `scorefusion plan`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 
 from scorefusion.cli import app
 from scorefusion.engine.engine import Engine
-from scorefusion.engine.placement import place
 from scorefusion.engine.planning.fit import fit, parse_memory
 from scorefusion.engine.planning.forecast import PROGRAM, forecast, weight_bytes
 from scorefusion.engine.planning.memory import measure
@@ -135,30 +134,15 @@ def test_where_nothing_fits_it_says_what_would():
     assert "fits" in text
 
 
-def test_branches_and_volumes_on_devices():
-    layout = plan(preset("paper"), (16, 24, 32), dtype=torch.bfloat16)
-    found = forecast(layout)
-    one = place(found, ["cpu"])
-    assert one.flop == (found.flop,) and one.speedup == 1.0
-    two = place(found, ["cpu", "cpu"])
-    assert two.volumes is None and set(two.branches.values()) == {0, 1}
-    assert sum(two.flop) == pytest.approx(found.flop) and 1.0 < two.speedup < 2.0
-    assert len(place(found, ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]).devices) == 3
-    many = place(forecast(plan(preset("small"), (8, 8, 8), batch=5)), ["cuda:0", "cuda:1"])
-    assert many.volumes == ((0, 2), (2, 5)) and many.branches is None
-    with pytest.raises(ScoreFusionError, match="at least one device"):
-        place(found, [])
-
-
 def run(*arguments: str):
     return CliRunner().invoke(app, ["plan", *arguments, "--device", "cpu", "--dtype", "float32"])
 
 
 def test_the_verb():
-    result = run("--shape", "15", "24", "32", "--max-memory", "2GB", "--devices", "2")
+    result = run("--shape", "15", "24", "32", "--max-memory", "2GB")
     assert result.exit_code == 0, result.output
     for words in ("t1-sr4: 15 x 24 x 32 voxels, padded to 16 x 24 x 32", "program", "total.2", "axial",
-                  "in all", "fits 2.00 GB", "cpu:1", "TFLOP"):  # fmt: skip
+                  "in all", "fits 2.00 GB", "TFLOP"):  # fmt: skip
         assert words in result.output
 
 
@@ -171,7 +155,6 @@ def test_the_verb_where_it_does_not_fit():
     ("arguments", "words"),
     [
         (["--max-memory", "lots"], "amount of memory"),
-        (["--devices", "0"], "at least 1"),
         (["--model", "t1-sr5"], "t1-sr4"),
         (["--strategy", "fused"], "fuse"),
     ],

@@ -11,10 +11,10 @@ import torch
 
 from scorefusion import Pipeline
 from scorefusion.data.baselines import interpolate
-from scorefusion.data.domain import made_for
 from scorefusion.degradations.projection import block_mean
 from scorefusion.io.nifti import read_scan
 from scorefusion.metrics.image import psnr
+from scorefusion.models.domain import made_for
 from scorefusion.models.folder import ASSETS, load_config
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion

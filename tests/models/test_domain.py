@@ -15,11 +15,12 @@ from scorefusion.batch.item import Item
 from scorefusion.batch.work import Work
 from scorefusion.batch.worker import Worker
 from scorefusion.cli import main
-from scorefusion.data.contrast import canonical
-from scorefusion.data.domain import check_domain, contrast_in, made_for, warnings_of
+from scorefusion.data.domain import check_domain, contrast_in, warnings_of
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.nifti import read_scan
 from scorefusion.models.config import DomainConfig, ModelConfig, parse
+from scorefusion.models.contrast import canonical
+from scorefusion.models.domain import made_for
 from scorefusion.models.folder import load_config
 from scorefusion.pipeline.pipeline import Pipeline
 from tests.support.tiny import tiny_config, tiny_model

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scorefusion.data.contrast import canonical
 from scorefusion.data.listing import Listing, Volume, stem
+from scorefusion.models.contrast import canonical
 
 _NAME = re.compile(
     r"(?P<group>sub-[a-z0-9+]+)(?:_(?P<session>ses-[a-z0-9+]+))?(?P<entities>(?:_[a-z]+-[a-z0-9+]+)*)"

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scorefusion.data.contrast import canonical
 from scorefusion.data.listing import Listing, Volume, stem
+from scorefusion.models.contrast import canonical
 
 _NEW = re.compile(r"(?P<case>(?P<group>brats-[a-z]+-\d+)-\d+)-(?P<contrast>t1n|t1c|t2w|t2f|seg)", re.I)
 _OLD = re.compile(r"(?P<case>(?P<group>brats\d*_.+))_(?P<contrast>t1|t1ce|t2|flair|seg)", re.I)

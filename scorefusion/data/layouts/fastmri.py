@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scorefusion.data.contrast import LABELS, canonical
 from scorefusion.data.listing import Listing, Volume, stem
 from scorefusion.data.rows import read_rows
 from scorefusion.errors import BadInput
+from scorefusion.models.contrast import LABELS, canonical
 
 TABLE = "patients.csv"
 _NAME = re.compile(

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scorefusion.data.contrast import canonical, is_known
 from scorefusion.data.listing import Listing, Volume, stem
+from scorefusion.models.contrast import canonical, is_known
 
 
 def list_folder(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Listing:

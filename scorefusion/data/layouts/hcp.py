@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scorefusion.data.contrast import LABELS, canonical
 from scorefusion.data.listing import Listing, Volume, stem
+from scorefusion.models.contrast import LABELS, canonical
 
 _ALIGNED = re.compile(r"(T1w|T2w)_(acpc_dc_restore|acpc_dc_restore_brain|acpc_dc)", re.I)
 _VERSIONS = ("acpc_dc_restore", "acpc_dc_restore_brain", "acpc_dc")

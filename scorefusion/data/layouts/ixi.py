@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from scorefusion.data.contrast import canonical
 from scorefusion.data.listing import Listing, Volume, stem
+from scorefusion.models.contrast import canonical
 
 _NAME = re.compile(r"(?P<scan>(?P<group>IXI\d+)-[a-z]+-\d+)-(?P<contrast>T1|T2|PD|MRA)", re.I)
 

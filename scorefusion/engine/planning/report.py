@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scorefusion.engine.placement import Placement
 from scorefusion.engine.planning.fit import Fit, short
 from scorefusion.engine.planning.forecast import Forecast
 
 
-def report(found: Fit, limit: int | None = None, placement: Placement | None = None) -> str:
+def report(found: Fit, limit: int | None = None) -> str:
     """Lines of aligned text, sizes in decimal megabytes.
 
     Args:
         found: the plan and its forecast.
         limit: bytes that were allowed, if any.
-        placement: on several devices, if asked for.
     """
     forecast, plan = found.forecast, found.plan
     padded = "" if plan.grid == plan.size else f", padded to {_by(plan.grid)}"
@@ -26,8 +24,6 @@ def report(found: Fit, limit: int | None = None, placement: Placement | None = N
     parts = [title, "", *_memory(forecast), "", *_arithmetic(forecast), "", _verdict(found, limit)]
     parts += [f"  changed: {change}" for change in found.changes]
     parts += [f"  to fit: {way}" for way in found.advice]
-    if placement is not None:
-        parts += ["", *_placement(placement)]
     return "\n".join(parts)
 
 
@@ -76,21 +72,6 @@ def _verdict(found: Fit, limit: int | None) -> str:
     if limit is None:
         return f"predicted peak {peak}"
     return f"predicted peak {peak}: {'fits' if found.fits else 'does not fit'} {limit / 1e9:.2f} GB"
-
-
-def _placement(placement: Placement) -> list[str]:
-    rows = []
-    for number, device in enumerate(placement.devices):
-        if placement.volumes is not None:
-            first, last = placement.volumes[number]
-            what = f"volumes {first} to {last - 1}"
-        else:
-            assert placement.branches is not None
-            mine = [str(k) for k, place in placement.branches.items() if place == number]
-            what = f"branches {', '.join(mine)}" + (", 3D network" if number == 0 else "")
-        rows.append((device, _tera(placement.flop[number]), what))
-    bound = f"at most {placement.speedup:.2f} times one device, copies not counted"
-    return [*_aligned([("devices", "TFLOP", ""), *rows]), f"  {bound}"]
 
 
 def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:

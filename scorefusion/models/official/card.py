@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scorefusion.data.domain import made_for
+from scorefusion.models.domain import made_for
 from scorefusion.models.score_fusion import ScoreFusion
 
 

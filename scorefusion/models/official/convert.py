@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import ValidationError
 
-from scorefusion.data.contrast import canonical, is_known
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.models.config import (
     PLANES,
@@ -27,6 +26,7 @@ from scorefusion.models.config import (
     Strategy,
     require_strategy,
 )
+from scorefusion.models.contrast import canonical, is_known
 from scorefusion.models.folder import channels_last, check_tensors
 from scorefusion.models.official.file import Source, State, read_state
 from scorefusion.models.official.names import (

@@ -1,0 +1,57 @@
+"""Describe what a model was made for: contrasts, voxel sizes and intensities of its domain."""
+
+from __future__ import annotations
+
+import textwrap
+
+from scorefusion.models.config import DomainConfig, ModelConfig
+from scorefusion.models.contrast import LABELS, canonical
+
+_NAMES = {
+    "t1": "T1", "t1c": "T1 with contrast agent", "t2": "T2", "flair": "FLAIR", "pd": "proton density",
+    "ct": "CT", "pet": "PET", "mra": "MR angiography", "bold": "BOLD", "dwi": "diffusion", "swi": "SWI",
+    "t2star": "T2*", "asl": "perfusion", "map": "a quantitative map", "phase": "phase",
+    LABELS: "a label map", "mask": "a mask", "mr": "MRI", "video": "video",
+}  # fmt: skip
+
+INTENSITIES = {
+    "non-negative": "intensities from 0 up, in any unit",
+    "hounsfield": "Hounsfield units",
+    "8-bit": "intensities from 0 to 255",
+}
+
+
+def made_for(config: ModelConfig) -> str:
+    """The section of a model's card that says what it was made for, Markdown."""
+    lines = ["## What it was made for", ""]
+    for name in dict.fromkeys(config.conditions):
+        text = _described(config.domain.get(name, DomainConfig())) or "unknown, so its images are not checked"
+        lines += textwrap.wrap(f"* `{name}`: {text}.", 110, subsequent_indent="  ")
+    return "\n".join(lines) + "\n"
+
+
+def _described(domain: DomainConfig) -> str:
+    parts = []
+    if domain.contrasts:
+        parts.append(" or ".join(contrast_title(contrast) for contrast in domain.contrasts))
+    if domain.spacing is not None:
+        parts.append(f"voxels of {spacing_range(domain)}")
+    if domain.anisotropy is not None:
+        parts.append(f"no more than {domain.anisotropy:g} times longer along one axis than along another")
+    if domain.intensity is not None:
+        parts.append(INTENSITIES[domain.intensity])
+    if domain.background == "zero":
+        parts.append("a background of 0")
+    return ", ".join(parts)
+
+
+def spacing_range(domain: DomainConfig) -> str:
+    """Return the voxel sizes, such as ``4 to 8.4 mm`` or ``3 to 6 × 1 × 1 mm (z, y, x)``."""
+    texts = [f"{a:g}" if a == b else f"{a:g} to {b:g}" for a, b in domain.spacing or ()]
+    return f"{texts[0]} mm" if len(set(texts)) == 1 else f"{' × '.join(texts)} mm (z, y, x)"
+
+
+def contrast_title(contrast: str) -> str:
+    """Return a contrast's name as in running text, such as ``FLAIR``."""
+    name = canonical(contrast)
+    return _NAMES.get(name, name)
