@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import runpy
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.support.tiny import tiny_image
+from scorefusion import Pipeline
+from tests.support.tiny import tiny_image, write_tiny
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "serve")
 NEEDS = {"simpleitk_image": "SimpleITK", "monai_transform": "monai", "nipype_node": "nipype"}
 ARGUMENTS = {
     "translate_file": ["in.nii.gz", "out.nii.gz", "1"],
@@ -55,4 +61,37 @@ def test_example_runs(
 
 def test_every_example_is_short_and_expected() -> None:
     assert {path.stem for path in EXAMPLES} == set(SAYS)
-    assert all(len(path.read_text().splitlines()) <= 60 for path in EXAMPLES)
+    assert all(len(path.read_text().splitlines()) <= 60 for path in [*EXAMPLES, ROOT / "examples/serve.py"])
+
+
+def test_the_server_translates_on_the_loopback_interface(tmp_path: Path) -> None:
+    model, scan = write_tiny(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(ROOT / "examples/serve.py"), "0", str(model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[-1]
+            assert address.startswith("http://127.0.0.1:")
+
+            def post(data: bytes, path: str = "/scan.nii.gz", **headers: str) -> tuple[int, bytes]:
+                request = urllib.request.Request(address + path, data, headers)
+                try:
+                    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                        return answer.status, answer.read()
+                except urllib.error.HTTPError as error:
+                    return error.code, error.read()
+
+            status, content = post(scan.read_bytes())
+            (tmp_path / "answer.nii.gz").write_bytes(content)
+            ours = Pipeline(model)(scan).save(tmp_path / "ours.nii.gz")
+            volumes = [nib.load(path).get_fdata() for path in (tmp_path / "answer.nii.gz", ours)]
+            assert status == 200 and np.array_equal(*volumes)
+            status, content = post(b"no image")
+            assert (
+                status == 400 and content.count(b"\n") == 1 and str(tmp_path.parent).encode() not in content
+            )
+            assert post(scan.read_bytes(), Host="example.org:80")[0] == 403
+            assert post(b"", **{"Content-Length": str(2**40)})[0] == 413
+        finally:
+            server.terminate()

@@ -21,7 +21,7 @@ import torch
 import torchio as tio
 
 from scorefusion.train.config import AugmentConfig
-from scorefusion.train.crops import vary
+from scorefusion.train.examples import vary
 
 SIZE = 64
 NOTHING = AugmentConfig(flip=False, gamma=0, remap=0, sharpen=0, bias=0, noise=0, noise_probability=0)
@@ -113,7 +113,7 @@ def main() -> None:
     for name, steps in chains.items():
         cells = ["–" if step is None else f"{cpu_ms(step):.1f}" for step in steps]
         print(f"| {name} | {' | '.join(cells)} |")
-    modules = ("scorefusion.train.crops", "torchio", "monai.transforms")
+    modules = ("scorefusion.train.examples", "torchio", "monai.transforms")
     print(f"| import, CPU s | {' | '.join(f'{import_seconds(module):.2f}' for module in modules)} |")
 
 

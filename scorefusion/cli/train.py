@@ -55,14 +55,14 @@ def train(
     from scorefusion.models.config import read_config
     from scorefusion.models.folder import save_pretrained
     from scorefusion.ops.device import DTYPES
-    from scorefusion.train.card import training_card
     from scorefusion.train.config import TrainConfig
-    from scorefusion.train.devices import is_first
     from scorefusion.train.dry_run import describe
     from scorefusion.train.dry_run import dry_run as try_out
     from scorefusion.train.failure import replay as compute_again
     from scorefusion.train.loop import train as run
+    from scorefusion.train.report import training_card
     from scorefusion.train.sources import domain_of
+    from scorefusion.train.step import is_first
 
     settings = read_config(TrainConfig, config)
     if replay:

@@ -18,8 +18,8 @@ from scorefusion.models.config import ModelConfig, parse
 from scorefusion.models.folder import channels_last
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train.config import StageConfig
-from scorefusion.train.draws import Batch, Draws, step_seed
-from scorefusion.train.stages import StageLoss, trained_parameters
+from scorefusion.train.examples import Batch, Draws, step_seed
+from scorefusion.train.step import StageLoss, trained_parameters
 
 if TYPE_CHECKING:
     from scorefusion.train.loop import Run

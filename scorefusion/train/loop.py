@@ -19,14 +19,11 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train import checkpoint
 from scorefusion.train.checkpoint import State
 from scorefusion.train.config import StageConfig, TrainConfig
-from scorefusion.train.crops import Crop, CropSampler
-from scorefusion.train.devices import start
+from scorefusion.train.examples import Crop, CropSampler, factors_of
 from scorefusion.train.failure import not_finite
-from scorefusion.train.journal import Journal, draw_curves
-from scorefusion.train.look import boxes_of, draw_look, judge, look
-from scorefusion.train.pairs import factors_of
+from scorefusion.train.report import Journal, boxes_of, draw_curves, draw_look, judge, look
 from scorefusion.train.sources import take_weights, volumes_of
-from scorefusion.train.step import Stepper, learning_rate
+from scorefusion.train.step import Stepper, learning_rate, start
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

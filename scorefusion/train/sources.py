@@ -1,4 +1,4 @@
-"""What a run starts from: the stored volumes of its configuration, and weights of trained models."""
+"""Prepare what a training run starts from: stored volumes, warped variants, weights of trained models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from scorefusion.data.config import DatasetConfig
 from scorefusion.data.find import Refusal, find_subjects
-from scorefusion.data.store import Extra, Source, StoreSettings, Vary, build_store
+from scorefusion.data.rotation import rotation
+from scorefusion.data.store import MULTIPLE, Extra, Source, StoreSettings, Vary, build_store
 from scorefusion.data.subject import Subject
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.grid import read_grid
@@ -23,9 +24,42 @@ from scorefusion.models.folder import from_pretrained
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet
 from scorefusion.train.checkpoint import CHECKPOINT, load
-from scorefusion.train.config import TrainConfig
-from scorefusion.train.pairs import contrasts_of, factors_of, needs_whole, whole_condition
-from scorefusion.train.variants import warp
+from scorefusion.train.config import TrainConfig, VariantConfig
+from scorefusion.train.examples import contrasts_of, factors_of, needs_whole, whole_condition
+
+
+def warp(source: np.ndarray, config: VariantConfig, random: np.random.Generator) -> np.ndarray:
+    """One random variant of ``source [C, D, H, W]`` float32, sampled on a grid of its own voxel size."""
+    from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter, zoom
+
+    spacing = float(random.uniform(*config.spacing))
+    axes = np.exp(random.normal(0, config.zoom, 3))
+    angles = np.deg2rad(random.normal(0, config.rotation / 2, 3))
+    size = np.array(source.shape[1:])
+    grid = [max(int(length / spacing) // MULTIPLE, 1) * MULTIPLE for length in size]
+    coarse = [max(4, round(length * spacing / config.bend_spacing) + 1) for length in grid]
+    bends = random.normal(0, config.bend, (3, *coarse))
+
+    matrix = rotation(angles) * (spacing / axes)[None, :]
+    mesh = np.indices(grid, dtype=np.float32) - (np.array(grid, np.float32)[:, None, None, None] - 1) / 2
+    places = (
+        np.tensordot(matrix.astype(np.float32), mesh, 1)
+        + (size[:, None, None, None] - 1).astype(np.float32) / 2
+    )
+    for axis in range(3):
+        places[axis] += zoom(
+            bends[axis].astype(np.float32), np.array(grid) / coarse, order=2, grid_mode=True, mode="nearest"
+        )
+    blur = 0.5 * np.sqrt(max(spacing**2 - 1, 0.0))
+    channels = []
+    for channel in source:
+        smooth = gaussian_filter(channel, blur, mode="nearest") if blur > 0 else channel
+        coefficients = spline_filter(smooth, order=3, output=np.float32, mode="nearest")
+        channels.append(
+            map_coordinates(coefficients, places, order=3, mode="nearest", prefilter=False, output=np.float32)
+        )
+    return np.stack(channels)
+
 
 EVEN = 1.25
 """A model of cubic voxels takes voxels whose edges differ by up to this ratio."""

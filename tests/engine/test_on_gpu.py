@@ -18,8 +18,8 @@ from scorefusion import Pipeline
 from scorefusion.ops import backends
 from scorefusion.ops.fuse_step import CUDA_EDGE, IMPLEMENTED
 from scorefusion.ops.noise import normal
-from scorefusion.train.journal import read_rows
 from scorefusion.train.loop import train
+from scorefusion.train.report import read_rows
 from tests import (
     test_ensemble_features,
     test_fuse_scores,

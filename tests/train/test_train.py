@@ -15,16 +15,11 @@ from scorefusion.models.config import ModelConfig, parse
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train.config import AugmentConfig, StageConfig, TrainConfig, ValidationConfig, VariantConfig
-from scorefusion.train.crops import CropSampler, vary
-from scorefusion.train.draws import Draws, draw_levels, stream, together
-from scorefusion.train.journal import read_rows
-from scorefusion.train.look import boxes_of, restore
+from scorefusion.train.examples import CropSampler, Draws, draw_levels, make_example, stream, together, vary
 from scorefusion.train.loop import train
-from scorefusion.train.pairs import make_example
-from scorefusion.train.sources import domain_of, take_weights
-from scorefusion.train.stages import StageLoss, trained_parameters
-from scorefusion.train.step import learning_rate
-from scorefusion.train.variants import warp
+from scorefusion.train.report import boxes_of, read_rows, restore
+from scorefusion.train.sources import domain_of, take_weights, warp
+from scorefusion.train.step import StageLoss, learning_rate, trained_parameters
 from tests.support.tiny import tiny_config
 
 BLOCK = (4, 4, 4)
@@ -118,7 +113,7 @@ def test_a_look_is_drawn_and_measured_and_changes_nothing(
     np.testing.assert_allclose(np.mean(scores, axis=0), told, atol=1e-3)
     base = make_example(boxes[0].volume, model.config).condition
     torch.testing.assert_close(restore(model, boxes[0], seen.stages[0], 0)["base"], base)
-    monkeypatch.setattr("scorefusion.train.look.CROP", 16)
+    monkeypatch.setattr("scorefusion.train.report.CROP", 16)
     varied = boxes_of(config, model.config, tmp_path / "seen/volumes", crops)
     assert len(varied) == 3 and varied[0].volume.shape == (1, 1, 16, 16, 16)
 

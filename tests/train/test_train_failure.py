@@ -16,8 +16,7 @@ from scorefusion.errors import BadInput
 from scorefusion.models.config import read_config
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train.config import TrainConfig
-from scorefusion.train.crops import CropSampler
-from scorefusion.train.draws import Draws
+from scorefusion.train.examples import CropSampler, Draws
 from scorefusion.train.failure import Replay, replay
 from scorefusion.train.loop import train
 from scorefusion.train.sources import volumes_of

@@ -15,11 +15,10 @@ from typer.testing import CliRunner
 
 from scorefusion.cli import app
 from scorefusion.models.config import read_config
-from scorefusion.train.card import training_card
 from scorefusion.train.checkpoint import State
 from scorefusion.train.config import TrainConfig
-from scorefusion.train.journal import Journal, draw_curves, read_rows
 from scorefusion.train.loop import train
+from scorefusion.train.report import Journal, draw_curves, read_rows, training_card
 from tests.train.test_train_resume import write_run
 
 
@@ -117,7 +116,7 @@ def test_a_look_that_fails_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
     def exhausted(*_: object) -> None:
         raise torch.OutOfMemoryError("no memory for a look")
 
-    monkeypatch.setattr("scorefusion.train.look.restore", exhausted)
+    monkeypatch.setattr("scorefusion.train.report.restore", exhausted)
     warned: list[str] = []
     config = config_of(
         tmp_path, stages=[{"kind": "slices", "steps": 3, "crop": 8}], log_every=1, look_every=1

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import parse
 from scorefusion.train.config import StageConfig
-from scorefusion.train.devices import my_share
+from scorefusion.train.step import my_share
 from tests.support.shared_steps import gradients
 from tests.support.tiny import tiny_model
 from tests.support.waiting import PATIENCE

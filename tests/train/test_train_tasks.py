@@ -16,11 +16,18 @@ from scorefusion.models.config import ModelConfig, parse
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train.config import AugmentConfig, StageConfig, TrainConfig
-from scorefusion.train.crops import Crop, CropSampler
-from scorefusion.train.draws import Draws
-from scorefusion.train.look import restore
+from scorefusion.train.examples import (
+    Crop,
+    CropSampler,
+    Draws,
+    contrasts_of,
+    factors_of,
+    make_example,
+    needs_whole,
+    whole_condition,
+)
 from scorefusion.train.loop import train
-from scorefusion.train.pairs import contrasts_of, factors_of, make_example, needs_whole, whole_condition
+from scorefusion.train.report import restore
 from scorefusion.train.sources import sources_of, take_weights, volumes_of
 from tests.support.tiny import tiny_model
 

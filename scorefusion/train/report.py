@@ -1,0 +1,347 @@
+"""Report on a training run: log, loss curves, TensorBoard, sample pictures with PSNR, the model card."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scorefusion.data.find import Refusal
+from scorefusion.degradations.make import make_operator
+from scorefusion.degradations.projection import BlockPooling, MeasurementProjection
+from scorefusion.diffusion.level import NoiseLevel
+from scorefusion.diffusion.sample import sample
+from scorefusion.errors import one_line
+from scorefusion.io.atomic import written_beside
+from scorefusion.metrics.image import psnr
+from scorefusion.models.config import ModelConfig
+from scorefusion.models.domain import made_for
+from scorefusion.models.score_fusion import Inputs, ScoreFusion
+from scorefusion.models.table import table_for
+from scorefusion.optional import need
+from scorefusion.train.checkpoint import State
+from scorefusion.train.config import AugmentConfig, StageConfig, TrainConfig, VolumeConfig
+from scorefusion.train.examples import Crop, CropSampler, contrasts_of, factors_of, is_degraded, make_example
+from scorefusion.train.sources import volumes_of
+
+LOG = "log.jsonl"
+_TENSORBOARD = "TensorBoard's file"
+T = TypeVar("T")
+
+
+class Journal:
+    """Rows of figures, appended. What cannot be written is warned of once, and the training goes on.
+
+    Args:
+        folder: the run's.
+        state: where the run is: what a stopped run wrote after its checkpoint is cut off.
+        config: the run.
+        warn: called with what could not be written, and why.
+    """
+
+    def __init__(
+        self, folder: Path, state: State, config: TrainConfig, warn: Callable[[str], None] | None = None
+    ) -> None:
+        self.path, self.warn = folder / LOG, warn
+        self._failed: set[str] = set()
+        self._waiting = b""
+        self._written = state.logged
+        self.attempt(LOG, self._append)
+        steps = [stage.steps for stage in config.stages]
+        self.before = [sum(steps[:number]) for number in range(len(steps) + 1)]
+        done = self.before[state.stage] + state.step
+        self.writer: Any = None
+        if config.tensorboard:
+            self.writer = self.attempt(_TENSORBOARD, lambda: _writer(folder / "tensorboard", done))
+
+    def attempt(self, name: str, write: Callable[[], T]) -> T | None:
+        """Write a part of the report; None if that fails, of which the first time is warned."""
+        try:
+            return write()
+        except Exception as error:
+            if name not in self._failed and self.warn is not None:
+                self.warn(f"{name} could not be written ({one_line(error)}); the training goes on")
+            self._failed.add(name)
+            return None
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row: ``number`` and ``stage``, ``step``, and figures. One that cannot be written waits."""
+        self._waiting += json.dumps(row).encode() + b"\n"
+        self.attempt(LOG, self._append)
+        if self.writer is not None:
+            self.attempt(_TENSORBOARD, lambda: self._add_scalars(row))
+            if _TENSORBOARD in self._failed:
+                self.writer = None
+
+    def settled(self) -> int:
+        """Bytes of the log that the disk has."""
+        self.attempt(LOG, self._sync)
+        return self._written
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        if self.writer is not None:
+            self.attempt(_TENSORBOARD, self.writer.close)
+
+    def _append(self) -> None:
+        """Cut off what follows the last row that was written whole, and write the rows that wait."""
+        with open(self.path, "ab") as file:
+            end = min(self._written, file.tell())
+            file.truncate(end)
+            file.write(self._waiting)
+        self._written, self._waiting = end + len(self._waiting), b""
+
+    def _sync(self) -> None:
+        with open(self.path, "ab") as file:
+            os.fsync(file.fileno())
+
+    def _add_scalars(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, float):
+                tag = f"{row['number'] + 1} {row['stage']}/{name}"
+                self.writer.add_scalar(tag, value, self.before[row["number"]] + row["step"])
+        self.writer.flush()
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log; a last one that is not whole is left out."""
+    path = folder / LOG
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def draw_curves(folder: Path) -> None:
+    """Draw ``folder/log.jsonl`` as ``folder/curves.png``: loss, and validation PSNR, of each stage."""
+    figures = need("matplotlib.figure", "loss curves")
+    rows = read_rows(folder)
+    stages = list(dict.fromkeys((row["number"], row["stage"]) for row in rows))
+    judged = any("psnr" in row for row in rows)
+    if not stages:
+        return
+    figure = figures.Figure(figsize=(4 * len(stages), 6 if judged else 3), layout="constrained")
+    axes = figure.subplots(1 + judged, len(stages), squeeze=False)
+    for column, (number, kind) in zip(axes.T, stages, strict=True):
+        mine = [row for row in rows if row["number"] == number]
+        steps, losses = (np.array([row[name] for row in mine]) for name in ("step", "loss"))
+        column[0].plot(steps, losses, lw=0.5, alpha=0.5)
+        window = max(len(losses) // 20, 1)
+        column[0].plot(steps[window - 1 :], np.convolve(losses, np.ones(window) / window, mode="valid"))
+        column[0].set(title=kind, xlabel="step", ylabel="loss", yscale="log")
+        looks = [row for row in mine if "psnr" in row]
+        for name, label in (("psnr", "sampled"), ("psnr_one_step", "one step"), ("psnr_base", "base")):
+            if looks:
+                column[1].plot(
+                    [row["step"] for row in looks], [row[name] for row in looks], ".-", label=label
+                )
+                column[1].set(xlabel="step", ylabel="PSNR, dB")
+                column[1].legend(fontsize=7)
+    with written_beside(folder / "curves.png") as beside:
+        figure.savefig(beside, dpi=100)
+
+
+def _writer(folder: Path, done: int) -> Any:
+    """TensorBoard's, which leaves out what was written beyond step ``done``; None without the package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=done + 1)
+
+
+CROP = 48
+"""Edge of the boxes that are looked at where there is no validation."""
+
+SHOWN = 3
+WHITE_LESS_BLACK = 2.0
+STRATEGY = {"slices": "average", "patches": "fuse", "features": "fuse+features", "volume": "volume"}
+PLAIN = AugmentConfig(flip=False, gamma=0, remap=0, sharpen=0, bias=0, noise=0, noise_probability=0)
+
+
+def boxes_of(
+    config: TrainConfig,
+    model: ModelConfig,
+    folder: Path,
+    crops: CropSampler,
+    refused: Callable[[Refusal], None] | None = None,
+) -> list[Crop]:
+    """The boxes that are looked at: the validation's, unvaried, or else three varied crops of the training's.
+
+    Raises:
+        BadInput: for validation volumes that cannot be used.
+    """
+    given = config.validation
+    if given is None:
+        return [crops.draw([CROP] * 3, _random(config, number)) for number in range(SHOWN)]
+    of_these = config.model_copy(update={"volumes": given.volumes, "datasets": given.datasets})
+    store = volumes_of(of_these, model, folder, refused=refused)
+    sampler = CropSampler(store, PLAIN, factors_of(model)[0])
+    return [sampler.draw([given.size] * 3, _random(config, number)) for number in range(given.boxes)]
+
+
+@torch.no_grad()
+def look(model: ScoreFusion, boxes: Sequence[Crop], stage: StageConfig) -> list[dict[str, Tensor]]:
+    """Restore the boxes in one step and in the model's own number of steps; see :func:`restore`.
+
+    Args:
+        model: the averaged one; its mode is kept.
+        boxes: from :func:`boxes_of`.
+        stage: decides the strategy.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        return [restore(model, crop, stage, seed) for seed, crop in enumerate(boxes)]
+    finally:
+        model.train(was_training)
+
+
+def judge(restored: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Return means over the boxes of the PSNR, white less black being 2, in dB.
+
+    They are ``psnr_base``, ``psnr_one_step`` and ``psnr`` of the sample.
+    """
+    named = zip(("psnr_base", "psnr_one_step", "psnr"), list(restored[0])[1:], strict=True)
+    return {
+        name: round(
+            float(
+                np.mean(
+                    [psnr(each[label].numpy(), each["truth"].numpy(), WHITE_LESS_BLACK) for each in restored]
+                )
+            ),
+            4,
+        )
+        for name, label in named
+    }
+
+
+def restore(model: ScoreFusion, crop: Crop, stage: StageConfig, seed: int) -> dict[str, Tensor]:
+    """Truth, base, one step's result and a sample of a crop, each ``[1, 1, D, H, W]`` on the CPU."""
+    description = model.config
+    strategy = STRATEGY[stage.kind]
+    strategy = strategy if strategy in description.strategies else description.sampling.strategy
+    target = contrasts_of(description).index(description.target)
+    truth = crop.volume[:, target : target + 1]
+    example = make_example(crop.volume, description)
+    condition = example.condition.to(next(model.parameters()).device)
+    inputs = model.prepare(condition, origin=crop.origin, full=crop.full)
+    volumes = {"truth": truth, "base": example.condition[:, :1]}
+    steps = description.sampling.steps
+    for label, count in (("one step", 1), (f"a sample, {steps} steps", steps)):
+        residual = sample(
+            functools.partial(_predict, model, inputs, strategy),
+            condition,
+            table_for(description, steps=count),
+            seeds=[seed],
+            clamp=description.sampling.clamp,
+            project=_projection(description, condition),
+        )
+        volumes[label] = volumes["base"] + description.residual.scale * residual.cpu()
+    return volumes
+
+
+def _projection(description: ModelConfig, condition: Tensor) -> BlockPooling | MeasurementProjection | None:
+    """As when a whole volume is sampled; none where what is measured mixes voxels beyond the box."""
+    degradation = description.degradation
+    if not is_degraded(description) or not description.sampling.consistency or any(degradation.whole):
+        return None
+    if degradation.blocks is not None:
+        return BlockPooling(degradation.blocks)
+    operator = make_operator(degradation, condition.shape[2:], device=condition.device)
+    return None if operator is None else MeasurementProjection(operator)
+
+
+def _predict(model: ScoreFusion, inputs: Inputs, strategy: str, x: Tensor, level: NoiseLevel) -> Tensor:
+    return model(x, inputs, level, strategy=strategy)
+
+
+def draw_look(restored: Sequence[dict[str, Tensor]], picture: Path) -> None:
+    """Draw the first boxes: truth, base, one step, a sample."""
+    restored = restored[:SHOWN]
+    figure = need("matplotlib.figure", "a look").Figure(
+        figsize=(10, 2.5 * len(restored)), layout="constrained"
+    )
+    axes = figure.subplots(len(restored), 4, squeeze=False)
+    for row, volumes in zip(axes, restored, strict=True):
+        for axis, (label, volume) in zip(row, volumes.items(), strict=True):
+            error = (volume - volumes["truth"]).square().mean().sqrt().item()
+            axis.imshow(_middle(volume), cmap="gray", vmin=-1, vmax=1)
+            axis.set_title(f"{label}  rmse {error:.4f}", fontsize=8)
+            axis.axis("off")
+    with written_beside(picture) as beside:
+        figure.savefig(beside, dpi=80)
+
+
+def _middle(volume: Tensor) -> np.ndarray:
+    return volume[0, 0, volume.shape[2] // 2].flip(0).numpy()
+
+
+def _random(config: TrainConfig, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[config.seed, 10**6 + number]))
+
+
+NOT_FOR = """Not for diagnosis or any clinical decision. Detail that the input does not hold is the model's
+guess: plausible, not measured. Pathology, contrast agent, other contrasts, other organs, and inputs that are
+not block means of a finer grid (slice-selective profiles, k-space truncation) were not in the training
+data."""
+
+
+def training_card(config: TrainConfig, folder: Path, model: ModelConfig) -> str:
+    """Markdown for a model that ``config`` trained in ``folder``; ``model`` says what it was made for."""
+    rows = read_rows(folder)
+    volumes = "\n".join(
+        [f"| {_named(volume)} | {volume.variants} | {volume.share:g} |" for volume in config.volumes]
+        + [
+            f"| `{Path(part.data.root).name}`, {part.data.split} | {part.variants} | {part.share:g} |"
+            for part in config.datasets
+        ]
+    )
+    stages = []
+    for number, stage in enumerate(config.stages):
+        losses = [row["loss"] for row in rows if row["number"] == number]
+        tail = losses[-max(len(losses) // 10, 1) :]
+        mean = f"{sum(tail) / len(tail):.4f}" if tail else "-"
+        box = f"{stage.crop}" if stage.crop else "whole volumes"
+        stages.append(f"| {stage.kind} | {stage.steps} | {stage.batch} | {box} | {mean} |")
+    minutes = rows[-1]["seconds"] / 60 if rows else 0.0
+    return f"""# {model.name}
+
+Trained by `scorefusion train` in {minutes:.0f} minutes of steps; `config.json` beside this card is the model,
+the run's own configuration is in the repository's `configs/`.
+
+## What it saw
+
+| volume | warped variants | share of crops |
+| --- | --- | --- |
+{volumes}
+
+Variants differ in voxel size, pose, size and a smooth deformation; every crop in contrast, sharpness, bias
+field and noise.
+
+| stage | steps | batch | crop | loss, mean of the last tenth |
+| --- | --- | --- | --- | --- |
+{chr(10).join(stages)}
+
+{made_for(model)}
+## What it is not for
+
+{NOT_FOR}
+"""
+
+
+def _named(volume: VolumeConfig) -> str:
+    """The files of a training subject, and what part of it was seen."""
+    files = [volume.file] if volume.file else [*volume.files.values()]
+    text = ", ".join(f"`{Path(file).name}`" for file in files)
+    kept = [
+        f"{axis} from {ends[0]} to {ends[1]}"
+        for axis, ends in zip("zyx", volume.region, strict=True)
+        if ends is not None
+    ]
+    return f"{text} ({', '.join(kept)})" if kept else text
