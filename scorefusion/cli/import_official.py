@@ -72,8 +72,7 @@ def import_official(
     from scorefusion.errors import ScoreFusionError, unknown_name
     from scorefusion.models.config import PLANES
     from scorefusion.models.folder import check_folder
-    from scorefusion.models.official.card import official_card
-    from scorefusion.models.official.convert import load_official
+    from scorefusion.models.official.convert import load_official, official_card
 
     planes = plane or ["axial"]
     if len(planes) != len(files) or len(set(planes)) != len(planes):

@@ -66,7 +66,7 @@ def plan(
     if here:
         print(f"\n{compared_with_this_machine(layout, torch.device(kind))}")
     if figure is not None:
-        from scorefusion.engine.planning.picture import step_figure
+        from scorefusion.engine.planning.report import step_figure
         from scorefusion.pipeline.figures import save_figure
 
         save_figure(step_figure(found.forecast), figure)

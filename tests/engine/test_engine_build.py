@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 from scorefusion._version import __version__
 from scorefusion.cli import app
 from scorefusion.engine.tensorrt import build as module
-from scorefusion.engine.tensorrt.build import build_engines
+from scorefusion.engine.tensorrt.build import SliceNetwork, build_engines, export_network
 from scorefusion.engine.tensorrt.library import Target
 from scorefusion.engine.tensorrt.manifest import MANIFEST, file_hash, profile_for, read_manifest, weights_hash
-from scorefusion.engine.tensorrt.onnx_export import SliceNetwork, export_network
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import BranchConfig, ModelConfig, TimeConfig, UNetConfig
 from scorefusion.models.presets import preset
@@ -116,7 +115,7 @@ def test_onnx_has_pytorchs_numbers() -> None:
     """Any number of slices of any size; norms in float32; inputs, outputs and weights in the precision."""
     import onnx
 
-    from scorefusion.engine.tensorrt.onnx_check import check_onnx, widened
+    from scorefusion.engine.tensorrt.build import check_onnx, widened
 
     model = tiny_model(paper_like())
     network = cast(UNet, model.slice_networks["slice"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorefusion.engine.tensorrt.onnx_export import SliceNetwork
+from scorefusion.engine.tensorrt.build import SliceNetwork
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.ops.decompositions import decompositions

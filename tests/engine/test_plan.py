@@ -11,8 +11,8 @@ from scorefusion.engine.engine import Engine
 from scorefusion.engine.planning.fit import fit, parse_memory
 from scorefusion.engine.planning.forecast import PROGRAM, forecast, weight_bytes
 from scorefusion.engine.planning.memory import measure
-from scorefusion.engine.planning.picture import step_figure
 from scorefusion.engine.planning.plan import plan, slab_pixels
+from scorefusion.engine.planning.report import step_figure
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import TimeConfig, UNetConfig
 from scorefusion.models.folder import load_config

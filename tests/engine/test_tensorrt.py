@@ -16,8 +16,7 @@ import torch
 from scorefusion.engine.planning.plan import plan
 from scorefusion.engine.tensorrt import build as building
 from scorefusion.engine.tensorrt.build import build_engines
-from scorefusion.engine.tensorrt.manifest import MANIFEST, Profile, read_manifest
-from scorefusion.engine.tensorrt.refusal import Watch, check_engines
+from scorefusion.engine.tensorrt.manifest import MANIFEST, Profile, Watch, check_engines, read_manifest
 from scorefusion.engine.tensorrt.runner import load_engines, open_runners, slabs_of
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import BranchConfig, ModelConfig, TimeConfig, UNetConfig

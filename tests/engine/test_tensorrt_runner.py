@@ -13,10 +13,9 @@ from torch import Tensor
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.planning.plan import plan
 from scorefusion.engine.runners import EagerRunner
-from scorefusion.engine.tensorrt.build import build_engines
+from scorefusion.engine.tensorrt.build import SliceNetwork, build_engines, export_network
 from scorefusion.engine.tensorrt.library import find_library, this_gpu
 from scorefusion.engine.tensorrt.manifest import profile_for
-from scorefusion.engine.tensorrt.onnx_export import SliceNetwork, export_network
 from scorefusion.engine.tensorrt.runner import TensorRTRunner, load_engines, slabs_of
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.score_fusion import ScoreFusion

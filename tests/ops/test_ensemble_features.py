@@ -138,7 +138,8 @@ def test_triton_matches_reference() -> None:
     """In a process of its own, because TRITON_INTERPRET must be set before Triton is imported."""
     program = """
         import math, torch
-        from tests.test_ensemble_features import DTYPES, LAYOUTS, PLANES, SHAPES, agrees, mixed_dtypes_agree
+        from tests.ops.test_ensemble_features import DTYPES, LAYOUTS, PLANES, SHAPES
+        from tests.ops.test_ensemble_features import agrees, mixed_dtypes_agree
         empty = torch.empty
         torch.empty = lambda *args, **kwargs: empty(*args, **kwargs).fill_(math.nan)
         for turn, name in enumerate(SHAPES):

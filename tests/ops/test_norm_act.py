@@ -165,7 +165,7 @@ def test_triton_matches_reference() -> None:
     """Every case in one process, because TRITON_INTERPRET must be set before Triton is imported."""
     program = """
         import torch
-        from tests.test_norm_act import CASES, LAYOUTS, check_case, check_large_mean
+        from tests.ops.test_norm_act import CASES, LAYOUTS, check_case, check_large_mean
         for index, name in enumerate(CASES):
             check_case("triton", name, LAYOUTS[index % 3], torch.float32)
         for dtype in (torch.bfloat16, torch.float16):

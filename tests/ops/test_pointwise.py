@@ -156,7 +156,7 @@ def test_every_copy_of_the_loops(instructions: str) -> None:
         import pytest, torch
         from scorefusion.errors import ScoreFusionError
         from scorefusion.ops.pointwise import pack, pointwise
-        from tests.test_pointwise import CHANNELS, LIMITS, error, exactly, layer
+        from tests.ops.test_pointwise import CHANNELS, LIMITS, error, exactly, layer
         for channels in CHANNELS:
             for dtype, limit in LIMITS.items():
                 given = {name: part.to(dtype) for name, part in layer(*channels, (5, 9)).items()}

@@ -283,7 +283,7 @@ def test_every_copy_of_the_loops(instructions: str) -> None:
         from scorefusion.errors import ScoreFusionError
         from scorefusion.ops.packed_weight import multiplies_pairs
         from scorefusion.ops.winograd import TILES, pack, winograd
-        from tests.test_winograd import FLOAT32, ROUNDED, directly, error, layer
+        from tests.ops.test_winograd import FLOAT32, ROUNDED, directly, error, layer
         for dims, tiles in TILES.items():
             given = layer(dims, (5, 6, 9)[-dims:], 32, 80)
             for tile in tiles:

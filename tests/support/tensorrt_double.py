@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from scorefusion.engine.tensorrt.build import SliceNetwork
 from scorefusion.engine.tensorrt.library import Library
-from scorefusion.engine.tensorrt.onnx_export import SliceNetwork
 
 TYPES = {"time": np.float32, "label": np.int64}
 

@@ -1,11 +1,14 @@
-"""A forecast as text: what is kept, what comes and goes, what is computed, what would have to change."""
+"""Show a forecast as text and as a picture: buffers, workspace, arithmetic, and what would have to change."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from scorefusion.engine.planning.fit import Fit, short
 from scorefusion.engine.planning.forecast import Forecast
+from scorefusion.engine.planning.plan import Buffer
+from scorefusion.optional import need
 
 
 def report(found: Fit, limit: int | None = None) -> str:
@@ -89,3 +92,119 @@ def _megabytes(size: int) -> str:
 
 def _tera(flop: int) -> str:
     return f"{flop / 1e12:,.3f}"
+
+
+_BUFFER, _WORK, _EDGE = "#eaf2fb", "#fdf1e3", "#4a4a4a"
+_WIDTH, _LINE = 3.1, 0.27
+
+
+def step_figure(found: Forecast) -> Any:
+    """Buffers (blue) and operations (orange) of a step, from left to right.
+
+    Args:
+        found: the plan and what it takes.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    plan = found.plan
+    buffers = {buffer.name: buffer for buffer in plan.buffers}
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=(17, 6.8), layout="constrained")
+    axis = figure.add_subplot()
+    axis.set_axis_off()
+    size = " × ".join(map(str, plan.size))
+    title = f"One step of {plan.config.name}, {size} voxels, {plan.strategy}, {short(plan.dtype)}"
+    peak = f"buffers {_bytes(plan.bytes)}, peak {_bytes(found.peak_bytes)}"
+    axis.set_title(f"{title}: {found.flop / 1e12:.3g} TFLOP, {peak}")
+    volumes = [n for n in ("x", "x0", "padded", "condition", "common", "measured") if n in buffers]
+    left = _box(axis, 0, 3.2, "volumes", [_line(buffers[n]) for n in volumes], _BUFFER)
+    slabs = [
+        f"{plane}: {plan.slice_count(plane)} slices, {rows} at once" for plane, rows in plan.rows.items()
+    ]
+    last = left
+    if "cut" in buffers:
+        gather = _box(axis, 4.2, 5.4, "gather_slices", slabs, _WORK)
+        cut = _box(axis, 4.2, 2.6, "slab", [_line(buffers["cut"])], _BUFFER)
+        flop = [f"{plane}: {each / 1e12:.3g} TFLOP" for plane, each in found.slice_flop.items()]
+        space = f"workspace {_bytes(max(found.slabs.values()))}"
+        network = _box(axis, 8.4, 4.0, "2D networks, slab by slab", [*flop, space], _WORK)
+        names = [name for name in buffers if name.startswith("scores")]
+        scores = _box(axis, 12.6, 5.6, "scores", [_line(buffers[n]) for n in names], _BUFFER)
+        for source, target in ((left, gather), (gather, cut), (cut, network), (network, scores)):
+            _arrow(axis, source, target)
+        last = scores
+        if plan.scales:
+            totals = [_line(buffers[f"total.{scale}"]) for scale in plan.scales]
+            total = _box(axis, 12.6, 1.9, "features, as they come", totals, _BUFFER)
+            _arrow(axis, network, total)
+    if plan.fuses:
+        tiles = [] if found.tiling is None else [f"tiles of {found.tiling.largest(plan.grid)}"]
+        space = f"workspace {_bytes(found.volume)}"
+        flop = [f"{found.volume_flop / 1e12:.3g} TFLOP"]
+        stacked = _box(axis, 17.0, 5.6, "3D network's input", [_line(buffers["stacked"])], _BUFFER)
+        fusion = _box(axis, 17.0, 3.0, "3D network", [*flop, space, *tiles], _WORK)
+        _arrow(axis, last, stacked)
+        _arrow(axis, stacked, fusion)
+        if plan.scales:
+            _arrow(axis, total, fusion)
+        last = fusion
+    parts = [
+        "fused score, solver row, clamp,",
+        "block means, noise",
+        _line(buffers["x.next"]),
+        _line(buffers["x0.next"]),
+    ]
+    update = _box(axis, 17.0 if plan.fuses else 12.6, 0.2, "fuse_step", parts, _WORK)
+    _arrow(axis, last, update)
+    axis.annotate(
+        "x and x0 of the next step", (left[0] + _WIDTH / 2, left[1]), (update[0], update[1] + 0.5),
+        arrowprops={"arrowstyle": "->", "color": _EDGE, "connectionstyle": "arc3,rad=-0.12"}, fontsize=9,
+        ha="right", va="top",
+    )  # fmt: skip
+    axis.set_xlim(-0.3, 20.6)
+    axis.set_ylim(-1.0, 7.6)
+    return figure
+
+
+Place = tuple[float, float, float, float]
+
+
+def _box(axis: Any, x: float, y: float, title: str, lines: list[str], colour: str) -> Place:
+    """Draw a box with a title and lines; return its x, y, width and height."""
+    patches = need("matplotlib.patches", "a figure")
+    height = _LINE * (len(lines) + 1) + 0.35
+    style = "round,pad=0.05,rounding_size=0.12"
+    axis.add_patch(
+        patches.FancyBboxPatch((x, y), _WIDTH, height, boxstyle=style, facecolor=colour, edgecolor=_EDGE)
+    )
+    axis.text(x + 0.1, y + height - 0.12, title, fontsize=10, fontweight="bold", va="top")
+    axis.text(
+        x + 0.1, y + height - 0.12 - _LINE * 1.4, "\n".join(lines), fontsize=8, va="top", linespacing=1.45
+    )
+    return x, y, _WIDTH, height
+
+
+def _arrow(axis: Any, source: Place, target: Place) -> None:
+    """From one box to another: side to side, or straight down."""
+    if abs(source[0] - target[0]) < 1e-6:
+        below = target[1] < source[1]
+        start = (source[0] + source[2] / 2, source[1] if below else source[1] + source[3])
+        end = (target[0] + target[2] / 2, target[1] + target[3] if below else target[1])
+    else:
+        start = (source[0] + source[2], source[1] + source[3] / 2)
+        end = (target[0], target[1] + target[3] / 2)
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": _EDGE, "linewidth": 1.4})
+
+
+def _line(buffer: Buffer) -> str:
+    return f"{buffer.name}  {_bytes(buffer.bytes)}  {short(buffer.dtype)}"
+
+
+def _bytes(count: int) -> str:
+    """Decimal, three figures."""
+    value, unit = float(count), "B"
+    for larger in ("KB", "MB", "GB"):
+        if value < 1000.0:
+            break
+        value, unit = value / 1000.0, larger
+    return f"{value:.3g} {unit}"

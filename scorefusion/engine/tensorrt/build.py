@@ -1,13 +1,22 @@
-"""TensorRT engines of a model's 2D networks: exported, checked on the CPU, built, written with a manifest."""
+"""Export a model's 2D networks to ONNX, check them against PyTorch on the CPU, and build TensorRT engines."""
 
 from __future__ import annotations
 
+import copy
+import importlib
+import importlib.util
+import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
 
 from scorefusion._version import __version__
 from scorefusion.engine.tensorrt.library import Library, build_target, find_library, logger
@@ -22,13 +31,205 @@ from scorefusion.engine.tensorrt.manifest import (
     structure_hash,
     weights_hash,
 )
-from scorefusion.engine.tensorrt.onnx_check import can_check, check_onnx
-from scorefusion.engine.tensorrt.onnx_export import SliceNetwork, export_network
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import folder_written_beside
 from scorefusion.models.folder import check_folder
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet
+from scorefusion.ops.backends import use_backend
+from scorefusion.optional import need
+
+OPSET = 20
+
+
+class SliceNetwork(nn.Module):
+    """A 2D network as an engine runs it: slices channels last, its features among the outputs.
+
+    Args:
+        network: is copied.
+        scales: whose features are given, in this order.
+        dtype: of the copy's weights.
+    """
+
+    def __init__(self, network: UNet, scales: Sequence[int], dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.network, self.scales = copy.deepcopy(network).to("cpu", dtype).eval(), tuple(scales)
+        self.labelled = network.label is not None
+
+    @property
+    def input_names(self) -> list[str]:
+        """Of the ONNX graph."""
+        return ["slices", "time", *(["label"] if self.labelled else [])]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Of the ONNX graph."""
+        return ["output", *(f"features_{scale}" for scale in self.scales)]
+
+    @property
+    def channels(self) -> int:
+        """Of a slice."""
+        first = self.network.encoder[0]
+        assert isinstance(first, nn.Conv2d)
+        return first.in_channels // self.network.config.patch**2
+
+    def forward(self, slices: Tensor, time: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
+        """As the module's docstring says."""
+        output, features = self.network.forward_with_features(
+            slices.permute(0, 3, 1, 2), time, self.scales, label=label
+        )
+        found = (output, *(features[scale] for scale in self.scales))
+        return tuple(each.permute(0, 2, 3, 1).contiguous() for each in found)
+
+    def example(self, slices: int, rows: int, columns: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Inputs of a size: unit normal slices, noise levels over the whole range, every label."""
+        config = self.network.config
+        generator = torch.Generator().manual_seed(seed)
+        dtype = next(self.network.parameters()).dtype
+        x = torch.randn(slices, rows, columns, self.channels, generator=generator).to(dtype)
+        low, high = {"abar": (0.01, 0.99), "step": (0.0, 999.0), "log_sigma": (-3.0, 3.0)}[config.time.value]
+        time = low + (high - low) * torch.linspace(0.0, 1.0, slices + 2, dtype=torch.float32)[1:-1]
+        if self.network.label is None:
+            return x, time
+        return x, time, torch.arange(slices) % self.network.label.num_embeddings
+
+
+def export_network(wrapped: SliceNetwork) -> bytes:
+    """Export through ``torch.export`` and ``torch.onnx``.
+
+    Returns:
+        The ONNX file's bytes, weights included.
+
+    Raises:
+        ScoreFusionError: if ``onnx`` or ``onnxscript`` is not installed.
+    """
+    need("onnx", "exporting a network")
+    need("onnxscript", "exporting a network")
+    unit = wrapped.network.config.scales[-1]
+    slices, rows, columns = (torch.export.Dim(name, min=2) for name in ("slices", "rows", "columns"))
+    lengths = {0: slices, 1: unit * rows, 2: unit * columns} if unit > 1 else {0: slices, 1: rows, 2: columns}
+    shapes = (lengths, *({0: slices},) * (len(wrapped.input_names) - 1))
+    with _quiet(), torch.enable_grad(), use_backend("torch"):
+        # With a gradient in sight PyTorch's norm_act is its reference: PyTorch's operations alone.
+        program = torch.export.export(
+            wrapped.requires_grad_(True), wrapped.example(4, 3 * unit, 5 * unit), dynamic_shapes=shapes
+        )
+        exported: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=wrapped.input_names,
+            output_names=wrapped.output_names,
+        )
+    wrapped.requires_grad_(False)
+    return bytes(exported.model_proto.SerializeToString())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks about packages that are not needed."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-3}
+"""Of the largest difference from PyTorch in units of the largest output; float16 computes with 11 bits."""
+
+
+def check_onnx(
+    file: bytes, wrapped: SliceNetwork, shapes: Sequence[tuple[int, int, int]]
+) -> tuple[float, str]:
+    """Compare the file with the network.
+
+    Args:
+        file: what :func:`export_network` returned for it.
+        wrapped: the network.
+        shapes: (slices, rows, columns) to try.
+
+    Returns:
+        The largest relative error, and how it was found.
+
+    Raises:
+        ScoreFusionError: if it exceeds :data:`TOLERANCE`, or an output is not finite.
+    """
+    runtime: Any = importlib.import_module("onnxruntime")
+    dtype = next(wrapped.network.parameters()).dtype
+    exact = copy.deepcopy(wrapped).float()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    model = widened(file) if dtype == torch.bfloat16 else file
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for shape in shapes:
+        given = wrapped.example(*shape)
+        if dtype == torch.bfloat16:
+            given = (given[0].float(), *given[1:])
+        feeds = {name: value.numpy() for name, value in zip(wrapped.input_names, given, strict=True)}
+        with torch.no_grad():
+            wanted = exact(given[0].float(), *given[1:])
+        found = [torch.from_numpy(each).float() for each in session.run(wrapped.output_names, feeds)]
+        for name, got, want in zip(wrapped.output_names, found, wanted, strict=True):
+            error = relative_error(got, want)
+            if not error <= TOLERANCE[dtype]:
+                hint = ". Build with --precision bf16 or fp32" if dtype == torch.float16 else ""
+                raise ScoreFusionError(
+                    f"the exported network's {name} differs from PyTorch's by {error:.2g} of its largest "
+                    f"value, for {list(shape)} slices, rows, columns; {TOLERANCE[dtype]:g} is allowed{hint}"
+                )
+            worst = max(worst, error)
+    how = f"onnxruntime {runtime.__version__} on the CPU"
+    return worst, how + (", bfloat16 read as float32" if dtype == torch.bfloat16 else "")
+
+
+def can_check() -> str | None:
+    """Why the file cannot be checked here, or None."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "not checked: onnxruntime is not installed; pip install 'scorefusion[tensorrt]'"
+    return None
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """Largest difference over the largest magnitude wanted; not a number if something is not finite."""
+    largest = float(want.abs().max())
+    return float((got - want).abs().max()) / (largest or 1.0)
+
+
+def widened(file: bytes) -> bytes:
+    """The same ONNX graph with every bfloat16 read as float32."""
+    onnx: Any = importlib.import_module("onnx")
+    short, plain = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    model = onnx.load_from_string(file)
+
+    def wide(tensor: Any) -> None:
+        if tensor.data_type == short:
+            values = onnx.numpy_helper.to_array(tensor).astype("float32")
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+    del model.graph.value_info[:]
+    for tensor in model.graph.initializer:
+        wide(tensor)
+    for value in [*model.graph.input, *model.graph.output]:
+        if value.type.tensor_type.elem_type == short:
+            value.type.tensor_type.elem_type = plain
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                wide(attribute.t)
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == short:
+                attribute.i = plain
+    return bytes(model.SerializeToString())
+
 
 Report = Callable[[int, int], None]
 

@@ -18,8 +18,14 @@ from torch import Tensor
 
 from scorefusion.engine.planning.plan import Plan
 from scorefusion.engine.tensorrt.library import Library, logger, this_gpu
-from scorefusion.engine.tensorrt.manifest import Profile, Shape, require_precision
-from scorefusion.engine.tensorrt.refusal import Fitting, Watch, check_engines
+from scorefusion.engine.tensorrt.manifest import (
+    Fitting,
+    Profile,
+    Shape,
+    Watch,
+    check_engines,
+    require_precision,
+)
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet

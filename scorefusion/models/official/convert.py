@@ -1,9 +1,4 @@
-"""Checkpoints of the authors' code (github.com/score-fusion/ScoreFusion) as models of this package.
-
-Two kinds of file are read: a 2D network, ``{epoch}_Network[_ema].pth``, and an ensemble of 2D networks with
-the 3D network that fuses them, ``model-{n}.pt``. Everything about the networks is inferred from the shapes of
-their weights; what a checkpoint cannot say is a named argument.
-"""
+"""Convert a checkpoint of the authors' code into a ScoreFusion model with its card."""
 
 from __future__ import annotations
 
@@ -27,19 +22,57 @@ from scorefusion.models.config import (
     require_strategy,
 )
 from scorefusion.models.contrast import canonical, is_known
+from scorefusion.models.domain import made_for
 from scorefusion.models.folder import channels_last, check_tensors
-from scorefusion.models.official.file import Source, State, read_state
-from scorefusion.models.official.names import (
+from scorefusion.models.official.checkpoint import (
     FUSION,
     LAYERS,
     VIEWS,
     Shape,
     Shapes,
+    Source,
+    State,
     infer_unet,
     official_names,
+    read_state,
     slice_prefix,
 )
 from scorefusion.models.score_fusion import ScoreFusion
+
+
+def official_card(model: ScoreFusion, files: Sequence[str]) -> str:
+    """Markdown that says where a model came from and what is not known about it.
+
+    Args:
+        model: what :func:`~scorefusion.models.official.convert.load_official` returned.
+        files: names of the checkpoint's files.
+    """
+    config = model.config
+    widths = {f"2D ({name})": network.widths for name, network in config.slice_networks.items()}
+    if config.fusion is not None:
+        widths["3D"] = config.fusion.widths
+    task = (
+        f"{config.degradation.factor}× super-resolution from block means"
+        if config.degradation.kind == "block-mean"
+        else "translation between images on one grid"
+    )
+    lines = [
+        f"# {config.name}",
+        "",
+        f"Imported from {', '.join(f'`{file}`' for file in files)}, trained with the authors' code of "
+        "Score-Fusion (Zhu et al., ICML 2025, arXiv 2501.07430).",
+        "",
+        f"* Task: {task}; from {', '.join(config.conditions)} to {config.target}.",
+        f"* Strategies: {', '.join(config.strategies)}; {config.sampling.strategy} by default.",
+        f"* Sampler: {config.sampling.solver}, {config.sampling.steps} steps.",
+        *(f"* {name} U-Net widths: {', '.join(map(str, width))}." for name, width in widths.items()),
+        "",
+        made_for(config),
+        "The checkpoint does not say what data it was trained on, how well it does, or under which licence "
+        "it may be used: ask who trained it. It is not a medical device.",
+    ]
+    return "\n".join(lines) + "\n"
+
 
 THEIR_STRATEGIES: dict[str, Strategy] = {
     "2D": "single",
