@@ -20,12 +20,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from scorefusion.batch.folders import list_folder
 from scorefusion.batch.queue import Queue
 from scorefusion.batch.run import Limits, Run
-from scorefusion.batch.wanted import Wanted
-from scorefusion.batch.work import Work
-from scorefusion.batch.worker import Worker
+from scorefusion.batch.sources import Wanted, list_folder
+from scorefusion.batch.worker import Work, Worker
 
 
 def write_scans(folder: Path, count: int, size: Sequence[int]) -> None:

@@ -13,14 +13,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from scorefusion.batch.faults import StopFlag, Stopped
-from scorefusion.batch.folders import list_folder
+from scorefusion.batch.items import StopFlag, Stopped
 from scorefusion.batch.queue import Queue
 from scorefusion.batch.run import Limits
 from scorefusion.batch.run import Run as BatchRun
-from scorefusion.batch.wanted import Wanted
-from scorefusion.batch.work import Work
-from scorefusion.batch.worker import Worker
+from scorefusion.batch.sources import Wanted, list_folder
+from scorefusion.batch.worker import Work, Worker
 from scorefusion.errors import ScoreFusionError
 from scorefusion.pipeline.pipeline import Pipeline
 

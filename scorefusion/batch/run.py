@@ -1,26 +1,169 @@
-"""The scheduler: some items are read while one is drawn and others are written."""
+"""Schedule a batch in one process: read ahead, sample, write behind; record and report each item."""
 
 from __future__ import annotations
 
 import gc
 import math
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from scorefusion.batch.books import Books
-from scorefusion.batch.events import Teller
-from scorefusion.batch.faults import StopFlag, Stopped
-from scorefusion.batch.identity import hash_file, stamp_of
-from scorefusion.batch.item import Item
-from scorefusion.batch.listing import VOLUME, output_path
+import torch
+
+from scorefusion.batch.files import VOLUME, Identity, hash_file, output_path, stamp_of
+from scorefusion.batch.items import Item, Outcome, Problem, StopFlag, Stopped, failure, shown, stop_for
 from scorefusion.batch.queue import Entry, Queue
-from scorefusion.batch.threads import side_threads
 from scorefusion.batch.worker import Ready, Sample, Worker
-from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
+from scorefusion.errors import BadInput, Cancelled, ScoreFusionError, one_line, out_of_memory
 from scorefusion.io.formats import read_header
+
+Event = dict[str, Any]
+Listener = Callable[[Event], None]
+
+
+class Teller:
+    """Passes events on to a listener, from any thread, one at a time, with the time.
+
+    A listener that raises gets no further events, and the batch goes on; :class:`Stopped` and
+    :class:`Cancelled` end the batch as they are meant to.
+
+    Args:
+        listener: gets dictionaries with ``event`` (started, item-started, item-done, item-failed, item-kept,
+            note, finished), ``time`` (seconds since 1970) and what docs/batch.md lists.
+
+    Attributes:
+        counts: events so far by name.
+        unreported: what could not be reported, and why; a sentence each.
+    """
+
+    def __init__(self, listener: Listener | None = None):
+        self._listener, self._lock = listener, threading.Lock()
+        self.counts: Counter[str] = Counter()
+        self.unreported: list[str] = []
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        """Pass one event on."""
+        with self._lock:
+            self.counts[event] += 1
+            if self._listener is None:
+                return
+            try:
+                self._listener({"event": event, "time": round(time.time(), 3), **fields})
+            except (Stopped, Cancelled):
+                raise
+            except Exception as error:
+                self._listener = None
+                self.unreported.append(f"no event after '{event}' was passed on ({one_line(error)})")
+
+
+class Books:
+    """The queue and the listener of a run, kept in step. Safe to use from several threads.
+
+    Args:
+        queue: takes what came of each item.
+        out: the folder of the outputs.
+        tell: gets events.
+        stop: set where the queue cannot be written.
+    """
+
+    def __init__(self, queue: Queue, out: Path, tell: Teller, stop: StopFlag):
+        self.queue, self.out, self.tell, self.stop = queue, out, tell, stop
+
+    def identified(self, item: Item, identity: Identity) -> None:
+        """Remember the hashes of an item's files."""
+        found = zip(item.files, identity.stamps, identity.hashes, strict=True)
+        with self._guard():
+            self.queue.keep_hashes(list(found))
+
+    def kept(self, item: Item) -> None:
+        """An item's outputs are there already."""
+        self.tell("item-kept", name=item.name, output=shown(item.output))
+
+    def started(self, item: Item) -> None:
+        """An item is being computed."""
+        with self._guard():
+            self.queue.mark(item.name, "running")
+        self.tell("item-started", name=item.name, inputs=item.inputs)
+
+    def put_back(self, item: Item) -> None:
+        """An item is not being computed any more, and will be."""
+        with self._guard():
+            self.queue.mark(item.name, "waiting")
+
+    def done(self, item: Item, outcome: Outcome) -> None:
+        """An item's outputs are on the disk."""
+        with self._guard():
+            written = [(output_path(item.output, kind), sha) for kind, (_, sha) in outcome.outputs.items()]
+            self.queue.keep_hashes([(path, stamp_of(path), sha256) for path, sha256 in written])
+            self.queue.record(outcome)
+        self.tell(
+            "item-done",
+            name=item.name,
+            output=shown(item.output),
+            sha256=outcome.outputs[VOLUME][1],
+            seconds=outcome.seconds,
+            residual=outcome.residual,
+            warnings=list(outcome.warnings),
+            numbers=outcome.numbers,
+        )
+
+    def failed(self, item: Item, error: BaseException | Problem, work: str | None = None) -> None:
+        """An item cannot be translated."""
+        self.refused(failure(item, error, work))
+
+    def refused(self, outcome: Outcome) -> None:
+        """The same, from an outcome that says why."""
+        with self._guard():
+            self.queue.record(outcome)
+        self.tell("item-failed", name=outcome.name, error=outcome.error, fix=outcome.fix)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Around changes of the queue: what goes wrong there ends the run."""
+        try:
+            yield
+        except Stopped:
+            raise
+        except Exception as error:
+            found = stop_for(error, shown(self.out))
+            if found is None:
+                raise
+            self.stop.set(found)
+            raise found from error
+
+
+@contextmanager
+def side_threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of threads whose operations in PyTorch run on one core each.
+
+    So they do not wait at the barriers of the sampling's threads, and what they compute is the same however
+    many cores there are. PyTorch keeps a number of threads for each thread that runs, and one for those to
+    come; the latter is put back.
+
+    Args:
+        count: how many.
+        name: of the threads.
+    """
+    usual = torch.get_num_threads()
+    started = threading.Barrier(count + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # takes the number for new threads, which would otherwise be taken later
+        torch.set_num_threads(1)
+        started.wait()
+
+    with ThreadPoolExecutor(count, name) as pool:
+        for _ in range(count):
+            pool.submit(begin)
+        started.wait()
+        torch.set_num_threads(usual)
+        yield pool
 
 
 @dataclass(frozen=True)

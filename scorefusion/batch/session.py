@@ -11,27 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import scorefusion
-from scorefusion.batch.events import Listener, Teller
-from scorefusion.batch.faults import Stopped, stop_for
-from scorefusion.batch.folders import STATE, describe_bids
-from scorefusion.batch.item import Item, Shard, shown
-from scorefusion.batch.leftovers import remove_leftovers
-from scorefusion.batch.listing import Source, below
-from scorefusion.batch.lock import FolderLock
-from scorefusion.batch.queue import Entry, Queue, known_facts, queue_files, queue_name
-from scorefusion.batch.reporting import Reporter
-from scorefusion.batch.run import Limits, Run, StopFlag, is_current
-from scorefusion.batch.sources import find_items
-from scorefusion.batch.wanted import Wanted
-from scorefusion.batch.work import Work
-from scorefusion.batch.worker import Worker, failure, identify
+from scorefusion.batch.files import STATE, identify, remove_leftovers
+from scorefusion.batch.items import Item, Shard, StopFlag, Stopped, failure, shown, stop_for
+from scorefusion.batch.queue import Entry, FolderLock, Queue, known_facts, queue_files, queue_name
+from scorefusion.batch.report import Reporter
+from scorefusion.batch.run import Limits, Listener, Run, Teller, is_current
+from scorefusion.batch.sources import Source, Wanted, below, describe_bids, find_items
+from scorefusion.batch.worker import Work, Worker
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.contrast import canonical
 from scorefusion.ops.device import choose_device
 
 if TYPE_CHECKING:
-    from scorefusion.batch.ray_cluster import Cluster
-    from scorefusion.batch.ray_run import RayRun
+    from scorefusion.batch.ray import Cluster, RayRun
 
 
 @dataclass(frozen=True)
@@ -296,7 +288,7 @@ def _run(
         return Run(
             worker, queue, batch.out, tell=tell, limits=limits, stop=stop, verify=verify, between=between
         )
-    from scorefusion.batch.ray_run import RayRun
+    from scorefusion.batch.ray import RayRun
 
     return RayRun(
         cluster, batch.work, recipe, queue, batch.out, tell=tell, stop=stop, verify=verify, between=between

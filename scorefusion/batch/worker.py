@@ -1,4 +1,4 @@
-"""Translates items: identify, read, draw and write, each callable from a thread of its own."""
+"""Translate one item: identify, read, sample and write it, each callable from a thread of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,39 +15,113 @@ from typing import Any
 import numpy as np
 import torch
 
-from scorefusion.batch.faults import Stopped, stop_for
-from scorefusion.batch.identity import Stamp, hash_file, stamp_of, work_hash
-from scorefusion.batch.item import Item, Problem, shown
-from scorefusion.batch.listing import DICOM, VOLUME, output_path
-from scorefusion.batch.outcome import Outcome
-from scorefusion.batch.store import store_image
-from scorefusion.batch.work import Work
+from scorefusion.batch.files import (
+    DICOM,
+    VOLUME,
+    Identity,
+    KnownHash,
+    checked_stamp,
+    hash_file,
+    identify,
+    model_hash,
+    output_path,
+    stamp_of,
+    store_image,
+)
+from scorefusion.batch.items import Item, Outcome, Stopped, failure, shown, stop_for
 from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError, memory_named, one_line, out_of_memory
 from scorefusion.io.nifti import ras_order
-from scorefusion.io.placeholders import check_fetched
+from scorefusion.models.config import ModelConfig
+from scorefusion.models.folder import load_config
+from scorefusion.ops.device import choose_device, choose_dtype
 from scorefusion.pipeline.job import Drawn, Job
 from scorefusion.pipeline.pipeline import Pipeline
 from scorefusion.pipeline.sample import Progress
+from scorefusion.pipeline.settings import Settings
 from scorefusion.pipeline.translation import Translation
-
-KnownHash = Callable[[Path, Stamp], str | None]
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Which bytes an item is made of.
+class Work:
+    """A model, the choices of a call, where it runs, and what is written. Pickles.
 
     Attributes:
-        stamps: of its files, from before they were read.
-        hashes: sha256 of each.
-        work: hash of all that decides its outputs.
-        seconds: that it took.
+        model: a bundled model's name, or a model folder.
+        choices: of :meth:`scorefusion.Pipeline.settings`; the model's own are filled in.
+        device: see :class:`scorefusion.Pipeline`, as all up to ``max_memory``.
+        dtype: what the networks compute in.
+        runner: how the 2D networks run.
+        engines: folder of TensorRT engines.
+        max_memory: the most that may be resident.
+        level: of gzip, 1 to 9; 0 stores.
+        spread: also write the standard deviation over the samples; where ``choices`` ask for the planes'
+            disagreement, that is written as well.
+        pictures: make small pictures for the report.
+        dicom: also write each translation of a DICOM series as a derived series.
+        deidentify: leave the patient out of it.
     """
 
-    stamps: tuple[Stamp, ...]
-    hashes: tuple[str, ...]
-    work: str
-    seconds: float
+    model: str = "t1-sr4"
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str = "auto"
+    runner: str = "auto"
+    engines: str | None = None
+    max_memory: str | int | None = None
+    level: int = 1
+    spread: bool = False
+    pictures: bool = True
+    dicom: bool = False
+    deidentify: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be written."""
+        if not 0 <= self.level <= 9:
+            raise ScoreFusionError(f"a gzip level is from 0 to 9, got {self.level}")
+        if self.deidentify and not self.dicom:
+            raise ScoreFusionError("only a derived DICOM series is de-identified; ask for it with --dicom")
+        if self.spread and self.choices.get("samples", 1) < 2:
+            raise ScoreFusionError("there is no spread of a single sample; ask for 2 samples or more")
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """What is written beside each translation."""
+        planes = bool(self.choices.get("disagreement"))
+        return ("sd",) * self.spread + ("planes",) * planes + ("dicom",) * self.dicom
+
+    def config(self) -> ModelConfig:
+        """The model's description.
+
+        Raises:
+            ScoreFusionError: for a name that is no model's.
+        """
+        return load_config(self.model)
+
+    def settings(self) -> Settings:
+        """The choices, checked, with the model's own filled in.
+
+        Raises:
+            ScoreFusionError: for an unknown name or an impossible combination.
+        """
+        return Settings.of(self.config(), **dict(self.choices))
+
+    def recipe(self) -> dict[str, Any]:
+        """What of it decides outputs' bits, as JSON takes it.
+
+        Raises:
+            ScoreFusionError: for a model, a device or a dtype that is not there.
+        """
+        dtype, settings = choose_dtype(self.dtype, choose_device(self.device)), self.settings()
+        return {
+            "model": model_hash(self.model),
+            "settings": settings.identity,
+            "at once": min(settings.batch, settings.samples),  # in another batch a sum is rounded otherwise
+            "dtype": str(dtype).removeprefix("torch."),
+            "max_memory": self.max_memory,
+            "level": self.level,
+            "sides": list(self.sides),
+            **({"deidentify": True} if self.deidentify else {}),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +206,7 @@ class Worker:
                 raise
             raise BadInput(item.files[0], str(error), "") from error
         for file, stamp in zip(item.files, identity.stamps, strict=True):
-            if _stamp(file) != stamp:
+            if checked_stamp(file) != stamp:
                 raise BadInput(file, "changed while it was read", "Translate it when it is complete.")
         return Ready(item, identity, job)
 
@@ -266,23 +340,6 @@ class Worker:
         return [*images, (VOLUME, result.image())]
 
 
-def identify(item: Item, recipe: dict[str, Any], known: KnownHash | None = None) -> Identity:
-    """Hash an item's files; see :meth:`Worker.identify`."""
-    start = time.perf_counter()
-    stamps, hashes = [], []
-    for file in item.files:
-        stamp = _stamp(file)
-        stamps.append(stamp)
-        hashes.append((known and known(file, stamp)) or hash_file(file))
-    return Identity(tuple(stamps), tuple(hashes), work_hash(hashes, recipe), time.perf_counter() - start)
-
-
-def failure(item: Item, error: BaseException | Problem, work: str | None = None) -> Outcome:
-    """The outcome of an item that cannot be translated."""
-    problem = error if isinstance(error, Problem) else Problem.of(error)
-    return Outcome(item.name, work=work, error=shown(problem.error), fix=shown(problem.fix) or None)
-
-
 _lock = threading.Lock()
 _last: list[Worker] = []
 
@@ -303,16 +360,6 @@ def translate_item(work: Work, item: Item, callback: Progress | None = None) -> 
         if not _last or _last[0].work != work:
             _last[:] = [Worker(work)]
         return _last[0].translate(item, callback)
-
-
-def _stamp(file: Path) -> Stamp:
-    check_fetched(file)
-    try:
-        return stamp_of(file)
-    except FileNotFoundError:
-        raise BadInput(file, "does not exist", "Check its name.") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(file, f"cannot be read ({error})", "Check its name and permissions.") from None
 
 
 def _images_of(item: Item, max_voxels: int) -> list[Any]:

@@ -16,8 +16,8 @@ from scorefusion.cli.batch_view import view
 from scorefusion.cli.streams import note
 
 if TYPE_CHECKING:
-    from scorefusion.batch.faults import StopFlag
-    from scorefusion.batch.ray_cluster import Cluster
+    from scorefusion.batch.items import StopFlag
+    from scorefusion.batch.ray import Cluster
     from scorefusion.batch.session import Batch
 
 SOME_FAILED, STOPPED = 1, 3
@@ -69,10 +69,10 @@ def make_batch(
     Raises:
         ScoreFusionError: for an option that makes no sense here.
     """
-    from scorefusion.batch.item import Shard
+    from scorefusion.batch.items import Shard
     from scorefusion.batch.run import Limits
     from scorefusion.batch.session import Batch
-    from scorefusion.batch.work import Work
+    from scorefusion.batch.worker import Work
     from scorefusion.engine.planning.fit import parse_memory
     from scorefusion.errors import ScoreFusionError, unknown_name
     from scorefusion.io.formats import WRITABLE, check_ending
@@ -136,7 +136,7 @@ def run_batch(
     Raises:
         ScoreFusionError: if nothing could be started.
     """
-    from scorefusion.batch.faults import StopFlag
+    from scorefusion.batch.items import StopFlag
     from scorefusion.batch.session import translate_batch
     from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
@@ -172,7 +172,7 @@ def _cluster(address: str | None, device: str, workers: int | None) -> Iterator[
     if address is None:
         yield None
         return
-    from scorefusion.batch.ray_cluster import connected
+    from scorefusion.batch.ray import connected
 
     # Ray prints what happens to its processes on standard output, where events may go.
     with redirect_stdout(sys.stderr), connected(address, device=device, workers=workers) as cluster:
@@ -192,7 +192,7 @@ def _runs_all_planes(model: str, choices: Mapping[str, Any]) -> bool:
 @contextmanager
 def _signals(stop: StopFlag) -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM end a run after what is being written, and a second one at once."""
-    from scorefusion.batch.faults import Stopped
+    from scorefusion.batch.items import Stopped
 
     caught: list[int] = []
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from scorefusion.batch.events import Event, Listener
+from scorefusion.batch.run import Event, Listener
 from scorefusion.cli.bars import stderr_console
 from scorefusion.cli.streams import shielded
 

@@ -222,7 +222,7 @@ def translate(
         return
 
     if report_only:
-        from scorefusion.batch.reporting import report
+        from scorefusion.batch.report import report
 
         print(report(Path(output)))
         return
@@ -266,7 +266,7 @@ def _one(
     series: str | None,
 ) -> None:
     """Translate one volume, and say how it went."""
-    from scorefusion.batch.listing import side_path
+    from scorefusion.batch.files import side_path
     from scorefusion.errors import BadInput, ScoreFusionError
     from scorefusion.io.atomic import check_output
     from scorefusion.io.dicom.file import is_dicom

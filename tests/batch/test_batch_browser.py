@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from scorefusion.batch.page import write_report
+from scorefusion.batch.report import write_report
 from tests.support.batch_rows import HOSTILE, HOSTILE_ROWS, morning
 from tests.support.waiting import PATIENCE, until
 

@@ -12,8 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scorefusion import Pipeline
-from scorefusion.batch.sources import find_items
-from scorefusion.batch.wanted import Wanted
+from scorefusion.batch.sources import Wanted, find_items
 from scorefusion.cli import app
 from scorefusion.models.config import DegradationConfig, ResidualConfig
 from tests.support.batches import names, nobody, refused, translate, volumes, write_model

@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 
-from scorefusion.batch.item import Item
+from scorefusion.batch.items import Item
 from scorefusion.batch.session import Batch, Summary, translate_batch
-from scorefusion.batch.work import Work
-from scorefusion.batch.worker import Worker
+from scorefusion.batch.worker import Work, Worker
 from tests.support.batches import Events, names, nobody, translate, volumes, write_model, write_scan
 from tests.support.waiting import PATIENCE, until
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import median_abs_deviation
 
 from scorefusion.batch import outliers
-from scorefusion.batch.row import Row
+from scorefusion.batch.outliers import Row
 
 
 def rows(**figures: object) -> list[Row]:

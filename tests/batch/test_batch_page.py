@@ -14,8 +14,8 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import pytest
 
-from scorefusion.batch import page
-from scorefusion.batch.row import Row
+from scorefusion.batch import report as page
+from scorefusion.batch.outliers import Row
 from scorefusion.errors import BadInput, ScoreFusionError
 from tests.support.batch_rows import HOSTILE, HOSTILE_ROWS, morning
 

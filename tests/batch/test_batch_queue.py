@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from scorefusion.batch.item import Item, Shard
-from scorefusion.batch.lock import FolderLock
-from scorefusion.batch.outcome import Outcome
-from scorefusion.batch.queue import Queue, merged_entries, queue_name
-from scorefusion.batch.reporting import report
+from scorefusion.batch.items import Item, Outcome, Shard
+from scorefusion.batch.queue import FolderLock, Queue, merged_entries, queue_name
+from scorefusion.batch.report import report
 from scorefusion.errors import BadInput
 from tests.support.batches import names, refused, translate, volumes, write_model, write_scan
 from tests.support.waiting import PATIENCE
@@ -185,14 +183,14 @@ def test_auto_stays_with_the_dtype_it_began_with(tmp_path: Path, monkeypatch: py
     import torch
 
     from scorefusion.batch.session import Batch, translate_batch
-    from scorefusion.batch.work import Work
+    from scorefusion.batch.worker import Work
 
     scan = write_scan(tmp_path / "in" / "a.nii.gz")
     work = Work(str(write_model(tmp_path / "tiny")), {"steps": 1}, device="cpu")
     batch = Batch((scan.parent,), tmp_path / "out", work)
     for measured, done in ((torch.float32, 1), (torch.bfloat16, 0)):
         monkeypatch.setattr(
-            "scorefusion.batch.work.choose_dtype",
+            "scorefusion.batch.worker.choose_dtype",
             lambda name, device, now=measured: now if name == "auto" else torch.float32,
         )
         assert translate_batch(batch).done == done

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from scorefusion.batch.faults import StopFlag, Stopped
+from scorefusion.batch.items import StopFlag, Stopped
 from scorefusion.batch.session import Batch, translate_batch
-from scorefusion.batch.work import Work
+from scorefusion.batch.worker import Work
 from tests.support.batches import names, refused, translate, volumes, write_model, write_scan
 from tests.support.waiting import until
 
 ray = pytest.importorskip("ray")
-from scorefusion.batch.ray_cluster import Cluster, _plan, connected  # noqa: E402
+from scorefusion.batch.ray import Cluster, _plan, connected  # noqa: E402
 
 SCANS = [f"s{number}.nii.gz" for number in range(6)]
 

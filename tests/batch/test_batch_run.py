@@ -13,9 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from scorefusion import Pipeline
-from scorefusion.batch.item import Item
-from scorefusion.batch.work import Work
-from scorefusion.batch.worker import translate_item
+from scorefusion.batch.items import Item
+from scorefusion.batch.worker import Work, translate_item
 from scorefusion.cli import app
 from tests.support.batches import names, refused, translate, volumes, write_model, write_scan
 from tests.support.tiny import tiny_config, tiny_model

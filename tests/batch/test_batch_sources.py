@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from scorefusion import Pipeline
-from scorefusion.batch.item import Item
-from scorefusion.batch.sources import find_items, is_batch
-from scorefusion.batch.wanted import Wanted
+from scorefusion.batch.items import Item
+from scorefusion.batch.sources import Wanted, find_items, is_batch
 from scorefusion.errors import BadInput
 from scorefusion.models.config import DegradationConfig, ResidualConfig
 from tests.support.batches import names, nobody, refused, translate, volumes, write_model, write_scan

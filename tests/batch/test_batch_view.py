@@ -8,7 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from scorefusion.batch.events import Event
+from scorefusion.batch.run import Event
 from scorefusion.cli import batch_view
 from scorefusion.cli.batch_view import view
 

@@ -19,10 +19,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from scorefusion import Pipeline
-from scorefusion.batch.faults import Stopped
+from scorefusion.batch.items import Stopped
 from scorefusion.batch.queue import merged_entries
 from scorefusion.batch.session import Batch, Summary, translate_batch
-from scorefusion.batch.work import Work
+from scorefusion.batch.worker import Work
 from scorefusion.cli import app, bars, batch_view
 from scorefusion.cli.streams import Shield
 from tests.support.batches import names, translate, volumes, write_scan
@@ -311,8 +311,8 @@ def test_a_report_that_cannot_be_made(place: Path, out: Path, monkeypatch: pytes
     def broken(*_: object, **__: object) -> str:
         raise RuntimeError("no page")
 
-    monkeypatch.setattr("scorefusion.batch.page.report_page", broken)
-    monkeypatch.setattr("scorefusion.batch.reporting.EVERY", 0.0)
+    monkeypatch.setattr("scorefusion.batch.report.report_page", broken)
+    monkeypatch.setattr("scorefusion.batch.report.EVERY", 0.0)
     raised: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
     summary = batch(place, out)

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scorefusion.batch.reporting import report
+from scorefusion.batch.report import report
 from scorefusion.errors import BadInput
 from scorefusion.io.atomic import check_output, folder_written_beside, written_beside
 from scorefusion.io.nifti import save_image

@@ -19,8 +19,7 @@ from backports import zstd
 from typer.testing import CliRunner
 
 from scorefusion import Pipeline
-from scorefusion.batch.identity import hash_file, stamp_of
-from scorefusion.batch.store import store_image
+from scorefusion.batch.files import hash_file, stamp_of, store_image
 from scorefusion.cli import app
 from scorefusion.data.find import find_subjects_at
 from scorefusion.errors import BadInput, ScoreFusionError

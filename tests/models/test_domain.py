@@ -11,9 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scorefusion.batch.item import Item
-from scorefusion.batch.work import Work
-from scorefusion.batch.worker import Worker
+from scorefusion.batch.items import Item
+from scorefusion.batch.worker import Work, Worker
 from scorefusion.cli import main
 from scorefusion.data.domain import check_domain, contrast_in, warnings_of
 from scorefusion.errors import BadInput, ScoreFusionError

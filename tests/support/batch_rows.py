@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from scorefusion.batch import thumbnails
-from scorefusion.batch.row import Row
+from scorefusion.batch.outliers import Row
 
 HOSTILE = (
     "<script>window.harmed=1</script>",

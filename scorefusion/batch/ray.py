@@ -1,27 +1,228 @@
-"""The items of a queue, worked off by processes of Ray; the queue stays in this one."""
+"""A batch computed by Ray workers on one machine or a cluster."""
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import scorefusion
-from scorefusion.batch.books import Books
-from scorefusion.batch.events import Teller
-from scorefusion.batch.faults import StopFlag, Stopped
-from scorefusion.batch.item import Item, Problem
+from scorefusion.batch.files import Identity, identify
+from scorefusion.batch.items import Item, Outcome, Problem, StopFlag, Stopped, failure
 from scorefusion.batch.queue import Entry, Queue
-from scorefusion.batch.ray_cluster import Cluster
-from scorefusion.batch.ray_worker import Answer, RayWorker
-from scorefusion.batch.run import is_current
-from scorefusion.batch.work import Work
-from scorefusion.batch.worker import identify
-from scorefusion.errors import ScoreFusionError
+from scorefusion.batch.run import Books, Teller, is_current
+from scorefusion.batch.worker import Work, Worker
+from scorefusion.engine.planning.memory import keep_freed_memory
+from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.optional import need
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says of an item.
+
+    Attributes:
+        outcome: what came of it; None if the worker had to stop.
+        identity: which bytes it was made of, if that was found out.
+        stopped: (reason, fix) where all must stop.
+    """
+
+    outcome: Outcome | None
+    identity: Identity | None = None
+    stopped: tuple[str, str] | None = None
+
+
+class RayWorker:
+    """The actor. ``ready`` comes first; ``stop`` may come while ``translate`` runs, from another thread.
+
+    Args:
+        work: how; its dtype is not ``auto``.
+        out: the folder of the outputs, the same on all machines.
+        recipe: what decides the outputs' bits where the batch was started.
+        version: of scorefusion there.
+    """
+
+    def __init__(self, work: Work, out: Path, recipe: dict[str, Any], version: str):
+        self.work, self.out, self.recipe, self.version = work, out, recipe, version
+        self._stop = StopFlag()
+        self._worker: Worker | None = None
+
+    def ready(self) -> int:
+        """Load the model.
+
+        Returns:
+            This process's id.
+
+        Raises:
+            ScoreFusionError: where this machine would write something else than the one that asks.
+        """
+        import os
+        import socket
+
+        here = socket.gethostname()
+        if self.version != scorefusion.__version__:
+            raise ScoreFusionError(f"{here} has scorefusion {scorefusion.__version__}, not {self.version}")
+        if not self.out.is_dir():
+            raise BadInput(self.out, f"is not there on {here}", "Use a folder that all machines share.")
+        if self.work.recipe() != self.recipe:
+            raise ScoreFusionError(f"{here} has another model under the name {self.work.model}")
+        if self.work.max_memory is None:
+            keep_freed_memory()
+        self._worker = Worker(self.work, self.out, self.recipe)
+        return os.getpid()
+
+    def translate(self, item: Item) -> Answer:
+        """Read, draw and write one item."""
+        assert self._worker is not None
+        identity = None
+        try:
+            self._stop.check()
+            identity = self._worker.identify(item)
+            return Answer(self._worker.translate(item, self._stop.check, identity), identity)
+        except Stopped as stop:
+            return Answer(None, identity, (stop.reason, stop.fix))
+        except ScoreFusionError as error:
+            return Answer(failure(item, error), identity)
+
+    def stop(self) -> None:
+        """End what is being drawn, and whatever comes after it."""
+        self._stop.set(Stopped("the batch was stopped"))
+
+
+_OBJECTS = 80 * 2**20
+"""Bytes of Ray's object store: only items and outcomes pass through it. Ray asks for 75 MiB at least."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Ray, connected, and what each worker gets of it.
+
+    Attributes:
+        workers: at most this many.
+        cpus: cores of each.
+        gpus: GPUs of each: 0 or 1.
+        elsewhere: whether it may have other machines than this one.
+    """
+
+    workers: int
+    cpus: int
+    gpus: int
+    elsewhere: bool
+
+    @property
+    def device(self) -> str:
+        """What the workers compute on: ``cpu`` or ``cuda``; which GPU, Ray decides."""
+        return "cuda" if self.gpus else "cpu"
+
+    def work(self, work: Work) -> Work:
+        """The work as it is sent: with this device, and paths that do not depend on a current folder."""
+        model, engines = (
+            str(Path(each).absolute()) if each is not None and Path(each).is_dir() else each
+            for each in (work.model, work.engines)
+        )
+        return replace(work, device=self.device, model=model or work.model, engines=engines)
+
+    def recipe(self, work: Work) -> dict[str, Any]:
+        """``work.recipe()`` as it is on a machine with the workers' device.
+
+        Raises:
+            ScoreFusionError: for what the model or that machine cannot do.
+        """
+        if not self.elsewhere:
+            return work.recipe()
+        ray = need("ray", "--ray")
+        task = ray.remote(_recipe).options(num_cpus=self.cpus, num_gpus=self.gpus)
+        try:
+            return ray.get(task.remote(work))
+        except ray.exceptions.RayTaskError as error:
+            raise ScoreFusionError(f"a machine of the Ray cluster cannot do it ({error.cause})") from error
+
+
+@contextmanager
+def connected(
+    address: str = "local", *, device: str = "auto", workers: int | None = None
+) -> Iterator[Cluster]:
+    """Connect to a Ray cluster, or start Ray on this machine and stop it at the end.
+
+    What is started answers only to those who have its token, which this process makes.
+
+    Args:
+        address: of a cluster, as ``ray.init`` takes it, or ``auto``; ``local`` starts Ray. A
+            connection that this process has already is used and kept.
+        device: ``cpu``, ``cuda`` or ``auto``: GPUs where there are any.
+        workers: how many at most; None for one on each GPU, without GPUs one on each machine.
+
+    Raises:
+        ScoreFusionError: if Ray is not installed, the cluster does not answer, or has not what is asked for.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ScoreFusionError(f"with Ray a device is auto, cpu or cuda; Ray chooses which; got '{device}'")
+    if workers is not None and workers < 1:
+        raise ScoreFusionError(f"there must be a worker, got {workers}")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = address == "local"
+    if local:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: whatever else runs would go first
+    ray = need("ray", "--ray")
+    if ray.is_initialized():
+        yield _plan(ray.nodes(), device, workers, elsewhere=not local)
+        return
+    folder = tempfile.mkdtemp(prefix="sf-ray-") if local else None
+    try:
+        _start(ray, address, folder)
+        yield _plan(ray.nodes(), device, workers, elsewhere=not local)
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(ray: Any, address: str, folder: str | None) -> None:
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "error"}
+    if folder is not None:
+        options |= {"include_dashboard": False, "object_store_memory": _OBJECTS, "_temp_dir": folder}
+        options["_node_ip_address"] = "127.0.0.1"
+    # Ray gives its own processes half a minute to come up, which a busy machine may not keep to.
+    for attempt in range(1 if folder is None else 2):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt or folder is None:
+                what = "Ray cannot be started here" if folder else f"no Ray cluster answers at {address}"
+                raise ScoreFusionError(f"{what} ({error})") from error
+
+
+def _plan(nodes: Sequence[dict[str, Any]], device: str, workers: int | None, *, elsewhere: bool) -> Cluster:
+    """How many workers of what size, from what Ray says of its machines."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    gpus = [int(each.get("GPU", 0)) for each in resources]
+    cores = [int(each.get("CPU", 0)) for each in resources]
+    if device == "cuda" and not sum(gpus):
+        raise ScoreFusionError("no machine of the Ray cluster has a GPU; leave --device out, or give cpu")
+    if sum(gpus) and device != "cpu":
+        share = min(core // gpu for core, gpu in zip(cores, gpus, strict=True) if gpu)
+        return Cluster(min(workers or sum(gpus), sum(gpus)), max(1, share), 1, elsewhere)
+    if not sum(cores):
+        raise ScoreFusionError("no machine of the Ray cluster has a core to spare")
+    wanted = min(workers or sum(core > 0 for core in cores), sum(cores))
+    share = max(n for n in range(1, max(cores) + 1) if sum(core // n for core in cores) >= wanted)
+    return Cluster(wanted, share, 0, elsewhere)
+
+
+def _recipe(work: Work) -> dict[str, Any]:
+    return work.recipe()
+
 
 AHEAD = 2
 """Items sent to a worker: the one it works on, and the next."""

@@ -1,4 +1,4 @@
-"""A batch as one HTML page that refers to nothing outside itself but the results beside it."""
+"""The HTML report of a batch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import hashlib
 import json
 import math
 import os
+import threading
+import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path, PurePath
@@ -19,10 +21,74 @@ from urllib.parse import quote
 import numpy as np
 
 from scorefusion.batch import outliers
-from scorefusion.batch.histogram import histogram
-from scorefusion.batch.row import Row
-from scorefusion.errors import ScoreFusionError
-from scorefusion.io.atomic import written_beside
+from scorefusion.batch.files import STATE
+from scorefusion.batch.outliers import Row
+from scorefusion.batch.queue import Entry, merged_entries
+from scorefusion.errors import BadInput, ScoreFusionError, one_line
+from scorefusion.io.atomic import replace_file, written_beside
+
+WIDTH, HEIGHT, FLOOR = 340, 92, 74
+BINS = 34
+
+
+def histogram(title: str, values: Sequence[float], shown: Callable[[float], str]) -> str:
+    """A figure of how values are distributed, as HTML; empty for fewer than two finite values.
+
+    The tail is gathered in a last bar of its own where it would squeeze the rest.
+
+    Args:
+        title: what the values are.
+        values: those that are not finite are left out.
+        shown: prints a value with its unit.
+    """
+    finite = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
+    if len(finite) < 2:
+        return ""
+    low, median, high = float(finite.min()), float(np.median(finite)), float(finite.max())
+    usual = median + 4 * (float(np.percentile(finite, 90)) - median)
+    top = usual if median < usual < high else high
+    if not top > low:
+        return ""
+    inside = finite[finite <= top]
+    bins = BINS - 2 if top < high else BINS
+    counts, edges = np.histogram(inside, bins=bins, range=(low, top))
+    step = WIDTH / BINS
+    tallest = max(int(counts.max()), len(finite) - len(inside))
+    bars = [
+        _bar(place * step, step, count, tallest, f"{shown(edges[place])} to {shown(edges[place + 1])}")
+        for place, count in enumerate(counts.tolist())
+        if count
+    ]
+    if top < high:
+        bars.append(
+            _bar(WIDTH - step, step, len(finite) - len(inside), tallest, f"above {shown(top)}", "beyond")
+        )
+    at = (median - low) / (top - low) * bins * step
+    label = f"{title}: {shown(low)} to {shown(high)}, median {shown(median)}"
+    parts = [
+        f'<line x1="0" y1="{FLOOR}" x2="{WIDTH}" y2="{FLOOR}"/>',
+        *bars,
+        f'<line class="median" x1="{at:.1f}" y1="4" x2="{at:.1f}" y2="{FLOOR}"/>',
+        f'<text x="0" y="{FLOOR + 14}">{escape(shown(low))}</text>',
+        f'<text x="{WIDTH}" y="{FLOOR + 14}" text-anchor="end">{escape(shown(high))}</text>',
+    ]
+    return (
+        f'<figure class="histogram"><figcaption>{escape(title)} '
+        f"<span>median {escape(shown(median))}</span></figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(parts)}</svg></figure>"
+    )
+
+
+def _bar(x: float, width: float, count: int, tallest: int, label: str, look: str = "") -> str:
+    """A bar whose height is proportional to its count, and never invisible."""
+    height = max(1.5, (FLOOR - 6) * count / tallest)
+    scans = "1 scan" if count == 1 else f"{count} scans"
+    return (
+        f'<rect class="{look}" x="{x + 0.5:.1f}" y="{FLOOR - height:.1f}" width="{width - 1:.1f}" '
+        f'height="{height:.1f}"><title>{escape(label)}: {scans}</title></rect>'
+    )
+
 
 LONGEST = 600
 """Characters of a name, a warning or an error that are shown."""
@@ -244,3 +310,101 @@ def _part(name: str) -> str:
 
 def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+REPORT = "report.html"
+EVERY = 300.0
+"""Seconds between reports while a batch runs."""
+
+
+def report(out: Path, *, key: str = "") -> Path:
+    """Write OUT/report.html from the queues of all shards; whole or not at all.
+
+    Args:
+        out: the folder of the outputs.
+        key: of the file that it is written to first, so that shards do not meet there.
+
+    Raises:
+        BadInput: if there is no queue, or the page cannot be written.
+    """
+    entries, facts = merged_entries(out / STATE)
+    told = {**json.loads(facts.get("report", "{}")), "written": time.strftime("%Y-%m-%d %H:%M")}
+    title = f"scorefusion: {out.resolve().name}"
+    final = out / REPORT
+    what = {"title": title, "facts": told, "ignored": json.loads(facts.get("ignored", "[]"))}
+    if final.is_symlink():  # perhaps onto another file system, where nothing can be renamed to
+        return write_report(final, rows_of(entries), **what)
+    beside = write_report(out / STATE / f"report{key}.html", rows_of(entries), **what)
+    try:
+        replace_file(beside, final)
+    except OSError as error:
+        fix = "Move what has this name, or free some space."
+        raise BadInput(final, f"could not be written ({one_line(error)})", fix) from error
+    return final
+
+
+def rows_of(entries: Iterable[Entry]) -> list[Row]:
+    """The report's rows of a queue's entries."""
+    return [_row_of(entry) for entry in entries]
+
+
+class Reporter:
+    """Writes the report in a thread of its own, while a batch goes on.
+
+    Args:
+        out: the folder of the outputs.
+        key: see :func:`report`.
+        every: seconds between reports.
+    """
+
+    def __init__(self, out: Path, key: str = "", every: float = EVERY):
+        self.out, self.key, self.every = out, key, every
+        self._last = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def now_and_then(self) -> None:
+        """Begin a report if the last one is old; one that fails is made up for by the last."""
+        if time.monotonic() - self._last < self.every or (self._thread and self._thread.is_alive()):
+            return
+        self._last = time.monotonic()
+        self._thread = threading.Thread(target=self._write, name="scorefusion-report", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no thread to spare
+            self._thread = None
+
+    def finish(self) -> str | None:
+        """Write the last one.
+
+        Returns:
+            Why it could not be written; None if it was.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        return self._write()
+
+    def _write(self) -> str | None:
+        try:
+            report(self.out, key=self.key)
+        except Exception as error:
+            return f"the report was not written ({one_line(error)}); --report-only writes it again"
+        return None
+
+
+def _row_of(entry: Entry) -> Row:
+    outcome = entry.outcome
+    done = entry.state == "done"
+    return Row(
+        name=entry.name,
+        state="done" if done else "failed" if entry.state == "failed" else "waiting",
+        inputs=entry.inputs,
+        output=entry.output if done and not Path(entry.output).is_absolute() else None,
+        seconds=sum(outcome.seconds.values()) if done else None,
+        residual=outcome.residual,
+        warnings=outcome.warnings,
+        error=outcome.error,
+        fix=outcome.fix,
+        before=outcome.before,
+        after=outcome.after,
+        numbers=outcome.numbers,
+    )

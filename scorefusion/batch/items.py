@@ -1,0 +1,208 @@
+"""Items of a batch, what became of them, and whether an error fails one item or stops the run."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import sqlite3
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError
+
+if TYPE_CHECKING:
+    from scorefusion.io.dicom.find import SeriesDescription
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an item cannot be translated, and what to do about it."""
+
+    error: str
+    fix: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Problem:
+        """What an exception says, in one line."""
+        if isinstance(error, BadInput | OutOfMemory):
+            name = error.file if isinstance(error, BadInput) else error.subject
+            return cls(" ".join(f"{name}: {error.problem}".split()), " ".join(error.fix.split()))
+        text = " ".join(str(error).split()) or type(error).__name__
+        return cls(text if isinstance(error, ScoreFusionError) else f"{type(error).__name__}: {text}")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A scan, or the conditions of one subject.
+
+    Attributes:
+        name: unique in its batch; what reports and events call it.
+        files: one a condition of the model, in its order; then the mask, if there is one.
+        output: where the translation goes.
+        problem: why it cannot be translated, if that is known already.
+        series: where the conditions are DICOM series, these; ``files`` are then all of theirs, and the mask.
+        masked: whether the last file is the mask of what is missing.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    output: Path
+    problem: Problem | None = None
+    series: tuple[SeriesDescription, ...] = ()
+    masked: bool = False
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files, as text; for a series its folder and UID."""
+        if self.series:
+            return [f"{shown(series.files[0].parent)} ({series.uid})" for series in self.series]
+        return [shown(file) for file in self.files]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several processes that share a batch: the ``number``-th, from 1, of ``count``."""
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        """Refuse a shard that is none."""
+        if not 1 <= self.number <= self.count:
+            raise ScoreFusionError(f"a shard is i/n with 1 ≤ i ≤ n, got {self}")
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read ``3/8``.
+
+        Raises:
+            ScoreFusionError: for anything else.
+        """
+        number, _, count = text.partition("/")
+        try:
+            return cls(int(number), int(count))
+        except ValueError:
+            raise ScoreFusionError(f"a shard is i/n with 1 ≤ i ≤ n, such as 3/8; got '{text}'") from None
+
+    def holds(self, name: str) -> bool:
+        """Whether an item is this shard's; its name alone decides."""
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+def shown(path: str | Path) -> str:
+    """A path as text that any encoding of Unicode takes, bytes that are no UTF-8 as ``\\udc80``."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A translation that is on the disk, or the reason why there is none. Pickles.
+
+    Attributes:
+        name: the item's.
+        work: hash of all that decides the outputs' bits; None if that was not found out.
+        outputs: (bytes, sha256) of what was written: ``volume``, and those of ``listing.SIDES`` beside it.
+        error: what went wrong, in one line.
+        fix: what to do about it.
+        seconds: by stage: hash, read, prepare, sample, finish, write.
+        residual: mean disagreement with what was measured, as a share of the input's range of intensities.
+        warnings: a sentence each.
+        numbers: other figures by name.
+        before: small picture of the input.
+        after: small picture of the result.
+    """
+
+    name: str
+    work: str | None = None
+    outputs: dict[str, tuple[int, str]] = field(default_factory=dict)
+    error: str | None = None
+    fix: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    residual: float | None = None
+    warnings: tuple[str, ...] = ()
+    numbers: dict[str, float] = field(default_factory=dict)
+    before: bytes | None = None
+    after: bytes | None = None
+
+
+_ITEMS = {
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EILSEQ,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+}
+"""Errors of the system while writing that another output of the batch need not meet."""
+
+_FIXES = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some of your quota",
+    errno.EROFS: "Make the file system writable",
+    errno.EACCES: "Restore the permission to write",
+    errno.EPERM: "Restore the permission to write",
+    errno.ENOENT: "Bring the folder back",
+    errno.EIO: "Check the disk",
+    errno.ESTALE: "Mount the file system again",
+}
+
+
+class Stopped(Exception):
+    """The batch must end here, and can be resumed; no item is to blame.
+
+    Args:
+        reason: why, in one line.
+        fix: what to do before resuming; may be empty.
+    """
+
+    def __init__(self, reason: str, fix: str = "") -> None:
+        self.reason, self.fix = reason, fix
+        super().__init__(f"{reason}. {fix}".rstrip())
+
+
+class StopFlag:
+    """Set by whoever finds that a batch must end; the first reason counts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.reason: Stopped | None = None
+
+    def set(self, reason: Stopped) -> None:
+        """End the batch."""
+        with self._lock:
+            self.reason = self.reason or reason
+
+    def check(self, *_: object) -> None:
+        """Raise the reason, if there is one."""
+        if self.reason is not None:
+            raise self.reason
+
+
+def stop_for(error: BaseException, place: str) -> Stopped | None:
+    """What ends the batch, where an error met while writing is not the item's; else None.
+
+    Args:
+        error: as it was raised; a :class:`ScoreFusionError` made from a system's error counts as that one.
+        place: what was being written to.
+    """
+    cause = error.__cause__ if isinstance(error, ScoreFusionError) else error
+    if isinstance(cause, sqlite3.Error):
+        return Stopped(f"the queue in {place} cannot be written ({cause})", "See that the disk is not full.")
+    if not isinstance(cause, OSError) or cause.errno in _ITEMS:
+        return None
+    reason = cause.strerror or str(cause)
+    fix = _FIXES.get(cause.errno or 0, "See what the system says about it")
+    return Stopped(f"{place} cannot be written ({reason})", f"{fix}.")
+
+
+def failure(item: Item, error: BaseException | Problem, work: str | None = None) -> Outcome:
+    """The outcome of an item that cannot be translated."""
+    problem = error if isinstance(error, Problem) else Problem.of(error)
+    return Outcome(item.name, work=work, error=shown(problem.error), fix=shown(problem.fix) or None)
