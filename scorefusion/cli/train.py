@@ -56,8 +56,8 @@ def train(
     from scorefusion.models.folder import save_pretrained
     from scorefusion.ops.device import DTYPES
     from scorefusion.train.config import TrainConfig
-    from scorefusion.train.dry_run import describe
-    from scorefusion.train.dry_run import dry_run as try_out
+    from scorefusion.train.estimate import describe
+    from scorefusion.train.estimate import dry_run as try_out
     from scorefusion.train.failure import replay as compute_again
     from scorefusion.train.loop import train as run
     from scorefusion.train.report import training_card

@@ -52,11 +52,7 @@ class State:
 
 
 def claim(folder: Path, config: TrainConfig) -> None:
-    """Make the run's folder, or check that it holds this very run; only :data:`FREE` settings may differ.
-
-    Raises:
-        BadInput: if it holds another, or cannot be written.
-    """
+    """Make the run's folder, or check that it holds this very run; only :data:`FREE` settings may differ."""
     path = folder / "config.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,11 +73,7 @@ def claim(folder: Path, config: TrainConfig) -> None:
 
 
 def save(folder: Path, model: ScoreFusion, average: ScoreFusion, state: State) -> None:
-    """Write the checkpoint, whole or not at all: beside, then renamed.
-
-    Raises:
-        BadInput: if it cannot be written.
-    """
+    """Write the checkpoint, whole or not at all: beside, then renamed."""
     content = {"model": model.state_dict(), "average": average.state_dict(), "state": vars(state)}
     final = output_target(folder / CHECKPOINT)
     beside = final.with_name("checkpoint.tmp")  # one writer, so a kill leaves one file at most
@@ -97,11 +89,7 @@ def save(folder: Path, model: ScoreFusion, average: ScoreFusion, state: State) -
 
 
 def load(folder: Path, model: ScoreFusion, average: ScoreFusion) -> State:
-    """Where the run is, with both models' weights changed in place; the start where there is no checkpoint.
-
-    Raises:
-        BadInput: if there is one that cannot be used.
-    """
+    """Where the run is, with both models' weights changed in place; the start where there is no checkpoint."""
     path = folder / CHECKPOINT
     if not path.exists():
         return State()

@@ -35,11 +35,7 @@ class Example:
 
 
 def is_degraded(config: ModelConfig) -> bool:
-    """Whether the first condition is made from the target.
-
-    Raises:
-        ScoreFusionError: for a degradation of something other than the target, or a target that is given.
-    """
+    """Whether the first condition is made from the target."""
     if config.degradation.kind == "none":
         if config.target in config.conditions:
             raise ScoreFusionError(
@@ -288,11 +284,7 @@ class Draws:
 
 
 def together(parts: list[Batch]) -> Batch:
-    """Several batches as one; each may have some of its tensors.
-
-    Raises:
-        ScoreFusionError: for whole volumes of different sizes.
-    """
+    """Several batches as one; each may have some of its tensors."""
     sizes = {tuple(part["target"].shape[2:]) for part in parts if "target" in part}
     if len(sizes) > 1:
         listed = ", ".join(str(list(size)) for size in sorted(sizes))

@@ -84,11 +84,7 @@ class Plan:
         progress: Callable[[int, int], None] | None = None,
         refused: Callable[[Refusal], None] | None = None,
     ) -> list[tuple[np.ndarray, float]]:
-        """Make them where they are missing.
-
-        Raises:
-            BadInput: for a file that cannot be used.
-        """
+        """Make them where they are missing."""
         return build_store(
             self.sources, folder, self.settings,
             vary=self.vary, extra=self.extra, progress=progress, refused=refused,
@@ -98,12 +94,7 @@ class Plan:
 def plan_of(
     config: TrainConfig, model: ModelConfig, refused: Callable[[Refusal], None] | None = None
 ) -> Plan:
-    """What a run's configuration asks to be stored.
-
-    Raises:
-        BadInput: for a dataset that cannot be used.
-        ScoreFusionError: if a subject lacks a contrast that the model needs.
-    """
+    """What a run's configuration asks to be stored."""
     extra = functools.partial(whole_condition, config=model) if needs_whole(model) else None
     settings = StoreSettings(
         seed=config.seed,
@@ -124,12 +115,7 @@ def volumes_of(
     progress: Callable[[int, int], None] | None = None,
     refused: Callable[[Refusal], None] | None = None,
 ) -> list[tuple[np.ndarray, float]]:
-    """The training volumes of a run with the share of each, made where they are missing.
-
-    Raises:
-        BadInput: for a file or dataset that cannot be used.
-        ScoreFusionError: if a subject lacks a contrast that the model needs.
-    """
+    """The training volumes of a run with the share of each, made where they are missing."""
     return plan_of(config, model, refused).build(folder, progress=progress, refused=refused)
 
 
@@ -142,10 +128,6 @@ def sources_of(
         config: the run.
         model: which contrasts it needs.
         refused: called with each subject of a dataset that cannot be used.
-
-    Raises:
-        BadInput: for a dataset without a usable subject.
-        ScoreFusionError: if a subject lacks a contrast that the model needs.
     """
     names = tuple(canonical(name) for name in contrasts_of(model))
     for volume in config.volumes:
@@ -210,9 +192,6 @@ def take_weights(model: ScoreFusion, start_from: Mapping[str, str]) -> None:
         model: changed in place.
         start_from: a part's name (``slice_networks.NAME``, ``fusion`` or ``features``) to a model folder, a
             bundled model or another run's folder, with ``:PART`` where the part has another name there.
-
-    Raises:
-        ScoreFusionError: for a part that one of the models does not have, or of another shape.
     """
     for part, told in start_from.items():
         where, _, name = told.partition(":")

@@ -29,11 +29,7 @@ PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16"}
 
 
 def start(config: TrainConfig) -> Accelerator:
-    """Join the other processes of the run, if there are any, and choose device and precision.
-
-    Raises:
-        ScoreFusionError: without accelerate, or for a device that is not there.
-    """
+    """Join the other processes of the run, if there are any, and choose device and precision."""
     accelerate = need("accelerate", "training")
     device = choose_device(config.device)
     precision = PRECISIONS[choose_dtype(config.precision, device)]
@@ -51,11 +47,7 @@ def is_first() -> bool:
 
 
 def my_share(stage: StageConfig, accelerator: Accelerator) -> range:
-    """Which of a step's examples this process computes: as many as every other.
-
-    Raises:
-        ScoreFusionError: if they cannot be shared equally.
-    """
+    """Which of a step's examples this process computes: as many as every other."""
     count = accelerator.num_processes
     if stage.batch % count:
         raise ScoreFusionError(
@@ -167,11 +159,7 @@ class CachedDraws(Draws):
 
 
 def trained_parameters(model: ScoreFusion, stage: StageConfig) -> Iterator[nn.Parameter]:
-    """The parameters that a stage trains.
-
-    Raises:
-        ScoreFusionError: if the model has no network of that kind.
-    """
+    """The parameters that a stage trains."""
     if stage.kind == "slices":
         yield from model.slice_networks.parameters()
         return

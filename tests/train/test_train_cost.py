@@ -14,7 +14,7 @@ from scorefusion.cli import app
 from scorefusion.models.config import read_config
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train.config import TrainConfig
-from scorefusion.train.dry_run import Convolution, Recorder, dry_run, measure
+from scorefusion.train.estimate import Convolution, Recorder, dry_run, measure
 from tests.train.test_train_resume import write_run
 
 CPU = torch.device("cpu")

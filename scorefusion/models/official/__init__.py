@@ -1,1 +1,5 @@
-"""Models trained with other code, brought into this one's form."""
+"""Import checkpoints of the authors' code."""
+
+from scorefusion.models.official.convert import load_official, official_card
+
+__all__ = ["load_official", "official_card"]
