@@ -89,7 +89,7 @@ def save(folder: Path, model: ScoreFusion, average: ScoreFusion, state: State) -
 
 
 def load(folder: Path, model: ScoreFusion, average: ScoreFusion) -> State:
-    """Where the run is, with both models' weights changed in place; the start where there is no checkpoint."""
+    """Load both models' weights in place and return where the run is; its start without a checkpoint."""
     path = folder / CHECKPOINT
     if not path.exists():
         return State()

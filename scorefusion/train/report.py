@@ -171,7 +171,7 @@ def boxes_of(
     crops: CropSampler,
     refused: Callable[[Refusal], None] | None = None,
 ) -> list[Crop]:
-    """The boxes that are looked at: the validation's, unvaried, or else three varied crops of the training's."""
+    """Return the validation's boxes, unvaried, or without validation three varied crops of the training's."""
     given = config.validation
     if given is None:
         return [crops.draw([CROP] * 3, _random(config, number)) for number in range(SHOWN)]
