@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from scorefusion.errors import unknown_name
@@ -15,15 +16,15 @@ from scorefusion.models.config import (
     TimeConfig,
     UNetConfig,
 )
-from scorefusion.models.paper import NO_DEGRADATION, PAPER
 
+NO_DEGRADATION = DegradationConfig()
+BLOCK_MEANS = DegradationConfig(kind="block-mean", factor=4)
 FEW_STEPS = SamplingConfig(solver="ddpm", steps=6, sigma_max=20.0, sigma_min=0.3)
 """Of ddim, ddpm and dpmpp_2m_sde with sigma_min from 0.02 to 2.5, on a training head: six ddpm steps gave
 the highest correlation with the true residual, and a spectrum nearer to it than one step's (docs/models.md).
 """
 
-
-FOUR_TIMES_SMALLER = DegradationConfig(kind="block-mean", edges=(1, 4, 4))
+SMALLER_FRAMES = DegradationConfig(kind="block-mean", edges=(1, 4, 4))
 FAR_APART = SamplingConfig(solver="ddpm", steps=8, sigma_max=80.0, sigma_min=0.3)
 """For a residual whose mean over a region is large: up to a high sigma the noisy volume still tells it, and a
 start from noise alone would tell that it is zero. On training subjects t1-t2 gave 3 dB less from sigma 20
@@ -60,7 +61,7 @@ def t1sr4_t2() -> ModelConfig:
         "t1sr4-t2", (40, 56, 72), (32, 48), (2, 4),
         conditions=("t1", "t2"), target="t1",
         residual=ResidualConfig(base="trilinear+consistency", scale=0.144),
-        degradation=DegradationConfig(kind="block-mean", factor=4),
+        degradation=BLOCK_MEANS,
     ).model_dump()  # fmt: skip
     (network,) = values["slice_networks"].values()
     values["slice_networks"] = {"t1": network, "t2": network}
@@ -78,7 +79,7 @@ def video_sr() -> ModelConfig:
         "video-sr", (24, 40, 56), (16, 32), (2, 4), channels=32, hidden=64,
         conditions=("video",), target="video",
         residual=ResidualConfig(base="trilinear+consistency", scale=0.11),
-        degradation=FOUR_TIMES_SMALLER,
+        degradation=SMALLER_FRAMES,
     )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def _super_resolution(
         name, slice_widths, fusion_widths, scales, patch=patch, channels=channels, hidden=hidden,
         conditions=("t1",), target="t1",
         residual=ResidualConfig(base="trilinear+consistency", scale=0.144),
-        degradation=DegradationConfig(kind="block-mean", factor=4),
+        degradation=BLOCK_MEANS,
     )  # fmt: skip
 
 
@@ -161,8 +162,69 @@ def _own(
     )
 
 
+def paper_slice() -> UNetConfig:
+    """The paper's 2D network: Palette's U-Net, conditioned on abar."""
+    return UNetConfig(
+        widths=(64, 128, 256, 512),
+        attention=True,
+        dropout=0.2,
+        time=TimeConfig(value="abar", channels=64, hidden=256, max_period=1e4),
+    )
+
+
+def _paper(
+    name: str, conditions: tuple[str, ...], target: str, base: str, degradation: DegradationConfig
+) -> ModelConfig:
+    """A 2D network for each plane and condition, and a 3D network that fuses their scores."""
+    several = len(conditions) > 1
+    branches = [
+        BranchConfig(plane=plane, conditions=(index,), network=f"{plane}-{condition}" if several else plane)
+        for index, condition in enumerate(conditions)
+        for plane in PLANES
+    ]
+    return ModelConfig(
+        name=name,
+        conditions=conditions,
+        target=target,
+        prediction="eps",
+        branches=tuple(branches),
+        slice_networks={branch.network: paper_slice() for branch in branches},
+        fusion=UNetConfig(
+            widths=(64, 128, 192, 256),
+            conditioning="add",
+            resample="conv",
+            edges="replicate",
+            time=TimeConfig(value="step", channels=64, hidden=256, max_period=1e3),
+        ),
+        feature_scales=(8, 4, 2, 1),
+        residual=ResidualConfig.model_validate({"base": base, "scale": 2.0}),
+        degradation=degradation,
+        sampling=SamplingConfig(solver="official", steps=50, schedule="paper", clamp=1.0),
+    )
+
+
+_PAPER: dict[str, tuple[tuple[str, ...], str, str, DegradationConfig]] = {
+    "paper": (("t1",), "t1", "nearest", BLOCK_MEANS),
+    "paper-translate": (("t1",), "t2", "identity", NO_DEGRADATION),
+    "paper-flair": (("t1", "t2"), "flair", "identity", NO_DEGRADATION),
+    "paper-both": (("t1", "t2"), "t1", "nearest", BLOCK_MEANS),
+    "paper-inpaint": (("t1",), "t1", "pseudo-inverse", DegradationConfig(kind="inpaint", hole=0.5)),
+    "paper-ct-sparse": (("ct",), "ct", "pseudo-inverse", DegradationConfig(kind="sparse-view", views=24)),
+    "paper-cs-mri": (
+        ("t1",), "t1", "pseudo-inverse", DegradationConfig(kind="cs-mri", acceleration=4, axis="z", seed=0),
+    ),
+    "paper-thick-slices": (
+        ("t1",), "t1", "trilinear+consistency", DegradationConfig(kind="thick-slices", axis="z", thickness=5),
+    ),
+    "paper-video-sr": (("video",), "video", "trilinear+consistency", SMALLER_FRAMES),
+}  # fmt: skip
+"""The paper's tasks (Zhu et al., ICML 2025, arXiv 2501.07430): conditions, target, base, degradation.
+
+``paper`` has 62.6 M parameters per plane and 55.5 M to fuse.
+"""
+
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
-    **PAPER,
+    **{name: functools.partial(_paper, name, *task) for name, task in _PAPER.items()},
     "small": small,
     "t1-sr4": t1_sr4,
     "t1-t2": t1_t2,

@@ -32,7 +32,7 @@ from scorefusion.evaluate.tune import (
 from scorefusion.metrics.image import power_spectrum_error, psnr, ssim
 from scorefusion.models.config import SamplingConfig
 from scorefusion.models.folder import from_pretrained
-from scorefusion.models.paper import paper
+from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.pipeline.sample import draw_residuals
 from tests.support.tiny import AFFINE, same_grid_config, tiny_config, tiny_model
@@ -105,7 +105,7 @@ def test_candidates_are_every_combination_once(model: ScoreFusion) -> None:
 
 
 def test_an_imported_model_keeps_its_schedule() -> None:
-    config = paper()
+    config = preset("paper")
     assert reference_sampling(config) == config.sampling
     tried = candidates(config, solvers=("ddim",), evaluations=(1, 4))
     assert [len(table_of(config, way)) for way in tried] == [1, 4]
