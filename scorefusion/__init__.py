@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from scorefusion.diffusion.sample import sample
     from scorefusion.diffusion.solvers import make_table
     from scorefusion.errors import BadInput, Cancelled, OutOfMemory, ScoreFusionError
-    from scorefusion.io.dicom.find import find_series
-    from scorefusion.io.dicom.read import read_dicom_series
-    from scorefusion.io.dicom.write import save_dicom_series
+    from scorefusion.io.dicom import find_series, read_dicom_series, save_dicom_series
     from scorefusion.models.config import ModelConfig
     from scorefusion.models.official.convert import load_official
     from scorefusion.models.score_fusion import ScoreFusion
@@ -32,12 +30,12 @@ _HOME = {
     "ScoreFusion": "models.score_fusion",
     "ScoreFusionError": "errors",
     "Translation": "pipeline.pipeline",
-    "find_series": "io.dicom.find",
+    "find_series": "io.dicom",
     "load_official": "models.official.convert",
     "make_table": "diffusion.solvers",
-    "read_dicom_series": "io.dicom.read",
+    "read_dicom_series": "io.dicom",
     "sample": "diffusion.sample",
-    "save_dicom_series": "io.dicom.write",
+    "save_dicom_series": "io.dicom",
 }
 
 __all__ = [

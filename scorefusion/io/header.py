@@ -155,6 +155,17 @@ def check_voxel_type(name: str | Path, dtype: np.dtype) -> None:
         raise BadInput(name, f"holds {dtype} voxels, not real numbers", "Convert it to floats first.")
 
 
+def check_contrast(name: str | Path, values: np.ndarray) -> None:
+    """Check that voxels differ.
+
+    Raises:
+        BadInput: naming their one value.
+    """
+    if values.min() == values.max():
+        value = float(values.flat[0])
+        raise BadInput(name, f"is constant: every voxel is {value:g}", "Give a volume with contrast.")
+
+
 def _parse(path: Path, head: bytes) -> tuple[Any, bool]:
     """The header object, unchecked, and whether the voxels are in an .img file."""
     for order in ("<", ">"):

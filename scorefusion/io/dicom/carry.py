@@ -1,107 +1,49 @@
-"""Which attributes of a source series its derived series takes over, and which of them name nobody."""
+"""What a derived series takes over from its source, what of it identifies nobody, and UIDs and pseudonyms."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import math
-from collections.abc import MutableSequence
+import uuid
+from collections.abc import Iterable, MutableSequence
+from dataclasses import dataclass
 from typing import Any
 
-from scorefusion.optional import need
+from scorefusion.io.dicom.file import pydicom
 
-PATIENT = (
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientBirthTime",
-    "PatientSex",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "DeidentificationMethodCodeSequence",
-)
-STUDY = (
-    "StudyInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-    "StudyID",
-    "AccessionNumber",
-    "StudyDescription",
-)
-SERIES = ("Modality", "ProtocolName", "BodyPartExamined", "Laterality", "PatientPosition")
-EQUIPMENT = (
-    "Manufacturer",
-    "InstitutionName",
-    "StationName",
-    "ManufacturerModelName",
-    "DeviceSerialNumber",
-    "SoftwareVersions",
-)
-FRAME_OF_REFERENCE = ("FrameOfReferenceUID", "PositionReferenceIndicator")
-IMAGE = (
-    "AcquisitionDate",
-    "AcquisitionTime",
-    "AcquisitionNumber",
-    "ContentDate",
-    "ContentTime",
-    "PhotometricInterpretation",
-    "BurnedInAnnotation",
-    "RecognizableVisualFeatures",
-    "LossyImageCompression",
-    "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
-)
-CONTRAST = ("ContrastBolusAgent", "ContrastBolusRoute", "ContrastBolusVolume")
-MR = (
-    "ScanningSequence",
-    "SequenceVariant",
-    "ScanOptions",
-    "MRAcquisitionType",
-    "SequenceName",
-    "RepetitionTime",
-    "EchoTime",
-    "EchoTrainLength",
-    "EchoNumbers",
-    "InversionTime",
-    "FlipAngle",
-    "NumberOfAverages",
-    "ImagingFrequency",
-    "ImagedNucleus",
-    "MagneticFieldStrength",
-    "PixelBandwidth",
-    "ReceiveCoilName",
-)
-CT = (
-    "ScanOptions",
-    "KVP",
-    "DataCollectionDiameter",
-    "ReconstructionDiameter",
-    "TableHeight",
-    "RotationDirection",
-    "ExposureTime",
-    "XRayTubeCurrent",
-    "Exposure",
-    "FilterType",
-    "ConvolutionKernel",
-    "RescaleType",
-)
+_COMMON = """
+    PatientName PatientID IssuerOfPatientID PatientBirthDate PatientBirthTime PatientSex PatientAge
+    PatientSize PatientWeight PatientIdentityRemoved DeidentificationMethod DeidentificationMethodCodeSequence
+    StudyInstanceUID StudyDate StudyTime ReferringPhysicianName StudyID AccessionNumber StudyDescription
+    Modality ProtocolName BodyPartExamined Laterality PatientPosition
+    Manufacturer InstitutionName StationName ManufacturerModelName DeviceSerialNumber SoftwareVersions
+    FrameOfReferenceUID PositionReferenceIndicator
+    AcquisitionDate AcquisitionTime AcquisitionNumber ContentDate ContentTime PhotometricInterpretation
+    BurnedInAnnotation RecognizableVisualFeatures LossyImageCompression LossyImageCompressionRatio
+    LossyImageCompressionMethod ContrastBolusAgent ContrastBolusRoute ContrastBolusVolume
+""".split()
+"""Of the patient, study, series, equipment, frame of reference, image and contrast agent, line by line."""
+
+_MR = """
+    ScanningSequence SequenceVariant ScanOptions MRAcquisitionType SequenceName RepetitionTime EchoTime
+    EchoTrainLength EchoNumbers InversionTime FlipAngle NumberOfAverages ImagingFrequency ImagedNucleus
+    MagneticFieldStrength PixelBandwidth ReceiveCoilName
+""".split()
+_CT = """
+    ScanOptions KVP DataCollectionDiameter ReconstructionDiameter TableHeight RotationDirection ExposureTime
+    XRayTubeCurrent Exposure FilterType ConvolutionKernel RescaleType
+""".split()
+_OF_THE_OTHER = {"MR": set(_CT) - set(_MR), "CT": set(_MR) - set(_CT)}
+
+CARRIED = tuple(dict.fromkeys((*_COMMON, *_MR, *_CT)))
+"""All that a derived series may take over; nothing else of a source, private attributes least of all."""
 
 ENHANCED = (
-    "EchoPulseSequence",
-    "InversionRecovery",
-    "EchoPlanarPulseSequence",
-    "ResonantNucleus",
+    *("EchoPulseSequence", "InversionRecovery", "EchoPlanarPulseSequence", "ResonantNucleus"),
     "AcquisitionDateTime",
 )
-"""What enhanced objects say of an acquisition in other words, beside their functional groups."""
-
-CARRIED = tuple(
-    dict.fromkeys((*PATIENT, *STUDY, *SERIES, *EQUIPMENT, *FRAME_OF_REFERENCE, *IMAGE, *CONTRAST, *MR, *CT))
-)
-"""All that a derived series may take over; nothing else of a source, private attributes least of all."""
+"""How enhanced objects describe an acquisition outside their functional groups."""
 
 CODES = {
     "Modality": {"CT", "MR"},
@@ -118,67 +60,88 @@ CODES = {
 }
 """The coded attributes that stay when a series is de-identified, and the only values of them that do."""
 
-NUMBERS = (
-    "RepetitionTime",
-    "EchoTime",
-    "EchoTrainLength",
-    "EchoNumbers",
-    "InversionTime",
-    "FlipAngle",
-    "NumberOfAverages",
-    "ImagingFrequency",
-    "MagneticFieldStrength",
-    "PixelBandwidth",
-    "KVP",
-    "DataCollectionDiameter",
-    "ReconstructionDiameter",
-    "TableHeight",
-    "ExposureTime",
-    "XRayTubeCurrent",
-    "Exposure",
-    "LossyImageCompressionRatio",
+NUMBERS = tuple(
+    """
+    RepetitionTime EchoTime EchoTrainLength EchoNumbers InversionTime FlipAngle NumberOfAverages
+    ImagingFrequency MagneticFieldStrength PixelBandwidth KVP DataCollectionDiameter ReconstructionDiameter
+    TableHeight ExposureTime XRayTubeCurrent Exposure LossyImageCompressionRatio
+    """.split()
 )
 """The numbers that stay when a series is de-identified."""
 
 
-def carry(source: Any, modality: str, *, nobody: bool) -> Any:
-    """A new Dataset with what a derived image takes over from one of its source.
+def carry(source: Any, modality: str, *, deidentify: bool) -> Any:
+    """Return a new Dataset with what a derived image takes over from an image of its source.
 
-    Values that DICOM does not allow where they stand are left out.
+    Values that DICOM does not allow in their attribute are left out.
 
     Args:
-        source: the header of a classic object, or :func:`~scorefusion.io.dicom.enhanced.classic_header`'s.
+        source: the header of a classic object, or of :func:`~scorefusion.io.dicom.derived.classic_header`.
         modality: ``CT`` or ``MR``, whose attributes of acquisition are taken.
-        nobody: take only numbers and codes of ``NUMBERS`` and ``CODES``.
+        deidentify: take only the numbers and codes of ``NUMBERS`` and ``CODES``.
     """
-    dataset, values = need("pydicom.dataset", "writing DICOM"), need("pydicom.valuerep", "writing DICOM")
-    settings, tags = need("pydicom.config", "writing DICOM"), need("pydicom.datadict", "writing DICOM")
-    carried, other = dataset.Dataset(), {"MR": set(CT) - set(MR), "CT": set(MR) - set(CT)}[modality]
+    carried = pydicom("dataset").Dataset()
     for keyword in CARRIED:
-        if keyword in other or keyword not in source:
+        if keyword in _OF_THE_OTHER[modality] or keyword not in source:
             continue
         try:
             element = source[keyword]
-            if element.VR != tags.dictionary_VR(keyword):
+            if element.VR != pydicom("datadict").dictionary_VR(keyword):
                 continue
-            if element.VR != "SQ":
-                for value in _each(element.value):
-                    values.validate_value(element.VR, str(value), settings.RAISE)
+            for value in _values(element.value) if element.VR != "SQ" else ():
+                pydicom("valuerep").validate_value(element.VR, str(value), pydicom("config").RAISE)
         except Exception:
             continue
-        if element.value and (not nobody or _names_nobody(keyword, element.value)):
+        if element.value and (not deidentify or _identifies_nobody(keyword, element.value)):
             setattr(carried, keyword, element.value)
     return carried
 
 
-def _each(value: Any) -> list[Any]:
+@dataclass(frozen=True)
+class Names:
+    """UIDs and pseudonyms as functions of what they replace, so the same source gets the same ones again.
+
+    Attributes:
+        hide: whether the source's own UIDs are replaced.
+        secret: without it, whoever has a source's UIDs can work out the replaced ones.
+    """
+
+    hide: bool = False
+    secret: str = ""
+
+    def new(self, *parts: str) -> str:
+        """Return a UID (``2.25.`` and a UUID, PS3.5 B.2) that depends on ``parts`` and the secret alone."""
+        return f"2.25.{uuid.UUID(bytes=self._digest(*parts)[:16], version=5).int}"
+
+    def kept(self, uid: str) -> str:
+        """Return a UID of the source, or the one that replaces it."""
+        return self.new("source", uid) if self.hide else uid
+
+    def patient(self, patient: str, study: str) -> str:
+        """Return a pseudonym: of the patient where there is a secret, else of the study.
+
+        There are few enough patient numbers to try them one by one, so that without a secret none is used.
+        """
+        parts = ("patient", patient) if self.secret and patient else ("study", study)
+        return f"SF-{self._digest(*parts).hex()[:16].upper()}"
+
+    def _digest(self, *parts: str) -> bytes:
+        text = "\0".join(parts).encode("utf-8", "surrogateescape")
+        return hmac.new(self.secret.encode("utf-8"), text, hashlib.sha256).digest()
+
+
+def decimals(numbers: Iterable[float]) -> list[Any]:
+    """Return the nearest numbers that DICOM's decimal strings of 16 characters can hold."""
+    decimal = pydicom("valuerep").DSfloat
+    return [decimal(float(number), auto_format=True) for number in numbers]
+
+
+def _values(value: Any) -> list[Any]:
     return list(value) if isinstance(value, MutableSequence) else [value]
 
 
-def _names_nobody(keyword: str, value: Any) -> bool:
-    values = _each(value)
+def _identifies_nobody(keyword: str, value: Any) -> bool:
+    values = _values(value)
     if keyword in CODES:
-        return bool(values) and all(str(each) in CODES[keyword] for each in values)
-    if keyword in NUMBERS:
-        return all(isinstance(each, int | float) and math.isfinite(each) for each in values)
-    return False
+        return bool(values) and all(str(value) in CODES[keyword] for value in values)
+    return keyword in NUMBERS and all(isinstance(v, int | float) and math.isfinite(v) for v in values)

@@ -1,47 +1,115 @@
-"""One image of a derived series: what it takes from its source, where it lies, how it came about."""
+"""One image of a derived series: attributes of its source, its position, its pixels and its origin."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 import numpy as np
 
 from scorefusion._version import __version__
-from scorefusion.io.dicom.carry import carry
-from scorefusion.io.dicom.decimals import decimals
-from scorefusion.io.dicom.enhanced import classic_header
+from scorefusion.errors import ScoreFusionError
+from scorefusion.io.dicom.carry import Names, carry, decimals
+from scorefusion.io.dicom.file import pydicom
 from scorefusion.io.dicom.frames import Frame
-from scorefusion.io.dicom.names import Names
 from scorefusion.io.dicom.read import DicomScan
-from scorefusion.io.dicom.stored import Rescaling
-from scorefusion.optional import need
 
 _SOP_CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
 _SLICE_NAMES = {"CT": "AXIAL", "MR": "OTHER"}
-_EMPTY = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "ReferringPhysicianName",
-    "AccessionNumber",
-    "Manufacturer",
-    "PatientPosition",
-    "Laterality",
-    "PositionReferenceIndicator",
-    "AcquisitionNumber",
-)
-"""What must be there, with or without a value (type 2)."""
+_EMPTY = """
+    PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID ReferringPhysicianName
+    AccessionNumber Manufacturer PatientPosition Laterality PositionReferenceIndicator AcquisitionNumber
+""".split()
+"""What must be present, with or without a value (type 2)."""
 _EMPTY_OF = {
     "MR": ("ScanOptions", "MRAcquisitionType", "RepetitionTime", "EchoTime", "EchoTrainLength"),
     "CT": ("KVP",),
 }
-_MEASURED = ("InversionTime", "EchoNumbers", "FlipAngle", "SequenceName", "NumberOfAverages")
+_MEASURED = """
+    InversionTime EchoNumbers FlipAngle SequenceName NumberOfAverages ScanOptions RepetitionTime EchoTime
+    EchoTrainLength ScanningSequence SequenceVariant
+""".split()
 _METHOD = "scorefusion: only geometry, pixels, acquisition kept"
+
+_CLASSIC = {
+    "MRTimingAndRelatedParametersSequence": "RepetitionTime FlipAngle EchoTrainLength",
+    "MREchoSequence": "EffectiveEchoTime",
+    "MRAveragesSequence": "NumberOfAverages",
+    "MRImagingModifierSequence": "TransmitterFrequency PixelBandwidth",
+    "CTXRayDetailsSequence": "KVP FilterType",
+    "CTAcquisitionDetailsSequence": "DataCollectionDiameter TableHeight RotationDirection",
+    "CTReconstructionSequence": "ReconstructionDiameter ConvolutionKernel",
+    "FrameAnatomySequence": "BodyPartExamined",
+    "PixelValueTransformationSequence": "RescaleType",
+}
+_RENAMED = {"EffectiveEchoTime": "EchoTime", "TransmitterFrequency": "ImagingFrequency"}
+"""Attributes in an enhanced object's functional groups, and those that a classic object names differently."""
+_PULSES = {"SPIN": ["SE"], "GRADIENT": ["GR"], "BOTH": ["SE", "GR"]}
+
+_WINDOW = (0.5, 99.5)  # percentiles
+_SAMPLED = 100  # voxels along each axis that the window is taken from
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """How a volume is stored: values are stored 16-bit integers times ``slope`` plus ``intercept``.
+
+    Attributes:
+        slope: exactly what its shortest decimal text of at most 16 characters says.
+        intercept: likewise.
+        dtype: int16 or uint16.
+        center: of the window, in values.
+        width: of the window.
+    """
+
+    slope: float
+    intercept: float
+    dtype: np.dtype
+    center: float
+    width: float
+
+    def stored(self, values: np.ndarray) -> np.ndarray:
+        """Return integers for ``values`` of any shape, rounded to the nearest."""
+        limits = np.iinfo(self.dtype)
+        steps = np.rint((values.astype(np.float64) - self.intercept) / self.slope)
+        return steps.clip(limits.min, limits.max).astype(self.dtype)
+
+
+def choose_rescaling(volume: np.ndarray, *, slope: float, intercept: float, dtype: np.dtype) -> Rescaling:
+    """Return the source's own rescaling if it covers all values in 16 bits, else a new one.
+
+    The source's steps are how finely it was measured. Where they do not suffice (floats, slices rescaled one
+    by one, a wider range), the range is divided into at most 65,535 steps of two significant decimal digits.
+
+    Args:
+        volume: float32, any shape.
+        slope: of the source's slices, where they are all equal.
+        intercept: likewise.
+        dtype: what the source stores; floats where the slices are not equal.
+
+    Raises:
+        ScoreFusionError: if it holds NaN or infinities.
+    """
+    low, high = float(volume.min()), float(volume.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ScoreFusionError("the volume holds NaN or infinities, which DICOM integers cannot say")
+    sampled = volume[tuple(slice(None, None, -(-n // _SAMPLED)) for n in volume.shape)]
+    bottom, top = (float(value) for value in np.percentile(sampled, _WINDOW))
+    window = {"center": (bottom + top) / 2, "width": max(top - bottom, 1.0)}
+    ends = sorted(np.rint((np.array([low, high], np.float64) - intercept) / slope).tolist())
+    kinds = [np.dtype(np.uint16), np.dtype(np.int16)]
+    if dtype.kind == "i":
+        kinds.reverse()
+    for kind in kinds if dtype.kind in "iu" else []:
+        if np.iinfo(kind).min <= ends[0] and ends[1] <= np.iinfo(kind).max:
+            return Rescaling(slope, intercept, kind, **window)
+    # Below a ten-millionth of the values, steps are finer than float32, and the intercept's text too long.
+    finest = max((high - low) / 65534, max(abs(low), abs(high)) * 1e-7) or 1.0
+    step = Context(prec=2, rounding=ROUND_CEILING).create_decimal(finest)
+    start = (Decimal(low) / step).to_integral_value(ROUND_FLOOR) * step
+    return Rescaling(float(step), float(start), np.dtype(np.uint16), **window)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,36 +117,34 @@ class Derivation:
     """What all images of a derived series have in common.
 
     Attributes:
-        scan: the source on whose grid, or on a finer one, they lie.
-        also: the other sources.
+        sources: the source series, that of the grid first.
         names: how UIDs are made.
         series_uid: of the derived series.
         modality: ``CT`` or ``MR``.
-        affine: float64 ``[4, 4]``, (i, j, k) of the volume to millimetres, RAS+.
+        affine: float64 ``[4, 4]``, (i, j, k) of the volume to RAS+ millimetres.
         factors: how much finer the grid is along the source's own (i, j, k).
         rescaling: how values are stored.
-        told: DerivationDescription.
+        explanation: DerivationDescription.
         description: SeriesDescription, or None.
         model: name of the model.
-        same_contrast: whether the volume is of the contrast that the source's acquisition made.
+        same_contrast: whether the volume has the contrast of the source's acquisition.
     """
 
-    scan: DicomScan
-    also: tuple[DicomScan, ...]
+    sources: tuple[DicomScan, ...]
     names: Names
     series_uid: str
     modality: str
     affine: np.ndarray
     factors: tuple[int, int, int]
     rescaling: Rescaling
-    told: str
+    explanation: str
     description: str | None
     model: str
     same_contrast: bool
 
 
 def derived_image(derivation: Derivation, values: np.ndarray, k: int, count: int) -> Any:
-    """A classic CT or MR image, without file meta information.
+    """Return a classic CT or MR image, without file meta information.
 
     Args:
         derivation: of the series.
@@ -86,27 +152,65 @@ def derived_image(derivation: Derivation, values: np.ndarray, k: int, count: int
         k: its number along the normal, from 0.
         count: slices in all.
     """
-    names, scan = derivation.names, derivation.scan
-    frame = scan.frames[k // derivation.factors[2]]
-    image = carry(classic_header(frame), derivation.modality, nobody=names.hide)
-    rising = scan.frames[0].number <= scan.frames[-1].number
+    names, frames, modality = derivation.names, derivation.sources[0].frames, derivation.modality
+    frame = frames[k // derivation.factors[2]]
+    image = carry(classic_header(frame), modality, deidentify=names.hide)
+    rising = frames[0].number <= frames[-1].number
     image.SpecificCharacterSet = "ISO_IR 192"
-    image.SOPClassUID = _SOP_CLASSES[derivation.modality]
+    image.SOPClassUID = _SOP_CLASSES[modality]
     image.InstanceNumber = k + 1 if rising else count - k
     image.SOPInstanceUID = names.new("instance", derivation.series_uid, str(image.InstanceNumber))
-    image.ImageType = ["DERIVED", "SECONDARY", _SLICE_NAMES[derivation.modality]]
+    image.ImageType = ["DERIVED", "SECONDARY", _SLICE_NAMES[modality]]
     _add_identity(image, derivation, frame)
-    _add_acquisition(image, derivation)
+    if modality == "MR":
+        if not derivation.same_contrast:
+            # No scanner measured this contrast: not these times and angles, but "research mode".
+            for keyword in (keyword for keyword in _MEASURED if keyword in image):
+                delattr(image, keyword)
+        image.ScanningSequence = image.get("ScanningSequence") or "RM"
+        image.SequenceVariant = image.get("SequenceVariant") or "NONE"
+    for keyword in (*_EMPTY, *_EMPTY_OF[modality]):
+        if keyword not in image:
+            setattr(image, keyword, None)
     _add_place(image, derivation, frame, k)
     _add_pixels(image, derivation, values)
     _add_origin(image, derivation, frame)
     return image
 
 
+def classic_header(frame: Frame) -> Any:
+    """Return the header of a frame with the attributes of a classic object, which itself is returned as is.
+
+    Enhanced objects describe the acquisition differently; what no classic attribute describes is left out.
+    """
+    if frame.header.get("SharedFunctionalGroupsSequence") is None:
+        return frame.header
+    header = pydicom("dataset").Dataset()
+    header.update(frame.header)
+    for macro, keywords in _CLASSIC.items():
+        group = frame.macro(macro)
+        for keyword in keywords.split() if group is not None else ():
+            value = group.get(keyword)
+            if value is not None:
+                value = decimals([value])[0] if isinstance(value, float) else value
+                setattr(header, _RENAMED.get(keyword, keyword), value)
+    if pulses := _PULSES.get(str(frame.header.get("EchoPulseSequence") or "")):
+        planar = frame.header.get("EchoPlanarPulseSequence") == "YES"
+        recovery = frame.header.get("InversionRecovery") == "YES"
+        header.ScanningSequence = [*pulses, *["IR"] * recovery, *["EP"] * planar]
+    if frame.header.get("ResonantNucleus"):
+        header.ImagedNucleus = frame.header.ResonantNucleus
+    when = str(frame.header.get("AcquisitionDateTime") or "")
+    if len(when) >= 14:
+        header.AcquisitionDate = when[:8]
+        header.AcquisitionTime = when[8:].partition("+")[0].partition("-")[0]
+    return header
+
+
 def _add_identity(image: Any, derivation: Derivation, frame: Frame) -> None:
-    names, header = derivation.names, frame.header
-    study = str(header.get("StudyInstanceUID") or names.new("study", derivation.scan.series_uid))
-    space = str(header.get("FrameOfReferenceUID") or f"of series {derivation.scan.series_uid}")
+    names, header, source = derivation.names, frame.header, derivation.sources[0].series_uid
+    study = str(header.get("StudyInstanceUID") or names.new("study", source))
+    space = str(header.get("FrameOfReferenceUID") or f"of series {source}")
     known = "FrameOfReferenceUID" in image or names.hide
     image.StudyInstanceUID = names.kept(study)
     image.FrameOfReferenceUID = names.kept(space) if known else names.new("frame of reference", space)
@@ -122,25 +226,6 @@ def _add_identity(image: Any, derivation: Derivation, frame: Frame) -> None:
         image.PatientName = f"Anonymous^{image.PatientID}"
         image.PatientIdentityRemoved, image.DeidentificationMethod = "YES", _METHOD
         image.LongitudinalTemporalInformationModified = "REMOVED"
-    for keyword in _EMPTY:
-        if keyword not in image:
-            setattr(image, keyword, None)
-
-
-def _add_acquisition(image: Any, derivation: Derivation) -> None:
-    if derivation.modality == "MR":
-        if not derivation.same_contrast:
-            # No scanner measured this contrast: not these times and angles, but "research mode".
-            for keyword in (*_MEASURED, *_EMPTY_OF["MR"], "ScanningSequence", "SequenceVariant"):
-                if keyword != "MRAcquisitionType" and keyword in image:
-                    delattr(image, keyword)
-        if not image.get("ScanningSequence"):
-            image.ScanningSequence = "RM"
-        if not image.get("SequenceVariant"):
-            image.SequenceVariant = "NONE"
-    for keyword in _EMPTY_OF[derivation.modality]:
-        if keyword not in image:
-            setattr(image, keyword, None)
 
 
 def _add_place(image: Any, derivation: Derivation, frame: Frame, k: int) -> None:
@@ -148,9 +233,8 @@ def _add_place(image: Any, derivation: Derivation, frame: Frame, k: int) -> None
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     row, column, normal = (affine[:3, :3] / lengths).T
     position = affine[:3, 3] + k * affine[:3, 2]
-    factor = derivation.factors[2]
-    # Finer slices share the room between the source's; on the source's own grid they are as thick as those.
-    thickness = frame.thickness if factor == 1 and frame.thickness else lengths[2]
+    # Finer slices divide the space of the source's; on the source's own grid they are as thick as those.
+    thickness = frame.thickness if derivation.factors[2] == 1 and frame.thickness else lengths[2]
     image.ImagePositionPatient = decimals(position)
     image.ImageOrientationPatient = decimals((*row, *column))
     image.PixelSpacing = decimals((lengths[1], lengths[0]))
@@ -175,41 +259,48 @@ def _add_pixels(image: Any, derivation: Derivation, values: np.ndarray) -> None:
 
 
 def _add_origin(image: Any, derivation: Derivation, frame: Frame) -> None:
-    """What it was derived from, by whom and how."""
-    dataset, names = need("pydicom.dataset", "writing DICOM").Dataset, derivation.names
-    image.DerivationDescription = derivation.told
-    equipment = dataset()
-    equipment.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
-    equipment.Manufacturer, equipment.SoftwareVersions = "scorefusion", __version__
-    equipment.ManufacturerModelName = (derivation.model or "unnamed")[:64]
-    image.ContributingEquipmentSequence = [equipment]
-    references: dict[str, list[Any]] = {}
+    """Add what the image was derived from, by which equipment and how."""
+    names = derivation.names
+    image.DerivationDescription = derivation.explanation
+    image.ContributingEquipmentSequence = [
+        _item(
+            PurposeOfReferenceCodeSequence=_code("109102", "Processing Equipment"),
+            Manufacturer="scorefusion",
+            SoftwareVersions=__version__,
+            ManufacturerModelName=(derivation.model or "unnamed")[:64],
+        )
+    ]
+    references: dict[str, list[Any]] = defaultdict(list)
     normal = np.cross(*frame.orientation)
-    for scan in (derivation.scan, *derivation.also):
-        near = min(scan.frames, key=lambda one: abs(float((one.position - frame.position) @ normal)))
+    for scan in derivation.sources:
+        near = min(scan.frames, key=lambda other: abs(float((other.position - frame.position) @ normal)))
         if near.sop_instance:
-            item = dataset()
-            item.ReferencedSOPClassUID = near.sop_class
-            item.ReferencedSOPInstanceUID = names.kept(near.sop_instance)
-            references.setdefault(names.kept(scan.series_uid), []).append(item)
-    series = []
-    sources = []
-    for uid, items in references.items():
-        whole = dataset()
-        whole.SeriesInstanceUID, whole.ReferencedInstanceSequence = uid, items
-        series.append(whole)
-        for item in items:
-            source = dataset()
-            source.update(item)
-            source.PurposeOfReferenceCodeSequence = [
-                _code("121322", "Source image for image processing operation")
-            ]
-            sources.append(source)
-    if series:
-        image.ReferencedSeriesSequence, image.SourceImageSequence = series, sources
+            instance = {
+                "ReferencedSOPClassUID": near.sop_class,
+                "ReferencedSOPInstanceUID": names.kept(near.sop_instance),
+            }
+            references[names.kept(scan.series_uid)].append(instance)
+    if references:
+        image.ReferencedSeriesSequence = [
+            _item(SeriesInstanceUID=uid, ReferencedInstanceSequence=[_item(**item) for item in items])
+            for uid, items in references.items()
+        ]
+        image.SourceImageSequence = [
+            _item(
+                **item,
+                PurposeOfReferenceCodeSequence=_code("121322", "Source image for image processing operation"),
+            )
+            for items in references.values()
+            for item in items
+        ]
 
 
-def _code(value: str, meaning: str) -> Any:
-    code = need("pydicom.dataset", "writing DICOM").Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-    return code
+def _item(**attributes: Any) -> Any:
+    item = pydicom("dataset").Dataset()
+    for keyword, value in attributes.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def _code(value: str, meaning: str) -> list[Any]:
+    return [_item(CodeValue=value, CodingSchemeDesignator="DCM", CodeMeaning=meaning)]

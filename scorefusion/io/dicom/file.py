@@ -18,10 +18,12 @@ from typing import Any
 from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
 from scorefusion.optional import need
 
+PathLike = str | os.PathLike[str]
+
 MAX_HEADER = 2**25
-"""The most bytes that may stand before the pixels; an enhanced object of 10,000 frames has about as many."""
+"""The most bytes before the pixels; the header of an enhanced object of 10,000 frames has about as many."""
 MAX_ITEMS = 2**18
-"""The most sequence items in there; each becomes an object of its own."""
+"""The most sequence items in a header; each becomes a Python object."""
 
 DAMAGED = "Copy or export it again, or take it out of the folder."
 
@@ -47,8 +49,13 @@ _POINTERS = {
 }
 
 
+def pydicom(module: str) -> Any:
+    """Import a module of pydicom, such as ``dataset``, or raise an error that names the extra."""
+    return need(f"pydicom.{module}", "reading and writing DICOM")
+
+
 def is_dicom(path: Path) -> bool:
-    """Whether a path leads to a DICOM file by its content, with or without preamble, or one in gzip.
+    """Return whether a path leads to a DICOM file by its content, with or without preamble or gzip.
 
     Raises:
         BadInput: if it cannot be read.
@@ -57,7 +64,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def why_not_dicom(path: Path) -> str:
-    """Why a path does not lead to a DICOM file, such as ``is empty (0 bytes)``; empty where it does.
+    """Return why a path does not lead to a DICOM file, such as ``is empty (0 bytes)``; empty if it does.
 
     Raises:
         BadInput: if it cannot be read.
@@ -81,11 +88,13 @@ def why_not_dicom(path: Path) -> str:
         return "is empty (0 bytes)"
     if _start(head) is not None:
         return ""
-    return next((told for mark, told in _POINTERS.items() if head.startswith(mark)), "is not a DICOM file")
+    return next(
+        (reason for mark, reason in _POINTERS.items() if head.startswith(mark)), "is not a DICOM file"
+    )
 
 
-def room_of(path: Path) -> int:
-    """The most bytes that a file can hold: its size, or what gzip can make of it."""
+def capacity(path: Path) -> int:
+    """Return the most bytes that a file can hold: its size, or what gzip can make of it."""
     with path.open("rb") as file:
         packed = _is_packed(file.read(_HEAD))
         return os.fstat(file.fileno()).st_size * (_DEFLATE_RATIO if packed else 1)
@@ -96,7 +105,7 @@ def _is_packed(head: bytes) -> bool:
 
 
 def _start(head: bytes) -> int | None:
-    """Where a file's data elements begin; None if it is not DICOM."""
+    """Return where a file's data elements begin; None if it is not DICOM."""
     if head[_MARK_AT:].startswith(_MARK):
         return _MARK_AT + len(_MARK)
     if head.startswith(_MARK):
@@ -105,15 +114,13 @@ def _start(head: bytes) -> int | None:
 
 
 def _encoding(head: bytes) -> tuple[bool, bool] | None:
-    """(implicit VR, little endian) of data elements at the start of ``head``; None if there are none."""
-    return next(
-        (encoding for encoding in ((False, True), (True, True), (False, False)) if _holds(head, *encoding)),
-        None,
-    )
+    """Return (implicit VR, little endian) of the data elements at the start of ``head``; None without any."""
+    encodings = ((False, True), (True, True), (False, False))
+    return next((encoding for encoding in encodings if _has_elements(head, *encoding)), None)
 
 
-def _holds(head: bytes, implicit: bool, little: bool) -> bool:
-    """Whether ``head`` begins with two data elements of the first groups of an object, in rising order."""
+def _has_elements(head: bytes, implicit: bool, little: bool) -> bool:
+    """Return whether ``head`` begins with two data elements of an object's first groups, in rising order."""
     order, place, last = "<" if little else ">", 0, -1
     for first in (True, False):
         if place + 12 > len(head):
@@ -136,7 +143,7 @@ def _holds(head: bytes, implicit: bool, little: bool) -> bool:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever pydicom raises of a file's content inside the block becomes a BadInput that names the file."""
+    """Turn whatever pydicom raises inside the block into a BadInput that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -146,8 +153,8 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:
         if out_of_memory(error):
             raise
-        said = " ".join(str(error).split())[:160] or type(error).__name__
-        raise BadInput(path, f"is a damaged DICOM file ({said})", DAMAGED) from None
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise BadInput(path, f"is a damaged DICOM file ({reason})", DAMAGED) from None
 
 
 def read_header(path: Path, keywords: Sequence[str]) -> Any:
@@ -155,13 +162,13 @@ def read_header(path: Path, keywords: Sequence[str]) -> Any:
 
     Args:
         path: a file for which :func:`is_dicom` holds.
-        keywords: the attributes that are wanted; sequences come with all that they hold.
+        keywords: the attributes to read; sequences are read with all that they hold.
 
     Returns:
-        A pydicom Dataset with its ``file_meta``, apart from the file.
+        A pydicom Dataset with its ``file_meta``, independent of the file.
 
     Raises:
-        BadInput: for a damaged file, or one whose header is beyond all bounds.
+        BadInput: for a damaged file, or one whose header is too large.
     """
     return _read(path, keywords, MAX_HEADER, pixels=False)
 
@@ -172,7 +179,7 @@ def read_pixels(path: Path, keywords: Sequence[str], promised: int) -> Any:
     Args:
         path: as for :func:`read_header`.
         keywords: as for :func:`read_header`; the pixels' are among them.
-        promised: bytes that the pixels may take at most; a deflated file is inflated so far and no further.
+        promised: the most bytes that the pixels may take; a deflated file is inflated no further.
 
     Raises:
         BadInput: as for :func:`read_header`.
@@ -202,8 +209,7 @@ def _read(path: Path, keywords: Sequence[str], bound: int, pixels: bool) -> Any:
 
 
 def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: bool) -> Any:
-    read_dataset = need("pydicom.filereader", "reading DICOM").read_dataset
-    dataset, tags = need("pydicom.dataset", "reading DICOM"), need("pydicom.datadict", "reading DICOM")
+    dataset, read_dataset = pydicom("dataset"), pydicom("filereader").read_dataset
     head = data.read(_HEAD)
     start = _start(head) or 0
     meta = dataset.Dataset()
@@ -216,7 +222,7 @@ def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: b
         data.seek(place)
         if guessed is not None:
             meta.TransferSyntaxUID = _SYNTAXES[guessed]
-    syntax = need("pydicom.uid", "reading DICOM").UID(str(meta.get("TransferSyntaxUID", "")))
+    syntax = pydicom("uid").UID(str(meta.get("TransferSyntaxUID", "")))
     if not syntax:
         raise BadInput(path, "names no transfer syntax and holds no data elements that show it", DAMAGED)
     if not syntax.is_transfer_syntax or syntax.is_private:
@@ -226,28 +232,21 @@ def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: b
     if syntax.is_deflated:
         body = io.BytesIO(_inflated(path, data.read(), bound, whole=pixels))
     _check_items(path, body)
-    found = read_dataset(
+    tag_of = pydicom("datadict").tag_for_keyword
+    header = read_dataset(
         body,
         syntax.is_implicit_VR,
         syntax.is_little_endian,
-        stop_when=None if pixels else _at_pixels,
-        specific_tags=[PRIVATE.get(keyword) or tags.tag_for_keyword(keyword) for keyword in keywords],
+        stop_when=None if pixels else lambda tag, vr, length: tag in _PIXELS,
+        specific_tags=[PRIVATE.get(keyword) or tag_of(keyword) for keyword in keywords],
     )
-    for element in found.elements():
-        if element.tag not in _PIXELS and 0 < len(getattr(element, "value", b"") or b"") < _length(element):
+    for element in header.elements():
+        length = getattr(element, "length", 0)  # of an element as it was read; 0xFFFFFFFF where undefined
+        defined = element.tag not in _PIXELS and length != 0xFFFFFFFF
+        if defined and 0 < len(getattr(element, "value", b"") or b"") < length:
             raise ValueError("it ends within its header")
-    found.file_meta = dataset.FileMetaDataset(meta)
-    return found
-
-
-def _length(element: Any) -> int:
-    """Bytes that an element as it was read should have; 0 where it does not say."""
-    length = getattr(element, "length", 0)
-    return 0 if length == 0xFFFFFFFF else length
-
-
-def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
-    return tag in _PIXELS
+    header.file_meta = dataset.FileMetaDataset(meta)
+    return header
 
 
 def _inflated(path: Path, data: bytes, bound: int, whole: bool) -> bytes:
@@ -262,7 +261,7 @@ def _inflated(path: Path, data: bytes, bound: int, whole: bool) -> bytes:
 
 
 def _check_items(path: Path, data: Any) -> None:
-    """Refuse a header of millions of items, eight bytes that become an object of a kilobyte each."""
+    """Refuse a header of millions of items, each eight bytes that become an object of a kilobyte."""
     place, count = data.tell(), 0
     head = data.read(MAX_HEADER)
     if len(head) > 8 * MAX_ITEMS:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scorefusion.errors import BadInput
-from scorefusion.io.dicom.file import DAMAGED, read_header, reading, why_not_dicom
-from scorefusion.io.dicom.kind import DICOMDIR, KIND_TAGS, family, frame_count, is_mosaic, obstacle, sop_class
-from scorefusion.optional import need
+from scorefusion.io.dicom.file import DAMAGED, PathLike, pydicom, read_header, reading, why_not_dicom
+from scorefusion.io.dicom.frames import (
+    DICOMDIR,
+    OBJECT_TAGS,
+    family,
+    frame_count,
+    is_mosaic,
+    obstacle,
+    sop_class,
+)
 
-PathLike = str | os.PathLike[str]
-
-_TAGS = (*KIND_TAGS, "SeriesInstanceUID", "StudyInstanceUID", "SeriesDescription", "SeriesNumber")
+_TAGS = (*OBJECT_TAGS, "SeriesInstanceUID", "StudyInstanceUID", "SeriesDescription", "SeriesNumber")
 _LISTED = 12
 _TAIL = 4
 
@@ -35,7 +41,7 @@ class PassedOver:
 
 @dataclass(frozen=True)
 class SeriesDescription:
-    """A series, as the headers of its files tell.
+    """A series, as the headers of its files describe it.
 
     Attributes:
         uid: SeriesInstanceUID.
@@ -45,12 +51,12 @@ class SeriesDescription:
         modality: such as ``MR``.
         number: SeriesNumber; None where there is none.
         description: SeriesDescription, often the name of the protocol.
-        images: single-frame images and frames of multi-frame ones, together.
+        images: how many single-frame images and frames of multi-frame ones it has.
         rows: pixels down a column, of the first file; 0 where it holds no image.
         columns: pixels along a row.
-        problem: why it cannot be read as a volume; empty where the headers tell of nothing.
-        slices: files that hold slices of a volume, mosaics among them; with a ``problem`` and none of these,
-            a series is something else, such as a localizer or a report.
+        problem: why it cannot be read as a volume; empty if the headers give no reason.
+        slices: files that hold slices of a volume, mosaics included; a series with a ``problem`` and no
+            slices is something else, such as a localizer or a report.
         passed: files in the same folders that are not used.
     """
 
@@ -70,10 +76,10 @@ class SeriesDescription:
 
     def __str__(self) -> str:
         grid = f", {self.images} of {self.columns} × {self.rows}" if self.rows else ""
-        told = f" '{self.description}'" if self.description else ""
+        title = f" '{self.description}'" if self.description else ""
         number = "" if self.number is None else f", SeriesNumber {self.number}"
         problem = f": {self.problem}" if self.problem else ""
-        return f"{self.uid or 'without UID'} ({self.modality or 'no modality'}{told}{grid}){number}{problem}"
+        return f"{self.uid or 'without UID'} ({self.modality or 'no modality'}{title}{grid}){number}{problem}"
 
 
 def find_series(
@@ -90,22 +96,23 @@ def find_series(
 
     Args:
         folder: where to look; or one file.
-        damaged: takes what is wrong with files that cannot be read, instead of an error.
-        passed: takes every file that is not used: other files, empty ones, links that lead nowhere, DICOMDIR.
-        skip: says which folders below are not entered.
+        damaged: list to append the errors of files that cannot be read to, instead of raising them.
+        passed: list to append files that are not used to: other files, empty ones, links that lead nowhere,
+            DICOMDIR.
+        skip: returns whether a folder below is not entered.
 
     Returns:
-        The series by number and UID, those that cannot be volumes too, with their ``problem``.
+        The series by number and UID, also those that cannot be volumes, with their ``problem``.
 
     Raises:
         BadInput: if there is no such folder, or a DICOM file in it is damaged or cannot be read.
         ScoreFusionError: without pydicom, naming the extra that brings it.
     """
-    need("pydicom", "reading DICOM")
+    pydicom("uid")
     root = Path(folder)
     if not root.exists():
         raise BadInput(root, "does not exist", "Check the name.")
-    members: dict[str, list[tuple[Path, Any]]] = {}
+    members: dict[str, list[tuple[Path, Any]]] = defaultdict(list)
     passed = [] if passed is None else passed
     for path in _files(root, damaged, passed, skip):
         try:
@@ -126,21 +133,21 @@ def find_series(
         if kind == DICOMDIR:
             passed.append(PassedOver(path, "is an index of other files (DICOMDIR)"))
         else:
-            members.setdefault(uid, []).append((path, header))
-    found = [_describe(root, uid, files, passed) for uid, files in members.items()]
-    return sorted(found, key=lambda series: (series.number is None, series.number or 0, series.uid))
+            members[uid].append((path, header))
+    described = [_describe(root, uid, files, passed) for uid, files in members.items()]
+    return sorted(described, key=lambda series: (series.number is None, series.number or 0, series.uid))
 
 
 def choose_series(folder: PathLike, key: str | None = None) -> SeriesDescription:
-    """The one series of a folder that can be a volume, or the one named; ``passed`` has all that is not used.
+    """Return the one series of a folder that can be a volume, or the one named, with all that is not used.
 
     Args:
         folder: as for :func:`find_series`.
         key: as for :func:`matching`; None where there is only one.
 
     Raises:
-        BadInput: if there is none, several, or the named one does not exist or is no volume; the series that
-            exist are listed.
+        BadInput: if there is none or several, or the named one does not exist or is no volume; lists the
+            series that exist.
     """
     passed: list[PassedOver] = []
     found = find_series(folder, passed=passed)
@@ -170,7 +177,7 @@ def choose_series(folder: PathLike, key: str | None = None) -> SeriesDescription
 
 
 def matching(found: Sequence[SeriesDescription], key: str) -> list[SeriesDescription]:
-    """The series that a key means: by SeriesInstanceUID, else SeriesNumber, the UID's end, or a description.
+    """Return the series that a key names: by UID, else SeriesNumber, the end of the UID, or a description.
 
     Args:
         found: to choose from.
@@ -187,12 +194,12 @@ def matching(found: Sequence[SeriesDescription], key: str) -> list[SeriesDescrip
 
 
 def summaries(passed: Iterable[PassedOver], root: Path) -> list[str]:
-    """What was not used, a line for each reason, with the files' names below ``root``."""
-    reasons: dict[str, list[str]] = {}
-    for each in passed:
-        inside = each.file.is_relative_to(root) and each.file != root
-        name = each.file.relative_to(root).as_posix() if inside else str(each.file)
-        reasons.setdefault(each.reason, []).append(_printable(name))
+    """Return one line per reason why files were not used, with their names below ``root``."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for over in passed:
+        inside = over.file.is_relative_to(root) and over.file != root
+        name = over.file.relative_to(root).as_posix() if inside else str(over.file)
+        reasons[over.reason].append(_printable(name))
     lines = []
     for reason, names in reasons.items():
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
@@ -229,12 +236,12 @@ def _files(
 def _describe(
     root: Path, uid: str, members: Sequence[tuple[Path, Any]], passed: Sequence[PassedOver]
 ) -> SeriesDescription:
-    problems: dict[str, list[Path]] = {}
+    problems: dict[str, list[Path]] = defaultdict(list)
     images = slices = 0
     for path, header in members:
         with reading(path):
             problem = obstacle(header)
-            problems.setdefault(problem, []).append(path)
+            problems[problem].append(path)
             images += frame_count(header)
             slices += not problem or is_mosaic(header)
     folders = {path.parent for path, _ in members}
@@ -254,18 +261,16 @@ def _describe(
             columns=int(first.get("Columns") or 0),
             problem=_problem(problems, len(members)),
             slices=slices,
-            passed=tuple(each for each in passed if each.file.parent in folders),
+            passed=tuple(over for over in passed if over.file.parent in folders),
         )
 
 
 def _problem(problems: dict[str, list[Path]], count: int) -> str:
-    named = [problem for problem in problems if problem]
-    if not named:
-        return ""
-    files = problems[named[0]]
-    if len(files) == count:
-        return named[0]
-    return f"{len(files)} of its {count} files: {named[0]} ({files[0].name})"
+    problem = next((problem for problem in problems if problem), "")
+    files = problems.get(problem, [])
+    if not problem or len(files) == count:
+        return problem
+    return f"{len(files)} of its {count} files: {problem} ({files[0].name})"
 
 
 def _printable(value: Any) -> str:

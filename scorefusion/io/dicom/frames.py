@@ -1,4 +1,4 @@
-"""The images of a DICOM file, each with its place: a classic object is one, an enhanced one holds many."""
+"""The kind of a DICOM object, and its images and their positions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,32 @@ import numpy as np
 
 from scorefusion.errors import BadInput
 from scorefusion.io.dicom.carry import CARRIED, ENHANCED
-from scorefusion.io.dicom.file import read_header, reading
-from scorefusion.io.dicom.kind import KIND_TAGS, frame_count, image_type, obstacle, sop_class
+from scorefusion.io.dicom.file import PRIVATE, pydicom, read_header, reading
+
+_CLASSIC_MR = "1.2.840.10008.5.1.4.1.1.4"
+_FAMILIES = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.2": "CT",
+    _CLASSIC_MR: "MR",
+    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.128": "PT",
+    "1.2.840.10008.5.1.4.1.1.130": "PT",
+    "1.2.840.10008.5.1.4.1.1.128.1": "PT",
+    "1.2.840.10008.5.1.4.1.1.7": "OT",
+}
+"""SOP classes that are read: CT, MR and PET Image Storage, classic, enhanced and legacy converted, and
+Secondary Capture Image Storage, which research tools write."""
+
+DICOMDIR = "1.2.840.10008.1.3.10"
+"""Media Storage Directory Storage: an index of files."""
+
+OBJECT_TAGS = (
+    *("SOPClassUID", "Modality", "ImageType", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    *("PhotometricInterpretation", "BitsAllocated", "ModalityLUTSequence", *PRIVATE),
+)
+"""What :func:`obstacle` needs."""
 
 _OWN = ("SOPInstanceUID", "FrameOfReferenceUID", "InstanceNumber", "SeriesNumber", "SeriesDescription")
 _PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
@@ -33,8 +57,11 @@ _TRAITS = {
     "TemporalPositionIndex": "FrameContentSequence",
     "TriggerTime": "",
 }
-_TAGS = tuple(dict.fromkeys((*KIND_TAGS, *_OWN, *_PLACE, *_VALUES, *_GROUPS, *_TRAITS, *CARRIED, *ENHANCED)))
+"""What distinguishes images at one position, each with its functional group in an enhanced object."""
 
+_TAGS = tuple(
+    dict.fromkeys((*OBJECT_TAGS, *_OWN, *_PLACE, *_VALUES, *_GROUPS, *_TRAITS, *CARRIED, *ENHANCED))
+)
 _PLACELESS = "Export it with its geometry, or convert it to NIfTI with a tool that knows this scanner."
 
 
@@ -43,20 +70,20 @@ class Frame:
     """One image of a series.
 
     Attributes:
-        file: where it is.
-        index: which of the file's frames, from 0.
+        file: its file.
+        index: its number among the file's frames, from 0.
         sop_class: SOPClassUID of the file.
         sop_instance: SOPInstanceUID of the file.
         number: InstanceNumber of the file plus ``index``.
         shape: (rows, columns).
-        position: float64 ``[3]``, centre of the first pixel in millimetres (to the left, back and head).
+        position: float64 ``[3]``, centre of the first pixel in LPS+ millimetres.
         orientation: float64 ``[2, 3]``, unit vectors along a row and down a column.
         spacing: millimetres from row to row and from column to column.
-        thickness: SliceThickness in millimetres; None where it is not told.
+        thickness: SliceThickness in millimetres; None if it is not given.
         slope: values are stored ones times ``slope`` plus ``intercept``.
         intercept: see ``slope``.
         stored: the type of the stored pixels.
-        traits: what tells images at one place apart, such as EchoTime.
+        traits: what distinguishes images at one position, such as EchoTime.
         header: the attributes that a derived series takes over, and the functional groups.
     """
 
@@ -77,16 +104,26 @@ class Frame:
     header: Any
 
     def macro(self, name: str) -> Any:
-        """The functional group of this frame, or of all; the object itself where it is classic."""
+        """Return a functional group of this frame or of all frames; a classic object's header itself."""
         return _macro(self.header, self.index, name)
+
+    @property
+    def within(self) -> str:
+        """Such as ``frame 2`` of a multi-frame object; else empty."""
+        return f"frame {self.index + 1}" if frame_count(self.header) > 1 else ""
+
+    @property
+    def label(self) -> str:
+        """The file's name, with the frame where it has several."""
+        return f"{self.file.name} {self.within}".rstrip()
 
 
 def frames_of(path: Path, max_voxels: int) -> list[Frame]:
-    """The images of one file, by their headers.
+    """Read the images of one file, without their pixels.
 
     Raises:
-        BadInput: for an object that cannot be part of a volume, or says nothing of its place, or claims more
-            than ``max_voxels``.
+        BadInput: for an object that cannot be part of a volume, has no position, or claims more than
+            ``max_voxels``.
     """
     header = read_header(path, _TAGS)
     with reading(path):
@@ -106,16 +143,83 @@ def frames_of(path: Path, max_voxels: int) -> list[Frame]:
         return [_frame(path, header, index) for index in range(count)]
 
 
+def sop_class(header: Any) -> str:
+    """Return the SOP class of an object, or of the file's meta information where the object has none."""
+    return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+
+
+def family(uid: str) -> str | None:
+    """Return ``CT``, ``MR``, ``PT`` or ``OT`` for a SOP class that is read, else None."""
+    return _FAMILIES.get(uid)
+
+
+def frame_count(header: Any) -> int:
+    """Return NumberOfFrames; 1 where there is none."""
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def obstacle(header: Any) -> str:
+    """Return why an object cannot be part of a volume; empty if its header gives no reason.
+
+    Args:
+        header: a Dataset with ``OBJECT_TAGS`` and its ``file_meta``.
+    """
+    kind = sop_class(header)
+    if family(kind) is None:
+        return f"is no CT, MR or PET image but of SOP class {pydicom('uid').UID(kind).name or 'unknown'}"
+    if "LOCALIZER" in _image_type(header):
+        return "is a localizer"
+    if is_mosaic(header):
+        tiles = f" of {_tiles(header)} tiles" if _tiles(header) else ""
+        return f"is a Siemens mosaic{tiles}, all slices of a volume in one image: convert it with dcm2niix"
+    if not header.get("Rows") or not header.get("Columns"):
+        return "has no Rows and Columns, so no image"
+    photometric = str(header.get("PhotometricInterpretation") or "")
+    if int(header.get("SamplesPerPixel") or 1) != 1 or not photometric.startswith("MONOCHROME"):
+        return f"is a colour image ({photometric or 'no PhotometricInterpretation'})"
+    if header.get("BitsAllocated") not in (8, 16, 32):
+        return f"has pixels of {header.get('BitsAllocated')} bits, not of 8, 16 or 32"
+    if header.get("ModalityLUTSequence"):
+        return "has its values in a Modality LUT instead of RescaleSlope and RescaleIntercept"
+    return ""
+
+
+def is_mosaic(header: Any) -> bool:
+    """Return whether a classic MR object is a mosaic by ImageType or by Siemens' NumberOfImagesInMosaic.
+
+    Enhanced objects of some scanners carry the word although each of their frames is a slice.
+    """
+    if sop_class(header) != _CLASSIC_MR or frame_count(header) > 1:
+        return False
+    return "MOSAIC" in _image_type(header) or _tiles(header) > 1
+
+
+def _tiles(header: Any) -> int:
+    """Return Siemens' NumberOfImagesInMosaic, (0019,100a); 0 if missing or another maker's attribute."""
+    creator = header.get(PRIVATE["SiemensCreator"])
+    element = header.get(PRIVATE["NumberOfImagesInMosaic"])
+    if element is None or (creator is not None and "SIEMENS" not in str(creator.value).upper()):
+        return 0
+    value = element.value
+    try:
+        return int.from_bytes(value, "little") if isinstance(value, bytes) else int(value or 0)
+    except (TypeError, ValueError):
+        return 0
+
+
+def _image_type(header: Any) -> list[str]:
+    values = header.get("ImageType") or []
+    return [values] if isinstance(values, str) else [str(value) for value in values]
+
+
 def _frame(path: Path, header: Any, index: int) -> Frame:
     measures = _macro(header, index, "PixelMeasuresSequence")
-    values = _macro(header, index, "PixelValueTransformationSequence")
-    place = _macro(header, index, "PlanePositionSequence")
-    turn = _macro(header, index, "PlaneOrientationSequence")
     thickness = measures.get("SliceThickness") if measures is not None else None
     row, column = _numbers(path, measures, "PixelSpacing", 2)
     if not (row > 0 and column > 0):
         raise BadInput(path, f"has an impossible PixelSpacing ({row:g}, {column:g})", _PLACELESS)
-    slope, intercept = _rescale(path, values)
+    slope, intercept = _rescale(path, _macro(header, index, "PixelValueTransformationSequence"))
+    place = _macro(header, index, "PlanePositionSequence")
     signed = int(header.get("PixelRepresentation") or 0)
     return Frame(
         file=path,
@@ -125,7 +229,7 @@ def _frame(path: Path, header: Any, index: int) -> Frame:
         number=int(header.get("InstanceNumber") or 0) + index,
         shape=(int(header.Rows), int(header.Columns)),
         position=_numbers(path, place, "ImagePositionPatient", 3),
-        orientation=_orientation(path, _numbers(path, turn, "ImageOrientationPatient", 6)),
+        orientation=_orientation(path, _macro(header, index, "PlaneOrientationSequence")),
         spacing=(float(row), float(column)),
         thickness=None if thickness is None else float(thickness),
         slope=slope,
@@ -140,10 +244,8 @@ def _macro(header: Any, index: int, name: str) -> Any:
     own, shared = header.get(_GROUPS[0]), header.get(_GROUPS[1])
     if own is None:
         return header
-    for place in (own[index], *(shared or [])[:1]):
-        if found := place.get(name):
-            return found[0]
-    return None
+    groups = (group.get(name) for group in (own[index], *(shared or [])[:1]))
+    return next((group[0] for group in groups if group), None)
 
 
 def _numbers(path: Path, place: Any, keyword: str, count: int) -> np.ndarray:
@@ -156,13 +258,14 @@ def _numbers(path: Path, place: Any, keyword: str, count: int) -> np.ndarray:
     return numbers
 
 
-def _orientation(path: Path, cosines: np.ndarray) -> np.ndarray:
-    turn = cosines.reshape(2, 3)
-    lengths = np.linalg.norm(turn, axis=1)
-    if np.abs(lengths - 1).max() > 1e-2 or abs(float(turn[0] @ turn[1])) > 1e-2:
+def _orientation(path: Path, place: Any) -> np.ndarray:
+    cosines = _numbers(path, place, "ImageOrientationPatient", 6)
+    axes = cosines.reshape(2, 3)
+    lengths = np.linalg.norm(axes, axis=1)
+    if np.abs(lengths - 1).max() > 1e-2 or abs(float(axes[0] @ axes[1])) > 1e-2:
         problem = f"has an ImageOrientationPatient of no right angle ({', '.join(f'{c:g}' for c in cosines)})"
         raise BadInput(path, problem, _PLACELESS)
-    return turn / lengths[:, None]
+    return axes / lengths[:, None]
 
 
 def _rescale(path: Path, values: Any) -> tuple[float, float]:
@@ -177,7 +280,7 @@ def _rescale(path: Path, values: Any) -> tuple[float, float]:
 
 
 def _traits(header: Any, index: int) -> dict[str, str]:
-    traits = {"ImageType": "\\".join(image_type(header))}
+    traits = {"ImageType": "\\".join(_image_type(header))}
     for keyword, macro in _TRAITS.items():
         place = _macro(header, index, macro) if macro else header
         value = None if place is None else place.get(keyword)

@@ -1,8 +1,17 @@
-"""Pixels of DICOM files, decoded by pydicom and its plugins once what they claim was checked."""
+"""Pixels of DICOM files: what they claim is checked, then pydicom and its plugins decode them.
+
+Decoders in C can crash or hang on a damaged file, so compressed pixels are decoded in a process of their own.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,32 +19,26 @@ from typing import Any
 import numpy as np
 
 from scorefusion.errors import BadInput
-from scorefusion.io.dicom.decoder import Decoder, decode_here
-from scorefusion.io.dicom.file import DAMAGED, read_pixels, reading, room_of
+from scorefusion.io.dicom.file import DAMAGED, capacity, pydicom, read_pixels, reading
 from scorefusion.io.dicom.frames import Frame
-from scorefusion.optional import need
 
 _TAGS = (
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     "PixelData",
 )
 _DEFLATE_RATIO, _RLE_RATIO = 1032, 64
 _JPEG_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}
+_JPEG_2000 = b"\xff\x4f\xff\x51"
+
+_SECONDS = 120  # that decoding a file may take
+_TYPES = {np.dtype(name).str for name in ("u1", "i1", "<u2", "<i2", "<u4", "<i4")}
+_START = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import serve; serve()"
 
 
 def check_pixels(frames: Sequence[Frame]) -> None:
-    """Find out before anything is allocated whether a file can hold its frames and they can be decoded.
+    """Check, before anything is allocated, that a file can hold its frames and that they can be decoded.
 
     Args:
         frames: all frames of one file.
@@ -46,7 +49,7 @@ def check_pixels(frames: Sequence[Frame]) -> None:
     path, syntax = frames[0].file, frames[0].header.file_meta.TransferSyntaxUID
     with reading(path):
         promised = _promised(frames)
-        room = size = room_of(path)
+        room = size = capacity(path)
     if syntax.is_encapsulated:
         _check_decoder(path, syntax)
         room = size * _RLE_RATIO if _is_rle(syntax) else promised
@@ -58,11 +61,11 @@ def check_pixels(frames: Sequence[Frame]) -> None:
 
 
 def decoded(frames: Sequence[Frame], decoder: Decoder) -> Iterator[tuple[Frame, np.ndarray]]:
-    """Every frame of one file with its pixels as they are stored, ``[rows, columns]``, one at a time.
+    """Yield every frame of one file with its pixels as they are stored, ``[rows, columns]``.
 
     Args:
         frames: all frames of one file.
-        decoder: of compressed pixels.
+        decoder: for compressed pixels.
 
     Raises:
         BadInput: for pixels that are missing, truncated or cannot be decoded.
@@ -72,9 +75,9 @@ def decoded(frames: Sequence[Frame], decoder: Decoder) -> Iterator[tuple[Frame, 
     syntax = data.file_meta.TransferSyntaxUID
     _check(path, data, frames)
     if not syntax.is_encapsulated:
-        images = decode_here(path, data)
+        images = _decode(path, data)
     elif _is_rle(syntax):
-        images = decode_here(path, data, decoding_plugin="pydicom")
+        images = _decode(path, data, decoding_plugin="pydicom")
     else:
         del data
         images = decoder.decode(path, _TAGS, promised, shape)
@@ -89,7 +92,6 @@ def decoded(frames: Sequence[Frame], decoder: Decoder) -> Iterator[tuple[Frame, 
 
 
 def _check(path: Path, data: Any, frames: Sequence[Frame]) -> None:
-    """Look at the pixels before anything decodes them."""
     with reading(path):
         pixels, promised = data.get("PixelData"), _promised(frames)
         if not isinstance(pixels, bytes) or not pixels:
@@ -102,7 +104,7 @@ def _check(path: Path, data: Any, frames: Sequence[Frame]) -> None:
 
 
 def _is_rle(syntax: Any) -> bool:
-    """Whether pydicom decodes it itself."""
+    """Return whether pydicom decodes it in Python."""
     return syntax.name.startswith("RLE")
 
 
@@ -112,7 +114,7 @@ def _promised(frames: Sequence[Frame]) -> int:
 
 def _check_decoder(path: Path, syntax: Any) -> None:
     try:
-        decoder = need("pydicom.pixels", "reading DICOM").get_decoder(syntax)
+        decoder = pydicom("pixels").get_decoder(syntax)
     except NotImplementedError:
         problem = f"is compressed as {syntax.name}, which pydicom does not decode"
         raise BadInput(path, problem, "Decompress it first, by gdcmconv --raw or dcmdjpeg.") from None
@@ -123,10 +125,9 @@ def _check_decoder(path: Path, syntax: Any) -> None:
 
 
 def _check_codestreams(path: Path, pixels: bytes, frames: Sequence[Frame]) -> None:
-    """See that what a decoder will be given is of the size the header says, so that it allocates no more."""
-    generate = need("pydicom.encaps", "reading DICOM").generate_frames
+    """Check that compressed images have the size that the header gives, so that decoders allocate no more."""
     count = 0
-    for stream in generate(pixels, number_of_frames=len(frames)):
+    for stream in pydicom("encaps").generate_frames(pixels, number_of_frames=len(frames)):
         count += 1
         size = codestream_size(stream)
         if size is not None and size != frames[0].shape:
@@ -139,16 +140,14 @@ def _check_codestreams(path: Path, pixels: bytes, frames: Sequence[Frame]) -> No
 
 
 def codestream_size(stream: bytes) -> tuple[int, int] | None:
-    """(rows, columns) as a JPEG, JPEG-LS or JPEG 2000 stream gives them; None for another, such as RLE."""
+    """Return (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream; None for another, such as RLE."""
     if stream[:2] == b"\xff\xd8":
         return _jpeg_size(stream)
-    start = stream.find(b"\xff\x4f\xff\x51") if stream[4:8] == b"jP  " else 0
-    if stream[start : start + 4] == b"\xff\x4f\xff\x51":
-        right, down, left, top = (
-            int.from_bytes(stream[start + at : start + at + 4], "big") for at in (8, 12, 16, 20)
-        )
-        return down - top, right - left
-    return None
+    start = stream.find(_JPEG_2000) if stream[4:8] == b"jP  " else 0
+    if stream[start : start + 4] != _JPEG_2000:
+        return None
+    right, down, left, top = (_number(stream, start + at, 4) for at in (8, 12, 16, 20))
+    return down - top, right - left
 
 
 def _jpeg_size(stream: bytes) -> tuple[int, int] | None:
@@ -162,8 +161,121 @@ def _jpeg_size(stream: bytes) -> tuple[int, int] | None:
         elif marker in _JPEG_BARE:
             place += 2
         elif marker in _JPEG_SIZES:
-            rows, columns = (int.from_bytes(stream[place + at : place + at + 2], "big") for at in (5, 7))
-            return rows, columns
+            return _number(stream, place + 5, 2), _number(stream, place + 7, 2)
         else:
-            place += 2 + max(2, int.from_bytes(stream[place + 2 : place + 4], "big"))
+            place += 2 + max(2, _number(stream, place + 2, 2))
     return None
+
+
+def _number(stream: bytes, place: int, size: int) -> int:
+    return int.from_bytes(stream[place : place + size], "big")
+
+
+class Decoder:
+    """Decodes one file after another in a process of its own, which is started when it is first needed.
+
+    Nothing but pixels of the expected size is taken from it. After a crash the next file gets a new one.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._end()
+
+    def decode(
+        self, path: Path, keywords: Sequence[str], promised: int, shape: tuple[int, int]
+    ) -> Iterator[np.ndarray]:
+        """Yield every frame of a file as its pixels are stored, in order.
+
+        Args:
+            path: the file.
+            keywords: attributes that decoding needs.
+            promised: bytes of all frames.
+            shape: (rows, columns) of each.
+
+        Raises:
+            BadInput: for pixels that cannot be decoded, or decode to another shape.
+        """
+        process = self._process = self._process or _started()
+        assert process.stdin is not None and process.stdout is not None
+        request = {"path": str(path.absolute()), "keywords": list(keywords), "promised": promised}
+        complete = False
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+            while answer := _answer(process, path):
+                if "error" in answer:
+                    complete = True
+                    raise BadInput(path, answer["error"], DAMAGED)
+                if answer["shape"] != list(shape) or answer["dtype"] not in _TYPES:
+                    problem = f"decodes to {answer['shape']}, not to {list(shape)} pixels"
+                    raise BadInput(path, problem, DAMAGED)
+                dtype = np.dtype(answer["dtype"])
+                data = process.stdout.read(shape[0] * shape[1] * dtype.itemsize)
+                if len(data) < shape[0] * shape[1] * dtype.itemsize:
+                    raise _crash(path)
+                yield np.frombuffer(data, dtype).reshape(shape)
+            complete = True
+        finally:
+            if not complete:
+                self._end()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+def _started() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _START, json.dumps(sys.path)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+
+
+def _answer(process: subprocess.Popen[bytes], path: Path) -> Any:
+    """Return the shape and type of the next frame, or an error; an empty object after the last frame."""
+    assert process.stdout is not None
+    line = process.stdout.readline(1000)
+    if not line.endswith(b"\n"):
+        raise _crash(path)
+    return json.loads(line)
+
+
+def _crash(path: Path) -> BadInput:
+    problem = f"cannot be decoded: its decoder crashed, or needed more than {_SECONDS} s"
+    return BadInput(path, problem, DAMAGED)
+
+
+def serve() -> None:
+    """Decode the files that standard input names, until it ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # decoders print
+    for line in sys.stdin.buffer:
+        if hasattr(signal, "alarm"):
+            signal.alarm(_SECONDS)
+        try:
+            request = json.loads(line)
+            path = Path(request["path"])
+            for image in _decode(path, read_pixels(path, request["keywords"], request["promised"])):
+                answer = {"shape": image.shape, "dtype": image.dtype.str}
+                answers.write(json.dumps(answer).encode() + b"\n" + image.tobytes())
+            answers.write(b"{}\n")
+        except BadInput as error:
+            answers.write(json.dumps({"error": error.problem[:800]}).encode() + b"\n")
+        answers.flush()
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
+
+
+def _decode(path: Path, data: Any, **options: Any) -> Iterator[np.ndarray]:
+    """Decode what :func:`~scorefusion.io.dicom.file.read_pixels` read, in this process."""
+    with reading(path):
+        decoder = pydicom("pixels").get_decoder(data.file_meta.TransferSyntaxUID)
+        for image, _ in decoder.iter_array(data, raw=True, **options):
+            yield image

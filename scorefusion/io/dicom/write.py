@@ -1,9 +1,8 @@
-"""A translation as a DICOM series derived from the one it was computed from."""
+"""Write a translation as a DICOM series derived from the one it was computed from."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +11,22 @@ from typing import TYPE_CHECKING, Any
 from scorefusion._version import __version__
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import folder_written_beside
-from scorefusion.io.dicom.derived import Derivation, derived_image
-from scorefusion.io.dicom.file import is_dicom, read_header, reading
-from scorefusion.io.dicom.kind import family
-from scorefusion.io.dicom.names import Names
+from scorefusion.io.dicom.carry import Names
+from scorefusion.io.dicom.derived import Derivation, Rescaling, choose_rescaling, derived_image
+from scorefusion.io.dicom.file import PathLike, is_dicom, pydicom, read_header, reading
+from scorefusion.io.dicom.frames import family
 from scorefusion.io.dicom.read import DicomScan
-from scorefusion.io.dicom.stored import Rescaling, choose_rescaling
 from scorefusion.io.grid import corner_distance
 from scorefusion.io.nifti import fine_affine
-from scorefusion.optional import need
 
 if TYPE_CHECKING:
     from scorefusion.pipeline.translation import Translation
 
-PathLike = str | os.PathLike[str]
-
 _APART = 1e-3  # mm
-_IGNORE = 0  # pydicom's IGNORE: do not warn, the answer says it
+_IGNORE = 0  # pydicom's IGNORE: do not warn
 
 IMPLEMENTATION = "2.25.299046374138190811285474829350154103"
-"""ImplementationClassUID of the files written here, by which they are known again."""
+"""ImplementationClassUID of the files written here, by which they are recognised."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +34,10 @@ class WrittenSeries:
     """What was written.
 
     Attributes:
-        folder: where.
+        folder: where it was written.
         series_uid: SeriesInstanceUID.
-        files: their number.
-        slope: RescaleSlope; a value is at most half of it from the volume's.
+        files: the number of files.
+        slope: RescaleSlope; a stored value differs from the volume's by at most half of it.
         intercept: RescaleIntercept.
     """
 
@@ -62,21 +57,21 @@ def save_dicom_series(
     secret: str = "",
     description: str | None = None,
 ) -> WrittenSeries:
-    """Write a translation as classic single-frame MR or CT images, derived from the series it was made of.
+    """Write a translation as classic single-frame MR or CT images, derived from its source series.
 
-    The folder is written beside and renamed. UIDs are made of the source's, of how the volume was computed
-    and of its voxels, and no clock is asked: the same translation gives the same bytes.
+    The folder is written under another name and renamed. UIDs depend on those of the source, on how the
+    volume was computed and on its voxels, not on a clock: the same translation gives the same bytes.
 
     Args:
         translation: of a :class:`DicomScan`.
-        folder: where to; one that was written here before is replaced, any other must be empty.
-        source: the series translated, where there were several conditions the one of the grid first; None
-            for the translation's own source.
-        deidentify: leave out everything of the source but geometry, modality and numbers and codes of the
-            acquisition; UIDs and the patient's number become pseudonyms.
-        secret: what pseudonyms are made with, so that nobody else can work them out; also links a patient's
-            studies to each other.
-        description: SeriesDescription; the model's name before the source's when None.
+        folder: the output folder; a series written here before is replaced, any other must be empty.
+        source: the series that were translated, that of the grid first; None for the translation's own
+            source.
+        deidentify: keep only geometry, modality and numbers and codes of the acquisition; UIDs and the
+            patient's number become pseudonyms.
+        secret: key of the pseudonyms, so that nobody else can work them out; also links a patient's studies
+            to each other.
+        description: SeriesDescription; None for the model's name before the source's.
 
     Raises:
         BadInput: for a source that is no DICOM series of CT or MR, or whose pixels show burned-in text that
@@ -91,17 +86,17 @@ def save_dicom_series(
     rescaling = choose_rescaling(
         translation.volume, slope=scan.slope, intercept=scan.intercept, dtype=scan.dtype
     )
-    told = _told(translation, rescaling)
+    explanation = _explanation(translation, rescaling)
+    texts = (explanation, repr(description), repr(deidentify))
     derivation = Derivation(
-        scan=scan,
-        also=tuple(sources[1:]),
+        sources=tuple(sources),
         names=names,
-        series_uid=names.new("series", *_identity(translation, sources, rescaling, told, description, names)),
+        series_uid=names.new("series", *_identity(translation, sources, rescaling, *texts)),
         modality=_modality(scan, deidentify),
         affine=translation.affine,
         factors=scan.own_factors(translation.factor),
         rescaling=rescaling,
-        told=told,
+        explanation=explanation,
         description=description,
         model=translation.model,
         same_contrast=translation.target in ("", *translation.conditions[:1]),
@@ -117,13 +112,12 @@ def save_dicom_series(
 
 def _sources(translation: Translation, source: DicomScan | Sequence[DicomScan] | None) -> list[DicomScan]:
     given = translation.source if source is None else source
-    sources = []
-    for scan in given if isinstance(given, Sequence) else [given]:
+    sources: list[Any] = [*given] if isinstance(given, Sequence) else [given]
+    for scan in sources:
         if not isinstance(scan, DicomScan):
             problem = "is no DICOM series, and a DICOM series can only be derived from one"
             raise BadInput(scan.name, problem, "Translate a DICOM series, or save a NIfTI file.")
         _check_uids(scan)
-        sources.append(scan)
     if not sources:
         raise ScoreFusionError("a derived series needs the series it is derived from; 'source' is empty")
     first = sources[0]
@@ -132,19 +126,17 @@ def _sources(translation: Translation, source: DicomScan | Sequence[DicomScan] |
     apart = corner_distance(fine_affine(first.affine, factors), translation.affine, shape)
     if translation.volume.shape != shape or apart > _APART:
         problem = f"has another grid than the translation of {translation.source.name}"
-        raise BadInput(
-            first.name, problem, "Give the series that was translated, the first condition's first."
-        )
+        fix = "Give the series that was translated, the first condition's first."
+        raise BadInput(first.name, problem, fix)
     return sources
 
 
 def _check_uids(scan: DicomScan) -> None:
-    uids = need("pydicom.uid", "writing DICOM")
     for frame in scan.frames:
         with reading(frame.file):
             study = str(frame.header.get("StudyInstanceUID") or "")
         for uid in (study, scan.series_uid, frame.sop_instance):
-            if uid and not uids.UID(uid, validation_mode=_IGNORE).is_valid:
+            if uid and not pydicom("uid").UID(uid, validation_mode=_IGNORE).is_valid:
                 problem = f"has an impossible UID ({uid!r}), which a derived series would refer to"
                 raise BadInput(frame.file, problem, "Correct it, or save a NIfTI file.")
 
@@ -180,15 +172,14 @@ def _modality(scan: DicomScan, deidentify: bool) -> str:
         problem = f"is a series of {modality or 'several kinds'}; derived ones are written of CT and MR"
         raise BadInput(scan.name, problem, "Save a NIfTI file instead.")
     if deidentify and any(frame.header.get("BurnedInAnnotation") == "YES" for frame in scan.frames):
-        problem = (
-            "has text burned into its pixels (BurnedInAnnotation YES), which de-identifying leaves there"
-        )
+        problem = "has text burned into its pixels (BurnedInAnnotation YES)"
+        problem += ", which de-identifying leaves there"
         raise BadInput(scan.name, problem, "Remove it from the pixels first.")
     return modality
 
 
-def _told(translation: Translation, rescaling: Rescaling) -> str:
-    """How the volume came about, in at most 1024 plain letters."""
+def _explanation(translation: Translation, rescaling: Rescaling) -> str:
+    """Return how the volume was computed, in at most 1024 ASCII characters."""
     finer = " x ".join(str(n) for n in translation.factor)
     grid = f"{finer} (z, y, x) voxels for each of the source" if max(translation.factor) > 1 else "same grid"
     contrast = f" ({', '.join(translation.conditions)} to {translation.target})" if translation.target else ""
@@ -205,26 +196,19 @@ def _told(translation: Translation, rescaling: Rescaling) -> str:
 
 
 def _identity(
-    translation: Translation,
-    sources: Sequence[DicomScan],
-    rescaling: Rescaling,
-    told: str,
-    description: str | None,
-    names: Names,
+    translation: Translation, sources: Sequence[DicomScan], rescaling: Rescaling, *texts: str
 ) -> list[str]:
-    """Everything that decides on the files' content: two series with one UID are the same bytes."""
+    """Return everything that decides the files' content: two series with one UID are the same bytes."""
     voxels = hashlib.sha256()
     for k in range(translation.volume.shape[2]):
         voxels.update(rescaling.stored(translation.volume[:, :, k]).tobytes())
     frames = [f"{frame.sop_instance} {frame.index}" for scan in sources for frame in scan.frames]
-    series = [scan.series_uid for scan in sources]
-    return [*series, *frames, told, repr(description), repr(names.hide), voxels.hexdigest()]
+    return [*(scan.series_uid for scan in sources), *frames, *texts, voxels.hexdigest()]
 
 
 def _write(image: Any, path: Path) -> None:
-    dataset, uids = need("pydicom.dataset", "writing DICOM"), need("pydicom.uid", "writing DICOM")
-    meta = dataset.FileMetaDataset()
-    meta.TransferSyntaxUID = uids.ExplicitVRLittleEndian
+    meta = pydicom("dataset").FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom("uid").ExplicitVRLittleEndian
     meta.ImplementationClassUID, meta.ImplementationVersionName = IMPLEMENTATION, "SCOREFUSION"
     image.file_meta = meta
     image.save_as(path, enforce_file_format=True)

@@ -11,8 +11,8 @@ import pydicom
 import pytest
 
 from scorefusion.errors import BadInput
-from scorefusion.io.dicom import decoder as dicom_decoder
-from scorefusion.io.dicom.decoder import Decoder
+from scorefusion.io.dicom import pixels as dicom_pixels
+from scorefusion.io.dicom.pixels import Decoder
 from scorefusion.io.dicom.read import read_dicom_series
 
 gdcm = pytest.importorskip("gdcm")
@@ -89,7 +89,7 @@ def test_a_crash_costs_the_file(series: Path, start: str, monkeypatch: pytest.Mo
     path, keywords = series / "0.dcm", ("Rows", "Columns", "PixelData")
     with Decoder() as decoder:
         with monkeypatch.context() as patch:
-            patch.setattr(dicom_decoder, "_START", start)
+            patch.setattr(dicom_pixels, "_START", start)
             with pytest.raises(BadInput, match="its decoder crashed") as error:
                 list(decoder.decode(path, keywords, 2 * 64 * 64, (64, 64)))
         assert error.value.file == str(path)
@@ -99,14 +99,14 @@ def test_a_crash_costs_the_file(series: Path, start: str, monkeypatch: pytest.Mo
 
 def test_another_shape_or_type_is_refused(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for told in ('{"shape": [9000, 9000], "dtype": "<i2"}', '{"shape": [64, 64], "dtype": "O"}'):
-        monkeypatch.setattr(dicom_decoder, "_START", f"input(); print({told!r})")
+        monkeypatch.setattr(dicom_pixels, "_START", f"input(); print({told!r})")
         with Decoder() as decoder, pytest.raises(BadInput, match="not to .64, 64. pixels"):
             list(decoder.decode(series / "0.dcm", ("Rows",), 2 * 64 * 64, (64, 64)))
 
 
 def test_one_process_decodes_all(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    real = dicom_decoder._started
-    monkeypatch.setattr(dicom_decoder, "_started", lambda: started.append(real()) or started[-1])
+    real = dicom_pixels._started
+    monkeypatch.setattr(dicom_pixels, "_started", lambda: started.append(real()) or started[-1])
     read_dicom_series(series)
     assert len(started) == 1 and started[0].returncode is not None
