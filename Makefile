@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 # One thread in each process: in tests this small PyTorch's threads mostly wait for each other.
 WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests benchmarks -n $(WORKERS) --dist loadfile
-SOURCES := constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/cuda/*)
+SOURCES := constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
 
 .PHONY: demo test test-slow weights data lint bench clean
 .DELETE_ON_ERROR:

@@ -3,54 +3,47 @@
 //     total[b, o, n, u, v] += sum_{j<s} sum_i W[o, i, j] · feature[b, s n + j][i, u, v]
 //
 // A row of the product is a pixel of a coarse slice; its s I numbers are fetched from s slices, a few rows at a time.
-#include "ensemble_features.h"
-
+#include <algorithm>
 #include <type_traits>
 
-#include "bind.h"
-#include "parallel.h"
-#include "processor.h"
-
-#if defined(SF_HAS_TARGET_CLONES) && defined(__x86_64__) && !defined(__clang__)
-#define SF_HAS_WIDE_LOOPS
-#include <immintrin.h>
-#endif
+#include "common/bind.h"
+#include "common/memory.h"
+#include "common/parallel.h"
+#include "common/processor.h"
 
 namespace scorefusion {
 namespace {
 
-namespace baseline {
-constexpr int kLanes = 4, kRows = 6;
-#include "ensemble_features_loops.h"
-}  // namespace baseline
+// total [B, O, D/s, H/s, W/s] with its axes named by the plane, features [B n, I, h, w], weight [O, I, s].
+struct Slab {
+    View total, features, weight;
+    int64_t batch, outputs, inputs, scale, coarse, width, pixels, first;  // coarse = n / s, pixels = h w
+    int64_t slice_stride, y_stride, x_stride;                            // of total, in elements
 
-#if defined(SF_HAS_WIDE_LOOPS)
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
-namespace avx2 {
-constexpr int kLanes = 8, kRows = 6;
-#include "ensemble_features_loops.h"
-}  // namespace avx2
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
-namespace avx512 {
-constexpr int kLanes = 16, kRows = 8;
-#include "ensemble_features_loops.h"
-}  // namespace avx512
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,avx512bf16")
-#define SF_PAIRS
-namespace avx512_bf16 {
-constexpr int kLanes = 16, kRows = 8;
-#include "ensemble_features_loops.h"
-}  // namespace avx512_bf16
-#undef SF_PAIRS
-#pragma GCC pop_options
-#endif
+    // axis is the plane's own, 2 to 4; total may be a gradient, weight may be the weight's gradient.
+    Slab(const View& total, const View& features, const View& weight, int axis, int64_t first)
+        : total(total), features(features), weight(weight), first(first) {
+        batch = total.size[0], outputs = weight.size[0], inputs = weight.size[1], scale = weight.size[2];
+        coarse = features.size[0] / (batch * scale);
+        width = features.size[3], pixels = features.size[2] * width;
+        slice_stride = total.stride[axis];
+        y_stride = total.stride[axis == 2 ? 3 : 2];
+        x_stride = total.stride[axis == 4 ? 3 : 4];
+    }
 
-// The loops of one instruction set.
+    int64_t total_at(int64_t item, int64_t slice, int64_t pixel) const {
+        return item * total.stride[0] + (first + slice) * slice_stride + pixel / width * y_stride +
+               pixel % width * x_stride;
+    }
+    // Where slice jj of a coarse slice's s slices begins.
+    int64_t slice_at(int64_t item, int64_t slice, int64_t jj) const {
+        return ((item * coarse + slice) * scale + jj) * features.stride[0];
+    }
+};
+
+constexpr int64_t kDepth = 256;     // Numbers of the summed axis at a time: rows and a panel of weights stay near
+constexpr int64_t kChunkRows = 96;  // pixels whose sums one thread holds: a multiple of 6 and 8
+
 struct Loops {
     Scratch<char> (*pack)(const Slab&);
     void (*add)(const Slab&, const char* panels, int64_t begin, int64_t end);
@@ -58,27 +51,14 @@ struct Loops {
     int group;
 };
 
-// The best that this processor has, for products of bfloat16 pairs or of float32.
-Loops loops(bool pairs) {
-#if defined(SF_HAS_WIDE_LOOPS)
-    const InstructionSet here = instruction_set();
-    if (here >= InstructionSet::kAvx512) {
-        const Loops wide{avx512::pack_weight<Single>, avx512::add_range, avx512::backward_range, avx512::kGroup};
-        if (!pairs || here != InstructionSet::kAvx512BF16) return wide;
-        return {avx512_bf16::pack_weight<Pair>, avx512_bf16::add_pairs, wide.backward, wide.group};
-    }
-    if (here == InstructionSet::kAvx2) {
-        return {avx2::pack_weight<Single>, avx2::add_range, avx2::backward_range, avx2::kGroup};
-    }
-#endif
-    (void)pairs;
-    return {baseline::pack_weight<Single>, baseline::add_range, baseline::backward_range, baseline::kGroup};
-}
+#define SF_LOOPS "ensemble_features_loops.h"
+#include "common/loops.h"
 
 constexpr double kWorthAThread = 4e6;  // multiply-adds that a thread gets at least
 
 void add_slab(const Slab& slab, int threads) {
-    const Loops fit = loops(slab.features.dtype == DType::kBFloat16 && slab.weight.dtype == DType::kBFloat16);
+    const bool pairs = slab.features.dtype == DType::kBFloat16 && slab.weight.dtype == DType::kBFloat16;
+    const Loops& fit = SF_BEST(kLoops)[pairs];
     const Scratch<char> panels = fit.pack(slab);
     const int64_t chunks = slab.batch * slab.coarse * ((slab.pixels + kChunkRows - 1) / kChunkRows);
     const double work = static_cast<double>(kChunkRows) * slab.scale * slab.inputs * slab.outputs;
@@ -88,7 +68,7 @@ void add_slab(const Slab& slab, int threads) {
 }
 
 void backward(const Slab& slab, int threads) {
-    const Loops fit = loops(false);
+    const Loops& fit = SF_BEST(kLoops)[false];
     const int64_t groups = slab.scale * ((slab.inputs + fit.group - 1) / fit.group);
     const double work = static_cast<double>(slab.batch * slab.coarse * slab.pixels) * fit.group * slab.outputs;
     const auto grain = static_cast<int64_t>(kWorthAThread / work) + 1;
@@ -98,24 +78,21 @@ void backward(const Slab& slab, int threads) {
 }  // namespace
 
 void bind_ensemble_features(pybind11::module_& m) {
-    namespace py = pybind11;
     m.def(
         "ensemble_features",
         [](const View& total, const View& features, const View& weight, int axis, int64_t first, int threads) {
             const Slab slab(total, features, weight, axis, first);
-            py::gil_scoped_release unlocked;
+            pybind11::gil_scoped_release unlocked;
             add_slab(slab, threads);
         },
-        py::arg("total"), py::arg("features"), py::arg("weight"), py::arg("axis"), py::arg("first"),
-        py::arg("threads"), "Add features [B n, I, h, w] through weight [O, I, s] to `total` from coarse slice `first`.");
+        "Add features [B n, I, h, w] through weight [O, I, s] to `total` from coarse slice `first`.");
     m.def(
         "ensemble_features_backward",
         [](const View& out, const View& grad, const View& features, int axis, int64_t first, int threads) {
             const Slab slab(grad, features, out, axis, first);
-            py::gil_scoped_release unlocked;
+            pybind11::gil_scoped_release unlocked;
             backward(slab, threads);
         },
-        py::arg("out"), py::arg("grad"), py::arg("features"), py::arg("axis"), py::arg("first"), py::arg("threads"),
         "Write the gradient with respect to the weight [O, I, s] into float32 `out`.");
 }
 

@@ -1,79 +1,31 @@
-// The loops of ensemble_features for one instruction set. Included once for each, inside a namespace of its own
-// that has defined kLanes (floats in a register) and kRows (rows of a register tile), so that the compiler sees
-// vectors of the width it will run; no include guard, no #include.
+// The loops of ensemble_features, for one instruction set; see common/loops.h.
 
-constexpr int kGroup = 4 * kRows;  // inputs whose weight gradient is made at a time
-
-#if defined(__GNUC__)
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-#else
-struct Vector {
-    float lane[kLanes];
-    Vector& operator+=(const Vector& other) {
-        for (int i = 0; i < kLanes; ++i) lane[i] += other.lane[i];
-        return *this;
-    }
-    friend Vector operator*(float factor, Vector vector) {
-        for (float& x : vector.lane) x *= factor;
-        return vector;
-    }
-};
-#endif
+constexpr int kRows = kLanes == 16 ? 8 : 6;  // rows of a register tile
+constexpr int kGroup = 4 * kRows;            // inputs whose weight gradient is made at a time
 
 inline int64_t padded(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
 
-// Columns of a panel: two registers, or three where there are enough and none is left over.
+// Columns of a panel: two vectors, or three where there are enough and none is left over.
 inline int64_t panel_width(int64_t columns) {
     return kLanes == 16 && columns % (3 * kLanes) == 0 ? 3 * kLanes : 2 * kLanes;
 }
 
-// One step of the product: kLanes sums += x times kLanes weights. A Number is what a step takes at a time.
-SF_INLINE void multiply_add(Vector& sum, Single x, const Single* weights) {
-    sum += x.value * *reinterpret_cast<const Vector*>(weights);
-}
-
-#if defined(SF_PAIRS)
-SF_INLINE void multiply_add(Vector& sum, Pair x, const Pair* weights) {
-    sum = reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
-                                                    reinterpret_cast<__m512bh>(_mm512_set1_epi32(x.bits)),
-                                                    reinterpret_cast<__m512bh>(_mm512_loadu_si512(weights))));
-}
-#endif
-
-// sums [kRows, V kLanes] += a [kRows, depth] · panel [depth, V kLanes], held in registers.
-// a's rows are kDepth apart; TURNED, it is [depth, kGroup] and its columns are the rows.
-template <int V, bool TURNED, typename Number>
-void multiply_tile(const Number* __restrict a, const Number* __restrict panel, int64_t depth, float* __restrict sums,
-                   int64_t sum_stride) {
-    Vector sum[kRows][V];
-    for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < V; ++v) sum[r][v] = *reinterpret_cast<Vector*>(sums + r * sum_stride + v * kLanes);
-    }
-    for (int64_t k = 0; k < depth; ++k, panel += V * kLanes) {
-        for (int r = 0; r < kRows; ++r) {
-            const Number x = TURNED ? a[k * kGroup + r] : a[r * kDepth + k];
-            for (int v = 0; v < V; ++v) multiply_add(sum[r][v], x, panel + v * kLanes);
-        }
-    }
-    for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < V; ++v) *reinterpret_cast<Vector*>(sums + r * sum_stride + v * kLanes) = sum[r][v];
-    }
-}
-
-// All columns of kRows rows. panels: for each panel's columns [length, width], of which rows [from, from + depth).
-template <bool TURNED, typename Number>
+// All columns of kRows rows, added to the sums. panels: for each panel's columns [length, width], of which rows
+// [from, from + depth). a's rows are kDepth apart; kTurned, it is [depth, kGroup] and its columns are the rows.
+template <bool kTurned, typename Number>
 void multiply_rows(const Number* a, const Number* panels, int64_t length, int64_t from, int64_t depth, float* sums,
                    int64_t columns) {
+    constexpr int64_t kRow = kTurned ? 1 : kDepth;
+    constexpr int kStep = kTurned ? kGroup : 1;
     const int64_t panel = panel_width(columns);
     for (int64_t column = 0; column < columns; column += panel) {
         const int64_t width = std::min(panel, columns - column);
         const Number* part = panels + column * length + from * width;
-        if (width == kLanes) {
-            multiply_tile<1, TURNED>(a, part, depth, sums + column, columns);
-        } else if (width == 2 * kLanes) {
-            multiply_tile<2, TURNED>(a, part, depth, sums + column, columns);
-        } else {
-            if constexpr (kLanes == 16) multiply_tile<3, TURNED>(a, part, depth, sums + column, columns);
+        switch (width / kLanes) {
+            case 1: multiply<kRows, 1, true, kStep>(a, kRow, part, depth, sums + column, columns); break;
+            case 2: multiply<kRows, 2, true, kStep>(a, kRow, part, depth, sums + column, columns); break;
+            default:
+                if constexpr (kLanes == 16) multiply<kRows, 3, true, kStep>(a, kRow, part, depth, sums + column, columns);
         }
     }
 }
@@ -205,11 +157,11 @@ void add_chunks(const Slab& slab, const Number* panels, int64_t begin, int64_t e
     }
 }
 
-// Adds a range of chunks in float32.
-inline void add_range(const Slab& slab, const char* panels, int64_t begin, int64_t end) {
+template <typename Number>
+void add_range(const Slab& slab, const char* panels, int64_t begin, int64_t end) {
     dispatch(slab.features.dtype, [&](auto* as) {
         using T = std::remove_pointer_t<decltype(as)>;
-        add_chunks<T>(slab, reinterpret_cast<const Single*>(panels), begin, end);
+        add_chunks<T>(slab, reinterpret_cast<const Number*>(panels), begin, end);
     });
 }
 
@@ -274,9 +226,5 @@ inline void backward_range(const Slab& slab, int64_t begin, int64_t end) {
              [&](auto* as) { backward_groups<std::remove_pointer_t<decltype(as)>>(slab, begin, end); });
 }
 
-#if defined(SF_PAIRS)
-// bfloat16 features through a bfloat16 weight, two products at a time.
-inline void add_pairs(const Slab& slab, const char* panels, int64_t begin, int64_t end) {
-    add_chunks<BFloat16>(slab, reinterpret_cast<const Pair*>(panels), begin, end);
-}
-#endif
+constexpr Loops kLoops[] = {{pack_weight<Single>, add_range<Single>, backward_range, kGroup},
+                            {pack_weight<Short>, add_range<Short>, backward_range, kGroup}};

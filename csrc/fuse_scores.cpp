@@ -2,10 +2,9 @@
 #include "fuse_scores.h"
 
 #include <algorithm>
-#include <optional>
 
-#include "bind.h"
-#include "parallel.h"
+#include "common/bind.h"
+#include "common/parallel.h"
 
 namespace scorefusion {
 namespace {
@@ -70,24 +69,21 @@ void for_tiles(const View& box, int threads, const Body& body) {
 }  // namespace
 
 void bind_fuse_scores(pybind11::module_& m) {
-    namespace py = pybind11;
     m.def(
         "fuse_scores",
-        [](const View& out, const std::vector<View>& scores, const std::optional<View>& maps,
+        [](const View& out, const std::vector<View>& scores, const View& maps,
            const std::vector<double>& base, double gain, int threads) {
-            const Fusion fusion{scores, maps ? &*maps : nullptr, base, gain};
-            py::gil_scoped_release unlocked;
+            const Fusion fusion{scores, maps, base, gain};
+            pybind11::gil_scoped_release unlocked;
             for_tiles(out, threads, [&](const Tile& tile) { fuse_one(fusion, out, tile); });
         },
-        py::arg("out"), py::arg("scores"), py::arg("maps"), py::arg("base"), py::arg("gain"), py::arg("threads"),
         "Write the fused score of K views [B, C, D, H, W] into float32 `out`.");
     m.def(
         "fuse_scores_backward",
         [](const View& out, const View& grad, const std::vector<View>& scores, double gain, int threads) {
-            py::gil_scoped_release unlocked;
+            pybind11::gil_scoped_release unlocked;
             for_tiles(grad, threads, [&](const Tile& tile) { backward_one(out, grad, scores, gain, tile); });
         },
-        py::arg("out"), py::arg("grad"), py::arg("scores"), py::arg("gain"), py::arg("threads"),
         "Write the gradient with respect to the maps [B, K, D, H, W] into float32 `out`.");
 }
 

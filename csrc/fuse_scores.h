@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "tile.h"
+#include "common/tile.h"
 
 namespace scorefusion {
 
@@ -11,7 +11,7 @@ constexpr int kMaxBranches = 32;
 
 struct Fusion {
     std::vector<View> scores;  // K of [B, C, D, H, W]
-    const View* maps;          // [B, K, D, H, W], or null for the average alone
+    View maps;                 // [B, K, D, H, W], or none for the average alone
     std::vector<double> base;
     double gain;
 };
@@ -33,23 +33,23 @@ SF_INLINE void fuse_tile(const Fusion& fusion, const Tile& tile, const Tile& nex
         const Floats other = read_tile(fusion.scores[k], tile, other_copy);
         prefetch_tile(fusion.scores[k], next);
         map.channel = next_map.channel = k;
-        if (fusion.maps != nullptr) prefetch_tile(*fusion.maps, next_map);
-        const Floats share = fusion.maps == nullptr ? other : read_tile(*fusion.maps, map, share_copy);
+        if (fusion.maps) prefetch_tile(fusion.maps, next_map);
+        const Floats share = fusion.maps ? read_tile(fusion.maps, map, share_copy) : other;
         for (int y = 0; y < tile.rows; ++y) {
             const float *s = other.row(y), *w = share.row(y), *end = last.row(y);
             float* __restrict sum = total + y * kTileX;
-            if (fusion.maps == nullptr) {
-                for (int x = 0; x < tile.columns; ++x) sum[x] += weight * s[x];
-            } else {
+            if (fusion.maps) {
                 for (int x = 0; x < tile.columns; ++x) sum[x] += weight * s[x] + w[x] * (s[x] - end[x]);
+            } else {
+                for (int x = 0; x < tile.columns; ++x) sum[x] += weight * s[x];
             }
         }
     }
-    if (fusion.maps != nullptr) {
+    if (fusion.maps) {
         const float gain = static_cast<float>(fusion.gain);
         map.channel = next_map.channel = branches - 1;
-        prefetch_tile(*fusion.maps, next_map);
-        const Floats residual = read_tile(*fusion.maps, map, share_copy);
+        prefetch_tile(fusion.maps, next_map);
+        const Floats residual = read_tile(fusion.maps, map, share_copy);
         for (int y = 0; y < tile.rows; ++y) {
             const float* __restrict r = residual.row(y);
             for (int x = 0; x < tile.columns; ++x) total[y * kTileX + x] += gain * r[x];

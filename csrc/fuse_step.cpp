@@ -6,12 +6,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 
-#include "bind.h"
+#include "common/bind.h"
 #include "fuse_scores.h"
 #include "noise.h"
-#include "parallel.h"
+#include "common/parallel.h"
 
 namespace scorefusion {
 namespace {
@@ -23,7 +22,7 @@ static_assert(kTileLanes % 16 == 0, "lanes are computed in whole vectors");
 struct Step {
     Fusion fusion;
     View x_next, x0, x_t, x0_prev;
-    const View* measured;  // [B, C, D/rz, H/ry, W/rx], or null for zero means
+    View measured;  // [B, C, D/rz, H/ry, W/rx], or none for zero means
     const StepKey* keys;
     StepRow row;
     float limit;
@@ -78,7 +77,7 @@ void find_excess(const Step& step, const Tile& slab, Columns& columns) {
             float sum = 0.0f;
             for (int64_t i = 0; i < rx; ++i) sum += column[i];
             sum *= share;
-            if (step.measured != nullptr) sum -= load_voxel(*step.measured, block);
+            if (step.measured) sum -= load_voxel(step.measured, block);
             for (int64_t i = 0; i < rx; ++i) column[i] = sum;
         }
     }
@@ -186,31 +185,27 @@ void run(const Step& step, int threads) {
 }  // namespace
 
 void bind_fuse_step(pybind11::module_& m) {
-    namespace py = pybind11;
     m.def(
         "fuse_step",
-        [](const View& x_next, const View& x0, const std::vector<View>& scores, const std::optional<View>& maps,
+        [](const View& x_next, const View& x0, const std::vector<View>& scores, const View& maps,
            const std::vector<double>& base, double gain, const View& x_t, const View& x0_prev, uintptr_t rows,
            uintptr_t index, uintptr_t keys, std::optional<float> clamp,
-           const std::array<int64_t, 3>& factor, const std::optional<View>& measured, int threads) {
+           const std::array<int64_t, 3>& factor, const View& measured, int threads) {
             const int32_t number = *reinterpret_cast<const int32_t*>(index);
-            const Step step{{scores, maps ? &*maps : nullptr, base, gain},
+            const Step step{{scores, maps, base, gain},
                             x_next,
                             x0,
                             x_t,
                             x0_prev,
-                            measured ? &*measured : nullptr,
+                            measured,
                             reinterpret_cast<const StepKey*>(keys),
                             reinterpret_cast<const StepRow*>(rows)[number],
                             clamp.value_or(INFINITY),
                             factor,
                             static_cast<uint32_t>(number) + 1};
-            py::gil_scoped_release unlocked;
+            pybind11::gil_scoped_release unlocked;
             run(step, threads);
         },
-        py::arg("x_next"), py::arg("x0"), py::arg("scores"), py::arg("maps"), py::arg("base"), py::arg("gain"),
-        py::arg("x_t"), py::arg("x0_prev"), py::arg("rows"), py::arg("index"), py::arg("keys"), py::arg("clamp"),
-        py::arg("factor"), py::arg("measured"), py::arg("threads"),
         "Write float32 `x_next` and `x0` [B, C, D, H, W] of one solver step; rows, index and keys are addresses.");
 }
 

@@ -9,7 +9,7 @@
 
 #include "cuda/fuse_step_cuda.h"
 #include "noise.h"
-#include "view.h"
+#include "common/view.h"
 
 namespace scorefusion {
 namespace {

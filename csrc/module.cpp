@@ -1,15 +1,18 @@
 // The Python module scorefusion._C: raw pointers in, no torch headers, the interpreter lock released while computing.
-#include "bind.h"
+#include <pybind11/pybind11.h>
+
+// Each operation's file ends with its bind function.
+#define SF_EACH_OPERATION(DO)                                                                                \
+    DO(noise) DO(fuse_scores) DO(fuse_step) DO(ensemble_features) DO(gather_slices) DO(norm_act) DO(pointwise) \
+    DO(winograd)
+#define SF_DECLARE(name) void bind_##name(pybind11::module_& m);
+#define SF_CALL(name) scorefusion::bind_##name(m);
+
+namespace scorefusion {
+SF_EACH_OPERATION(SF_DECLARE)
+}
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "CPU kernels of scorefusion; scorefusion.ops calls them, with checked arguments.";
-    scorefusion::bind_noise(m);
-    scorefusion::bind_fuse_scores(m);
-    scorefusion::bind_fuse_step(m);
-    scorefusion::bind_ensemble_features(m);
-    scorefusion::bind_gather_slices(m);
-    scorefusion::bind_norm_act(m);
-    scorefusion::bind_norm_act_backward(m);
-    scorefusion::bind_pointwise(m);
-    scorefusion::bind_winograd(m);
+    SF_EACH_OPERATION(SF_CALL)
 }

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "bind.h"
-#include "parallel.h"
+#include "common/bind.h"
+#include "common/parallel.h"
 
 namespace scorefusion {
 namespace {
@@ -27,8 +27,7 @@ void normal_block(float* __restrict out, int vectors, uint32_t group, uint32_t y
     }
 }
 
-}  // namespace
-
+// Fills a contiguous float32 [B, C, D, H, W]; seeds and samples are one for each item, shape five sizes, origin (z, y, x).
 void fill_normal(float* out, const int64_t* shape, const uint64_t* seeds, uint32_t step, const int64_t* origin,
                  const uint32_t* samples, int threads) {
     const int64_t channels = shape[1], depth = shape[2], height = shape[3], width = shape[4];
@@ -57,8 +56,9 @@ void fill_normal(float* out, const int64_t* shape, const uint64_t* seeds, uint32
     });
 }
 
+}  // namespace
+
 void bind_noise(pybind11::module_& m) {
-    namespace py = pybind11;
     m.def(
         "normal",
         [](uintptr_t out, const std::array<int64_t, 5>& shape, const std::vector<uint64_t>& seeds, uint32_t step,
@@ -67,12 +67,11 @@ void bind_noise(pybind11::module_& m) {
             if (seeds.size() != items || samples.size() != items) {
                 throw std::invalid_argument("one seed and one sample for each item");
             }
-            py::gil_scoped_release unlocked;
+            pybind11::gil_scoped_release unlocked;
             fill_normal(reinterpret_cast<float*>(out), shape.data(), seeds.data(), step, origin.data(),
                         samples.data(), threads);
         },
-        py::arg("out"), py::arg("shape"), py::arg("seeds"), py::arg("step"), py::arg("origin"), py::arg("samples"),
-        py::arg("threads"), "Fill float32 [B, C, D, H, W] at address `out` with counter-based standard normals.");
+        "Fill float32 [B, C, D, H, W] at address `out` with counter-based standard normals.");
 }
 
 }  // namespace scorefusion

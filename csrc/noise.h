@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "host_device.h"
+#include "common/host_device.h"
 
 namespace scorefusion {
 
@@ -102,9 +102,5 @@ SF_INLINE void normal4(uint32_t group, uint32_t y, uint32_t z, uint32_t channel,
     box_muller(words.w0, words.w1, n0, n1);
     box_muller(words.w2, words.w3, n2, n3);
 }
-
-// Fills a contiguous float32 [B, C, D, H, W]; seeds and samples are one for each item, shape five sizes, origin (z, y, x).
-void fill_normal(float* out, const int64_t* shape, const uint64_t* seeds, uint32_t step, const int64_t* origin,
-                 const uint32_t* samples, int threads);
 
 }  // namespace scorefusion

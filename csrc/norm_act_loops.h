@@ -1,5 +1,5 @@
-// The vector loops of norm_act, over one tile in the first-level cache, for one instruction set: included after
-// lanes.h, in the same namespace; no include guard, no #include.
+// The vector loops of norm_act and its gradient, over tiles in the first-level cache, for one instruction set; see
+// common/loops.h.
 
 constexpr int kSquare = 8;  // voxels, and channels, that are turned, or summed, together
 
@@ -157,16 +157,14 @@ SF_INLINE void group_as(const float* tile, int64_t voxels, const Fold& fold, T* 
 }
 
 inline void load_voxels(const View& view, int64_t start, int64_t step, int64_t voxels, int64_t channels, float* tile,
-                 int64_t row) {
-    switch (view.dtype) {
-        case DType::kBFloat16: load_as<BFloat16>(view, start, step, voxels, channels, tile, row); return;
-        case DType::kFloat16: load_as<Float16>(view, start, step, voxels, channels, tile, row); return;
-        default: load_as<float>(view, start, step, voxels, channels, tile, row); return;
-    }
+                        int64_t row) {
+    dispatch(view.dtype, [&](auto* as) {
+        load_as<std::remove_pointer_t<decltype(as)>>(view, start, step, voxels, channels, tile, row);
+    });
 }
 
 inline void block_moments(const float* tile, int64_t voxels, int64_t channels, float* first, float* rest,
-                   float* squares) {
+                          float* squares) {
     const Lanes none = spread(0.0f), share = spread(1.0f / static_cast<float>(voxels));
     for (int64_t c = 0; c < channels; c += kLanes) {
         const float* from = tile + c;
@@ -186,35 +184,164 @@ inline void block_moments(const float* tile, int64_t voxels, int64_t channels, f
 }
 
 inline void finish_layer(float* tile, int64_t voxels, const Fold& fold, float eps, bool silu, DType dtype, void* out) {
-    switch (dtype) {
-        case DType::kBFloat16:
-            silu ? layer_as<true>(tile, voxels, fold, eps, static_cast<BFloat16*>(out))
-                 : layer_as<false>(tile, voxels, fold, eps, static_cast<BFloat16*>(out));
-            return;
-        case DType::kFloat16:
-            silu ? layer_as<true>(tile, voxels, fold, eps, static_cast<Float16*>(out))
-                 : layer_as<false>(tile, voxels, fold, eps, static_cast<Float16*>(out));
-            return;
-        default:
-            silu ? layer_as<true>(tile, voxels, fold, eps, static_cast<float*>(out))
-                 : layer_as<false>(tile, voxels, fold, eps, static_cast<float*>(out));
-            return;
-    }
+    dispatch(dtype, [&](auto* as) {
+        auto* const to = static_cast<decltype(as)>(out);
+        silu ? layer_as<true>(tile, voxels, fold, eps, to) : layer_as<false>(tile, voxels, fold, eps, to);
+    });
 }
 
 inline void finish_group(const float* tile, int64_t voxels, const Fold& fold, bool silu, DType dtype, void* out) {
-    switch (dtype) {
-        case DType::kBFloat16:
-            silu ? group_as<true>(tile, voxels, fold, static_cast<BFloat16*>(out))
-                 : group_as<false>(tile, voxels, fold, static_cast<BFloat16*>(out));
-            return;
-        case DType::kFloat16:
-            silu ? group_as<true>(tile, voxels, fold, static_cast<Float16*>(out))
-                 : group_as<false>(tile, voxels, fold, static_cast<Float16*>(out));
-            return;
-        default:
-            silu ? group_as<true>(tile, voxels, fold, static_cast<float*>(out))
-                 : group_as<false>(tile, voxels, fold, static_cast<float*>(out));
-            return;
+    dispatch(dtype, [&](auto* as) {
+        auto* const to = static_cast<decltype(as)>(out);
+        silu ? group_as<true>(tile, voxels, fold, to) : group_as<false>(tile, voxels, fold, to);
+    });
+}
+
+// ---- the gradient
+//
+// With unit = (h - mean) * rstd, z = unit * slope + offset and the result act(z), of which the gradient is given:
+//   dz = gradient * act'(z)
+//   dh = rstd * (dz * slope - mean(dz * slope) - unit * mean(unit * dz * slope))    means over what was normalised
+
+// The gradient times the activation's slope: SiLU's is s (1 + z (1 - s)).
+template <Act kAct>
+SF_INLINE Lanes before_act(Lanes gradient, Lanes z) {
+    if (kAct == Act::kNone) return gradient;
+    const Lanes one = spread(1.0f), s = kAct == Act::kBriefSilu ? brief_sigmoid(z) : share_of_one(z);
+    return gradient * (s * (one + z * (one - s)));
+}
+
+// Leaves unit in `tile`; adds three rows to `sums`: dz, dz * unit and dh, over the voxels.
+template <Act kAct>
+SF_INLINE void layer_gradient_as(float* tile, float* gradient, int64_t voxels, const Fold& fold, float eps,
+                                 float* sums) {
+    const int64_t channels = fold.channels, row = padded(channels);
+    const float *slope = fold.slope.data(), *offset = fold.offset.data();
+    const float share = 1.0f / static_cast<float>(channels);
+    const Lanes none = spread(0.0f);
+    float mean[kTile / kRow], rest[kTile / kRow], rstd[kTile / kRow];
+    float level[kTile / kRow], along[kTile / kRow];  // means of dz * slope, and of that times unit
+    layer_moments(tile, voxels, fold, mean, rest, rstd);
+    for (int64_t v = 0; v < voxels; ++v) {
+        rstd[v] = 1.0f / std::sqrt(std::max(rstd[v], 0.0f) + eps);
+        rest[v] *= -rstd[v];
+    }
+    for (int64_t first = 0; first < voxels; first += kSquare) {
+        Lanes plain[kSquare], leaning[kSquare];
+        for (int i = 0; i < kSquare; ++i) plain[i] = leaning[i] = none;
+        for (int64_t v = first; v < std::min(voxels, first + kSquare); ++v) {
+            const Lanes centre = spread(mean[v]), times = spread(rstd[v]), moved = spread(rest[v]);
+            float *h = tile + v * row, *g = gradient + v * row;
+            Lanes sum = none, product = none;
+            for (int64_t c = 0; c < channels; c += kLanes) {
+                const Lanes unit = (load_lanes(h + c) - centre) * times + moved, weight = load_lanes(slope + c);
+                const Lanes dz = before_act<kAct>(load_lanes(g + c), unit * weight + load_lanes(offset + c));
+                store_lanes(h + c, unit);
+                store_lanes(g + c, dz);
+                const Lanes weighted = dz * weight;
+                sum = sum + weighted;
+                product = product + weighted * unit;
+            }
+            plain[v - first] = sum;
+            leaning[v - first] = product;
+        }
+        store_sums(plain, share, level + first);
+        store_sums(leaning, share, along + first);
+    }
+    for (int64_t c = 0; c < channels; c += kLanes) {
+        const Lanes weight = load_lanes(slope + c);
+        Lanes plain = none, leaning = none, inner = none;
+        for (int64_t v = 0; v < voxels; ++v) {
+            float* g = gradient + v * row + c;
+            const Lanes dz = load_lanes(g), unit = load_lanes(tile + v * row + c);
+            const Lanes dh = (dz * weight - spread(level[v]) - unit * spread(along[v])) * spread(rstd[v]);
+            store_lanes(g, dh);
+            plain = plain + dz;
+            leaning = leaning + dz * unit;
+            inner = inner + dh;
+        }
+        store_lanes(sums + c, load_lanes(sums + c) + plain);
+        store_lanes(sums + row + c, load_lanes(sums + row + c) + leaning);
+        store_lanes(sums + 2 * row + c, load_lanes(sums + 2 * row + c) + inner);
     }
 }
+
+// Adds two rows to `sums`: dz and dz * unit, over the voxels.
+template <Act kAct>
+SF_INLINE void group_sums_as(const float* tile, const float* gradient, int64_t voxels, const Fold& fold,
+                             float* sums) {
+    const int64_t channels = fold.channels, row = padded(channels);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+        const Lanes centre = load_lanes(fold.centre.data() + c), rstd = load_lanes(fold.rstd.data() + c);
+        const Lanes moved = load_lanes(fold.moved.data() + c);
+        const Lanes slope = load_lanes(fold.slope.data() + c), offset = load_lanes(fold.offset.data() + c);
+        Lanes plain = spread(0.0f), leaning = spread(0.0f);
+        for (int64_t v = 0; v < voxels; ++v) {
+            const Lanes unit = (load_lanes(tile + v * row + c) - centre) * rstd + moved;
+            const Lanes dz = before_act<kAct>(load_lanes(gradient + v * row + c), unit * slope + offset);
+            plain = plain + dz;
+            leaning = leaning + dz * unit;
+        }
+        store_lanes(sums + c, load_lanes(sums + c) + plain);
+        store_lanes(sums + row + c, load_lanes(sums + row + c) + leaning);
+    }
+}
+
+template <Act kAct>
+SF_INLINE void group_gradient_as(const float* tile, float* gradient, int64_t voxels, const Fold& fold) {
+    const int64_t channels = fold.channels, row = padded(channels);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+        const Lanes centre = load_lanes(fold.centre.data() + c), rstd = load_lanes(fold.rstd.data() + c);
+        const Lanes moved = load_lanes(fold.moved.data() + c);
+        const Lanes slope = load_lanes(fold.slope.data() + c), offset = load_lanes(fold.offset.data() + c);
+        const Lanes level = load_lanes(fold.level.data() + c), along = load_lanes(fold.along.data() + c);
+        for (int64_t v = 0; v < voxels; ++v) {
+            float* g = gradient + v * row + c;
+            const Lanes unit = (load_lanes(tile + v * row + c) - centre) * rstd + moved;
+            const Lanes dz = before_act<kAct>(load_lanes(g), unit * slope + offset);
+            store_lanes(g, (dz * slope - level - unit * along) * rstd);
+        }
+    }
+}
+
+template <typename T>
+SF_INLINE void store_as(const float* tile, int64_t row, int64_t voxels, int64_t channels, T* __restrict out) {
+    const int64_t whole = channels / kLanes * kLanes;
+    for (int64_t v = 0; v < voxels; ++v) {
+        const float* from = tile + v * row;
+        T* to = out + v * channels;
+        for (int64_t c = 0; c < whole; c += kLanes) narrow_lanes(load_lanes(from + c), to + c);
+        for (int64_t c = whole; c < channels; ++c) to[c] = from_float<T>(from[c]);
+    }
+}
+
+// Calls body with the activation as a constant's type.
+template <typename Body>
+void with_act(Act act, const Body& body) {
+    switch (act) {
+        case Act::kSilu: body(std::integral_constant<Act, Act::kSilu>()); return;
+        case Act::kBriefSilu: body(std::integral_constant<Act, Act::kBriefSilu>()); return;
+        default: body(std::integral_constant<Act, Act::kNone>()); return;
+    }
+}
+
+inline void layer_gradient(float* tile, float* gradient, int64_t voxels, const Fold& fold, float eps, Act act,
+                           float* sums) {
+    with_act(act, [&](auto is) { layer_gradient_as<is()>(tile, gradient, voxels, fold, eps, sums); });
+}
+
+inline void group_sums(const float* tile, const float* gradient, int64_t voxels, const Fold& fold, Act act,
+                       float* sums) {
+    with_act(act, [&](auto is) { group_sums_as<is()>(tile, gradient, voxels, fold, sums); });
+}
+
+inline void group_gradient(const float* tile, float* gradient, int64_t voxels, const Fold& fold, Act act) {
+    with_act(act, [&](auto is) { group_gradient_as<is()>(tile, gradient, voxels, fold); });
+}
+
+inline void store_voxels(const float* tile, int64_t row, int64_t voxels, int64_t channels, DType dtype, void* out) {
+    dispatch(dtype, [&](auto* as) { store_as(tile, row, voxels, channels, static_cast<decltype(as)>(out)); });
+}
+
+constexpr Loops kLoops{load_voxels,    block_moments, finish_layer,   finish_group,
+                       layer_gradient, group_sums,    group_gradient, store_voxels};

@@ -1,5 +1,4 @@
-// The loops of pointwise for one instruction set: included after products_loops.h, in the same namespace, and after
-// thread_scratch; no include guard, no #include.
+// The loops of pointwise, for one instruction set; see common/loops.h.
 
 constexpr int64_t kBlock = 48;  // rows that are read at once: whole products of every panel
 
@@ -17,7 +16,7 @@ void finish_rows(const Pointwise& job, const typename Number::Part* from, const 
         for (int v = 0; v < V; ++v) {
             const int64_t c = first + v * kLanes;
             Lanes result = load_lanes(sums + (r * V + v) * kLanes) + load_lanes(job.bias + c);
-            if (job.has_residual) result = result + widen_some(add + c, real - c);
+            if (job.residual) result = result + widen_some(add + c, real - c);
             narrow_some(result, to + c, real - c);
         }
     }
@@ -45,25 +44,17 @@ template <typename X, typename Number>
 void run_as(const Pointwise& job, int64_t begin, int64_t end) {
     using Part = typename Number::Part;
     const int64_t depth = job.depth / static_cast<int64_t>(sizeof(Number) / sizeof(Part));
-    const Panels panels(job.width / kLanes, kMost);
     auto* const from = reinterpret_cast<Part*>(thread_scratch((kBlock * job.depth + kLanes) * sizeof(Part)));
     for (int64_t row = begin; row < end; row += kBlock) {
         const int64_t count = end - row < kBlock ? end - row : kBlock;
         for (int64_t r = 0; r < count; ++r) {
             read_row<X>(job.x, row + r, from + r * job.depth);
-            if (job.has_other) read_row<X>(job.other, row + r, from + r * job.depth + job.x.size[1]);
+            if (job.other) read_row<X>(job.other, row + r, from + r * job.depth + job.x.size[1]);
         }
-        for (int64_t panel = 0; panel < panels.count; ++panel) {
-            const int64_t begin_at = panels.begin(panel), vectors = panels.begin(panel + 1) - begin_at;
-            const int64_t first = begin_at * kLanes;
+        each_panel(job.width / kLanes, [&](auto vectors, int64_t first) {
             const auto* const weights = reinterpret_cast<const Number*>(job.weights) + depth * first;
-            switch (vectors) {
-                case 1: multiply_rows<1, X>(job, from, weights, row, first, count); break;
-                case 2: multiply_rows<2, X>(job, from, weights, row, first, count); break;
-                case 3: multiply_rows<3, X>(job, from, weights, row, first, count); break;
-                default: multiply_rows<4, X>(job, from, weights, row, first, count); break;
-            }
-        }
+            multiply_rows<vectors(), X>(job, from, weights, row, first, count);
+        });
     }
 }
 
@@ -75,3 +66,5 @@ void run(const Pointwise& job, int64_t begin, int64_t end) {
         run_as<float, Number>(job, begin, end);
     }
 }
+
+constexpr Loops kLoops[] = {{run<Single>, kLanes}, {run<Short>, kLanes}};

@@ -1,5 +1,4 @@
-// The loops of winograd for one instruction set: included after products_loops.h, in the same namespace, and after
-// thread_scratch; no include guard, no #include.
+// The loops of winograd, for one instruction set; see common/loops.h.
 
 // The transforms of a line, three weights long: kTaps numbers in, and of as many products kOuts results. Elements are
 // `step` apart in x and `out_step` in y.
@@ -222,7 +221,6 @@ void run_as(const Winograd& job, int64_t begin, int64_t end) {
     using Part = typename Number::Part;
     constexpr int64_t kParts = sizeof(Number) / sizeof(Part);
     const int64_t positions = job.positions(), depth = job.inputs / kParts;
-    const Panels panels(job.outputs / kLanes, kMost);
     const int64_t in_bytes = positions * position_step<Part>(job, job.inputs) * sizeof(Part);
     const int64_t out_bytes = positions * position_step<float>(job, kMost * kLanes) * sizeof(float);
     const int64_t channels = std::max(job.inputs, job.outputs);
@@ -232,27 +230,19 @@ void run_as(const Winograd& job, int64_t begin, int64_t end) {
     auto* const nothing = reinterpret_cast<X*>(scratch + in_bytes + out_bytes);
     X* const nowhere = nothing + channels;
     std::memset(static_cast<void*>(nothing), 0, 2 * channels * sizeof(X));
+    const auto finish = job.residual ? transform_out<MD, MH, MW, true, X> : transform_out<MD, MH, MW, false, X>;
     for (; begin < end; begin += job.block) {
         const int64_t tiles = std::min(job.block, end - begin);
         for (int64_t t = 0; t < tiles; ++t) {
             transform_in<MD, MH, MW, X>(job, begin + t, nothing, from + t * job.inputs);
         }
-        for (int64_t panel = 0; panel < panels.count; ++panel) {
-            const int64_t first = panels.begin(panel), vectors = panels.begin(panel + 1) - first;
-            const auto* const weights =
-                reinterpret_cast<const Number*>(job.weights) + positions * depth * first * kLanes;
-            switch (vectors) {
-                case 1: multiply_panel<1>(job, tiles, from, weights, sums); break;
-                case 2: multiply_panel<2>(job, tiles, from, weights, sums); break;
-                case 3: multiply_panel<3>(job, tiles, from, weights, sums); break;
-                default: multiply_panel<4>(job, tiles, from, weights, sums); break;
-            }
-            const auto finish = job.has_residual ? transform_out<MD, MH, MW, true, X> : transform_out<MD, MH, MW, false, X>;
-            for (int64_t t = 0; t < tiles; ++t) {
-                finish(job, begin + t, sums + t * vectors * kLanes, position_step<float>(job, vectors * kLanes),
-                       first * kLanes, vectors * kLanes, nowhere);
-            }
-        }
+        each_panel(job.outputs / kLanes, [&](auto vectors, int64_t first) {
+            constexpr int64_t kWidth = vectors() * kLanes;
+            const auto* const weights = reinterpret_cast<const Number*>(job.weights) + positions * depth * first;
+            multiply_panel<vectors()>(job, tiles, from, weights, sums);
+            const int64_t step = position_step<float>(job, kWidth);
+            for (int64_t t = 0; t < tiles; ++t) finish(job, begin + t, sums + t * kWidth, step, first, kWidth, nowhere);
+        });
     }
 }
 
@@ -274,3 +264,5 @@ void run(const Winograd& job, int64_t begin, int64_t end) {
         run_tiles<float, Number>(job, begin, end);
     }
 }
+
+constexpr Loops kLoops[] = {{run<Single>, kLanes, kMost}, {run<Short>, kLanes, kMost}};

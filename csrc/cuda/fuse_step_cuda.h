@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../fuse_step.h"
+#include "fuse_step.h"
 
 namespace scorefusion {
 

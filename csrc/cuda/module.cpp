@@ -4,8 +4,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "bind.h"
-#include "fuse_step_cuda.h"
+#include "common/bind.h"
+#include "cuda/fuse_step_cuda.h"
 
 namespace scorefusion {
 namespace {

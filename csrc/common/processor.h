@@ -1,15 +1,30 @@
-// What the processor has, for files that hold a copy of their loops for each instruction set.
+// The processor's instruction set, the loops compiled for each (common/loops.h), and the numbers that products take.
 #pragma once
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
+
+#include "view.h"
+
+#if defined(SF_HAS_TARGET_CLONES) && defined(__x86_64__) && !defined(__clang__)
+#define SF_HAS_WIDE_LOOPS
+#include <immintrin.h>
+#endif
+
+#if defined(__GNUC__)
+#define SF_UNROLL _Pragma("GCC unroll 64")
+#else
+#define SF_UNROLL
+#endif
 
 namespace scorefusion {
 
 enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAvx512BF16 };
 
-// The best that is here, or the one that SCOREFUSION_CPU names (baseline, avx2, avx512) if that is less: tests run
-// every copy on one machine with it.
+// The best instruction set of this processor, or the one that SCOREFUSION_CPU names (baseline, avx2, avx512) if that is
+// less: tests run every copy of the loops on one machine with it.
 inline InstructionSet instruction_set() {
     static const InstructionSet best = [] {
         InstructionSet found = InstructionSet::kBaseline;
@@ -34,5 +49,28 @@ inline InstructionSet instruction_set() {
     }();
     return best;
 }
+
+// SF_BEST(name) is that name of the best instruction set's namespace; see loops.h.
+#if defined(SF_HAS_WIDE_LOOPS)
+#define SF_BEST(name) best_of(baseline::name, avx2::name, avx512::name, avx512_bf16::name)
+
+template <typename T>
+const T& best_of(const T& baseline, const T& avx2, const T& avx512, const T& avx512_bf16) {
+    const T* const copies[] = {&baseline, &avx2, &avx512, &avx512_bf16};
+    return *copies[static_cast<int>(instruction_set())];
+}
+#else
+#define SF_BEST(name) baseline::name
+#endif
+
+// What one step of a matrix product multiplies: a float32, or two bfloat16 whose products are added.
+struct Single {
+    using Part = float;
+    float value;
+};
+struct Pair {
+    using Part = BFloat16;
+    uint32_t bits;
+};
 
 }  // namespace scorefusion

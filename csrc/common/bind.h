@@ -1,9 +1,10 @@
-// How Python hands over a tensor: (address, dtype code, sizes, strides), made by scorefusion/ops/view.py.
+// How Python hands over a tensor: (address, dtype code, sizes, strides), made by `view` in scorefusion.ops, or None.
 #pragma once
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -13,9 +14,10 @@ namespace pybind11::detail {
 
 template <>
 struct type_caster<scorefusion::View> {
-    PYBIND11_TYPE_CASTER(scorefusion::View, const_name("tuple[int, int, tuple[int, ...], tuple[int, ...]]"));
+    PYBIND11_TYPE_CASTER(scorefusion::View, const_name("tuple[int, int, tuple[int, ...], tuple[int, ...]] | None"));
 
     bool load(handle source, bool) {
+        if (source.is_none()) return true;
         if (!isinstance<tuple>(source) || len(source) != 4) return false;
         const auto parts = reinterpret_borrow<tuple>(source);
         const auto sizes = parts[2].cast<std::vector<int64_t>>();
@@ -33,18 +35,3 @@ struct type_caster<scorefusion::View> {
 };
 
 }  // namespace pybind11::detail
-
-namespace scorefusion {
-
-// Each op's file ends with one of these; module.cpp calls them.
-void bind_noise(pybind11::module_& m);
-void bind_fuse_scores(pybind11::module_& m);
-void bind_fuse_step(pybind11::module_& m);
-void bind_ensemble_features(pybind11::module_& m);
-void bind_gather_slices(pybind11::module_& m);
-void bind_norm_act(pybind11::module_& m);
-void bind_norm_act_backward(pybind11::module_& m);
-void bind_pointwise(pybind11::module_& m);
-void bind_winograd(pybind11::module_& m);
-
-}  // namespace scorefusion

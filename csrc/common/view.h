@@ -13,12 +13,25 @@ enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 constexpr int kMaxDims = 6;
 
+// A tensor, or with null data none.
 struct View {
     void* data = nullptr;
     DType dtype = DType::kFloat32;
     int dims = 0;
     std::array<int64_t, kMaxDims> size{};
     std::array<int64_t, kMaxDims> stride{};
+
+    explicit operator bool() const { return data != nullptr; }
+    int64_t element_size() const { return dtype == DType::kFloat32 ? 4 : 2; }
+
+    // Where element (indices...) lies, in elements.
+    template <typename... Index>
+    SF_INLINE int64_t at(Index... index) const {
+        int64_t offset = 0;
+        int axis = 0;
+        ((offset += index * stride[axis++]), ...);
+        return offset;
+    }
 };
 
 struct BFloat16 {
@@ -89,9 +102,22 @@ SF_INLINE Float16 from_float<Float16>(float value) {
     return {static_cast<uint16_t>(sign | (magnitude >= 0x477FF000u ? large : finite))};
 }
 
+// [N, C, H, W] as [N, C, 1, H, W].
+inline View as_volume(View view) {
+    if (view.dims != 4) return view;
+    for (int axis = 4; axis > 2; --axis) {
+        view.size[axis] = view.size[axis - 1];
+        view.stride[axis] = view.stride[axis - 1];
+    }
+    view.size[2] = 1;
+    view.stride[2] = 0;
+    view.dims = 5;
+    return view;
+}
+
 // Calls body with a null pointer of the element type: dispatch(dtype, [&](auto* as) { using T = ...; }).
 template <typename Body>
-void dispatch(DType dtype, const Body& body) {
+SF_INLINE void dispatch(DType dtype, const Body& body) {
     switch (dtype) {
         case DType::kBFloat16: body(static_cast<BFloat16*>(nullptr)); return;
         case DType::kFloat16: body(static_cast<Float16*>(nullptr)); return;

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "transpose.h"
 #include "view.h"
 
 namespace scorefusion {
@@ -25,40 +27,13 @@ struct Floats {
     SF_INLINE const float* row(int y) const { return data + y * stride; }
 };
 
-template <typename T>
-SF_INLINE const T* tile_start(const View& view, const Tile& tile) {
-    return static_cast<const T*>(view.data) + tile.item * view.stride[0] + tile.channel * view.stride[1] +
-           tile.z * view.stride[2] + tile.y * view.stride[3] + tile.x * view.stride[4];
+SF_INLINE int64_t start_of(const View& view, const Tile& tile) {
+    return view.at(tile.item, tile.channel, tile.z, tile.y, tile.x);
 }
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define SF_HAS_SHUFFLES
-#endif
-#endif
-
-// Turns count columns [4, kTileY] around: out[y][x] = in[x][y] for four x and all y of a tile.
-SF_INLINE void turn_columns(const float* __restrict in, float* __restrict out) {
-#if defined(SF_HAS_SHUFFLES)
-    typedef float Four __attribute__((vector_size(16)));
-    for (int y = 0; y < kTileY; y += 4) {
-        Four a, b, c, d;
-        std::memcpy(&a, in + y, sizeof a);
-        std::memcpy(&b, in + y + kTileY, sizeof b);
-        std::memcpy(&c, in + y + 2 * kTileY, sizeof c);
-        std::memcpy(&d, in + y + 3 * kTileY, sizeof d);
-        const Four ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-        const Four cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-        const Four rows[4] = {
-            __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
-            __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
-        for (int i = 0; i < 4; ++i) std::memcpy(out + (y + i) * kTileX, &rows[i], sizeof(Four));
-    }
-#else
-    for (int y = 0; y < kTileY; ++y) {
-        for (int x = 0; x < 4; ++x) out[y * kTileX + x] = in[x * kTileY + y];
-    }
-#endif
+template <typename T>
+SF_INLINE const T* tile_start(const View& view, const Tile& tile) {
+    return static_cast<const T*>(view.data) + start_of(view, tile);
 }
 
 // Widens a tile that does not run along x into out, a row-major [kTileY, kTileX].
@@ -70,10 +45,17 @@ SF_INLINE void gather_tile(const View& view, const Tile& tile, float* __restrict
     if (dy == 1 && tile.rows == kTileY) {
         for (; x + 4 <= tile.columns; x += 4) {
             alignas(64) float columns[4 * kTileY];
+            const float* lines[4];
             for (int i = 0; i < 4; ++i) {
-                for (int y = 0; y < kTileY; ++y) columns[i * kTileY + y] = to_float(source[(x + i) * dx + y]);
+                const T* __restrict from = source + (x + i) * dx;
+                if constexpr (std::is_same_v<T, float>) {
+                    lines[i] = from;
+                } else {
+                    lines[i] = columns + i * kTileY;
+                    for (int y = 0; y < kTileY; ++y) columns[i * kTileY + y] = to_float(from[y]);
+                }
             }
-            turn_columns(columns, out + x);
+            for (int y = 0; y < kTileY; y += 4) transpose(lines, y, out + y * kTileX + x, kTileX);
         }
     }
     for (int y = 0; y < tile.rows; ++y) {
@@ -108,12 +90,10 @@ inline Tile following(const Tile& tile, const View& box, int64_t deep) {
 template <bool kWrite = false>
 SF_INLINE void prefetch_tile(const View& view, const Tile& tile) {
 #if defined(__GNUC__)
-    const int64_t each = view.dtype == DType::kFloat32 ? 4 : 2;
+    const int64_t each = view.element_size();
     const bool along_x = view.stride[4] == 1;
     if (!along_x && view.stride[3] != 1) return;
-    const int64_t offset = tile.item * view.stride[0] + tile.channel * view.stride[1] + tile.z * view.stride[2] +
-                           tile.y * view.stride[3] + tile.x * view.stride[4];
-    const char* const start = static_cast<const char*>(view.data) + each * offset;
+    const char* const start = static_cast<const char*>(view.data) + each * start_of(view, tile);
     const int64_t pitch = each * (along_x ? view.stride[3] : view.stride[4]);
     const int64_t bytes = each * (along_x ? tile.columns : tile.rows);
     const int lines = along_x ? tile.rows : tile.columns;
