@@ -20,7 +20,7 @@ from scorefusion.ops.fuse_step import CUDA_EDGE, IMPLEMENTED
 from scorefusion.ops.noise import normal
 from scorefusion.train.loop import train
 from scorefusion.train.report import read_rows
-from tests import (
+from tests.ops import (
     test_ensemble_features,
     test_fuse_scores,
     test_fuse_step,
