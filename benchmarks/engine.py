@@ -43,7 +43,7 @@ from scorefusion.io.nifti import read_scan
 from scorefusion.metrics.image import psnr, ssim
 from scorefusion.metrics.patches import patch_distance
 from scorefusion.metrics.spectrum import compare_spectra
-from scorefusion.models.config import PLANES, SamplingConfig
+from scorefusion.models.config import SamplingConfig
 from scorefusion.models.folder import channels_last
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
@@ -166,7 +166,7 @@ def step(
 def launched(engine: Engine) -> None:
     """A step of the engine, kernel by kernel, without its graph."""
     engine.index.zero_()
-    for segment in engine._segments(PLANES):
+    for segment in engine._segments(engine.plan.cycle[0]):
         segment.run()
 
 

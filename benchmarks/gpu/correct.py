@@ -136,12 +136,12 @@ def replayed(run: Run) -> Results:
         engine.start(table, [5])
         for _ in range(2):
             if eagerly:
-                for segment in engine._segments(engine.plan.planes):
+                for segment in engine._segments(engine.plan.cycle[0]):
                     segment.run()
             else:
                 engine.step()
         volumes.append(engine.buffers["x"].clone())
-    graphs = engine.captured[engine.plan.planes].captured
+    graphs = engine.captured[engine.plan.cycle[0]].captured
     return {"right": bool(torch.equal(*volumes)), "graphs": graphs}
 
 

@@ -182,11 +182,11 @@ def _cluster(address: str | None, device: str, workers: int | None) -> Iterator[
 def _runs_all_planes(model: str, choices: Mapping[str, Any]) -> bool:
     """Whether the planes' disagreement can be written: nothing is evaluated for it, so it always is."""
     from scorefusion.models.folder import load_config
-    from scorefusion.pipeline.settings import ALL_PLANES
+    from scorefusion.models.strategies import strategy_named
 
     config = load_config(model)
-    strategy = choices["strategy"] or config.sampling.strategy
-    return strategy in ALL_PLANES and len({branch.plane for branch in config.branches}) > 1
+    strategy = strategy_named(choices["strategy"] or config.sampling.strategy)
+    return strategy.every_plane and len(config.planes) > 1
 
 
 @contextmanager

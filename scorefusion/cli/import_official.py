@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from scorefusion.models.strategies import names_text
+
 
 def import_official(
     files: Annotated[
@@ -27,8 +29,7 @@ def import_official(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="What the model does by default: single, alternate, average, fuse, fuse+features, "
-            "or 2D, merge, 3D, 3D_feature.",
+            help=f"What the model does by default: {names_text()}, or 2D, merge, 3D, 3D_feature.",
             show_default="the best there are weights for",
         ),
     ] = None,

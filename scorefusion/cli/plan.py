@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from scorefusion.models.strategies import names_text
+
 
 def plan(
     shape: Annotated[tuple[int, int, int], typer.Option(help="The volume's size: D H W voxels (z, y, x).")],
@@ -15,7 +17,7 @@ def plan(
     ] = "t1-sr4",
     max_memory: Annotated[str | None, typer.Option(help="What may be resident: 9GB, 9GiB, 900MB.")] = None,
     batch: Annotated[int, typer.Option(help="Volumes at once.")] = 1,
-    strategy: Annotated[str | None, typer.Option(help="How scores are fused; the model's own.")] = None,
+    strategy: Annotated[str | None, typer.Option(help=f"{names_text()}; the model's own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="auto (what is fast here), float32, bfloat16, float16.")

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from scorefusion.models.strategies import names_text
+
 _OWN = "the model's own"
 
 
@@ -33,7 +35,7 @@ def translate(
     model: Annotated[str, typer.Option(help="A bundled model's name, or a model folder.")] = "t1-sr4",
     strategy: Annotated[
         str | None,
-        typer.Option(help="single, alternate, average, volume, fuse or fuse+features.", show_default=_OWN),
+        typer.Option(help=f"{names_text()}.", show_default=_OWN),
     ] = None,
     plane: Annotated[
         list[str] | None,

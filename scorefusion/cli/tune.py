@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from scorefusion.models.strategies import names_text
+
 
 def tune(
     model: Annotated[str, typer.Argument(help="A bundled model's name, or a model folder.")],
@@ -19,9 +21,7 @@ def tune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
         "tune_out"
     ),
-    strategy: Annotated[
-        str | None, typer.Option(help="How scores are fused; the model's own choice.")
-    ] = None,
+    strategy: Annotated[str | None, typer.Option(help=f"{names_text()}; the model's own choice.")] = None,
     solvers: Annotated[
         str, typer.Option(help="Solvers to try, NAME, NAME:ETA or NAME:ETA:SPREAD.")
     ] = "ddpm,ddim,ddim:0.5,ddim:0:0.2,dpmpp_2m",
@@ -74,8 +74,8 @@ def tune(
     from scorefusion.evaluate import tune as tuning
     from scorefusion.evaluate.known_truth import read_subjects
     from scorefusion.evaluate.tune_report import check_folder, table_text, verdict, write_results
-    from scorefusion.models.config import require_strategy
     from scorefusion.models.folder import find_folder, write_config
+    from scorefusion.models.strategies import require_strategy
     from scorefusion.pipeline.pipeline import Pipeline
 
     size, start = parse_box(box)
@@ -85,7 +85,7 @@ def tune(
     keep_freed_memory()
     pipeline = Pipeline(model, device=device, dtype=dtype)
     config = pipeline.config
-    strategy = require_strategy(strategy or config.sampling.strategy, config)
+    strategy = require_strategy(strategy, config).name
     tried = tuning.candidates(
         config,
         solvers=[name.strip() for name in solvers.split(",")],

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from scorefusion.models.strategies import names_text
+
 _OWN = "the model's own"
 
 
@@ -30,7 +32,7 @@ def video(
     pool: Annotated[int, typer.Option(help="Average N x N pixels of the clip into one first.")] = 1,
     strategy: Annotated[
         str | None,
-        typer.Option(help="single, alternate, average, fuse or fuse+features.", show_default=_OWN),
+        typer.Option(help=f"{names_text()}.", show_default=_OWN),
     ] = None,
     solver: Annotated[str | None, typer.Option(help="As in `translate`.", show_default=_OWN)] = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels.", show_default=_OWN)] = None,

@@ -71,7 +71,7 @@ class Engine:
         self.notes = [*notes]
         self.model, self.plan, self.tiling = model, plan, tiling
         self.device = device or next(model.parameters()).device
-        self.captured: dict[tuple[Plane, ...], CapturedStep] = {}
+        self.captured: dict[tuple[int, ...], CapturedStep] = {}
         self._graphs = CudaGraphs(self.device) if graphs is None and self.device.type == "cuda" else graphs
         self.runners: Runners = runners or {
             name: EagerRunner(cast(UNet, network), plan.scales)
@@ -174,13 +174,11 @@ class Engine:
         """
         if self._turn >= self._steps:
             raise ScoreFusionError(f"the solver has {self._steps} rows, and all are done; call start first")
-        cycle: Sequence[tuple[Plane, ...]] = [self.plan.planes]
-        if self.plan.strategy == "alternate":
-            cycle = [(plane,) for plane in self.plan.planes]
-        planes = cycle[self._turn % len(cycle)]
+        cycle = self.plan.cycle
+        branches = cycle[self._turn % len(cycle)]
         while True:
             try:
-                captured = self._captured_step(planes)
+                captured = self._captured_step(branches)
                 if self._turn < len(cycle):
                     captured.prepare()
                 captured()
@@ -220,24 +218,23 @@ class Engine:
         if text not in self.notes:
             self.notes.append(text)
 
-    def _captured_step(self, planes: tuple[Plane, ...]) -> CapturedStep:
-        """The step over some planes, which captures itself when it is first called."""
-        if planes not in self.captured:
-            self.captured[planes] = CapturedStep(
-                self._segments(planes),
+    def _captured_step(self, branches: tuple[int, ...]) -> CapturedStep:
+        """The step over some branches, which captures itself when it is first called."""
+        if branches not in self.captured:
+            self.captured[branches] = CapturedStep(
+                self._segments(branches),
                 device=self.device,
                 state=(self.buffers["x"], self.buffers["x0"], self.index),
                 watch=self._weights,
                 graphs=self._graphs,
             )
-        return self.captured[planes]
+        return self.captured[branches]
 
     def _weights(self) -> Iterable[Tensor]:
         return itertools.chain(self.model.parameters(), self.model.buffers())
 
-    def _segments(self, planes: Sequence[Plane]) -> list[Segment]:
+    def _segments(self, branches: Sequence[int]) -> list[Segment]:
         """The step's parts in order. A TensorRT engine is one by itself, since it may refuse capture."""
-        branches = [k for k in self.plan.branches if self.plan.fuses or self._plane(k) in planes]
         parts = [Segment("level and totals", self._begin)]
         for k in branches:
             name = self.plan.config.branches[k].network
@@ -298,7 +295,7 @@ class Engine:
         config, plan = self.plan.config, self.plan
         scores = tuple(self.buffers[f"scores.{k}"].movedim(1, AXIS[self._plane(k)]) for k in branches)
         if not plan.fuses:
-            return Fusion(scores, None, (1.0 / len(scores),) * len(scores))
+            return plan.strategy.fuse(config, scores, None)
         stacked, network = self.buffers["stacked"], self.model.fusion
         assert network is not None
         stacked[:, :1].copy_(self._seen)
@@ -311,9 +308,7 @@ class Engine:
             maps = network(stacked, time, inject=totals)
         else:
             maps = run_tiled(network, stacked, time, totals, self.tiling, self.buffers["maps"])
-        if plan.strategy == "volume":
-            return Fusion((maps[:, -1:],), None, (config.residual_gain,))
-        return Fusion(scores, maps, config.weights, config.residual_gain)
+        return plan.strategy.fuse(config, scores, maps)
 
     @property
     def _seen(self) -> Tensor:

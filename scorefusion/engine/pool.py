@@ -25,8 +25,9 @@ from scorefusion.engine.runners import choose_runner, make_runners
 from scorefusion.errors import Cancelled, OutOfMemory
 from scorefusion.models.config import Plane
 from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.strategies import Strategy
 
-Key = tuple[tuple[int, ...], int, str, tuple[Plane, ...] | None]
+Key = tuple[tuple[int, ...], int, str | Strategy, tuple[Plane, ...] | None]
 
 GPU_SHARE = 1.35
 """What a step took on a GPU, in forecasts: 0.178 GiB measured on an H200 where 0.136 were forecast."""
@@ -122,7 +123,7 @@ class EnginePool:
         size: Sequence[int],
         *,
         batch: int = 1,
-        strategy: str,
+        strategy: str | Strategy,
         planes: Sequence[Plane] | None = None,
         around: Around | None = None,
     ) -> Iterator[Engine]:
@@ -196,7 +197,7 @@ class EnginePool:
         limit: int | None,
         *,
         batch: int = 1,
-        strategy: str,
+        strategy: str | Strategy,
         planes: Sequence[Plane] | None = None,
         around: Around | None = None,
     ) -> Fit:
@@ -210,7 +211,7 @@ class EnginePool:
         size: Sequence[int],
         batch: int,
         *,
-        strategy: str,
+        strategy: str | Strategy,
         planes: Sequence[Plane] | None = None,
         around: Around,
     ) -> int:
@@ -231,7 +232,7 @@ class EnginePool:
         self,
         size: Sequence[int],
         *,
-        strategy: str,
+        strategy: str | Strategy,
         planes: Sequence[Plane] | None = None,
         around: Around,
     ) -> int:
@@ -243,7 +244,9 @@ class EnginePool:
         passing = max(most_workspace(layout), around.passing)
         return program + self.weights + self.packed + layout.bytes + around.held + around.more + passing
 
-    def _layout(self, size: Sequence[int], batch: int, strategy: str, planes: Sequence[Plane] | None) -> Plan:
+    def _layout(
+        self, size: Sequence[int], batch: int, strategy: str | Strategy, planes: Sequence[Plane] | None
+    ) -> Plan:
         dtype = next(self.model.slice_networks.parameters(), next(self.model.parameters())).dtype
         return plan(
             self.model.config, size, batch=batch, strategy=strategy, planes=planes, dtype=dtype,

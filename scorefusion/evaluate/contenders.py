@@ -18,7 +18,8 @@ from scorefusion.evaluate.methods import (
     own_strategy,
 )
 from scorefusion.evaluate.run import Results, Settings, model_digest
-from scorefusion.models.config import STRATEGIES, SamplingConfig, require_strategy
+from scorefusion.models.config import SamplingConfig
+from scorefusion.models.strategies import STRATEGIES, require_strategy
 from scorefusion.pipeline.pipeline import Pipeline
 
 
@@ -86,7 +87,7 @@ def load_other(text: str, main: Contender, *, device: str = "auto", dtype: str =
         folder, strategy = place, ""
     pipeline = Pipeline(folder, device=device, dtype=dtype)
     config = pipeline.config
-    chosen = require_strategy(strategy or own_strategy(config), config)
+    chosen = require_strategy(strategy or own_strategy(config), config).name
     found = Contender(
         name.strip(),
         pipeline.model,

@@ -15,18 +15,18 @@ from scorefusion.data.baselines import BASELINES, interpolate
 from scorefusion.data.preprocess import Box, Prepared, foreground_box, prepare_conditions
 from scorefusion.degradations.projection import block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.evaluate.shared_start import SharedStart, strategy_runs
+from scorefusion.evaluate.shared_start import SharedStart, plane_row, strategy_runs
 from scorefusion.io.nifti import Scan
 from scorefusion.metrics.image import power_spectrum_error, psnr, ssim
 from scorefusion.models.config import ModelConfig, SamplingConfig
 from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.strategies import STRATEGIES
 from scorefusion.models.table import table_for
 
 BOX = (80, 96, 96)
 """Default size (z, y, x) of the box that is translated, in voxels."""
 
 _LEAST = 8
-_ONCE = ("average", "fuse", "fuse+features")
 
 Progress = Callable[[int, int], None]
 
@@ -193,7 +193,11 @@ def run_demo(
     sampled = config if sampling is None else config.model_copy(update={"sampling": sampling})
     table, once = table_for(sampled, steps=steps), table_for(sampled, steps=1)
     runs = [(run, table) for run in strategy_runs(config)]
-    runs += [(replace(run, name=f"one-step {run.name}"), once) for run, _ in runs if run.strategy in _ONCE]
+    runs += [
+        (replace(run, name=f"one-step {run.name}"), once)
+        for run, _ in runs
+        if not STRATEGIES[run.strategy].takes_planes
+    ]
     truth = _array(case.truth[box.index])
     volumes = {"truth": truth}
     for name in BASELINES:
@@ -224,8 +228,8 @@ def _rows(volumes: dict[str, np.ndarray], truth: np.ndarray, data_range: float) 
             continue
         if not np.isfinite(volume).all():
             raise ScoreFusionError(f"the result of '{name}' is not finite; compute in float32")
-        if planes and not name.startswith("single "):
-            rows.append(_mean_row("single", planes))
+        if planes and plane_row(name) != plane_row(planes[-1].name):
+            rows.append(_mean_row(plane_row(planes[-1].name), planes))
             planes = []
         row = Row(
             name,
@@ -234,10 +238,10 @@ def _rows(volumes: dict[str, np.ndarray], truth: np.ndarray, data_range: float) 
             power_spectrum_error(volume, truth),
         )
         rows.append(row)
-        if name.startswith("single "):
+        if plane_row(name):
             planes.append(row)
     if planes:
-        rows.append(_mean_row("single", planes))
+        rows.append(_mean_row(plane_row(planes[-1].name), planes))
     return tuple(rows)
 
 

@@ -13,15 +13,16 @@ import numpy as np
 
 from scorefusion.errors import BadInput
 from scorefusion.evaluate.demo import Case, Result, Row, box_affine, coarser_affine
+from scorefusion.evaluate.shared_start import first_rows
 from scorefusion.io.atomic import check_output, written_beside
 from scorefusion.io.nifti import save_image
+from scorefusion.models.strategies import ALTERNATE
 from scorefusion.optional import need
 from scorefusion.pipeline.figures import save_figure, side_by_side, try_to_write
 
 VOLUMES = ("truth.nii.gz", "input.nii.gz", "output.nii.gz")
 FILES = (*VOLUMES, "report.png", "table.txt", "table.json")
 HEAD = ("PSNR dB", "SSIM", "spectrum")
-PICTURED = ("nearest", "trilinear+consistency", "single axial", "average", "fuse", "fuse+features", "truth")
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
@@ -119,12 +120,13 @@ def write_results(
 
 
 def report_figure(case: Case, result: Result) -> Any:
-    """Three planes, a zoom of the axial one, and its error, of what :data:`PICTURED` names.
+    """Three planes, a zoom of the axial one, and its error, of a few baselines and strategies.
 
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    names = [name for name in PICTURED if name in result.volumes]
+    pictured = ("nearest", "trilinear+consistency", *first_rows(), "truth")
+    names = [name for name in pictured if name in result.volumes and name != ALTERNATE.name]
     labels = {name: "input (nearest)" if name == "nearest" else name for name in names}
     scores = {labels[row.name]: f"{row.psnr:.2f} dB" for row in result.rows if row.name in labels}
     dx, dy, dz = _spacing(case.affine)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from scorefusion.diffusion.level import NoiseLevel, add_noise, prediction_coefficients
 from scorefusion.diffusion.schedule import sigma_to_abar
-from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.score_fusion import ScoreFusion, no_scores
+from scorefusion.models.strategies import AVERAGE, PAPER_ORDER, SINGLE, STRATEGIES, strategies_of
 from scorefusion.ops.fuse_scores import fuse_scores
 from scorefusion.ops.noise import normal
 
@@ -44,7 +45,7 @@ class DenoisingErrors:
         rows.append("| --- " * (len(self.sigmas) + 1) + "|")
         for name, values in self.errors.items():
             rows.append(f"| {name} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
-        order = [name for name in ("single", "average", "fuse", "fuse+features") if name in self.errors]
+        order = [name for name in PAPER_ORDER if name in self.errors]
         ratios = [f"{b} / {a}: {self.ratio(b, a):.3f}" for a, b in zip(order, order[1:], strict=False)]
         return "\n".join([*rows, "", "geometric means: " + ", ".join(ratios)])
 
@@ -79,9 +80,12 @@ def denoising_errors(
     d, h, w = inputs.size
     several = len(config.branches) > len({branch.plane for branch in config.branches})
     names = [
-        f"single {branch.plane}" + (f" {'+'.join(config.conditions[i] for i in branch.conditions)}" * several)
+        f"{SINGLE} {branch.plane}"
+        + (f" {'+'.join(config.conditions[i] for i in branch.conditions)}" * several)
         for branch in config.branches
     ]
+    together = [STRATEGIES[name] for name in strategies_of(config)]
+    together = [s for s in together if not s.takes_planes and (model.features or not s.takes_features)]
     seen = dict.fromkeys(branch.conditions for branch in config.branches) if several else {}
     for done, sigma in enumerate(sigmas, start=1):
         abar = float(sigma_to_abar(sigma))
@@ -97,20 +101,21 @@ def denoising_errors(
 
         outputs = dict(zip(names, scores, strict=True))
         if scores:
-            outputs["average"] = fuse_scores(scores, None, config.weights)
+            outputs[AVERAGE.name] = fuse_scores(*AVERAGE.fuse(config, scores, None))
         for conditions in seen:
             some = [s for s, b in zip(scores, config.branches, strict=True) if b.conditions == conditions]
-            name = f"average [{'+'.join(config.conditions[i] for i in conditions)}]"
-            outputs[name] = fuse_scores(some, None, (1 / len(some),) * len(some))
-        if "volume" in config.strategies:
-            outputs["volume"] = fuse_scores(*model.unfused(noisy, inputs, level, strategy="volume"))
-        if "fuse" in config.strategies:
-            outputs["fuse"] = model.fuse(x, inputs, level, scores, {})
-        if "fuse+features" in config.strategies and model.features:
-            outputs["fuse+features"] = model.fuse(x, inputs, level, scores, totals)
+            name = f"{AVERAGE} [{'+'.join(config.conditions[i] for i in conditions)}]"
+            outputs[name] = fuse_scores(*AVERAGE.fuse(config, some, None))
+        for strategy in together:
+            some = [scores[k] for k in strategy.branches(config)[0]]
+            maps = None
+            if strategy.runs_volume:
+                given = totals if strategy.takes_features else {}
+                maps = model.fusion_maps(x, inputs, level, tuple(some) or no_scores(model, x), given)
+            outputs[strategy.name] = fuse_scores(*strategy.fuse(config, some, maps))
         row = {name: error(output) for name, output in outputs.items()}
         if scores:
-            row = {"single": float(np.mean([row[name] for name in names]))} | row
+            row = {SINGLE.name: float(np.mean([row[name] for name in names]))} | row
         for name, value in row.items():
             found.setdefault(name, []).append(value)
         if progress:

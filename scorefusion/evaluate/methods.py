@@ -11,14 +11,12 @@ from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.evaluate.known_truth import makes_its_input
 from scorefusion.evaluate.shared_start import StrategyRun, strategy_runs
-from scorefusion.models.config import STRATEGIES, ModelConfig, SamplingConfig, Strategy, require_strategy
+from scorefusion.models.config import ModelConfig, SamplingConfig
 from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.strategies import AVERAGE, STRATEGIES, require_strategy, strategies_of
 from scorefusion.models.table import table_for
 
 Kind = Literal["baseline", "sample", "one-step"]
-
-POSTERIOR = ("average", "volume", "fuse", "fuse+features")
-"""Strategies whose single evaluation from pure noise, the posterior mean, is a row of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +97,9 @@ def check_contender(contender: Contender, main: ModelConfig) -> None:
         )
 
 
-def own_strategy(config: ModelConfig) -> Strategy:
+def own_strategy(config: ModelConfig) -> str:
     """The strategy a model is sampled with by default; the last it was trained for, if not for that."""
-    trained = [name for name in STRATEGIES if name in config.strategies]
+    trained = [name for name in strategies_of(config) if name in config.strategies]
     return config.sampling.strategy if config.sampling.strategy in trained else trained[-1]
 
 
@@ -112,9 +110,9 @@ def choose_strategies(text: str | None, config: ModelConfig) -> tuple[str, ...]:
         ScoreFusionError: for a name the model cannot run.
     """
     if text is None:
-        return tuple(name for name in STRATEGIES if name in config.strategies)
+        return strategies_of(config)
     names = [part.strip() for part in text.split(",")]
-    return tuple(dict.fromkeys(require_strategy(name, config) for name in names))
+    return tuple(dict.fromkeys(require_strategy(name, config).name for name in names))
 
 
 def model_methods(contender: Contender, *, without_consistency: Sequence[str] = ()) -> list[Method]:
@@ -137,7 +135,8 @@ def model_methods(contender: Contender, *, without_consistency: Sequence[str] = 
                 name = f"{method.name} without consistency"
                 found.append(Method(name, "sample", contender, replace(method.run, consistent=False)))
     for method in full:
-        if method.run is not None and method.run.strategy in POSTERIOR and len(method.table) > 1:
+        # A single evaluation from pure noise is the posterior mean.
+        if method.run and not STRATEGIES[method.run.strategy].takes_planes and len(method.table) > 1:
             found.append(
                 Method(f"one-step {method.name}", "one-step", contender, method.run, sampled=method.name)
             )
@@ -147,13 +146,13 @@ def model_methods(contender: Contender, *, without_consistency: Sequence[str] = 
 def _by_condition(run: StrategyRun, config: ModelConfig) -> list[StrategyRun]:
     """After the average of all branches, those of the branches that see the same conditions."""
     seen = dict.fromkeys(branch.conditions for branch in config.branches)
-    if run.strategy != "average" or len(seen) < 2:
+    if run.strategy != AVERAGE.name or len(seen) < 2:
         return []
     found = []
     for conditions in seen:
         chosen = tuple(k for k, branch in enumerate(config.branches) if branch.conditions == conditions)
-        name = f"average [{'+'.join(config.conditions[k] for k in conditions)}]"
-        found.append(StrategyRun(name, "average", None, len(chosen), branches=chosen))
+        name = f"{AVERAGE} [{'+'.join(config.conditions[k] for k in conditions)}]"
+        found.append(StrategyRun(name, AVERAGE.name, None, len(chosen), branches=chosen))
     return found
 
 
@@ -230,6 +229,6 @@ def _named(contender: Contender, name: str) -> str:
         return name
     return (
         contender.name
-        if len(contender.strategies) == 1 and "single" not in name
+        if len(contender.strategies) == 1 and name in contender.strategies
         else f"{contender.name} {name}"
     )

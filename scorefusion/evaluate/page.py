@@ -12,6 +12,7 @@ import numpy as np
 
 from scorefusion.evaluate import pictures, table
 from scorefusion.evaluate.run import Results
+from scorefusion.evaluate.shared_start import plane_row
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary
 from scorefusion.pipeline.figures import side_by_side
@@ -92,7 +93,7 @@ def chosen_subjects(summary: Summary, results: Results) -> list[tuple[str, int]]
 
 
 def _belongs(name: str, main: str) -> bool:
-    return name == main or (main == "single" and name.startswith("single "))
+    return name == main or plane_row(name) == main
 
 
 def _subject_picture(results: Results, number: int, store: Store, names: Sequence[str]) -> Any:

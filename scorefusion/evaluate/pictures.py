@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from scorefusion.evaluate.denoise_error import SIGMAS
+from scorefusion.evaluate.shared_start import first_rows, plane_row
 from scorefusion.evaluate.statistics import Estimate
 from scorefusion.evaluate.summary import Summary
+from scorefusion.models.strategies import ALTERNATE, AVERAGE
 from scorefusion.optional import need
 
 SHOWN = 7
@@ -21,10 +23,10 @@ _COLOURS = {"baseline": "#8c8c8c", "sample": "#1f77b4", "one-step": "#d95f02"}
 def columns_of(rows: Sequence[str], main: str) -> list[str]:
     """Which rows a side-by-side picture shows: baselines' ends, a plane, the average, the fused, the main."""
     wanted = ["nearest", "input", "pseudo-inverse", "intensity regression", "trilinear+consistency"]
-    wanted += ["single axial", "alternate", "average", "fuse", "fuse+features", main]
+    wanted += [*first_rows(), main]
     found = list(dict.fromkeys(name for name in wanted if name in rows)) or list(rows[:SHOWN])
     while len(found) >= SHOWN:
-        found.pop(next((k for k, name in enumerate(found) if name in ("alternate", "nearest")), 1))
+        found.pop(next((k for k, name in enumerate(found) if name in ("nearest", ALTERNATE.name)), 1))
     return found
 
 
@@ -98,8 +100,8 @@ def denoising_curves(summary: Summary) -> Any:
     """Squared error of the denoised residual against noise level, and over that of the average."""
     figure = need("matplotlib.figure", "a figure").Figure(figsize=(12, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    names = [name for name in summary.denoising if not name.startswith("single ")]
-    base = summary.denoising.get("average") or next(iter(summary.denoising.values()))
+    names = [name for name in summary.denoising if not plane_row(name)]
+    base = summary.denoising.get(AVERAGE.name) or next(iter(summary.denoising.values()))
     for name in names:
         values = summary.denoising[name]
         left.loglog(SIGMAS, values, marker="o", markersize=3, linewidth=1.3, label=name)

@@ -7,8 +7,8 @@ computed once for all strategies.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,8 +19,9 @@ from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import Callback, sample
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.prepack import packed_model
-from scorefusion.models.config import PLANES, STRATEGIES, ModelConfig, Plane, Strategy
+from scorefusion.models.config import PLANES, ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion, Scores, cropped
+from scorefusion.models.strategies import AVERAGE, STRATEGIES, Strategy, strategies_of, strategy_named
 from scorefusion.ops.fuse_scores import Fusion
 from scorefusion.pipeline.sample import projection, whole_patches
 
@@ -30,7 +31,7 @@ class StrategyRun:
     """A strategy to sample with.
 
     Attributes:
-        name: the strategy's, and for ``single`` the plane's.
+        name: the strategy's, and for one that uses a plane by itself the plane's.
         strategy: how scores are fused.
         planes: for ``single``.
         cost: of an evaluation, in about one plane's evaluation.
@@ -39,25 +40,33 @@ class StrategyRun:
     """
 
     name: str
-    strategy: Strategy
+    strategy: str
     planes: tuple[Plane, ...] | None
     cost: int
     branches: tuple[int, ...] | None = None
     consistent: bool = True
 
 
-_COST = {"single": 1, "alternate": 1, "average": 3, "volume": 1, "fuse": 4, "fuse+features": 4}
-
-
 def strategy_runs(config: ModelConfig) -> Iterator[StrategyRun]:
     """Every strategy of a model in the usual order; ``single`` once for each plane it has."""
-    have = [plane for plane in PLANES if any(branch.plane == plane for branch in config.branches)]
-    for strategy in STRATEGIES:
-        if strategy == "single" and strategy in config.strategies:
-            for plane in have:
-                yield StrategyRun(f"single {plane}", strategy, (plane,), _COST[strategy])
-        elif strategy in config.strategies:
-            yield StrategyRun(strategy, strategy, None, _COST[strategy])
+    for name in strategies_of(config):
+        strategy = strategy_named(name)
+        if strategy.per_plane:
+            for plane in config.planes:
+                yield StrategyRun(f"{name} {plane}", name, (plane,), strategy.cost)
+        else:
+            yield StrategyRun(name, name, None, strategy.cost)
+
+
+def plane_row(name: str) -> str:
+    """The strategy of a row that shows one plane by itself, such as ``single axial``; else empty."""
+    strategy, _, plane = name.partition(" ")
+    return strategy if plane and strategy in STRATEGIES and STRATEGIES[strategy].per_plane else ""
+
+
+def first_rows() -> list[str]:
+    """The row of each strategy that pictures show: of those that use one plane, the axial one."""
+    return [f"{name} {PLANES[0]}" if each.per_plane else name for name, each in STRATEGIES.items()]
 
 
 class SharedStart:
@@ -100,18 +109,15 @@ class SharedStart:
         Returns:
             ``[1, 1, d, h, w]`` of the box, in units of ``residual.scale``.
         """
+        strategy = _strategy_of(run)
         evaluation = itertools.count()
 
         def denoise(x_t: Tensor, level: NoiseLevel) -> Fusion:
             number = next(evaluation)
-            if number == 0 and run.strategy != "volume":
-                return self._at_start(run, x_t, level)
-            if run.branches is not None:
-                x = self.model.padded(self.model.scaled(x_t, level))
-                scores, _ = self.model.branch_outputs(x, self.inputs, level, run.branches)
-                return cropped(Fusion(scores, None, (1 / len(scores),) * len(scores)), self.inputs.size)
+            if number == 0 and strategy.runs_slices:
+                return self._at_start(strategy, run.planes, x_t, level)
             return self.model.unfused(
-                x_t, self.inputs, level, strategy=run.strategy, planes=run.planes, step=number
+                x_t, self.inputs, level, strategy=strategy, planes=run.planes, step=number
             )
 
         drawn = sample(
@@ -127,7 +133,9 @@ class SharedStart:
         )
         return drawn[self.wanted]
 
-    def _at_start(self, run: StrategyRun, x_t: Tensor, level: NoiseLevel) -> Fusion:
+    def _at_start(
+        self, strategy: Strategy, planes: Sequence[Plane] | None, x_t: Tensor, level: NoiseLevel
+    ) -> Fusion:
         """What the model says of the noise that every strategy starts from."""
         model, config = self.model, self.model.config
         x = model.padded(model.scaled(x_t, level))
@@ -135,19 +143,16 @@ class SharedStart:
             scores, totals = model.branch_outputs(x, self.inputs, level, features=bool(model.features))
             self._start = (x, scores, totals)
         _, scores, totals = self._start
-        if run.strategy in ("fuse", "fuse+features"):
-            given = totals if "features" in run.strategy else {}
-            fusion = model.fusion_of(x, self.inputs, level, scores, given)
-        elif run.branches is not None:
-            chosen = run.branches
-            fusion = Fusion(tuple(scores[k] for k in chosen), None, (1 / len(chosen),) * len(chosen))
-        else:
-            planes = run.planes or (PLANES if run.strategy == "average" else self._first_plane())
-            chosen = tuple(k for k, branch in enumerate(config.branches) if branch.plane in planes)
-            weights = config.weights if run.strategy == "average" else (1 / len(chosen),) * len(chosen)
-            fusion = Fusion(tuple(scores[k] for k in chosen), None, tuple(weights))
-        return cropped(fusion, self.inputs.size)
+        scores = tuple(scores[k] for k in strategy.branches(config, planes)[0])
+        maps = None
+        if strategy.runs_volume:
+            maps = model.fusion_maps(x, self.inputs, level, scores, totals if strategy.takes_features else {})
+        return cropped(strategy.fuse(config, scores, maps), self.inputs.size)
 
-    def _first_plane(self) -> tuple[Plane, ...]:
-        """The plane that ``alternate`` begins with."""
-        return next((p,) for p in PLANES if any(branch.plane == p for branch in self.model.config.branches))
+
+def _strategy_of(run: StrategyRun) -> Strategy:
+    """The strategy of a run; of one that averages some branches only, one of its own."""
+    if run.branches is None:
+        return strategy_named(run.strategy)
+    chosen = run.branches
+    return replace(AVERAGE, name=run.name, cycle=lambda config, planes: (chosen,), trained=False)

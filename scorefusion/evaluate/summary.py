@@ -14,12 +14,10 @@ from scorefusion.evaluate.run import Results
 from scorefusion.evaluate.sets import set_distances
 from scorefusion.evaluate.statistics import Comparison, Estimate, by_person, compare, intervals
 from scorefusion.evaluate.store import Store
+from scorefusion.models.strategies import PAPER_ORDER
 
 COMPARED = ("psnr", "ssim", "psnr_inside", "ssim_inside", "spectrum", "correlation", "patches")
 """Figures that rows are tested on."""
-
-ORDER = ("single", "average", "fuse", "fuse+features")
-"""The paper's order, worst to best."""
 
 Values = dict[str, dict[str, list[float]]]
 
@@ -51,7 +49,7 @@ class Summary:
     Attributes:
         lines: the rows, in order.
         values: row to figure to one number a person.
-        order: consecutive strategies of :data:`ORDER`, by figure: each against the one before.
+        order: by figure, each strategy of :data:`.strategies.PAPER_ORDER` against the one before.
         against: every other row against the main one, by figure.
         main: the row that others are compared with.
         people: how many persons.
@@ -88,11 +86,14 @@ def summarise(
     """
     groups = [str(case["person"]) for case in results.cases]
     people = len(dict.fromkeys(groups))
-    planes = [m.name for m in methods if m.kind == "sample" and m.run and m.name == f"single {_plane(m)}"]
     members = {method.name: [method.name] for method in methods}
-    if len(planes) > 1:
-        members = _after(members, planes[-1], "single", planes)
-    kinds = {method.name: str(method.kind) for method in methods} | {"single": "sample"}
+    kinds = {method.name: str(method.kind) for method in methods}
+    for strategy in dict.fromkeys(method.run.strategy for method in methods if method.run):
+        alone = [m for m in methods if m.run and m.run.planes and m.run.strategy == strategy]
+        planes = [m.name for m in alone if m.run and m.name == m.run.name]
+        if len(planes) > 1:
+            members = _after(members, planes[-1], strategy, planes)
+            kinds[strategy] = "sample"
     values = {name: _values(results, of, groups) for name, of in members.items()}
     rows = [method.name for method in methods]
     sets = set_distances(results.keys, rows, store, networks, persons=groups)
@@ -108,7 +109,7 @@ def summarise(
         for name, of in members.items()
     )
     chosen = main if main in members else lines[0].name
-    ordered = [name for name in ORDER if name in members]
+    ordered = [name for name in PAPER_ORDER if name in members]
     return Summary(
         lines=lines,
         values=values,
@@ -119,10 +120,6 @@ def summarise(
         denoising=_denoising(results, groups),
         bands={name: _bands(results, of) for name, of in members.items()},
     )
-
-
-def _plane(method: Method) -> str:
-    return "" if method.run is None or not method.run.planes else method.run.planes[0]
 
 
 def _after(members: dict[str, list[str]], last: str, name: str, of: list[str]) -> dict[str, list[str]]:

@@ -23,8 +23,9 @@ from scorefusion.evaluate.shared_start import SharedStart, StrategyRun, strategy
 from scorefusion.metrics.image import psnr, ssim
 from scorefusion.metrics.patches import patch_distance
 from scorefusion.metrics.spectrum import compare_spectra
-from scorefusion.models.config import ModelConfig, SamplingConfig, require_strategy
+from scorefusion.models.config import ModelConfig, SamplingConfig
 from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.strategies import require_strategy
 from scorefusion.models.table import table_for
 
 EVALUATIONS = (1, 2, 3, 4, 6, 8, 12)
@@ -304,10 +305,10 @@ def _evaluations(tables: Iterator[Table]) -> int:
 
 
 def _run_of(config: ModelConfig, strategy: str | None) -> StrategyRun:
-    name = require_strategy(strategy or config.sampling.strategy, config)
-    run = next(run for run in strategy_runs(config) if run.strategy == name)
-    plane = config.sampling.single_plane
-    return replace(run, planes=(plane,)) if name == "single" and plane else run
+    chosen = require_strategy(strategy, config)
+    runs = [run for run in strategy_runs(config) if run.strategy == chosen.name]
+    own = (config.sampling.single_plane,)
+    return next((run for run in runs if run.planes == own), runs[0])
 
 
 def _measure(subject: KnownTruth, volume: np.ndarray, way: SamplingConfig, evaluations: int) -> Point:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from scorefusion.degradations.config import DegradationConfig
-from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
+from scorefusion.errors import BadInput, unknown_name
+from scorefusion.models.strategies import BUILT_IN, strategy_named
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Prediction = Literal["eps", "v", "x0", "edm"]
-Strategy = Literal["single", "alternate", "average", "volume", "fuse", "fuse+features"]
 
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
-STRATEGIES: tuple[Strategy, ...] = ("single", "alternate", "average", "volume", "fuse", "fuse+features")
+StrategyName = Annotated[str, AfterValidator(lambda name: strategy_named(name).name)]
 
 
 class Frozen(BaseModel):
@@ -133,7 +133,7 @@ class SamplingConfig(Frozen):
     was measured, for comparison.
     """
 
-    strategy: Strategy = "fuse+features"
+    strategy: StrategyName = "fuse+features"
     single_plane: Plane | None = None
     solver: str = "ddim"
     steps: int = 6
@@ -176,7 +176,7 @@ class ModelConfig(Frozen):
     feature_kernel: Literal[1, 3] = 1
     residual_gain: float = 1.0
     halved_slice_time: bool = False
-    strategies: tuple[Strategy, ...] = STRATEGIES
+    strategies: tuple[StrategyName, ...] = BUILT_IN
     residual: ResidualConfig = ResidualConfig()
     degradation: DegradationConfig = DegradationConfig()
     intensity: Literal["minmax", "robust"] = "minmax"
@@ -201,7 +201,11 @@ class ModelConfig(Frozen):
                 )
         if self.base_weights is not None and len(self.base_weights) != len(self.branches):
             raise ValueError(f"{len(self.base_weights)} base_weights for {len(self.branches)} branches")
-        if self.fusion is not None and len(self.branches) < 2 and self.strategies != ("volume",):
+        if (
+            self.fusion is not None
+            and len(self.branches) < 2
+            and any(strategy_named(name).runs_slices for name in self.strategies)
+        ):
             raise ValueError(f"fusing needs at least 2 branches, got {len(self.branches)}")
         if self.fusion is None and not self.branches:
             raise ValueError("a model needs branches, or a fusion network for strategy 'volume'")
@@ -218,6 +222,15 @@ class ModelConfig(Frozen):
         if only is not None and only not in {branch.plane for branch in self.branches}:
             raise ValueError(f"sampling.single_plane {only!r} is no branch's plane")
         return self
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """The planes that there are branches for, in the usual order."""
+        return tuple(plane for plane in PLANES if self.branches_of([plane]))
+
+    def branches_of(self, planes: Sequence[Plane]) -> tuple[int, ...]:
+        """Numbers of the branches of some planes."""
+        return tuple(k for k, branch in enumerate(self.branches) if branch.plane in planes)
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -301,19 +314,3 @@ def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[s
     if isinstance(current, type) and issubclass(current, BaseModel):
         return list(current.model_fields)
     return []
-
-
-def require_strategy(name: str, config: ModelConfig) -> Strategy:
-    """Check a strategy's name against what the model was trained for.
-
-    Raises:
-        ScoreFusionError: for an unknown name (with the nearest) or one this model cannot run.
-    """
-    if name not in STRATEGIES:
-        raise unknown_name("strategy", name, STRATEGIES)
-    if name not in config.strategies:
-        raise ScoreFusionError(
-            f"model {config.name!r} was not trained for strategy {name!r}; "
-            f"choose from {', '.join(config.strategies)}"
-        )
-    return cast(Strategy, name)

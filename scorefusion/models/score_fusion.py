@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from scorefusion.diffusion.level import NoiseLevel, input_scale, prediction_coefficients
 from scorefusion.diffusion.schedule import paper_sampling
 from scorefusion.errors import ScoreFusionError
-from scorefusion.models.config import PLANES, ModelConfig, Plane, UNetConfig, require_strategy
+from scorefusion.models.config import PLANES, ModelConfig, Plane, UNetConfig
 from scorefusion.models.features import FeatureLayer
 from scorefusion.models.planes import slab_rows, slice_count
+from scorefusion.models.strategies import Strategy, require_strategy
 from scorefusion.models.unet import UNet
 from scorefusion.ops.fuse_scores import Fusion, fuse_scores
 from scorefusion.ops.gather_slices import gather_slices
@@ -143,7 +144,7 @@ class ScoreFusion(nn.Module):
         inputs: Inputs | Tensor,
         level: NoiseLevel,
         *,
-        strategy: str = "average",
+        strategy: str | Strategy = "average",
         planes: Sequence[Plane] | None = None,
         step: int = 0,
         slab: int | None = None,
@@ -154,7 +155,7 @@ class ScoreFusion(nn.Module):
             x_t: ``[B, 1, D, H, W]``, variance preserving: sqrt(abar)·x0 + sqrt(1-abar)·noise.
             inputs: from :meth:`prepare`, or the condition ``[B, C, D, H, W]`` itself.
             level: the noise level of each volume.
-            strategy: one of :data:`STRATEGIES`.
+            strategy: one of :data:`.strategies.STRATEGIES`.
             planes: for ``single`` and ``alternate``, the planes to use (default: axial; all three).
             step: index of the denoising step; ``alternate`` takes plane ``step mod 3``.
             slab: slices a 2D network is given at once, rounded up to whole blocks of the coarsest feature
@@ -176,30 +177,25 @@ class ScoreFusion(nn.Module):
         inputs: Inputs | Tensor,
         level: NoiseLevel,
         *,
-        strategy: str = "average",
+        strategy: str | Strategy = "average",
         planes: Sequence[Plane] | None = None,
         step: int = 0,
         slab: int | None = None,
     ) -> Fusion:
         """Run the networks as :meth:`forward` does, and leave the fusing to ``ops.fuse_step``."""
-        strategy = require_strategy(strategy, self.config)
+        chosen = require_strategy(strategy, self.config)
         if isinstance(inputs, Tensor):
             inputs = self.prepare(inputs)
         x = self.padded(self.scaled(x_t, level))
-        use = planes_used(self.config, strategy, planes)
-        use = (use[step % len(use)],) if strategy == "alternate" else use
-        if strategy in ("single", "alternate", "average"):
-            chosen = [k for k, branch in enumerate(self.config.branches) if branch.plane in use]
-            scores, _ = self.branch_outputs(x, inputs, level, chosen, slab=slab)
-            fusion = Fusion(scores, None, (1.0 / len(chosen),) * len(chosen))
-        elif strategy == "volume":
-            residual = self._fusion_maps(x, inputs, level, no_scores(self, x), {})[:, -1:]
-            fusion = Fusion((residual,), None, (self.config.residual_gain,))
-        else:
-            with_features = strategy == "fuse+features"
-            scores, totals = self.branch_outputs(x, inputs, level, slab=slab, features=with_features)
-            fusion = self.fusion_of(x, inputs, level, scores, totals)
-        return cropped(fusion, inputs.size)
+        cycle = chosen.branches(self.config, planes)
+        branches = cycle[step % len(cycle)]
+        scores, totals = self.branch_outputs(
+            x, inputs, level, branches, slab=slab, features=chosen.takes_features
+        )
+        maps = None
+        if chosen.runs_volume:
+            maps = self.fusion_maps(x, inputs, level, scores or no_scores(self, x), totals)
+        return cropped(chosen.fuse(self.config, scores, maps), inputs.size)
 
     def eps(
         self,
@@ -216,7 +212,7 @@ class ScoreFusion(nn.Module):
             x_t: ``[B, 1, D, H, W]``.
             condition: ``[B, C, D, H, W]`` in [-1, 1], or what :meth:`prepare` made of it.
             t: one timestep 0 .. 999, or one for each volume, ``[B]``.
-            strategy: one of :data:`STRATEGIES`; the model's own when None.
+            strategy: one of :data:`.strategies.STRATEGIES`; the model's own when None.
             planes: as in :meth:`forward`.
 
         Returns:
@@ -246,7 +242,7 @@ class ScoreFusion(nn.Module):
         self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
     ) -> Fusion:
         """Run the 3D network on the branches' outputs, given its feature sums by scale (or none)."""
-        maps = self._fusion_maps(x, inputs, level, scores, totals)
+        maps = self.fusion_maps(x, inputs, level, scores, totals)
         return Fusion(scores, maps, self.config.weights, self.config.residual_gain)
 
     def fuse(
@@ -259,7 +255,7 @@ class ScoreFusion(nn.Module):
         self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
     ) -> Tensor:
         """What the 3D network predicts alone, ``[B, 1, D, H, W]`` on the padded grid; as :meth:`fuse`."""
-        return self.config.residual_gain * self._fusion_maps(x, inputs, level, scores, totals)[:, -1:]
+        return self.config.residual_gain * self.fusion_maps(x, inputs, level, scores, totals)[:, -1:]
 
     def branch_outputs(
         self,
@@ -309,9 +305,10 @@ class ScoreFusion(nn.Module):
             scores.append(stack.movedim(1, axis))
         return tuple(scores), totals
 
-    def _fusion_maps(
+    def fusion_maps(
         self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
     ) -> Tensor:
+        """Run the 3D network: ``[B, K, D, H, W]`` on the padded grid, weights and a residual."""
         if self.fusion is None:
             raise ScoreFusionError(
                 f"model {self.config.name!r} has no fusion network; use strategy 'average'"
@@ -341,23 +338,6 @@ class ScoreFusion(nn.Module):
 def no_scores(model: ScoreFusion, x: Tensor) -> Scores:
     """Zeros in place of every branch's output, for strategy ``volume``."""
     return (x.new_zeros(1).expand(x.shape),) * len(model.config.branches)
-
-
-def planes_used(config: ModelConfig, strategy: str, planes: Sequence[Plane] | None) -> tuple[Plane, ...]:
-    """The planes that a strategy uses; for ``alternate`` the cycle that steps take turns in.
-
-    Raises:
-        ScoreFusionError: for a plane that the model has no branch for.
-    """
-    have = tuple(plane for plane in PLANES if any(b.plane == plane for b in config.branches))
-    if planes is not None and not set(planes) <= set(have):
-        raise ScoreFusionError(
-            f"the model has branches for {', '.join(have)}; got planes {', '.join(planes)}"
-        )
-    if strategy == "single":
-        only = config.sampling.single_plane
-        return tuple(planes) if planes else (only,) if only else have[:1]
-    return tuple(planes) if planes and strategy == "alternate" else have
 
 
 def cropped(fusion: Fusion, size: Sequence[int]) -> Fusion:

@@ -357,9 +357,9 @@ def compared_with_this_machine(layout: Plan, device: torch.device) -> str:
     config, one_memory = layout.config, device.type != "cuda"
     edges = zip(layout.size, config.degradation.factors, strict=True)
     z, y, x = (-(-n // factor) for n, factor in edges)
-    turns: dict[str, Any] = {"planes": layout.planes} if layout.strategy in ("single", "alternate") else {}
+    turns: dict[str, Any] = {"planes": layout.planes} if layout.strategy.takes_planes else {}
     settings = Settings.of(
-        config, strategy=layout.strategy, samples=layout.batch, batch=layout.batch, crop=False, **turns
+        config, strategy=layout.strategy.name, samples=layout.batch, batch=layout.batch, crop=False, **turns
     )
     shapes = [(z, y, x)] * len(config.conditions)
     found = footprint(config, shapes, layout.size, settings, one_memory=one_memory)

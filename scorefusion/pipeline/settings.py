@@ -10,13 +10,11 @@ from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.io.header import MAX_VOXELS
 from scorefusion.io.nifti import NAN_CHOICES, OUTPUT_DTYPES
-from scorefusion.models.config import PLANES, ModelConfig, Plane, Strategy, require_strategy
+from scorefusion.models.config import PLANES, ModelConfig, Plane
+from scorefusion.models.strategies import STRATEGIES, require_strategy, strategy_named
 from scorefusion.models.table import table_for
 
 CLIPS = ("none", "input")
-
-ALL_PLANES = ("average", "fuse", "fuse+features")
-"""Strategies that run every plane's network at each step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +38,7 @@ class Settings:
         strict: refuse an input that is not what the model was made for, instead of a warning.
     """
 
-    strategy: Strategy
+    strategy: str
     table: Table
     planes: tuple[Plane, ...] | None = None
     samples: int = 1
@@ -66,14 +64,15 @@ class Settings:
         for plane in self.planes or ():
             if plane not in PLANES:
                 raise unknown_name("plane", plane, PLANES)
-        if self.planes and self.strategy not in ("single", "alternate"):
+        strategy = strategy_named(self.strategy)
+        if self.planes and not strategy.takes_planes:
+            able = " and ".join(name for name, each in STRATEGIES.items() if each.takes_planes)
+            raise ScoreFusionError(f"planes are for strategies {able}; '{strategy}' uses them all")
+        if self.disagreement and not strategy.every_plane:
+            able = ", ".join(name for name, each in STRATEGIES.items() if each.every_plane)
             raise ScoreFusionError(
-                f"planes are for strategies single and alternate; '{self.strategy}' uses them all"
-            )
-        if self.disagreement and self.strategy not in ALL_PLANES:
-            raise ScoreFusionError(
-                f"the planes' disagreement needs a strategy that runs them all at each step: "
-                f"{', '.join(ALL_PLANES)}; '{self.strategy}' does not"
+                f"the planes' disagreement needs a strategy that runs them all at each step: {able}; "
+                f"'{strategy}' does not"
             )
         if self.nan not in NAN_CHOICES:
             raise unknown_name("treatment of NaN", self.nan, NAN_CHOICES)
@@ -110,7 +109,7 @@ class Settings:
         Raises:
             ScoreFusionError: for an unknown name or an impossible combination.
         """
-        chosen = require_strategy(strategy or config.sampling.strategy, config)
+        chosen = require_strategy(strategy, config).name
         if others.get("disagreement") and len({branch.plane for branch in config.branches}) < 2:
             raise ScoreFusionError(f"model '{config.name}' has one plane; there is no disagreement of planes")
         table = table_for(config, solver=solver, steps=steps, eta=eta, start_abar=start_abar)

@@ -24,6 +24,7 @@ from scorefusion.metrics.image import psnr
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.domain import made_for
 from scorefusion.models.score_fusion import Inputs, ScoreFusion
+from scorefusion.models.strategies import AVERAGE, FUSE, FUSE_FEATURES, VOLUME, Strategy, strategy_named
 from scorefusion.models.table import table_for
 from scorefusion.optional import need
 from scorefusion.train.checkpoint import State
@@ -160,7 +161,7 @@ CROP = 48
 
 SHOWN = 3
 WHITE_LESS_BLACK = 2.0
-STRATEGY = {"slices": "average", "patches": "fuse", "features": "fuse+features", "volume": "volume"}
+STRATEGY = {"slices": AVERAGE, "patches": FUSE, "features": FUSE_FEATURES, "volume": VOLUME}
 PLAIN = AugmentConfig(flip=False, gamma=0, remap=0, sharpen=0, bias=0, noise=0, noise_probability=0)
 
 
@@ -221,7 +222,8 @@ def restore(model: ScoreFusion, crop: Crop, stage: StageConfig, seed: int) -> di
     """Truth, base, one step's result and a sample of a crop, each ``[1, 1, D, H, W]`` on the CPU."""
     description = model.config
     strategy = STRATEGY[stage.kind]
-    strategy = strategy if strategy in description.strategies else description.sampling.strategy
+    if not strategy.available(description):
+        strategy = strategy_named(description.sampling.strategy)
     target = contrasts_of(description).index(description.target)
     truth = crop.volume[:, target : target + 1]
     example = make_example(crop.volume, description)
@@ -253,7 +255,7 @@ def _projection(description: ModelConfig, condition: Tensor) -> BlockPooling | M
     return None if operator is None else MeasurementProjection(operator)
 
 
-def _predict(model: ScoreFusion, inputs: Inputs, strategy: str, x: Tensor, level: NoiseLevel) -> Tensor:
+def _predict(model: ScoreFusion, inputs: Inputs, strategy: Strategy, x: Tensor, level: NoiseLevel) -> Tensor:
     return model(x, inputs, level, strategy=strategy)
 
 

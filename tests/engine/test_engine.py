@@ -17,9 +17,10 @@ from scorefusion.engine import engine as module
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.planning.plan import ROWS, injected_channels, plan
 from scorefusion.errors import ScoreFusionError, out_of_memory
-from scorefusion.models.config import STRATEGIES, ModelConfig
+from scorefusion.models.config import ModelConfig
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.strategies import BUILT_IN as STRATEGIES
 from scorefusion.models.table import table_for
 
 

@@ -15,6 +15,7 @@ from scorefusion.engine.planning.forecast import Forecast, forecast
 from scorefusion.engine.planning.plan import Buffer, Plan, plan
 from scorefusion.engine.planning.tiles import Tiling, tiling
 from scorefusion.errors import ScoreFusionError
+from scorefusion.models.strategies import simpler
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -214,9 +215,8 @@ def _advice(best: Forecast, limit: int) -> tuple[str, ...]:
         tried("compute in bfloat16", dtype=torch.bfloat16, accumulators=torch.bfloat16)
     if layout.batch > 1:
         tried("one volume at a time", batch=1)
-    for strategy in ("fuse", "average"):
-        if strategy in layout.config.strategies and layout.fuses and strategy != layout.strategy:
-            tried(f"strategy {strategy}", strategy=strategy, planes=None)
+    for strategy in simpler(layout.strategy, layout.config) if layout.fuses else ():
+        tried(f"strategy {strategy}", strategy=strategy, planes=None)
     half = tuple(max(layout.config.multiple, length // 2) for length in layout.size)
     tried(f"a box of {' x '.join(map(str, half))}", size=half)
     return tuple(found)

@@ -65,9 +65,9 @@ class Forecast:
 
     @property
     def flop(self) -> int:
-        """Of one step; for ``alternate``, of the plane that takes most."""
+        """Of one step; where planes take turns, of the plane that takes most."""
         each = self.slice_flop.values()
-        slices = max(each) if self.plan.strategy == "alternate" else sum(each)
+        slices = max(each) if len(self.plan.cycle) > 1 else sum(each)
         return slices + self.feature_flop + self.volume_flop
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.models.config import PLANES, ModelConfig, Plane, Strategy, require_strategy
+from scorefusion.models.config import PLANES, ModelConfig, Plane
 from scorefusion.models.planes import SLAB_PIXELS, slab_rows
-from scorefusion.models.score_fusion import planes_used
+from scorefusion.models.strategies import Branches, Strategy, require_strategy
 from scorefusion.ops.reference.planes import AXIS
 
 ROWS = 1024
@@ -56,7 +56,7 @@ class Plan:
         grid: the same, padded to ``config.multiple``: what the networks see.
         batch: volumes at once.
         strategy: how scores are fused.
-        planes: that a step uses; for ``alternate`` the cycle that steps take turns in.
+        cycle: branches that successive steps run, by number.
         dtype: that the networks compute in.
         accumulators: dtype of the feature layers' sums.
         rows: slices that go at once, by plane.
@@ -68,7 +68,7 @@ class Plan:
     grid: Size
     batch: int
     strategy: Strategy
-    planes: tuple[Plane, ...]
+    cycle: tuple[Branches, ...]
     dtype: torch.dtype
     accumulators: torch.dtype
     rows: dict[Plane, int]
@@ -82,20 +82,22 @@ class Plan:
     @property
     def branches(self) -> tuple[int, ...]:
         """Of ``config.branches``, the numbers of those that are used."""
-        if self.strategy == "volume":
-            return ()
-        fused = self.strategy.startswith("fuse")
-        return tuple(k for k, b in enumerate(self.config.branches) if fused or b.plane in self.planes)
+        return tuple(sorted({k for branches in self.cycle for k in branches}))
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """Planes of the branches that are used, in the order of the cycle."""
+        return tuple(dict.fromkeys(self.config.branches[k].plane for turn in self.cycle for k in turn))
 
     @property
     def scales(self) -> tuple[int, ...]:
         """Scales whose features are streamed into the fusion network."""
-        return self.config.feature_scales if self.strategy == "fuse+features" else ()
+        return self.config.feature_scales if self.strategy.takes_features else ()
 
     @property
     def fuses(self) -> bool:
         """Whether the 3D network runs."""
-        return self.strategy in ("fuse", "fuse+features", "volume")
+        return self.strategy.runs_volume
 
     def slice_size(self, plane: Plane) -> tuple[int, int]:
         """(h, w) of the plane's slices on the padded grid."""
@@ -112,7 +114,7 @@ def plan(
     size: Sequence[int],
     *,
     batch: int = 1,
-    strategy: str | None = None,
+    strategy: str | Strategy | None = None,
     planes: Sequence[Plane] | None = None,
     dtype: torch.dtype = torch.float32,
     accumulators: torch.dtype | None = None,
@@ -125,7 +127,7 @@ def plan(
         config: the model's description.
         size: (z, y, x) of the volume, any size.
         batch: volumes at once.
-        strategy: one of ``config.strategies``; the model's own when None.
+        strategy: its name, or the strategy itself; the model's own when None.
         planes: for ``single`` and ``alternate``.
         dtype: that the networks compute in.
         accumulators: dtype of the feature layers' sums; the networks' when None.
@@ -136,14 +138,15 @@ def plan(
     Raises:
         ScoreFusionError: for a strategy or planes that the model has not, or a size below 1.
     """
-    chosen = require_strategy(strategy or config.sampling.strategy, config)
+    chosen = require_strategy(strategy, config)
     if len(size) != 3 or min(size) < 1 or batch < 1:
         raise ScoreFusionError(
             f"an engine needs three sizes and a batch of at least 1; got {list(size)} and {batch}"
         )
     given = (int(size[0]), int(size[1]), int(size[2]))
     d, h, w = (-(-length // config.multiple) * config.multiple for length in given)
-    used = planes_used(config, chosen, planes)
+    cycle = chosen.branches(config, planes)
+    used = {config.branches[k].plane for branches in cycle for k in branches}
     unit = max(config.feature_scales, default=1)
     rows = {
         plane: slab_rows(count, batch * d * h * w // count, unit, slab, pixels)
@@ -151,7 +154,7 @@ def plan(
         if plane in used
     }
     layout = Plan(
-        config=config, size=given, grid=(d, h, w), batch=batch, strategy=chosen, planes=used, dtype=dtype,
+        config=config, size=given, grid=(d, h, w), batch=batch, strategy=chosen, cycle=cycle, dtype=dtype,
         accumulators=accumulators or dtype, rows=rows, buffers=(),
     )  # fmt: skip
     return replace(layout, buffers=_buffers(layout))

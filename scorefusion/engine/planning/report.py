@@ -66,7 +66,7 @@ def _arithmetic(forecast: Forecast) -> list[str]:
     if forecast.volume_flop:
         again = "" if cut is None else f"{cut.extra(plan.grid):.2f} times what the whole grid would take"
         rows.append(("3D", _tera(forecast.volume_flop), again))
-    each = "a step, of the plane that takes most" if plan.strategy == "alternate" else "a step"
+    each = "a step, of the plane that takes most" if len(plan.cycle) > 1 else "a step"
     return _aligned([*rows, ("in all", _tera(forecast.flop), each)])
 
 

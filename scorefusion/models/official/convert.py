@@ -18,8 +18,6 @@ from scorefusion.models.config import (
     Plane,
     ResidualConfig,
     SamplingConfig,
-    Strategy,
-    require_strategy,
 )
 from scorefusion.models.contrast import canonical, is_known
 from scorefusion.models.domain import made_for
@@ -38,6 +36,14 @@ from scorefusion.models.official.checkpoint import (
     slice_prefix,
 )
 from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.strategies import (
+    ALTERNATE,
+    AVERAGE,
+    FUSE,
+    FUSE_FEATURES,
+    SINGLE,
+    require_strategy,
+)
 
 
 def official_card(model: ScoreFusion, files: Sequence[str]) -> str:
@@ -74,7 +80,7 @@ def official_card(model: ScoreFusion, files: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-THEIR_STRATEGIES: dict[str, Strategy] = {
+THEIR_STRATEGIES = {
     "2D": "single",
     "merge": "average",
     "3D": "fuse",
@@ -335,20 +341,20 @@ def _configuration(
         domain={name: DomainConfig(contrasts=(canonical(name),)) for name in names if is_known(name)},
         **given,
     )
-    sampling = config.sampling.model_copy(update={"strategy": require_strategy(chosen, config)})
+    sampling = config.sampling.model_copy(update={"strategy": require_strategy(chosen, config).name})
     return config.model_copy(update={"sampling": sampling})
 
 
-def _strategies(planes: set[Plane], fusion: bool, layers: bool) -> tuple[Strategy, ...]:
+def _strategies(planes: set[Plane], fusion: bool, layers: bool) -> tuple[str, ...]:
     """What the file has weights for, best last."""
-    have: list[Strategy] = ["single"]
+    have = [SINGLE]
     if len(planes) > 1:
-        have += ["alternate", "average"]
+        have += [ALTERNATE, AVERAGE]
     if fusion:
-        have += ["fuse"]
+        have += [FUSE]
     if layers:
-        have += ["fuse+features"]
-    return tuple(have)
+        have += [FUSE_FEATURES]
+    return tuple(strategy.name for strategy in have)
 
 
 def _has_layers(shapes: Shapes, view: int) -> bool:
