@@ -4,45 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the report.
-
-    Attributes:
-        name: what the scan is called; unique in a batch.
-        state: ``done``, ``failed`` or ``waiting`` (not reached yet).
-        inputs: the files it was read from.
-        output: where the result lies, relative to the report's folder; None where there is none.
-        seconds: how long it took.
-        residual: mean consistency residual as a share of the input's intensity range; None where nothing is
-            measured.
-        warnings: a sentence each.
-        error: what went wrong.
-        fix: what to do about it.
-        before: the input as a small picture, from :func:`.thumbnails.strip`.
-        after: the result as one, of the same planes and grey scale.
-        numbers: other figures, by the name that heads their column.
-    """
-
-    name: str
-    state: Literal["done", "failed", "waiting"]
-    inputs: tuple[str, ...] = ()
-    output: str | None = None
-    seconds: float | None = None
-    residual: float | None = None
-    warnings: tuple[str, ...] = ()
-    error: str | None = None
-    fix: str | None = None
-    before: bytes | None = None
-    after: bytes | None = None
-    numbers: dict[str, float] = field(default_factory=dict)
-
+from scorefusion.batch.queue import Entry
 
 FEWEST = 8
 """With fewer scans there is no saying what is usual."""
@@ -62,7 +27,7 @@ SMALLEST = 1e-6
 _OWN = ("residual", "seconds")
 
 
-def flag(rows: Sequence[Row]) -> dict[str, list[str]]:
+def flag(rows: Sequence[Entry]) -> dict[str, list[str]]:
     """What is unusual about each scan, in words.
 
     Args:
@@ -75,8 +40,8 @@ def flag(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: list(found.values()) for name, found in unusual(rows).items()}
 
 
-def unusual(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
-    """What :func:`flag` says, by figure: ``residual``, ``seconds`` or a name of :attr:`.Row.numbers`.
+def unusual(rows: Sequence[Entry]) -> dict[str, dict[str, str]]:
+    """What :func:`flag` says, by figure: ``residual``, ``seconds`` or a name of :attr:`.Outcome.numbers`.
 
     A figure is unusual if it is not finite, or if it is more than :data:`FARTHEST` robust standard deviations
     from the median of at least :data:`FEWEST` scans: 1.4826 times the median absolute deviation, or 1.2533
@@ -97,17 +62,18 @@ def unusual(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     return found
 
 
-def figures(rows: Sequence[Row]) -> list[str]:
+def figures(rows: Sequence[Entry]) -> list[str]:
     """The figures that at least one row has: ``residual``, ``seconds``, then numbers as they first appear."""
     numbers = dict.fromkeys(name for row in rows for name in row.numbers if name not in _OWN)
-    return [*(name for name in _OWN if any(getattr(row, name) is not None for row in rows)), *numbers]
+    return [*(name for name in _OWN if any(value_of(row, name) is not None for row in rows)), *numbers]
 
 
-def value_of(row: Row, figure: str) -> float | None:
+def value_of(row: Entry, figure: str) -> float | None:
     """One figure of a row; None where it has none."""
-    if figure in _OWN:
-        value: float | None = getattr(row, figure)
-        return value
+    if figure == "residual":
+        return row.residual
+    if figure == "seconds":
+        return sum(row.seconds.values()) if row.seconds and row.state == "done" else None
     return row.numbers.get(figure)
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,19 @@ _STATES = ("waiting", "running", "done", "failed")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An item as the books have it.
+class Entry(Outcome):
+    """An item as the queue has it: its outcome, which is empty while it waits, and its state.
 
     Attributes:
-        name: the item's.
         state: waiting, running, done or failed.
         inputs: the files, as text.
         output: the file, relative to the folder of the outputs, as text.
-        outcome: what came of it; empty while it waits.
         changed: when, in seconds since 1970.
     """
 
-    name: str
-    state: str
+    state: str = "waiting"
     inputs: tuple[str, ...] = ()
     output: str = ""
-    outcome: Outcome = field(default_factory=lambda: Outcome(""))
     changed: float = 0.0
 
 
@@ -294,7 +290,7 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
 def _entry(row: Sequence[Any]) -> Entry:
     name, state, inputs, output, changed, work, outputs, error, fix, seconds, residual, *rest = row
     warnings, numbers, before, after = rest
-    outcome = Outcome(
+    return Entry(
         name,
         work=work,
         outputs=json.loads(outputs or "{}"),
@@ -306,8 +302,11 @@ def _entry(row: Sequence[Any]) -> Entry:
         numbers=json.loads(numbers or "{}"),
         before=before,
         after=after,
+        state=state,
+        inputs=tuple(json.loads(inputs or "[]")),
+        output=output or "",
+        changed=changed or 0.0,
     )
-    return Entry(name, state, tuple(json.loads(inputs or "[]")), output or "", outcome, changed or 0.0)
 
 
 def _bytes(path: Path) -> bytes:

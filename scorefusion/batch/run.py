@@ -411,10 +411,9 @@ def is_current(
         hashing: read outputs whose stamps are not known; else they count as changed.
         verify: read outputs in any case.
     """
-    outcome = entry.outcome
-    if entry.state != "done" or outcome.work != work or VOLUME not in outcome.outputs:
+    if entry.state != "done" or entry.work != work or VOLUME not in entry.outputs:
         return False
-    for kind, (size, sha256) in outcome.outputs.items():
+    for kind, (size, sha256) in entry.outputs.items():
         path = output_path(item.output, kind)
         try:
             stamp = stamp_of(path)
@@ -432,4 +431,4 @@ def is_current(
     return True
 
 
-_RETRIED = Entry("", "retried")
+_RETRIED = Entry("", state="retried")

@@ -262,7 +262,7 @@ def _go(
             queue.record(failure(item, item.problem))
             tell("item-failed", name=item.name, error=item.problem.error, fix=item.problem.fix or None)
         elif entry is not None:
-            tell("item-failed", name=item.name, error=entry.outcome.error, fix=entry.outcome.fix)
+            tell("item-failed", name=item.name, error=entry.error, fix=entry.fix)
     try:
         if run is not None:
             run.go(todo, before)

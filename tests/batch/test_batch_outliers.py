@@ -7,17 +7,17 @@ import pytest
 from scipy.stats import median_abs_deviation
 
 from scorefusion.batch import outliers
-from scorefusion.batch.outliers import Row
+from scorefusion.batch.queue import Entry
 
 
-def rows(**figures: object) -> list[Row]:
+def rows(**figures: object) -> list[Entry]:
     """Rows named 0, 1, ... of a figure each, such as ``residual=[...]``."""
     ((figure, values),) = figures.items()
     made = []
     for number, value in enumerate(values):  # type: ignore[arg-type]
-        own = figure in ("residual", "seconds")
-        held = {figure: value} if own else {"numbers": {figure: value}}
-        made.append(Row(name=str(number), state="done", **held))
+        kinds = {"residual": {"residual": value}, "seconds": {"seconds": {"sample": value}}}
+        held = kinds.get(figure, {"numbers": {figure: value}})
+        made.append(Entry(name=str(number), state="done", **held))
     return made
 
 
@@ -78,7 +78,7 @@ def test_what_is_not_finite_is_unusual_and_counts_for_nothing() -> None:
 
 def test_only_what_is_done_counts() -> None:
     some = rows(seconds=[60.0, 61, 62, 63, 64, 65, 66, 67])
-    failed = [Row(name=f"f{k}", state="failed", seconds=1.0) for k in range(30)]
+    failed = [Entry(name=f"f{k}", state="failed", seconds={"sample": 1.0}) for k in range(30)]
     assert outliers.flag([*some, *failed]) == {}
     assert outliers.flag([]) == {}
 

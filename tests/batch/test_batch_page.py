@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import pytest
 
 from scorefusion.batch import report as page
-from scorefusion.batch.outliers import Row
+from scorefusion.batch.queue import Entry
 from scorefusion.errors import BadInput, ScoreFusionError
 from tests.support.batch_rows import HOSTILE, HOSTILE_ROWS, morning
 
@@ -55,17 +55,17 @@ class Parsed(HTMLParser):
         return json.loads(text)
 
 
-def parsed(rows: list[Row], title: str = "A batch", facts: dict[str, str] | None = None) -> Parsed:
+def parsed(rows: list[Entry], title: str = "A batch", facts: dict[str, str] | None = None) -> Parsed:
     return Parsed(page.report_page(rows, title=title, facts=facts or {}))
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Row]:
+def rows() -> list[Entry]:
     return morning(120, kinds=3)
 
 
-def test_text_from_outside_makes_no_element(rows: list[Row]) -> None:
-    silent = {"warnings": (), "error": None, "fix": None, "inputs": (), "output": None}
+def test_text_from_outside_makes_no_element(rows: list[Entry]) -> None:
+    silent = {"warnings": (), "error": None, "fix": None, "inputs": (), "output": ""}
     harmless = [dataclasses.replace(row, name=f"s{k}", **silent) for k, row in enumerate(rows)]
     calm = [tag for tag, _ in parsed(harmless, facts={f"f{k}": "" for k in range(len(FACTS))}).tags]
     for text in HOSTILE:
@@ -74,7 +74,7 @@ def test_text_from_outside_makes_no_element(rows: list[Row]) -> None:
         assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
 
 
-def test_text_from_outside_is_all_there(rows: list[Row]) -> None:
+def test_text_from_outside_is_all_there(rows: list[Entry]) -> None:
     found = parsed(rows, title=HOSTILE[1], facts=FACTS)
     assert found.all("title")[0][1] == found.all("h1")[0][1] == HOSTILE[1]
     told = {row["name"]: row for row in found.data()["rows"]}
@@ -91,13 +91,13 @@ def test_what_is_not_seen_is_spelled_out() -> None:
     assert "".join(names).isprintable()
 
 
-def test_a_data_block_is_ascii_without_markup(rows: list[Row]) -> None:
+def test_a_data_block_is_ascii_without_markup(rows: list[Entry]) -> None:
     text = page.report_page(rows, title="A batch", facts={})
     block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert block is not None and block[1].isascii() and not re.search("[<>&]", block[1])
 
 
-def test_nothing_leads_outside(rows: list[Row]) -> None:
+def test_nothing_leads_outside(rows: list[Entry]) -> None:
     found = parsed(rows, title="see http://example.org", facts=FACTS)
     for tag, attributes in found.tags:
         assert tag not in ("iframe", "object", "embed", "base", "form", "audio", "video", "use")
@@ -114,7 +114,7 @@ def test_nothing_leads_outside(rows: list[Row]) -> None:
             assert re.fullmatch(r"(data:image/(webp|jpeg);base64,[\w+/=]+)? ?(data:[\w/;,+=]+)?", text)
 
 
-def test_the_policy_allows_this_style_and_this_script_and_data_images_only(rows: list[Row]) -> None:
+def test_the_policy_allows_this_style_and_this_script_and_data_images_only(rows: list[Entry]) -> None:
     found = parsed(rows)
     (policy,) = [
         a["content"] for a, _ in found.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
@@ -141,19 +141,19 @@ def test_links_are_relative_and_name_the_very_file(tmp_path: Path) -> None:
         "back\\slash.nii",
         "./x//y",
     ]
-    made = parsed([Row(name=name, state="done", output=name) for name in names]).data()["rows"]
+    made = parsed([Entry(name=name, state="done", output=name) for name in names]).data()["rows"]
     for name, row in zip(names, made, strict=True):
         parts = urlsplit(row["link"])
         assert (parts.scheme, parts.netloc, parts.query, parts.fragment) == ("", "", "", "")
         assert not parts.path.startswith("/")
         assert unquote_to_bytes(parts.path) == os.fsencode(Path(name).as_posix())
     for outside in ("/etc/passwd", "../x.nii", "a/../../x"):
-        with pytest.raises(ScoreFusionError, match="does not lie in the report's folder"):
-            parsed([Row(name="x", state="done", output=outside)])
+        (row,) = parsed([Entry(name="x", state="done", output=outside)]).data()["rows"]
+        assert row["link"] == row["output"] == ""
 
 
-def test_failures_first_then_outliers_then_the_rest_in_their_order(rows: list[Row]) -> None:
-    waiting = [Row(name=f"later {k}", state="waiting") for k in range(3)]
+def test_failures_first_then_outliers_then_the_rest_in_their_order(rows: list[Entry]) -> None:
+    waiting = [Entry(name=f"later {k}", state="waiting") for k in range(3)]
     found = parsed([*waiting, *rows]).data()["rows"]
     states = [row["state"] for row in found]
     assert states == sorted(states, key=["failed", "outlier", "done", "waiting"].index)
@@ -170,8 +170,8 @@ def test_failures_first_then_outliers_then_the_rest_in_their_order(rows: list[Ro
 
 
 def test_the_head_counts_and_adds_up() -> None:
-    done = [Row(name=str(k), state="done", seconds=60.0 + k, residual=0.001) for k in range(9)]
-    more = [Row(name="f", state="failed", seconds=999.0), Row(name="w", state="waiting")]
+    done = [Entry(name=str(k), state="done", seconds={"sample": 60.0 + k}, residual=0.001) for k in range(9)]
+    more = [Entry(name="f", state="failed", seconds={"sample": 999.0}), Entry(name="w", state="waiting")]
     text = page.report_page([*done, *more], title="A batch", facts={"model": "t1-sr4"})
     shown = re.sub("<[^>]*>", "", text.split('<p class="summary">')[1].split("</p>")[0])
     assert shown == "9 of 11 done · 1 failed · 1 waiting · 9 min 36 s in all, median 1 min 04 s a scan"
@@ -180,7 +180,7 @@ def test_the_head_counts_and_adds_up() -> None:
     assert sum(map(int, bars)) == 9, "residuals are all alike: there is only one histogram"
 
 
-def test_a_histogram_counts_every_scan_once(rows: list[Row]) -> None:
+def test_a_histogram_counts_every_scan_once(rows: list[Entry]) -> None:
     text = page.report_page(rows, title="A batch", facts={})
     drawn = text.split('<figure class="histogram">')[1:]
     assert len(drawn) == 2
@@ -190,14 +190,14 @@ def test_a_histogram_counts_every_scan_once(rows: list[Row]) -> None:
 
 
 def test_columns_that_hold_nothing_are_left_out() -> None:
-    assert parsed([Row(name="a", state="done", seconds=1.0)]).data()["figures"] == ["Time"]
-    assert parsed([Row(name="a", state="waiting")]).data()["figures"] == []
+    assert parsed([Entry(name="a", state="done", seconds={"sample": 1.0})]).data()["figures"] == ["Time"]
+    assert parsed([Entry(name="a", state="waiting")]).data()["figures"] == []
     assert parsed([]).data() == {"figures": [], "columns": page.COLUMNS, "rows": []}
-    odd = Row(name="a", state="done", numbers={"fold": float("nan"), "residual": 2.0})
+    odd = Entry(name="a", state="done", numbers={"fold": float("nan"), "residual": 2.0})
     assert parsed([odd]).data()["rows"][0]["figures"] == [[None, "nan", True]]
 
 
-def test_the_same_rows_give_the_same_bytes_and_one_file(rows: list[Row], tmp_path: Path) -> None:
+def test_the_same_rows_give_the_same_bytes_and_one_file(rows: list[Entry], tmp_path: Path) -> None:
     for name in ("one.html", "two.html"):
         page.write_report(tmp_path / name, rows, title="A batch", facts=FACTS)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
@@ -208,7 +208,7 @@ def test_the_same_rows_give_the_same_bytes_and_one_file(rows: list[Row], tmp_pat
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("old")
     with pytest.raises(ScoreFusionError, match="neither WebP nor JPEG"):
-        bad = Row(name="x", state="done", before=b"\x89PNG...")
+        bad = Entry(name="x", state="done", before=b"\x89PNG...")
         page.write_report(tmp_path / "report.html", [bad], title="A batch", facts={})
     assert (tmp_path / "report.html").read_text() == "old"
     with pytest.raises(BadInput, match="could not be written"):
@@ -221,6 +221,6 @@ def test_a_row_is_small_whatever_it_says() -> None:
     usual = morning(100, kinds=2)
     assert (len(page.report_page(usual, title="A batch", facts={})) - empty) / len(usual) < 12_000
     long = "x" * 10**6
-    row = Row(name=long, state="failed", inputs=(long,) * 900, warnings=(long,) * 900, error=long, fix=long)
+    row = Entry(name=long, state="failed", inputs=(long,) * 900, warnings=(long,) * 900, error=long, fix=long)
     size = len(page.report_page([row], title=long, facts={long: long})) - empty
     assert size < 20_000

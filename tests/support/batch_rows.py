@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from scorefusion.batch import thumbnails
-from scorefusion.batch.outliers import Row
+from scorefusion.batch.queue import Entry
 
 HOSTILE = (
     "<script>window.harmed=1</script>",
@@ -25,12 +25,12 @@ HOSTILE = (
     "../é ü/#?&=;%.nii.gz",
 )
 HOSTILE_ROWS = tuple(
-    Row(
+    Entry(
         name=f"{number} {text}",
         state="failed" if number % 2 else "done",
         inputs=(text, text),
-        output=None if number % 2 else f"hostile/{text.replace('/', ':').replace(chr(0), '')}",
-        seconds=60.0,
+        output="" if number % 2 else f"hostile/{text.replace('/', ':').replace(chr(0), '')}",
+        seconds={"sample": 60.0},
         residual=0.003,
         warnings=(text,),
         error=text if number % 2 else None,
@@ -73,7 +73,7 @@ def phantom_thumbnails(seed: int) -> tuple[bytes, bytes]:
     return thumbnails.pair(pooled(fine), (2, 2, 2), fine, (1, 1, 1))
 
 
-def morning(count: int, kinds: int = 12) -> list[Row]:
+def morning(count: int, kinds: int = 12) -> list[Entry]:
     """So many scans, the hostile names among them; every 29th failed, every 41st is unlike the others."""
     random = np.random.default_rng(0)
     before, after = phantom_thumbnails(0)
@@ -83,7 +83,7 @@ def morning(count: int, kinds: int = 12) -> list[Row]:
         before, after = phantom_thumbnails(number % kinds)
         if number % 29 == 28:
             rows.append(
-                Row(
+                Entry(
                     name=name,
                     state="failed",
                     inputs=(name,),
@@ -95,12 +95,12 @@ def morning(count: int, kinds: int = 12) -> list[Row]:
             continue
         strange = number % 41 == 40
         rows.append(
-            Row(
+            Entry(
                 name=name,
                 state="done",
                 inputs=(name,),
                 output=name.replace("_T1w", "_desc-fine_T1w"),
-                seconds=float(random.lognormal(4.1, 0.2)) * (12 if strange and number % 2 else 1),
+                seconds={"sample": float(random.lognormal(4.1, 0.2)) * (12 if strange and number % 2 else 1)},
                 residual=float(random.lognormal(-6, 0.2)) * (9 if strange and not number % 2 else 1),
                 warnings=("voxels of 4 × 4 × 6 mm; the model was trained on cubes",)
                 if number % 7 == 3

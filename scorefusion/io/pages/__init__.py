@@ -1,0 +1,83 @@
+"""HTML pages from Jinja2 templates: one file each, complete offline, with everything from outside escaped.
+
+Every page extends ``base.html``, has the one stylesheet inside, and carries a Content-Security-Policy that
+allows this stylesheet, the page's own script and ``data:`` images, and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+LONGEST = 600
+"""Characters that :func:`clean` leaves of a text."""
+
+_BIDI = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF}
+
+
+def render(template: str, **values: Any) -> str:
+    """Render a page; the same values give the same text.
+
+    Args:
+        template: a file of this folder.
+        values: what it shows. Text is escaped; use ``|clean`` in the template for names from outside.
+    """
+    return _environment().get_template(template).render(values)
+
+
+def clean(text: str) -> str:
+    """Return text of bounded length without characters that are invisible or reorder their neighbours.
+
+    Line breaks and runs of blanks become a blank; control characters, direction marks and bytes that are not
+    UTF-8 are spelled as ``\\u202e``.
+    """
+    text = " ".join(text[: 4 * LONGEST].split())
+    if not text.isprintable():
+        text = "".join(map(_spelled, text))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+def data_url(kind: str, data: bytes) -> Markup:
+    """Return an image as a URL that holds it; ``kind`` is its subtype, such as ``png``."""
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
+
+
+def _spelled(character: str) -> str:
+    code = ord(character)
+    if code in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+        return f"\\u{code:04x}"
+    return character
+
+
+@functools.cache
+def _environment() -> Environment:
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    pages.filters["clean"] = clean
+    pages.globals |= {"asset": _asset, "digest": _digest}
+    return pages
+
+
+@functools.cache
+def _asset(name: str) -> Markup:
+    """Return the text of a stylesheet or script of this folder, for use inside its element."""
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _digest(name: str) -> str:
+    """Return what a Content-Security-Policy calls an asset."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(_asset(name).encode()).digest()).decode()}"
