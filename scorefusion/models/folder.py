@@ -124,9 +124,6 @@ def write_config(config: ModelConfig, folder: str | os.PathLike[str]) -> Path:
 
     Returns:
         The file.
-
-    Raises:
-        BadInput: if it cannot be written.
     """
     file = Path(folder) / CONFIG
     with written_beside(file) as beside:
@@ -140,11 +137,7 @@ def load_config(model: str | os.PathLike[str]) -> ModelConfig:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Find out whether a model folder can be written, before there is something to write.
-
-    Raises:
-        BadInput: if it is a file, or it or the nearest folder above it cannot be written.
-    """
+    """Find out whether a model folder can be written, before there is something to write."""
     target = Path(folder)
     nearest = next(path for path in (target, *target.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -158,11 +151,7 @@ def check_tensors(
     found: dict[str, tuple[int, ...]],
     fix: str = "The weights are not of this configuration.",
 ) -> None:
-    """Compare names and shapes of tensors with what a model needs.
-
-    Raises:
-        BadInput: naming the missing, unexpected and mis-shaped tensors.
-    """
+    """Compare names and shapes of tensors with what a model needs."""
     problems = []
     if missing := sorted(expected.keys() - found.keys()):
         problems.append(f"lacks {_listed(missing)}")
@@ -207,12 +196,7 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def find_folder(model: str | os.PathLike[str]) -> Path:
-    """The folder of a model, or of a bundled model by name.
-
-    Raises:
-        ScoreFusionError: for a name that is no model's, with the nearest one.
-        BadInput: for a file, or a folder without a configuration.
-    """
+    """The folder of a model, or of a bundled model by name."""
     folder = Path(model)
     if folder.suffix in PICKLED and not folder.is_dir():
         raise BadInput(folder, "is a pickled checkpoint where a model folder is expected", USE_SAFETENSORS)

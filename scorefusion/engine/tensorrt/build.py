@@ -99,9 +99,6 @@ def export_network(wrapped: SliceNetwork) -> bytes:
 
     Returns:
         The ONNX file's bytes, weights included.
-
-    Raises:
-        ScoreFusionError: if ``onnx`` or ``onnxscript`` is not installed.
     """
     need("onnx", "exporting a network")
     need("onnxscript", "exporting a network")
@@ -158,9 +155,6 @@ def check_onnx(
 
     Returns:
         The largest relative error, and how it was found.
-
-    Raises:
-        ScoreFusionError: if it exceeds :data:`TOLERANCE`, or an output is not finite.
     """
     runtime: Any = importlib.import_module("onnxruntime")
     dtype = next(wrapped.network.parameters()).dtype
@@ -341,9 +335,6 @@ def serialized_engine(
 
     Returns:
         The engine's bytes, as an object with the buffer interface.
-
-    Raises:
-        ScoreFusionError: with TensorRT's own words, if it refuses.
     """
     trt = library.module
     log, errors = logger(library)
@@ -375,11 +366,7 @@ def serialized_engine(
 
 
 def check_target(folder: str | os.PathLike[str]) -> None:
-    """Find out whether a folder of engines can be written, before anything is built.
-
-    Raises:
-        BadInput: if it cannot, or is there, is not empty and holds no engines.
-    """
+    """Find out whether a folder of engines can be written, before anything is built."""
     check_folder(folder)
     place = Path(folder)
     if place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file():

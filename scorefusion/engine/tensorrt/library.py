@@ -80,11 +80,7 @@ def import_library(name: str) -> Library | str:
 
 
 def build_target(library: Library) -> Target:
-    """What an engine built here is for.
-
-    Raises:
-        ScoreFusionError: if TensorRT, which builds for the GPU it finds, finds none.
-    """
+    """What an engine built here is for."""
     if library.name == "tensorrt_rtx":
         return Target(kind="ahead of time", capabilities=AHEAD_OF_TIME)
     if not torch.cuda.is_available():

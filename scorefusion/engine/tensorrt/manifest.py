@@ -128,11 +128,7 @@ class Manifest(Frozen):
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """Read a folder's manifest.
-
-    Raises:
-        BadInput: if there is none, or it is not one.
-    """
+    """Read a folder's manifest."""
     place = Path(folder)
     file = place / MANIFEST
     if not file.is_file():
@@ -176,11 +172,7 @@ def precision_of(dtype: torch.dtype) -> str:
 
 
 def require_precision(name: str) -> torch.dtype:
-    """The dtype of a precision.
-
-    Raises:
-        ScoreFusionError: for an unknown name, with the nearest.
-    """
+    """The dtype of a precision."""
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
     return PRECISIONS[name]
@@ -207,9 +199,6 @@ def profile_for(
         network: name of the 2D network.
         size: the largest volume (D, H, W); 256 voxels an edge, tuned for 192, when None.
         slab: the most slices at once, which it is then tuned for; 64, tuned for 16, when None.
-
-    Raises:
-        ScoreFusionError: if a size or the slab is less than 1.
     """
     if slab is not None and slab < 1:
         raise ScoreFusionError(f"a slab has at least 1 slice, got {slab}")
@@ -291,11 +280,7 @@ class Watch:
         self.seen = self._versions()
 
     def __call__(self) -> None:
-        """Look.
-
-        Raises:
-            BadInput: if the engine is not this network's any more.
-        """
+        """Look."""
         now = self._versions()
         if now != self.seen:
             _check_network(self.fitting.folder, self.fitting.manifest, self.name, self.network, self.scales)

@@ -95,10 +95,6 @@ class TensorRTRunner:
         Returns:
             The output ``[N, 1, h, w]``, and the features ``[N, width, h/s, w/s]`` by scale s: views of static
             buffers, channels last.
-
-        Raises:
-            BadInput: if the network's weights have changed since the engine was loaded.
-            ScoreFusionError: for slices not as described or outside the profile, or if TensorRT fails.
         """
         self.watch()
         self._check(cut)
@@ -270,11 +266,7 @@ def open_runners(
     shapes: Mapping[str, Iterable[Shape]] | None = None,
     device: torch.device,
 ) -> dict[str, TensorRTRunner]:
-    """Deserialise engines that were found to fit, on the current device; arguments as :func:`load_engines`.
-
-    Raises:
-        BadInput: with TensorRT's own words, if it refuses.
-    """
+    """Deserialise engines that fit, on the current device; arguments as for :func:`load_engines`."""
     log, errors = logger(fits.library)
     runtime = fits.library.module.Runtime(log)
     runners = {}

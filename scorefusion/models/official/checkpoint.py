@@ -30,9 +30,6 @@ def read_state(source: Source, *, ema: bool = True, own_schedule: bool = False) 
 
     Returns:
         The weights in float32 by the authors' names, and what to call the source in messages.
-
-    Raises:
-        BadInput: if it cannot be read, holds anything but tensors, or was trained with another schedule.
     """
     if isinstance(source, Mapping):
         label, content = "checkpoint", source
@@ -177,10 +174,6 @@ def infer_unet(shapes: Shapes, prefix: str) -> UNetConfig:
     Args:
         shapes: of every weight in the file, by the authors' names.
         prefix: the network's place in the file.
-
-    Raises:
-        KeyError: naming a weight that every such network has and this file lacks.
-        ValueError: if the blocks do not make whole levels.
     """
     fusion = prefix == FUSION
     count = _length(shapes, f"{prefix}input_blocks.")

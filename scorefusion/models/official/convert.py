@@ -204,9 +204,6 @@ def describe(
 
     Returns:
         The configuration, and for each weight of the model those of the checkpoint that it is the sum of.
-
-    Raises:
-        BadInput: as :func:`load_official`.
     """
     try:
         networks = _networks(shapes, planes)
