@@ -49,7 +49,7 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.ops.backends import use_backend
 from scorefusion.ops.device import choose_dtype, cpu_instructions
-from scorefusion.pipeline.sample import draw_residuals, projection
+from scorefusion.pipeline.sample import draw_residuals
 
 AS_REALISTIC = SamplingConfig(
     solver="ddim",
@@ -231,7 +231,7 @@ def volume(file: Path, box: Sequence[int], steps: int, turns: int) -> list[dict[
         with use_backend("torch"):
             return sample(
                 lambda x, level: plain(x, inputs, level), condition, ancestral, seeds=[0],
-                origin=where.start, clamp=config.sampling.clamp, project=projection(config, prepared, where),
+                origin=where.start, clamp=config.sampling.clamp, project=prepared.projection(config, where),
             )  # fmt: skip
 
     def engine(way: SamplingConfig) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ceilings import CONVOLUTION
 from benchmarks.conftest import needs_cuda
-from scorefusion.degradations.projection import BlockPooling
+from scorefusion.degradations import Pooling, Projection
 from scorefusion.diffusion.sample import sample
 from scorefusion.models.folder import channels_last
 from scorefusion.models.presets import preset
@@ -78,7 +78,7 @@ def one_step(
         condition,
         table_for(model.config, steps=1),
         seeds=[0],
-        project=BlockPooling(4),
+        project=Projection(Pooling(4)),
     )
 
 

@@ -20,7 +20,6 @@ import torch
 from scipy.stats import spearmanr
 
 from scorefusion import Pipeline
-from scorefusion.degradations.make import input_image
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.nifti import ras_order, read_scan
 
@@ -39,7 +38,7 @@ def measure(
     degradation = pipeline.config.degradation
     if not degradation.coarse:
         raise ScoreFusionError("calibration is measured for models that make a coarse image finer")
-    coarse = input_image(torch.from_numpy(truth.copy())[None, None], degradation)[0, 0].numpy()
+    coarse = degradation.image(torch.from_numpy(truth.copy())[None, None])[0, 0].numpy()
     coarser = np.diag([*degradation.factors[::-1], 1.0])  # voxels count, not where they lie
     image = nibabel.Nifti1Image(coarse.transpose(2, 1, 0), scan.ras_affine @ coarser)
     result = pipeline(image, strategy=strategy, samples=samples, crop=False, disagreement=True)

@@ -19,7 +19,6 @@ import torch
 
 from scorefusion import Pipeline
 from scorefusion.data.baselines import interpolate
-from scorefusion.degradations.make import input_image, make_operator
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.nifti import read_scan
 from scorefusion.metrics.image import psnr, ssim
@@ -57,8 +56,8 @@ def restore(data: Path, model: str, slices: tuple[int, int], output: Path, seed:
     config = pipeline.config
     truth = scan.values[slices[0] : slices[1]]
     fine = torch.from_numpy(truth)[None, None]
-    thick = input_image(fine, config.degradation)
-    operator = make_operator(config.degradation, truth.shape)
+    thick = config.degradation.image(fine)
+    operator = config.degradation.operator(truth.shape)
     assert operator is not None
     factors = config.degradation.factors
 

@@ -189,7 +189,7 @@ def _source(batch: Batch) -> Source:
         batch.layout,
         batch.choose,
         batch.series,
-        masks=config.degradation.kind == "inpaint",
+        masks=config.degradation.takes_mask,
     )
     return find_items(batch.inputs, wanted, sides=batch.work.sides)
 

@@ -6,22 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.data.preprocess import base_volume
-from scorefusion.degradations.projection import Factor, block_edges
+from scorefusion.degradations import Factor, Operator, base_volume, block_edges
 from scorefusion.errors import unknown_name
 from scorefusion.optional import need
 
 BASELINES = ("nearest", "trilinear", "trilinear+consistency", "b-spline")
 
 
-def interpolate(volume: Tensor, method: str, factor: Factor) -> Tensor:
+def interpolate(volume: Tensor, method: str, factor: Factor, operator: Operator | None = None) -> Tensor:
     """Enlarge a volume ``factor`` times along each axis; one number, or (z, y, x).
 
     Args:
         volume: ``[B, C, d, h, w]``, any units.
-        method: ``nearest``, ``trilinear``, ``trilinear+consistency`` (block means are the input exactly; see
-            ``base_volume``), or ``b-spline``: cubic, interpolating, by scipy.
+        method: ``b-spline`` (cubic, interpolating, by scipy), or a base of :func:`base_volume`.
         factor: r.
+        operator: what was measured, for the bases that need it; means of blocks if None.
 
     Returns:
         ``[B, C, d·r, h·r, w·r]``, the input's dtype. Fine voxel j lies at coarse (j + 1/2)/r - 1/2.
@@ -29,10 +28,10 @@ def interpolate(volume: Tensor, method: str, factor: Factor) -> Tensor:
     Raises:
         ScoreFusionError: for an unknown method, or ``b-spline`` without scipy.
     """
-    if method not in BASELINES:
+    if method not in (*BASELINES, "pseudo-inverse"):
         raise unknown_name("baseline", method, BASELINES)
     if method != "b-spline":
-        return base_volume(volume, method, factor)
+        return base_volume(volume, method, factor, operator)
     ndimage = need("scipy.ndimage", "b-spline interpolation")
     factors = block_edges(factor)
     if max(factors) == 1:

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.degradations.base import base_volume
-from scorefusion.degradations.inpainting import Inpainting
-from scorefusion.degradations.kspace import KSpace
-from scorefusion.degradations.make import make_operator
-from scorefusion.degradations.operator import Operator
-from scorefusion.degradations.pooling import Pooling
-from scorefusion.degradations.projection import Factor, block_edges
+from scorefusion.degradations import (
+    Factor,
+    LinearOperator,
+    Operator,
+    Projection,
+    base_volume,
+    block_edges,
+    linear_operator,
+)
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.models.config import DomainConfig, ModelConfig
 
@@ -377,7 +379,7 @@ def least_box(volumes: Sequence[Tensor], config: ModelConfig) -> Box | None:
     Returns:
         The box on the output's grid; None for measurements that are neither of blocks nor of nothing.
     """
-    if not (config.degradation.coarse or config.degradation.kind == "none"):
+    if config.degradation.measures and not config.degradation.coarse:
         return None
     factors, full = config.degradation.factors, volumes[0].shape[2:]
     alike = [volume for volume in volumes if volume.shape[2:] == full]
@@ -411,7 +413,7 @@ class Prepared:
     base: Tensor
     outside: Tensor
     intensity: Intensity
-    operator: Operator | None = None
+    operator: LinearOperator | None = None
     held: Tensor | None = None
     levels: tuple[float | None, ...] = ()
     found: tuple[tuple[tuple[str, str], ...], ...] = ()
@@ -421,6 +423,32 @@ class Prepared:
         moved = {name: getattr(self, name).to(device) for name in ("condition", "base", "outside")}
         held = None if self.held is None else self.held.to(device)
         return replace(self, **moved, held=held)
+
+    def projection(self, config: ModelConfig, box: Box) -> Projection | None:
+        """The projection that makes a residual in the box agree with the measurement.
+
+        Args:
+            config: the model.
+            box: all of the volume along the axes of ``config.degradation.whole``.
+
+        Returns:
+            None where nothing is measured, or where ``config.sampling`` does without.
+
+        Raises:
+            ScoreFusionError: if the box leaves out voxels that the measurement mixes with those inside.
+        """
+        if self.operator is None or not config.sampling.consistency:
+            return None
+        size = self.base.shape[2:]
+        if box != box.whole_along(config.degradation.whole, size):
+            raise ScoreFusionError(
+                f"a measurement of kind {config.degradation.kind} mixes voxels over whole slices or the "
+                f"whole volume, so the box must be whole there; got {box} of {list(size)}"
+            )
+        inside = self.operator.inside(box.index)
+        if self.outside is self.base:
+            return inside.project()
+        return inside.project(inside.A((self.outside - self.base)[box.index]) / config.residual.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -490,14 +518,17 @@ def prepare_conditions(
     if operator is None:
         factors = config.degradation.factors
         size = [n * factor for n, factor in zip(volumes[0].shape[2:], factors, strict=True)]
-        operator = make_operator(config.degradation, size, device=volumes[0].device)
+        measured = config.degradation.operator(size, device=volumes[0].device)
+    else:
+        measured = linear_operator(operator)
     # What an image holds where nothing is known must not decide how it is normalised.
-    known = volumes[0][..., operator.known] if isinstance(operator, Inpainting) else None
-    pooled = isinstance(operator, Pooling)
+    mask = None if measured is None else measured.known
+    known = None if mask is None else volumes[0][..., mask]
+    pooled = measured is not None and measured.blocks is not None
     domains = [config.domain.get(name, DomainConfig()) for name in config.conditions]
     normalised = [
         _Normalised.of(
-            volume, config, domain, known if first else None, not first or operator is None or pooled
+            volume, config, domain, known if first else None, not first or measured is None or pooled
         )
         for volume, domain, first in zip(volumes, domains, (True, *[False] * len(volumes)), strict=False)
     ]
@@ -507,13 +538,13 @@ def prepare_conditions(
         zero = volumes[0] == 0
         held = zero if held is None else held | zero
     scaled = [each.volume for each in normalised]
-    prepared = on_output_grid(scaled, config, normalised[0].intensity, operator)
+    prepared = on_output_grid(scaled, config, normalised[0].intensity, measured)
     levels, found = (tuple(getattr(each, name) for each in normalised) for name in ("level", "found"))
     return replace(prepared, held=held, levels=levels, found=found)
 
 
 def on_output_grid(
-    scaled: Sequence[Tensor], config: ModelConfig, intensity: Intensity, operator: Operator | None
+    scaled: Sequence[Tensor], config: ModelConfig, intensity: Intensity, operator: LinearOperator | None
 ) -> Prepared:
     """Bring normalised conditions to the output's grid, as :func:`prepare_conditions` does.
 
@@ -530,7 +561,7 @@ def on_output_grid(
         measured = operator.A(first)
         first = operator.A_dagger(measured)
     base = outside = base_volume(first, kind, factors, operator)
-    if operator is not None and not _agrees(operator, kind, degradation.coarse):
+    if operator is not None and not degradation.base_agrees(kind, operator):
         outside = base - operator.A_dagger(operator.A(base) - measured)
     others = [
         volume if volume.shape == base.shape else base_volume(volume, kind, factors, operator)
@@ -541,11 +572,3 @@ def on_output_grid(
 
 def _on_host(values: np.ndarray | Tensor) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _agrees(operator: Operator, kind: str, coarse: bool) -> bool:
-    """Whether a base measures as the first condition does, to rounding."""
-    if coarse:
-        exact = ("trilinear+consistency", "pseudo-inverse", *(["nearest"] * isinstance(operator, Pooling)))
-        return kind in exact
-    return isinstance(operator, KSpace | Inpainting)

@@ -1,17 +1,19 @@
-"""Missing boxes of a volume."""
+"""Missing voxels of a volume: a mask, or boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from scorefusion.degradations.measurement import Count, Measurement, Share, register
+from scorefusion.degradations.operator import LinearOperator
 from scorefusion.errors import ScoreFusionError
 
 
-class Inpainting:
+class Inpainting(LinearOperator):
     """``A`` keeps what is known and puts 0 elsewhere; so do its adjoint and its pseudo-inverse.
 
     Args:
@@ -20,6 +22,9 @@ class Inpainting:
     Raises:
         ScoreFusionError: for a mask of another type, and in ``A`` for a volume of another size.
     """
+
+    known: Tensor
+    exact_inverse = True
 
     def __init__(self, known: Tensor) -> None:
         if known.dtype != torch.bool or known.ndim not in (3, 5):
@@ -37,18 +42,50 @@ class Inpainting:
             )
         return torch.where(self.known.to(x.device), x, 0)
 
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """See :class:`~scorefusion.degradations.operator.Operator`."""
+        return self.A(y)
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        """See :class:`~scorefusion.degradations.operator.Operator`."""
+        return self.A(y)
+
+    @property
+    def share(self) -> float:
+        """Share of the voxels that are known."""
+        return float(self.known.double().mean())
+
     def inside(self, index: tuple[Any, ...]) -> Inpainting:
-        """The same for a box, ``index`` into ``[..., D, H, W]``."""
+        """See :class:`~scorefusion.degradations.operator.LinearOperator`."""
         return Inpainting(self.known[index])
 
-    A_adjoint = A
-    A_dagger = A
+
+@register
+class Inpaint(Measurement):
+    """Everything outside some boxes.
+
+    Attributes:
+        hole: edge of a missing box as a share of the volume's, along each axis.
+        holes: number of boxes.
+        seed: of their places; one box in the middle if None.
+    """
+
+    takes_mask: ClassVar[bool] = True
+    kind: Literal["inpaint"] = "inpaint"
+    hole: Share = 0.25
+    holes: Count = 1
+    seed: int | None = None
+
+    def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> Inpainting:
+        """Make the operator with its mask."""
+        known = known_outside_boxes(size, hole=self.hole, holes=self.holes, seed=seed)
+        return Inpainting(known.to(device))
 
 
 def known_outside_boxes(
     size: Sequence[int], *, hole: float, holes: int = 1, seed: int | None = None
 ) -> Tensor:
-    """The mask of what lies outside some boxes.
+    """Return the mask of what lies outside some boxes.
 
     Args:
         size: (z, y, x).

@@ -1,20 +1,24 @@
-"""Part of k-space: what is left where only some frequencies of an image are measured."""
+"""Measurements in k-space: the low frequencies, or random lines for compressed sensing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
+from scorefusion.degradations.measurement import AXES, Axis, Measurement, Share, Shares, at_least, register
+from scorefusion.degradations.operator import LinearOperator
 from scorefusion.errors import ScoreFusionError
 
 
-class KSpace:
-    """``A`` is the Fourier transform along some axes, nought where it is not measured.
+class KSpace(LinearOperator):
+    """``A`` is the Fourier transform along some axes, zero where it is not measured.
 
-    Frequencies ascend, with nought in the middle, and the transform is orthonormal: along all axes it is
+    Frequencies ascend, with zero in the middle, and the transform is orthonormal: along all axes it is
     ``numpy.fft.fftshift(numpy.fft.fftn(x, norm="ortho"))``. Volumes are real. So a frequency and its mirror
     image hold the same number, and the pseudo-inverse fills in a mirror image that was not measured: of a
     mask that is its own mirror image, as those made here are, it is the plain zero-filled transform.
@@ -26,6 +30,8 @@ class KSpace:
     Raises:
         ScoreFusionError: for a mask of another type, or without axes.
     """
+
+    exact_inverse = True
 
     def __init__(self, mask: Tensor, axes: Sequence[int] = (0, 1, 2)) -> None:
         if mask.dtype != torch.bool or mask.ndim != 3 or not axes or not set(axes) <= {0, 1, 2}:
@@ -60,26 +66,104 @@ class KSpace:
         """See :class:`~scorefusion.degradations.operator.Operator`."""
         return self._inverse(y * self.weight.to(y.real))
 
+    @property
+    def share(self) -> float:
+        """Share of the frequencies that are measured."""
+        return float(self.mask.double().mean())
+
     def _inverse(self, y: Tensor) -> Tensor:
         return torch.fft.ifftn(torch.fft.ifftshift(y, self.axes), dim=self.axes, norm="ortho").real
 
 
+@register
+class LowFrequencies(Measurement):
+    """The low frequencies of k-space.
+
+    Attributes:
+        fraction: share of the frequencies kept along each axis, one number or (z, y, x).
+    """
+
+    kind: Literal["k-space"] = "k-space"
+    fraction: Shares = 0.5
+
+    @model_validator(mode="after")
+    def _check(self) -> LowFrequencies:
+        if min(self.fractions) == 1:
+            raise ValueError("'fraction' is 1 along every axis, so nothing would be missing")
+        return self
+
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        """``fraction`` along z, y and x."""
+        return self.fraction if isinstance(self.fraction, tuple) else (self.fraction,) * 3
+
+    @property
+    def whole(self) -> tuple[bool, bool, bool]:
+        """The axes that are transformed."""
+        z, y, x = (fraction < 1 for fraction in self.fractions)
+        return z, y, x
+
+    def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> KSpace:
+        """Make the operator with its mask."""
+        lengths = [length if whole else 1 for length, whole in zip(size, self.whole, strict=True)]
+        axes = [axis for axis, whole in enumerate(self.whole) if whole]
+        return KSpace(central_box(lengths, self.fractions).to(device), axes)
+
+
+@register
+class CompressedSensing(Measurement):
+    """Random lines of k-space.
+
+    Attributes:
+        axis: of the slices that are each measured by itself, along lines of their plane; None for lines
+            through a 3D k-space.
+        acceleration: lines in all for each line measured.
+        centre: share of the lines, in the middle of k-space, that are all measured.
+        seed: of the random lines.
+    """
+
+    kind: Literal["cs-mri"] = "cs-mri"
+    axis: Axis | None = None
+    acceleration: Annotated[float, at_least(1)]
+    centre: Share = 0.08
+    seed: int | None = None
+
+    @property
+    def whole(self) -> tuple[bool, bool, bool]:
+        """The axes that are transformed."""
+        z, y, x = (axis != self.axis for axis in AXES)
+        return z, y, x
+
+    def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> KSpace:
+        """Make the operator with its mask."""
+        axes = [axis for axis, whole in enumerate(self.whole) if whole]
+        encoded = axes[:-1]  # along the last axis a line is read out
+        lines = random_lines(
+            [size[axis] for axis in encoded],
+            acceleration=self.acceleration,
+            centre=self.centre,
+            seed=seed or 0,
+        )
+        shape = [length if axis in encoded else 1 for axis, length in enumerate(size)]
+        return KSpace(lines.reshape(shape).to(device), axes)
+
+
 def central_box(size: Sequence[int], shares: Sequence[float]) -> Tensor:
-    """The mask of the frequencies k with abs(k) <= share · length / 2 along each axis.
+    """Return the mask of the frequencies k with abs(k) <= share · length / 2 along each axis.
 
     Args:
         size: (z, y, x).
         shares: above 0 and at most 1, for each axis.
 
     Returns:
-        bool ``[D, H, W]``, nought in the middle; its own mirror image.
+        bool ``[D, H, W]``, zero in the middle; its own mirror image.
     """
     kept = [_frequencies(n).abs() <= share * n / 2 for n, share in zip(size, shares, strict=True)]
     return kept[0][:, None, None] & kept[1][:, None] & kept[2]
 
 
 def random_lines(size: Sequence[int], *, acceleration: float, centre: float, seed: int) -> Tensor:
-    """Lines of k-space for compressed sensing: all in the centre, and random ones, denser near it.
+    """Draw lines of k-space for compressed sensing: all in the centre, and random ones, denser near it.
 
     A line beside the centre is drawn with weight (1 - r)³, r being its distance from the middle over the
     largest, and always with its mirror image, which for a real volume holds the same.
@@ -91,7 +175,7 @@ def random_lines(size: Sequence[int], *, acceleration: float, centre: float, see
         seed: the same seed gives the same lines on any device.
 
     Returns:
-        bool of shape ``size``, nought in the middle; its own mirror image.
+        bool of shape ``size``, zero in the middle; its own mirror image.
 
     Raises:
         ScoreFusionError: if the centre alone is more than the acceleration allows.

@@ -1,4 +1,4 @@
-"""What a linear measurement is, and how two of them follow one another.
+"""Linear operators, the projection onto what one measured, and a pseudo-inverse by conjugate gradients.
 
 The names are those of deepinv's ``LinearPhysics``, so one of its physics objects can stand in for ours.
 """
@@ -6,7 +6,7 @@ The names are those of deepinv's ``LinearPhysics``, so one of its physics object
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,8 +34,104 @@ class Operator(Protocol):
         ...
 
 
+class LinearOperator:
+    """An :class:`Operator` with the properties that normalisation, sampling and reports ask for.
+
+    The defaults hold for any operator. An object with only the three functions is wrapped by
+    :func:`linear_operator`.
+
+    Attributes:
+        blocks: (z, y, x) edges of the blocks whose means ``A`` takes; None for any other operator. Those
+            are projected inside the fused solver step.
+        known: bool mask of the voxels that are measured one by one, where the others hold nothing; else None.
+        local: whether a measured value depends on near voxels only, so that a volume may be extended by
+            repeating its border.
+        exact_inverse: whether ``A A_dagger A = A`` to rounding, for a measurement on the volume's grid.
+    """
+
+    blocks: tuple[int, int, int] | None = None
+    known: Tensor | None = None
+    local = False
+    exact_inverse = False
+
+    def A(self, x: Tensor) -> Tensor:
+        """See :class:`Operator`."""
+        raise NotImplementedError
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """See :class:`Operator`."""
+        raise NotImplementedError
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        """See :class:`Operator`."""
+        raise NotImplementedError
+
+    @property
+    def share(self) -> float:
+        """Share of the measurement's entries that are measured; the others are 0."""
+        return 1.0
+
+    def inside(self, index: tuple[Any, ...]) -> LinearOperator:
+        """Return the operator for a box, ``index`` into ``[..., D, H, W]``."""
+        return self
+
+    def project(self, measured: Tensor | None = None) -> Projection:
+        """Return the projection onto the volumes that measure as ``measured``; as zero if None."""
+        return Projection(self, measured)
+
+    def bounded(self, x: Tensor, y: Tensor, lo: float, hi: float) -> Tensor:
+        """Limit x to [lo, hi]; where ``A`` takes block means, keep those at y."""
+        return x.clamp(lo, hi)
+
+
+class _Foreign(LinearOperator):
+    """An object with the three functions of an operator, such as a physics object of deepinv."""
+
+    def __init__(self, operator: Operator) -> None:
+        for name in ("A", "A_adjoint", "A_dagger"):
+            setattr(self, name, getattr(operator, name))
+
+
+def linear_operator(operator: Operator) -> LinearOperator:
+    """Return the operator itself, or one of ours around any other object with its three functions."""
+    return operator if isinstance(operator, LinearOperator) else _Foreign(operator)
+
+
+class Projection:
+    """The projection ``x0 - A_dagger(A x0 - measured)``: x0 then measures as was measured.
+
+    It is linear and idempotent, and moves x0 no further than it must, as far as ``A_dagger`` is the
+    pseudo-inverse.
+
+    Args:
+        operator: ours, or an object with the same three functions.
+        measured: of the operator's own shape, real or complex; None is zero, as for a residual.
+
+    Attributes:
+        blocks: (z, y, x) block edges where block means are projected; the fused solver step does that itself.
+    """
+
+    def __init__(self, operator: Operator, measured: Tensor | None = None) -> None:
+        self.operator, self.measured = linear_operator(operator), measured
+        self.blocks = self.operator.blocks
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Return x0, ``[B, C, D, H, W]``, with the given measurement.
+
+        Raises:
+            ScoreFusionError: for a size that cannot be measured, or has not as many blocks as ``measured``.
+        """
+        apart = self.operator.A(x0)
+        if self.measured is not None:
+            if self.blocks and apart.shape[-3:] != self.measured.shape[-3:]:
+                given, own = list(self.measured.shape[-3:]), list(apart.shape[-3:])
+                raise ScoreFusionError(f"measured has {given} blocks, the volume has {own}")
+            apart = apart - self.measured
+        return x0 - self.operator.A_dagger(apart)
+
+
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """The real part of ``sum(conj(a) * b)`` over everything but the first axis, with that axis kept: ``[B]``.
+    """Return the real part of ``sum(conj(a) * b)`` over all but the first axis: ``[B]``.
 
     Args:
         a: ``[B, ...]``, real or complex.
@@ -53,18 +149,18 @@ def conjugate_gradients(
     iterations: int = 50,
     weigh: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The pseudo-inverse by conjugate gradients on the normal equations ``A* W A x = A* W y``.
+    """Apply the pseudo-inverse by conjugate gradients on the normal equations ``A* W A x = A* W y``.
 
-    Beginning at nought, every iterate has nothing of what A cannot see. A measurement that no volume has,
-    such as a noisy one, is met as nearly as can be. The number of iterations is fixed, so the result is
+    Starting from zero keeps every iterate in the row space of A. A measurement that no volume has, such as a
+    noisy one, is met in the least-squares sense. The number of iterations is fixed, so the result is
     deterministic and nothing waits for the device; an item that has converged stays as it is.
 
     Args:
         operator: gives ``A`` and ``A_adjoint``.
         y: ``[B, ...]``, a measurement.
         iterations: at most this many, each one ``A`` and one ``A_adjoint``.
-        weigh: W, a symmetric positive map of measurements: what near means, and how fast it goes. Fastest is
-            the inverse of ``A A*``. None for the plain distance.
+        weigh: W, a symmetric positive map of measurements; convergence is fastest with the inverse of
+            ``A A*``. None for the plain distance.
 
     Returns:
         ``[B, C, D, H, W]``.
@@ -93,7 +189,7 @@ def conjugate_gradients(
     return x
 
 
-class Chain:
+class Chain(LinearOperator):
     """One operator after another: ``A x = second.A(first.A(x))``.
 
     The pseudo-inverse of a product is not the product of the pseudo-inverses, so it is found by
@@ -121,3 +217,18 @@ class Chain:
     def A_dagger(self, y: Tensor) -> Tensor:
         """See :class:`Operator`."""
         return conjugate_gradients(self, y, iterations=self.iterations)
+
+
+def add_noise(y: Tensor, deviation: float, seed: int) -> Tensor:
+    """Add Gaussian noise to a measurement: the same seed draws the same noise on any device.
+
+    Args:
+        y: real or complex.
+        deviation: standard deviation, in y's units; of a complex number, of its two parts each.
+        seed: of the noise.
+    """
+    real = torch.view_as_real(y) if y.is_complex() else y
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(real.shape, generator=generator, dtype=torch.float32).to(real)
+    real = real + deviation * noise
+    return torch.view_as_complex(real) if y.is_complex() else real

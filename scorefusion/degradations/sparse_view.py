@@ -6,18 +6,20 @@ import functools
 import math
 import threading
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from scorefusion.degradations.operator import conjugate_gradients
+from scorefusion.degradations.measurement import Count, Measurement, register
+from scorefusion.degradations.operator import LinearOperator, conjugate_gradients
 from scorefusion.errors import ScoreFusionError
 
 _SAYING, _SAID = threading.Lock(), list[bool]()
 
 
-class SparseView:
+class SparseView(LinearOperator):
     """``A`` projects every axial slice; its pseudo-inverse is conjugate gradients, and so approximate.
 
     View v of V looks along angle π v / V: a voxel at (x, y) from the slice's centre falls at
@@ -98,6 +100,30 @@ class SparseView:
         pair = _projector(self.views, self.detector, *self.size, wide.dtype, wide.device)
         columns = wide.flatten(3).flatten(0, 2).T
         return _Product.apply(columns, *(pair[::-1] if back else pair)).T
+
+
+@register
+class FewViews(Measurement):
+    """Parallel projections of every axial slice from a few directions.
+
+    Attributes:
+        views: projections over half a turn.
+        detector: bins, each a voxel wide; as many as cover the slice's diagonal if None.
+    """
+
+    traceable: ClassVar[bool] = False
+    kind: Literal["sparse-view"] = "sparse-view"
+    views: Count
+    detector: Count | None = None
+
+    @property
+    def whole(self) -> tuple[bool, bool, bool]:
+        """Within slices every voxel matters."""
+        return False, True, True
+
+    def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> SparseView:
+        """Make the operator for slices of that size."""
+        return SparseView(self.views, size[1], size[2], detector=self.detector)
 
 
 class _Product(torch.autograd.Function):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scorefusion.degradations.projection import BlockPooling
+from scorefusion.degradations import Projection
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError
@@ -18,7 +18,7 @@ from scorefusion.ops.fuse_step import fuse_step
 from scorefusion.ops.noise import noise_keys, normal
 
 Model = Callable[[Tensor, NoiseLevel], Tensor | Fusion]
-Projection = Callable[[Tensor], Tensor]
+Map = Callable[[Tensor], Tensor]
 Callback = Callable[[int, int, Tensor], None]
 
 
@@ -34,7 +34,7 @@ def sample(
     channels: int = 1,
     prior_mean: Tensor | None = None,
     clamp: float | None = None,
-    project: Projection | None = None,
+    project: Map | None = None,
     noise: Callable[[int], Tensor] | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -51,7 +51,7 @@ def sample(
         channels: channels of the target.
         prior_mean: mean of x0 that a late start begins from, broadcastable; zero if not given.
         clamp: limit x0 to [-clamp, clamp] before projecting.
-        project: applied to x0 after the clamp, such as `BlockPooling`.
+        project: applied to x0 after the clamp, such as a `Projection`.
         noise: draws z by number instead of `ops.normal`: 0 is the start, n is row n - 1's.
         callback: called as callback(step, total, x0) after each step, step from 1; raise in it to cancel.
 
@@ -73,7 +73,7 @@ def sample(
     x = math.sqrt(1.0 - table.abar_start) * draw(0)
     if prior_mean is not None:
         x = x + math.sqrt(table.abar_start) * prior_mean
-    if noise is None and (project is None or isinstance(project, BlockPooling)):
+    if noise is None and (project is None or (isinstance(project, Projection) and project.blocks)):
         keys = noise_keys(seeds, sample=sample, origin=origin, device=x.device)
         update = _fused(table, x, keys, clamp, project)
     else:
@@ -94,19 +94,16 @@ def sample(
 Update = Callable[[int, Fusion, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _fused(
-    table: Table, x: Tensor, keys: Tensor, clamp: float | None, project: BlockPooling | None
-) -> Update:
+def _fused(table: Table, x: Tensor, keys: Tensor, clamp: float | None, project: Projection | None) -> Update:
     """One pass over the volume a step: `ops.fuse_step`, which finds its row on the device."""
     rows = torch.tensor(table.rows[:, 2:], dtype=x.dtype, device=x.device)
     numbers = torch.arange(len(table), dtype=torch.int32, device=x.device)
     factor, measured = (1, 1, 1), None
     if project is not None:
-        project.check(x)
-        factor = project.factor
+        assert project.blocks is not None
+        factor = project.blocks
         if project.measured is not None:
-            blocks = [length // edge for length, edge in zip(x.shape[2:], factor, strict=True)]
-            measured = project.measured.to(x.dtype).expand(*x.shape[:2], *blocks)
+            measured = project.measured.to(x.dtype).expand(*x.shape[:2], -1, -1, -1)
 
     def update(step: int, fusion: Fusion, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
         return fuse_step(
@@ -118,7 +115,10 @@ def _fused(
 
 
 def _composed(
-    table: Table, draw: Callable[[int], Tensor], clamp: float | None, project: Projection | None
+    table: Table,
+    draw: Callable[[int], Tensor],
+    clamp: float | None,
+    project: Callable[[Tensor], Tensor] | None,
 ) -> Update:
     """The same from separate operations, for any noise and any projection."""
     rows = table.rows[:, 2:].tolist()

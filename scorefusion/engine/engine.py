@@ -21,8 +21,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from scorefusion.degradations import Projection
 from scorefusion.diffusion.level import NoiseLevel, input_scale
-from scorefusion.diffusion.sample import Callback, Projection
+from scorefusion.diffusion.sample import Callback
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.graph import CapturedStep, CudaGraphs, Graphs, Segment
 from scorefusion.engine.planning.plan import ROWS, Plan, cut_channels, smaller_slabs

@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scorefusion.degradations.projection import BlockPooling
-from scorefusion.diffusion.sample import Projection
+from scorefusion.degradations import Projection
 from scorefusion.engine.graph import Segment
 from scorefusion.engine.planning.plan import ROWS, Plan, projected_blocks
 from scorefusion.errors import ScoreFusionError
@@ -56,10 +55,10 @@ class Tail:
             ScoreFusionError: for a projection onto the means of other blocks than the engine was made for.
         """
         before = self.project
-        if project is None or isinstance(project, BlockPooling):
-            if project is not None and project.factor != self.blocks:
+        if project is None or project.blocks:
+            if project is not None and project.blocks != self.blocks:
                 raise ScoreFusionError(
-                    f"the engine projects onto means of blocks {self.blocks}, got blocks {project.factor}"
+                    f"the engine projects onto means of blocks {self.blocks}, got blocks {project.blocks}"
                 )
             self.project = None
             if "measured" in self.buffers:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from scorefusion.data.baselines import BASELINES, interpolate
 from scorefusion.data.subject import Subject
-from scorefusion.degradations.base import base_volume
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.case import Case, Where, read_case
 from scorefusion.evaluate.known_truth import as_array
@@ -81,10 +80,7 @@ def baseline_volume(name: str, case: Case, regression: Regression | None = None)
     degradation = config.degradation
     if name in (*BASELINES, "pseudo-inverse") and degradation.coarse:
         given = known.given[config.conditions[0]].float()
-        if name == "b-spline":
-            fine = interpolate(given, name, degradation.factors)
-        else:
-            fine = base_volume(given, name, degradation.factors, known.prepared.operator)
+        fine = interpolate(given, name, degradation.factors, known.prepared.operator)
         return as_array(known.intensity.normalise(fine)[known.box.index])
     if name == "intensity regression":
         assert regression is not None

@@ -18,8 +18,6 @@ from scorefusion.data.find import find_subjects
 from scorefusion.data.grid import read_subject
 from scorefusion.data.preprocess import Intensity, Prepared, prepare_conditions
 from scorefusion.data.subject import Subject
-from scorefusion.degradations.inpainting import Inpainting
-from scorefusion.degradations.make import disagreement
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.known_truth import KnownTruth, files_needed, known_truth, makes_its_input
 from scorefusion.models.config import ModelConfig, parse
@@ -126,11 +124,11 @@ class Case:
         operator = known.prepared.operator
         if operator is None:
             return None
-        inside = operator.inside(known.box.index) if isinstance(operator, Inpainting) else operator
+        inside = operator.inside(known.box.index)
         place = known.box.coarser(degradation.factors) if degradation.coarse else known.box
         given = known.intensity.normalise(known.given[self.config.conditions[0]][place.index].float())
         result = torch.from_numpy(volume)[None, None].to(given)
-        return disagreement(inside, result, given, degradation)[0] / self.data_range
+        return degradation.disagreement(inside, result, given)[0] / self.data_range
 
 
 def find_cases(

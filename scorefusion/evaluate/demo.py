@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scorefusion.data.baselines import BASELINES, interpolate
 from scorefusion.data.preprocess import Box, Prepared, foreground_box, prepare_conditions
-from scorefusion.degradations.projection import block_mean
+from scorefusion.degradations import Factor, block_edges, block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.evaluate.shared_start import SharedStart, plane_row, strategy_runs
 from scorefusion.io.nifti import Scan
@@ -38,11 +38,11 @@ class Case:
     Attributes:
         name: the file, and how it was coarsened.
         truth: float32 ``[1, 1, D, H, W]``, RAS order, the image's units: the whole volume.
-        pooled: ``[1, 1, D/r, H/r, W/r]``, its r×r×r block means: the model's input.
+        pooled: ``[1, 1, D/rz, H/ry, W/rx]``, what is measured of it: the model's input.
         prepared: what sampling needs, on the truth's grid.
         box: the box.
         affine: float64 ``[4, 4]``, (x, y, z) index of ``truth`` to millimetres.
-        factor: r.
+        factors: (z, y, x), by which ``pooled`` is coarser.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Case:
     prepared: Prepared
     box: Box
     affine: np.ndarray
-    factor: int
+    factors: tuple[int, int, int]
 
     @property
     def data_range(self) -> float:
@@ -120,39 +120,41 @@ def make_case(
         ScoreFusionError: for a model of another task, or numbers out of range.
         BadInput: for a volume too small to pool.
     """
-    if config.degradation.kind != "block-mean" or len(config.conditions) != 1:
+    if not config.degradation.coarse or len(config.conditions) != 1:
         raise ScoreFusionError(
             f"the demonstration pools one volume and restores it; model '{config.name}' has degradation "
             f"'{config.degradation.kind}' and {len(config.conditions)} conditions"
         )
     if coarsen < 1 or min(size) < 1 or (start is not None and min(start) < 0):
         raise ScoreFusionError(f"coarsen {coarsen}, box {tuple(size)} at {start}: a number is out of range")
-    factor = config.degradation.factor
-    multiple = math.lcm(factor, config.multiple)
+    factors = config.degradation.factors
+    block = math.lcm(*factors)
+    multiple = math.lcm(block, config.multiple)
     volume = torch.from_numpy(scan.values)[None, None]
-    kept = [n // (coarsen * factor) * coarsen * factor for n in volume.shape[2:]]
+    kept = [n // (coarsen * r) * coarsen * r for n, r in zip(volume.shape[2:], factors, strict=True)]
     if min(kept) // coarsen < max(multiple, _LEAST):
         shape = " × ".join(str(n) for n in scan.values.shape)
-        problem = f"has {shape} voxels, too few to coarsen {coarsen} times and to pool {factor} times"
+        problem = f"has {shape} voxels, too few to coarsen {coarsen} times and to pool {block} times"
         raise BadInput(scan.name, problem, "Give a larger volume.")
     truth = block_mean(volume[:, :, : kept[0], : kept[1], : kept[2]], coarsen)
-    pooled = block_mean(truth, factor)
+    pooled = config.degradation.image(truth, seed=0)
     prepared = prepare_conditions([pooled], config)
     return Case(
         name=f"{scan.name}{f' averaged over {coarsen}×{coarsen}×{coarsen} voxels' if coarsen > 1 else ''}",
         truth=truth,
         pooled=pooled,
         prepared=prepared,
-        box=choose_box(prepared.condition, size, start, multiple, factor),
+        box=choose_box(prepared.condition, size, start, multiple, block),
         affine=coarser_affine(scan.ras_affine, coarsen),
-        factor=factor,
+        factors=factors,
     )
 
 
-def coarser_affine(affine: np.ndarray, factor: int) -> np.ndarray:
-    """The affine of the grid whose voxels are the ``factor``³ blocks of ``affine``'s."""
-    step = np.diag([float(factor)] * 3 + [1.0])
-    step[:3, 3] = (factor - 1.0) / 2.0
+def coarser_affine(affine: np.ndarray, factor: Factor) -> np.ndarray:
+    """The affine of the grid whose voxels are blocks of ``affine``'s, of one edge or of edges (z, y, x)."""
+    edges = np.array(block_edges(factor)[::-1], dtype=np.float64)
+    step = np.diag([*edges, 1.0])
+    step[:3, 3] = (edges - 1.0) / 2.0
     return affine @ step
 
 
@@ -201,7 +203,9 @@ def run_demo(
     truth = _array(case.truth[box.index])
     volumes = {"truth": truth}
     for name in BASELINES:
-        volumes[name] = _array(interpolate(case.pooled, name, case.factor)[box.index])
+        volumes[name] = _array(
+            interpolate(case.pooled, name, case.factors, case.prepared.operator)[box.index]
+        )
     sampler = SharedStart(model, case.prepared, box, seed)
     done, total = 0, SharedStart.COST + sum(run.cost * (len(rows) - 1) for run, rows in runs)
 

@@ -59,7 +59,7 @@ def notes(case: Case, result: Result, *, model: str, seed: int) -> str:
     whole = "×".join(str(n) for n in case.truth.shape[2:])
     voxel = "×".join(f"{length:g}" for length in _spacing(case.affine).round(3))
     return (
-        f"{case.name}: {voxel} mm voxels, pooled {case.factor}×{case.factor}×{case.factor}, "
+        f"{case.name}: {voxel} mm voxels, pooled {'×'.join(map(str, case.factors))}, "
         f"restored by {model}\n"
         f"box of {size} voxels (z, y, x) of {whole}: z {z[0]}..{z[1]}, y {y[0]}..{y[1]}, x {x[0]}..{x[1]}\n"
         f"PSNR and SSIM take white less black from the whole volume: {case.data_range:g}; "
@@ -91,8 +91,8 @@ def write_results(
         BadInput: if another file cannot be written.
     """
     fine = box_affine(case.affine, case.box)
-    coarse = coarser_affine(fine, case.factor)
-    pooled = case.pooled[case.box.coarser(case.factor).index][0, 0].cpu().numpy()
+    coarse = coarser_affine(fine, case.factors)
+    pooled = case.pooled[case.box.coarser(case.factors).index][0, 0].cpu().numpy()
     output = next(volume for name, volume in result.volumes.items() if name.split(" ")[0] == strategy)
     volumes = ((result.volumes["truth"], fine), (pooled, coarse), (output, fine))
     for name, (volume, affine) in zip(VOLUMES, volumes, strict=True):

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.data.preprocess import Box, Intensity, Prepared, prepare_conditions
-from scorefusion.degradations.make import input_image
-from scorefusion.degradations.projection import block_mean
+from scorefusion.degradations import block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.evaluate.demo import choose_box, coarser_affine
 from scorefusion.io.nifti import Scan, check_same_grid, read_scan
@@ -64,7 +63,7 @@ class KnownTruth:
 
 def makes_its_input(config: ModelConfig) -> bool:
     """Whether a model's first condition is its degraded target, so that the truth is enough to make it."""
-    return config.degradation.kind != "none" and config.conditions[0] == config.target
+    return config.degradation.measures and config.conditions[0] == config.target
 
 
 def files_needed(config: ModelConfig) -> tuple[str, ...]:
@@ -195,9 +194,9 @@ def as_array(volume: Tensor) -> np.ndarray:
 def _degraded(truth: Tensor, config: ModelConfig) -> Tensor:
     """What would have been measured; noise is in normalised intensity."""
     if not config.degradation.noise:
-        return input_image(truth, config.degradation)
+        return config.degradation.image(truth)
     intensity = Intensity.of(truth, config.intensity)
-    return intensity.denormalise(input_image(intensity.normalise(truth), config.degradation))
+    return intensity.denormalise(config.degradation.image(intensity.normalise(truth)))
 
 
 def _check_grid(scan: Scan, target: Scan, factors: tuple[int, int, int]) -> None:

@@ -56,7 +56,7 @@ def measure(volume: np.ndarray, case: Case) -> dict[str, Any]:
     # The whole truth reaches from 0 to 1: SSIM takes black for 0, and the range is no box's own.
     consistency, inside = case.consistency(volume), case.inside
     volume, truth = case.from_black_to_white(volume), case.from_black_to_white(case.truth)
-    translated = case.config.degradation.kind == "none"
+    translated = not case.config.degradation.measures
     partly = bool(inside.any())
     spectra = compare_spectra(volume, truth)
     return {

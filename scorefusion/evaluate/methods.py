@@ -129,7 +129,7 @@ def model_methods(contender: Contender, *, without_consistency: Sequence[str] = 
         runs = [each for run in runs for each in (run, *_by_condition(run, config))]
     full = [Method(_named(contender, run.name), "sample", contender, run) for run in runs]
     found += full
-    if config.degradation.kind != "none":
+    if config.degradation.measures:
         for method in full:
             if method.run and method.run.strategy in without_consistency and not method.run.branches:
                 name = f"{method.name} without consistency"
@@ -164,11 +164,9 @@ def baseline_names(config: ModelConfig, *, fitted: bool = False) -> tuple[str, .
         fitted: whether there are subjects to fit a regression of intensities on.
     """
     degradation = config.degradation
-    if degradation.kind == "block-mean":
-        return BASELINES
     if degradation.coarse:
-        return (*BASELINES, "pseudo-inverse")
-    if degradation.kind != "none":
+        return BASELINES if degradation.inverse_is_nearest else (*BASELINES, "pseudo-inverse")
+    if degradation.measures:
         return ("pseudo-inverse",)
     return ("input", "intensity regression") if fitted else ("input",)
 

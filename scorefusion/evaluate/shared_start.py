@@ -23,7 +23,7 @@ from scorefusion.models.config import PLANES, ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion, Scores, cropped
 from scorefusion.models.strategies import AVERAGE, STRATEGIES, Strategy, strategies_of, strategy_named
 from scorefusion.ops.fuse_scores import Fusion
-from scorefusion.pipeline.sample import projection, whole_patches
+from scorefusion.pipeline.sample import whole_patches
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class SharedStart:
         full = prepared.condition.shape[2:]
         prepared, self.box = whole_patches(model.config, prepared, box)
         self.condition = prepared.condition[self.box.index]
-        self.project = projection(model.config, prepared, self.box)
+        self.project = prepared.projection(model.config, self.box)
         with torch.no_grad():
             self.inputs = model.prepare(self.condition, origin=box.start, full=full)
         self._start: tuple[Tensor, Scores, dict[int, Tensor]] | None = None

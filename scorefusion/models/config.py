@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from scorefusion.degradations.config import DegradationConfig
+from scorefusion.degradations import MEASUREMENTS, Measurement, Nothing
 from scorefusion.errors import BadInput, unknown_name
 from scorefusion.models.strategies import BUILT_IN, strategy_named
 
@@ -178,7 +178,7 @@ class ModelConfig(Frozen):
     halved_slice_time: bool = False
     strategies: tuple[StrategyName, ...] = BUILT_IN
     residual: ResidualConfig = ResidualConfig()
-    degradation: DegradationConfig = DegradationConfig()
+    degradation: Measurement = Nothing()
     intensity: Literal["minmax", "robust"] = "minmax"
     sampling: SamplingConfig = SamplingConfig()
     domain: dict[str, DomainConfig] = {}
@@ -311,6 +311,8 @@ def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[s
             current = current.__args__[-1] if not isinstance(part, int) else current.__args__[0]
         while hasattr(current, "__args__") and type(None) in getattr(current, "__args__", ()):
             current = next(arg for arg in current.__args__ if arg is not type(None))
+    if current is Measurement:
+        return list({name: None for kind in MEASUREMENTS.values() for name in kind.model_fields})
     if isinstance(current, type) and issubclass(current, BaseModel):
         return list(current.model_fields)
     return []

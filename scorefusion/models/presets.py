@@ -5,11 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from scorefusion.degradations import (
+    BlockMean,
+    CompressedSensing,
+    FewViews,
+    Inpaint,
+    Measurement,
+    Nothing,
+    SliceAverages,
+)
 from scorefusion.errors import unknown_name
 from scorefusion.models.config import (
     PLANES,
     BranchConfig,
-    DegradationConfig,
     ModelConfig,
     ResidualConfig,
     SamplingConfig,
@@ -17,14 +25,14 @@ from scorefusion.models.config import (
     UNetConfig,
 )
 
-NO_DEGRADATION = DegradationConfig()
-BLOCK_MEANS = DegradationConfig(kind="block-mean", factor=4)
+NO_DEGRADATION = Nothing()
+BLOCK_MEANS = BlockMean(factor=4)
 FEW_STEPS = SamplingConfig(solver="ddpm", steps=6, sigma_max=20.0, sigma_min=0.3)
 """Of ddim, ddpm and dpmpp_2m_sde with sigma_min from 0.02 to 2.5, on a training head: six ddpm steps gave
 the highest correlation with the true residual, and a spectrum nearer to it than one step's (docs/models.md).
 """
 
-SMALLER_FRAMES = DegradationConfig(kind="block-mean", edges=(1, 4, 4))
+SMALLER_FRAMES = BlockMean(edges=(1, 4, 4))
 FAR_APART = SamplingConfig(solver="ddpm", steps=8, sigma_max=80.0, sigma_min=0.3)
 """For a residual whose mean over a region is large: up to a high sigma the noisy volume still tells it, and a
 start from noise alone would tell that it is zero. On training subjects t1-t2 gave 3 dB less from sigma 20
@@ -99,7 +107,7 @@ def ct_thick() -> ModelConfig:
         "ct-thick", (24, 40, 56), (16, 32), (2, 4), channels=32, hidden=64,
         conditions=("ct",), target="ct",
         residual=ResidualConfig(base="trilinear+consistency", scale=0.07),
-        degradation=DegradationConfig(kind="thick-slices", axis="z", thickness=4),
+        degradation=SliceAverages(axis="z", thickness=4),
     )  # fmt: skip
 
 
@@ -130,7 +138,7 @@ def _own(
     conditions: tuple[str, ...],
     target: str,
     residual: ResidualConfig,
-    degradation: DegradationConfig = NO_DEGRADATION,
+    degradation: Measurement = NO_DEGRADATION,
     patch: int = 2,
     channels: int = 64,
     hidden: int = 192,
@@ -173,7 +181,7 @@ def paper_slice() -> UNetConfig:
 
 
 def _paper(
-    name: str, conditions: tuple[str, ...], target: str, base: str, degradation: DegradationConfig
+    name: str, conditions: tuple[str, ...], target: str, base: str, degradation: Measurement
 ) -> ModelConfig:
     """A 2D network for each plane and condition, and a 3D network that fuses their scores."""
     several = len(conditions) > 1
@@ -203,18 +211,18 @@ def _paper(
     )
 
 
-_PAPER: dict[str, tuple[tuple[str, ...], str, str, DegradationConfig]] = {
+_PAPER: dict[str, tuple[tuple[str, ...], str, str, Measurement]] = {
     "paper": (("t1",), "t1", "nearest", BLOCK_MEANS),
     "paper-translate": (("t1",), "t2", "identity", NO_DEGRADATION),
     "paper-flair": (("t1", "t2"), "flair", "identity", NO_DEGRADATION),
     "paper-both": (("t1", "t2"), "t1", "nearest", BLOCK_MEANS),
-    "paper-inpaint": (("t1",), "t1", "pseudo-inverse", DegradationConfig(kind="inpaint", hole=0.5)),
-    "paper-ct-sparse": (("ct",), "ct", "pseudo-inverse", DegradationConfig(kind="sparse-view", views=24)),
+    "paper-inpaint": (("t1",), "t1", "pseudo-inverse", Inpaint(hole=0.5)),
+    "paper-ct-sparse": (("ct",), "ct", "pseudo-inverse", FewViews(views=24)),
     "paper-cs-mri": (
-        ("t1",), "t1", "pseudo-inverse", DegradationConfig(kind="cs-mri", acceleration=4, axis="z", seed=0),
+        ("t1",), "t1", "pseudo-inverse", CompressedSensing(acceleration=4, axis="z", seed=0),
     ),
     "paper-thick-slices": (
-        ("t1",), "t1", "trilinear+consistency", DegradationConfig(kind="thick-slices", axis="z", thickness=5),
+        ("t1",), "t1", "trilinear+consistency", SliceAverages(axis="z", thickness=5),
     ),
     "paper-video-sr": (("video",), "video", "trilinear+consistency", SMALLER_FRAMES),
 }  # fmt: skip

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import torch
 
 from scorefusion.data.preprocess import Box, Intensity, on_output_grid
-from scorefusion.degradations.make import make_operator
-from scorefusion.degradations.pooling import Pooling
 from scorefusion.engine.planning.available import (
     available_on,
     available_on_host,
@@ -157,12 +155,12 @@ def _preparation(
     config: ModelConfig, shapes: Sequence[Size], grid: Sequence[int], operator: bool, walk: bool
 ) -> tuple[int, int, bool]:
     """Bytes of the preparation, bytes of a step's projection, and whether the base needs a correction."""
-    fine, kind = 4 * math.prod(grid), config.degradation.kind
-    if not walk or operator or kind == "sparse-view":
-        local = not operator and (kind == "none" or config.degradation.blocks is not None)
+    fine, degradation = 4 * math.prod(grid), config.degradation
+    if not walk or operator or not degradation.traceable:
+        local = not operator and (not degradation.measures or degradation.blocks is not None)
         return (UNWALKED + len(shapes)) * fine, 0 if local else UNWALKED * fine, True
     with torch.device("meta"):
-        measured = make_operator(config.degradation, grid, device="meta")
+        measured = degradation.operator(grid, device="meta")
         volumes = [torch.empty(1, 1, *shape) for shape in shapes]
         found: list[bool] = []
 
@@ -173,10 +171,10 @@ def _preparation(
 
         usage = measure(prepare)
         project = 0
-        if measured is not None and not isinstance(measured, Pooling):
+        if measured is not None and not measured.blocks:
             x = torch.empty(1, 1, *grid)
             project = measure(lambda: x - measured.A_dagger(measured.A(x))).peak_bytes
-    masks = 0 if measured is None or isinstance(measured, Pooling) else fine
+    masks = 0 if measured is None or measured.blocks else fine
     return usage.peak_bytes + masks, project, found[0]
 
 

@@ -15,10 +15,7 @@ from torch import Tensor
 
 from scorefusion.data.domain import check_domain, warnings_of
 from scorefusion.data.preprocess import Box, least_box, prepare_conditions, sampling_box
-from scorefusion.degradations.inpainting import Inpainting
-from scorefusion.degradations.make import disagreement
-from scorefusion.degradations.operator import Operator
-from scorefusion.degradations.pooling import Pooling
+from scorefusion.degradations import Inpainting, Operator
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.isolation import isolated, require_device_after_fork
@@ -221,7 +218,7 @@ class Pipeline:
         """
         given = listed(images)
         self._check_count(given)
-        if mask is not None and self.config.degradation.kind != "inpaint":
+        if mask is not None and not self.config.degradation.takes_mask:
             raise ScoreFusionError(f"a mask is for a model that fills in; '{self.config.name}' does not")
         timings: dict[str, float] = {}
         with timed("read", timings), memory_named(_name(given[0]), "reading it"):
@@ -389,15 +386,15 @@ class Pipeline:
             self._hold(whole, prepared.held, self._tensor(scan))
         if clip == "input":
             lo, hi = float(scan.values.min()), float(scan.values.max())
-            if isinstance(prepared.operator, Pooling):
-                whole = prepared.operator.bounded(whole, self._tensor(scan), lo, hi)
-            else:
+            if prepared.operator is None:
                 whole = whole.clamp(lo, hi)
+            else:
+                whole = prepared.operator.bounded(whole, self._tensor(scan), lo, hi)
         volume = scan.to_own_order(whole[0, 0].cpu().numpy())
         consistency = None
         if prepared.operator is not None:
-            apart = disagreement(prepared.operator, whole, self._tensor(scan), self.config.degradation)
-            consistency = Consistency(*apart)
+            given = self._tensor(scan)
+            consistency = Consistency(*self.config.degradation.disagreement(prepared.operator, whole, given))
         return volume, consistency
 
     def _in_units(self, job: Job, deviation: Tensor | None) -> np.ndarray | None:

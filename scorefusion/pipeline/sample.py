@@ -13,10 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scorefusion.data.preprocess import Box, Prepared
-from scorefusion.degradations.inpainting import Inpainting
-from scorefusion.degradations.pooling import Pooling
-from scorefusion.degradations.projection import BlockPooling, MeasurementProjection
-from scorefusion.degradations.thickness import ThickSlices
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.pool import Around, EnginePool
@@ -75,7 +71,7 @@ def draw_residuals(
     mean = torch.zeros_like(prepared.base[box.index])
     squares = torch.zeros_like(mean)
     condition = prepared.condition[box.index]
-    project = projection(model.config, prepared, box)
+    project = prepared.projection(model.config, box)
     how: dict[str, Any] = {"strategy": strategy, "planes": planes, "around": around}
     asked = min(batch, samples)
     batch = engines.batch_that_fits(box.size, asked, **how)
@@ -107,7 +103,7 @@ def whole_patches(config: ModelConfig, prepared: Prepared, box: Box) -> tuple[Pr
     something that is there; here it is drawn for the voxels beyond, too. Only where a measurement is local:
     of blocks or slices, or none.
     """
-    local = prepared.operator is None or isinstance(prepared.operator, Pooling | ThickSlices)
+    local = prepared.operator is None or prepared.operator.local
     beyond = missing_voxels(config, box)
     if not local or not any(beyond):
         return prepared, box
@@ -128,36 +124,6 @@ def missing_voxels(config: ModelConfig, box: Box) -> list[int]:
     """How many voxels a box lacks along z, y and x to be of whole patches and whole blocks."""
     multiples = [math.lcm(factor, config.multiple) for factor in config.degradation.factors]
     return [-length % multiple for length, multiple in zip(box.size, multiples, strict=True)]
-
-
-def projection(
-    config: ModelConfig, prepared: Prepared, box: Box
-) -> BlockPooling | MeasurementProjection | None:
-    """What makes a residual in the box agree with the measurement.
-
-    Returns:
-        None where nothing is measured, or where ``config.sampling`` does without.
-
-    Raises:
-        ScoreFusionError: if the box leaves out voxels that the measurement mixes with those inside.
-    """
-    operator = prepared.operator
-    if operator is None or not config.sampling.consistency:
-        return None
-    size = prepared.base.shape[2:]
-    if box != box.whole_along(config.degradation.whole, size):
-        raise ScoreFusionError(
-            f"a measurement of kind {config.degradation.kind} mixes voxels over whole slices or the whole "
-            f"volume, so the box must be whole there; got {box} of {list(size)}"
-        )
-    inside = operator.inside(box.index) if isinstance(operator, Inpainting) else operator
-    measured = None
-    if prepared.outside is not prepared.base:
-        short = (prepared.outside - prepared.base)[box.index]
-        measured = inside.A(short) / config.residual.scale
-    if isinstance(inside, Pooling):
-        return BlockPooling(inside.factor, measured)
-    return MeasurementProjection(inside, measured)
 
 
 def _tell(callback: Progress, before: int, total: int, step: int, steps: int, x0: Tensor) -> None:

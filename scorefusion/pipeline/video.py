@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from scorefusion.degradations.make import input_image
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.video import clip_frames, clip_image
 from scorefusion.metrics.image import psnr, ssim
@@ -41,7 +40,7 @@ def degraded(frames: np.ndarray, config: ModelConfig) -> tuple[np.ndarray, np.nd
     if min(kept) == 0:
         raise ScoreFusionError(f"a clip of {list(frames.shape)} (t, y, x) is smaller than a block of {edges}")
     truth = np.ascontiguousarray(frames[: kept[0], : kept[1], : kept[2]])
-    low = input_image(torch.from_numpy(truth)[None, None], config.degradation, seed=0)
+    low = config.degradation.image(torch.from_numpy(truth)[None, None], seed=0)
     return low[0, 0].numpy(), truth
 
 

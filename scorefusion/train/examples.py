@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scorefusion.degradations.make import degrade
 from scorefusion.diffusion.level import NoiseLevel, add_noise, training_target
 from scorefusion.diffusion.schedule import paper_sampling, paper_training, sigma_to_abar
 from scorefusion.errors import ScoreFusionError
@@ -36,7 +35,7 @@ class Example:
 
 def is_degraded(config: ModelConfig) -> bool:
     """Whether the first condition is made from the target."""
-    if config.degradation.kind == "none":
+    if not config.degradation.measures:
         if config.target in config.conditions:
             raise ScoreFusionError(
                 f"model {config.name!r} is given its target, {config.target!r}, as it is; nothing to learn"
@@ -73,7 +72,7 @@ def whole_condition(volume: np.ndarray, config: ModelConfig) -> np.ndarray:
     Lines and noise are those of the degradation's own seed.
     """
     target = torch.from_numpy(np.ascontiguousarray(volume[None, :1], dtype=np.float32))
-    given = degrade(target, config.degradation, base=config.residual.base)
+    given = config.degradation.degrade(target, base=config.residual.base)
     return given.condition[0, 0].numpy()
 
 
@@ -93,7 +92,7 @@ def make_example(volume: Tensor, config: ModelConfig, *, seed: int | None = None
     if needs_whole(config):
         base = parts[len(names)]
     elif is_degraded(config):
-        base = degrade(target, config.degradation, base=config.residual.base, seed=seed).condition
+        base = config.degradation.degrade(target, base=config.residual.base, seed=seed).condition
     else:
         base = given[config.conditions[0]]
     residual = (target - base) / config.residual.scale

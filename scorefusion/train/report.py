@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.data.find import Refusal
-from scorefusion.degradations.make import make_operator
-from scorefusion.degradations.projection import BlockPooling, MeasurementProjection
+from scorefusion.degradations import Projection
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import sample
 from scorefusion.errors import one_line
@@ -244,15 +243,13 @@ def restore(model: ScoreFusion, crop: Crop, stage: StageConfig, seed: int) -> di
     return volumes
 
 
-def _projection(description: ModelConfig, condition: Tensor) -> BlockPooling | MeasurementProjection | None:
+def _projection(description: ModelConfig, condition: Tensor) -> Projection | None:
     """As when a whole volume is sampled; none where what is measured mixes voxels beyond the box."""
     degradation = description.degradation
     if not is_degraded(description) or not description.sampling.consistency or any(degradation.whole):
         return None
-    if degradation.blocks is not None:
-        return BlockPooling(degradation.blocks)
-    operator = make_operator(degradation, condition.shape[2:], device=condition.device)
-    return None if operator is None else MeasurementProjection(operator)
+    operator = degradation.operator(condition.shape[2:], device=condition.device)
+    return None if operator is None else operator.project()
 
 
 def _predict(model: ScoreFusion, inputs: Inputs, strategy: Strategy, x: Tensor, level: NoiseLevel) -> Tensor:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from scorefusion import Pipeline
 from scorefusion.batch.sources import Wanted, find_items
 from scorefusion.cli import app
-from scorefusion.models.config import DegradationConfig, ResidualConfig
+from scorefusion.degradations import Inpaint
+from scorefusion.models.config import ResidualConfig
 from tests.support.batches import names, nobody, refused, translate, volumes, write_model
 from tests.support.tiny import same_grid_config, tiny_config
 
@@ -228,7 +229,7 @@ def test_series_of_a_batch_are_chosen(tmp_path: Path) -> None:
 
 def test_series_of_the_folders_in_a_table(tmp_path: Path) -> None:
     """The way on that the error names works; lines without DICOM are as without ``--series``."""
-    hole, base = DegradationConfig(kind="inpaint", hole=0.3), ResidualConfig(base="identity", scale=0.1)
+    hole, base = Inpaint(hole=0.3), ResidualConfig(base="identity", scale=0.1)
     config = tiny_config(degradation=hole, residual=base)
     model, holes = write_model(tmp_path / "tiny"), write_model(tmp_path / "holes", config)
     for subject in ("p1", "p2"):

@@ -14,8 +14,9 @@ import pytest
 from scorefusion import Pipeline
 from scorefusion.batch.items import Item
 from scorefusion.batch.sources import Wanted, find_items, is_batch
+from scorefusion.degradations import Inpaint
 from scorefusion.errors import BadInput
-from scorefusion.models.config import DegradationConfig, ResidualConfig
+from scorefusion.models.config import ResidualConfig
 from tests.support.batches import names, nobody, refused, translate, volumes, write_model, write_scan
 from tests.support.tiny import AFFINE, same_grid_config, tiny_config
 
@@ -237,7 +238,7 @@ def test_a_table(models: dict[int, Path], tmp_path: Path) -> None:
 
 def test_a_table_with_masks(tmp_path: Path) -> None:
     """Each line's own mask is in its translation, and in what decides whether it is up to date."""
-    hole, base = DegradationConfig(kind="inpaint", hole=0.3), ResidualConfig(base="identity", scale=0.1)
+    hole, base = Inpaint(hole=0.3), ResidualConfig(base="identity", scale=0.1)
     config = tiny_config(degradation=hole, residual=base)
     model = write_model(tmp_path / "tiny", config)
     for number in range(2):

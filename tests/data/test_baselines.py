@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scorefusion.data.baselines import BASELINES, interpolate
-from scorefusion.degradations.projection import block_mean
+from scorefusion.degradations import block_mean
 from scorefusion.errors import ScoreFusionError
 
 FACTOR = 2

@@ -10,7 +10,7 @@ import torch
 
 from scorefusion.data.preprocess import Box, Intensity, Outliers, Prepared, prepare_conditions, sampling_box
 from scorefusion.data.store import StoreSettings, _normalised
-from scorefusion.degradations.pooling import Pooling
+from scorefusion.degradations import Pooling
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import DomainConfig, ModelConfig
 from scorefusion.pipeline.pipeline import Pipeline

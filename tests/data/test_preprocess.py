@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from scorefusion.data.preprocess import Box, Intensity, base_volume, foreground_box
-from scorefusion.degradations.projection import block_mean
+from scorefusion.degradations import block_mean
 from scorefusion.errors import ScoreFusionError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool3d, interpolate
 
-from scorefusion.degradations.projection import BlockPooling, block_mean, upsample_blocks
+from scorefusion.degradations import Pooling, Projection, block_mean, upsample_blocks
 from scorefusion.errors import ScoreFusionError
 
 FACTORS = [1, 2, 4, (1, 2, 3), (4, 1, 1)]
@@ -37,7 +37,7 @@ def test_block_mean_by_hand() -> None:
 def test_means_become_exact_and_twice_is_once(factor: Any, given: bool) -> None:
     x = volume(2, 1, 8, 12, 24)
     measured = block_mean(volume(2, 1, 8, 12, 24, seed=1), factor)
-    project = BlockPooling(factor, measured if given else None)
+    project = Projection(Pooling(factor), measured if given else None)
     once = project(x)
     expected = measured if given else torch.zeros_like(measured)
     assert torch.allclose(block_mean(once, factor), expected, atol=1e-14)
@@ -47,18 +47,18 @@ def test_means_become_exact_and_twice_is_once(factor: Any, given: bool) -> None:
 def test_moves_no_further_than_it_must() -> None:
     """The change is constant in each block, so it is orthogonal to every image of zero block means."""
     x = volume(1, 1, 4, 8, 8)
-    change = BlockPooling(4)(x) - x
-    detail = BlockPooling(4)(volume(1, 1, 4, 8, 8, seed=2))
+    change = Projection(Pooling(4))(x) - x
+    detail = Projection(Pooling(4))(volume(1, 1, 4, 8, 8, seed=2))
     assert abs(float((change * detail).sum())) < 1e-12
 
 
 def test_differentiable() -> None:
     x = volume(1, 1, 2, 2, 4).requires_grad_()
-    assert torch.autograd.gradcheck(BlockPooling(2), (x,))
+    assert torch.autograd.gradcheck(Projection(Pooling(2)), (x,))
 
 
 def test_empty() -> None:
-    assert BlockPooling(2)(torch.empty(0, 1, 4, 4, 4)).shape == (0, 1, 4, 4, 4)
+    assert Projection(Pooling(2))(torch.empty(0, 1, 4, 4, 4)).shape == (0, 1, 4, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_empty() -> None:
             lambda: block_mean(volume(1, 1, 8, 9, 8), 4),
             "8 x 9 x 8 voxels is not a whole number of 4 x 4 x 4 blocks",
         ),
-        (lambda: BlockPooling(4)(volume(1, 1, 8, 8, 6)), "8 x 8 x 6 voxels is not a whole number"),
+        (lambda: Projection(Pooling(4))(volume(1, 1, 8, 8, 6)), "8 x 8 x 6 voxels is not a whole number"),
         (lambda: block_mean(volume(8, 8, 8), 4), r"\[B, C, D, H, W\], got shape \[8, 8, 8\]"),
-        (lambda: BlockPooling(0), "at least 1; got 0"),
-        (lambda: BlockPooling((2, 2)), r"got \(2, 2\)"),
+        (lambda: Projection(Pooling(0)), "at least 1; got 0"),
+        (lambda: Projection(Pooling((2, 2))), r"got \(2, 2\)"),
         (
-            lambda: BlockPooling(2, volume(1, 1, 4, 4, 4))(volume(1, 1, 4, 4, 8)),
+            lambda: Projection(Pooling(2), volume(1, 1, 4, 4, 4))(volume(1, 1, 4, 4, 8)),
             r"measured has \[4, 4, 4\] blocks, the volume has \[2, 2, 4\]",
         ),
     ],

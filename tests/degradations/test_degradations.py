@@ -11,16 +11,24 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from scorefusion.degradations.base import BASES, base_volume
-from scorefusion.degradations.config import DegradationConfig
-from scorefusion.degradations.kspace import KSpace, central_box
-from scorefusion.degradations.make import degrade, make_operator
-from scorefusion.degradations.noise import Noisy
-from scorefusion.degradations.operator import Chain, Operator, conjugate_gradients, inner
-from scorefusion.degradations.pooling import Pooling
-from scorefusion.degradations.projection import block_mean
-from scorefusion.degradations.sparse_view import SparseView
-from scorefusion.degradations.thickness import ThickSlices, slice_profile
+from scorefusion.degradations import (
+    BASES,
+    BlockMean,
+    Chain,
+    KSpace,
+    Measurement,
+    Nothing,
+    Operator,
+    Pooling,
+    SliceAverages,
+    SparseView,
+    ThickSlices,
+    base_volume,
+    block_mean,
+)
+from scorefusion.degradations.kspace import central_box
+from scorefusion.degradations.operator import conjugate_gradients, inner
+from scorefusion.degradations.thick_slices import slice_profile
 from scorefusion.errors import ScoreFusionError
 
 
@@ -35,7 +43,7 @@ def like(y: Tensor, seed: int) -> Tensor:
 
 def described(**values: Any) -> tuple[Operator, tuple[int, int, int]]:
     size = values.pop("size")
-    operator = make_operator(DegradationConfig(**values), size)
+    operator = Measurement.model_validate(values).operator(size)
     assert operator is not None
     return operator, size
 
@@ -56,7 +64,6 @@ OPERATORS = {
     "projections, small detector": (SparseView(4, 5, 6, detector=3, iterations=200), (1, 5, 6)),
     "a hole": described(kind="inpaint", hole=0.5, size=(5, 4, 3)),
     "holes": described(kind="inpaint", hole=0.3, holes=3, seed=2, size=(6, 5, 4)),
-    "noisy": (Noisy(Pooling(2), 0.3), (4, 2, 6)),
     "chain": (Chain(Pooling((1, 2, 1)), ThickSlices(0, 2, 1)), (6, 4, 3)),
     "chain of three": (Chain(Pooling(2), Chain(ThickSlices(1, 2), Pooling((1, 1, 2)))), (4, 8, 8)),
     "chain to k-space": (Chain(KSpace(central_box((2, 4, 3), (1, 0.5, 1))), Pooling(2)), (4, 8, 6)),
@@ -152,20 +159,21 @@ def test_slices_without_gaps_are_blocks() -> None:
 
 
 def test_noise_is_drawn_from_its_seed_and_has_its_deviation() -> None:
-    noisy, x = Noisy(Pooling(1), 0.5), volume(1, 1, 20, 20, 20)
-    noise = noisy.measure(x, 7) - x
-    assert torch.equal(noise, noisy.measure(x, 7) - x) and not torch.equal(noise, noisy.measure(x, 8) - x)
+    noisy, x = BlockMean(noise=0.5), volume(1, 1, 20, 20, 20)
+    noise = noisy.image(x, seed=7) - x
+    assert torch.equal(noise, noisy.image(x, seed=7) - x)
+    assert not torch.equal(noise, noisy.image(x, seed=8) - x)
     assert float(noise.std()) == pytest.approx(0.5, rel=0.05) and abs(float(noise.mean())) < 0.02
 
 
 def test_bases() -> None:
-    config = DegradationConfig(kind="thick-slices", axis="z", thickness=3, gap=1)
+    config = SliceAverages(axis="z", thickness=3, gap=1)
     target = volume(1, 1, 8, 3, 4)
-    operator = make_operator(config, target.shape[2:])
+    operator = config.operator(target.shape[2:])
     assert operator is not None
     measured = operator.A(target)
     for kind in BASES[:-1]:
-        made = degrade(target, config, base=kind)
+        made = config.degrade(target, base=kind)
         assert made.measured is not None and torch.equal(made.measured, measured)
         assert made.condition.shape == target.shape
         if kind in ("trilinear+consistency", "pseudo-inverse"):
@@ -173,22 +181,22 @@ def test_bases() -> None:
     linear = interpolate(measured, size=(8, 3, 4), mode="trilinear", align_corners=False)
     torch.testing.assert_close(base_volume(measured, "trilinear", (4, 1, 1)), linear)
     ramp = torch.arange(8.0).reshape(1, 1, 8, 1, 1).expand(1, 1, 8, 2, 2)
-    inside = degrade(ramp, config, base="trilinear").condition[0, 0, 2:6, 0, 0]
+    inside = config.degrade(ramp, base="trilinear").condition[0, 0, 2:6, 0, 0]
     torch.testing.assert_close(inside, ramp[0, 0, 2:6, 0, 0])  # slices lie in the middle of their steps
     with pytest.raises(ScoreFusionError, match="unknown base"):
-        degrade(target, config, base="cubic")
+        config.degrade(target, base="cubic")
     with pytest.raises(ScoreFusionError, match="identity"):
-        degrade(target, config, base="identity")
+        config.degrade(target, base="identity")
 
 
 def test_nothing_is_degraded_by_none() -> None:
     x = volume(1, 1, 3, 4, 5)
-    assert make_operator(DegradationConfig(), (3, 4, 5)) is None
-    assert degrade(x, DegradationConfig()) == (None, x)
+    assert Nothing().operator((3, 4, 5)) is None
+    assert Nothing().degrade(x) == (None, x)
 
 
 def test_descriptions_are_saved_with_what_they_take_and_read_again() -> None:
-    assert DegradationConfig.model_validate({"kind": "block-mean", "factor": 4}).factors == (4, 4, 4)
+    assert Measurement.model_validate({"kind": "block-mean", "factor": 4}).factors == (4, 4, 4)
     for values in (
         {"kind": "none", "factor": 1},
         {"kind": "block-mean", "factor": 2},
@@ -199,14 +207,14 @@ def test_descriptions_are_saved_with_what_they_take_and_read_again() -> None:
         {"kind": "sparse-view", "factor": 1, "views": 30},
         {"kind": "inpaint", "factor": 1, "hole": 0.3, "holes": 2, "seed": 1},
     ):
-        config = DegradationConfig.model_validate(values)
+        config = Measurement.model_validate(values)
         assert json.loads(config.model_dump_json()) == values
-        assert DegradationConfig.model_validate_json(config.model_dump_json()) == config
+        assert Measurement.model_validate_json(config.model_dump_json()) == config
 
 
 def test_grids_and_blocks() -> None:
-    def of(**values: Any) -> DegradationConfig:
-        return DegradationConfig(**values)
+    def of(**values: Any) -> Measurement:
+        return Measurement.model_validate(values)
 
     slices = of(kind="thick-slices", axis="y", thickness=3, gap=1)
     assert slices.factors == (1, 4, 1) and slices.blocks is None and slices.coarse
@@ -224,7 +232,7 @@ def test_grids_and_blocks() -> None:
     [
         ({"kind": "none", "factor": 4}, "'factor' is for degradation block-mean, not none"),
         ({"kind": "inpaint", "views": 4}, "'views' is for degradation sparse-view"),
-        ({"kind": "k-space", "axis": "z"}, "'axis' is for degradation thick-slices and cs-mri"),
+        ({"kind": "k-space", "axis": "z"}, "'axis' is for degradation cs-mri and thick-slices"),
         ({"kind": "thick-slices", "axis": "z"}, "needs 'thickness'"),
         ({"kind": "sparse-view"}, "needs 'views'"),
         ({"kind": "block-mean", "factor": 2, "edges": (1, 2, 2)}, "'factor' or 'edges'"),
@@ -232,27 +240,27 @@ def test_grids_and_blocks() -> None:
         ({"kind": "thick-slices", "axis": "z", "thickness": 2, "gap": -1}, "'gap'"),
         ({"kind": "cs-mri", "acceleration": 0.5}, "'acceleration' is at least 1"),
         ({"kind": "k-space", "fraction": (0.5, 0, 1)}, "'fraction' is a share"),
-        ({"kind": "blockmean"}, "Input should be"),
+        ({"kind": "blockmean"}, "did you mean 'block-mean'"),
         ({"kind": "none", "factr": 1}, "Extra inputs"),
+        ({"kind": "none", "noise": -1.0}, "'noise' is at least 0"),
     ],
 )
 def test_rejects_bad_descriptions(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        DegradationConfig(**values)
+        Measurement.model_validate(values)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (
-            lambda: make_operator(DegradationConfig(kind="block-mean", factor=4), (8, 8, 6)),
+            lambda: BlockMean(factor=4).operator((8, 8, 6)),
             "along x that is a multiple of 4; got 6",
         ),
         (lambda: ThickSlices(0, 3).A(volume(1, 1, 4, 4, 4)), "multiple of 3"),
         (lambda: ThickSlices(3, 3), "axis 0, 1 or 2"),
         (lambda: ThickSlices(0, 0), "at least 1 voxel"),
         (lambda: slice_profile(2, 0, "bx"), "did you mean 'box'"),
-        (lambda: Noisy(Pooling(2), -1.0), "at least 0"),
         (lambda: Chain(Pooling(2), Pooling(2), iterations=0), "at least 1 iteration"),
     ],
 )

@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorefusion.degradations.config import DegradationConfig
-from scorefusion.degradations.inpainting import Inpainting, known_outside_boxes
-from scorefusion.degradations.kspace import KSpace, central_box, random_lines
-from scorefusion.degradations.make import degrade, make_operator
-from scorefusion.degradations.sparse_view import SparseView
+from scorefusion.degradations import (
+    CompressedSensing,
+    Inpaint,
+    Inpainting,
+    KSpace,
+    LowFrequencies,
+    SparseView,
+)
+from scorefusion.degradations.inpainting import known_outside_boxes
+from scorefusion.degradations.kspace import central_box, random_lines
 from scorefusion.errors import ScoreFusionError
 from scorefusion.optional import need
 
@@ -36,7 +41,7 @@ def phantom(n: int) -> Tensor:
 def test_k_space_is_numpys_centred_transform(size: tuple[int, int, int]) -> None:
     x = volume(1, 1, *size)
     full = np.fft.fftshift(np.fft.fftn(x[0, 0].numpy(), norm="ortho"))
-    operator = make_operator(DegradationConfig(kind="k-space", fraction=(0.5, 0.7, 0.4)), size)
+    operator = LowFrequencies(fraction=(0.5, 0.7, 0.4)).operator(size)
     assert operator is not None
     kept = np.zeros(size, dtype=bool)
     middle, reach = (
@@ -84,15 +89,15 @@ def test_random_lines(size: tuple[int, ...]) -> None:
 
 
 def test_every_slice_has_the_same_lines_along_the_axis_that_is_read_out() -> None:
-    config = DegradationConfig(kind="cs-mri", axis="y", acceleration=2, centre=0.2)
-    operator = make_operator(config, (24, 5, 7))
+    config = CompressedSensing(axis="y", acceleration=2, centre=0.2)
+    operator = config.operator((24, 5, 7))
     assert isinstance(operator, KSpace) and operator.mask.shape == (24, 1, 1)
     y = operator.A(volume(1, 1, 24, 5, 7))
     expected = np.fft.fftshift(np.fft.fftn(volume(1, 1, 24, 5, 7).numpy(), axes=(2, 4), norm="ortho"), (2, 4))
     kept = operator.mask[:, 0, 0]
     np.testing.assert_allclose(y[:, :, kept].numpy(), expected[:, :, kept.numpy()], atol=1e-12)
     assert not y[:, :, ~kept].any()
-    other = make_operator(config, (24, 5, 7), seed=9)
+    other = config.operator((24, 5, 7), seed=9)
     assert isinstance(other, KSpace) and not torch.equal(other.mask, operator.mask)
 
 
@@ -135,22 +140,22 @@ def test_boxes_that_are_missing() -> None:
     assert 4**3 < int((~many).sum()) <= 3 * 4**3
     assert torch.equal(many, known_outside_boxes((20, 20, 20), hole=0.2, holes=3, seed=4))
     x = volume(1, 1, 8, 4, 6)
-    measured, condition = degrade(x, DegradationConfig(kind="inpaint", hole=0.5))
+    measured, condition = Inpaint(hole=0.5).degrade(x)
     assert measured is not None and torch.equal(measured, x * middle) and torch.equal(condition, measured)
 
 
 def test_noise_in_k_space_is_complex_and_masks_stay() -> None:
     x = volume(1, 1, 16, 16, 16)
-    config = DegradationConfig(kind="k-space", fraction=0.5, noise=0.3)
-    clean = degrade(x, config.model_copy(update={"noise": 0.0}))
-    noisy = degrade(x, config)
+    config = LowFrequencies(fraction=0.5, noise=0.3)
+    clean = config.model_copy(update={"noise": 0.0}).degrade(x)
+    noisy = config.degrade(x)
     assert clean.measured is not None and noisy.measured is not None
     apart = noisy.measured - clean.measured
     assert float(apart.real.std()) == pytest.approx(0.3, rel=0.05)
     assert float(apart.imag.std()) == pytest.approx(0.3, rel=0.05)
     assert float((noisy.condition - clean.condition).std()) < 0.3  # what is not measured adds none
-    assert torch.equal(degrade(x, config, seed=5).condition, degrade(x, config, seed=5).condition)
-    assert not torch.equal(degrade(x, config, seed=5).condition, noisy.condition)
+    assert torch.equal(config.degrade(x, seed=5).condition, config.degrade(x, seed=5).condition)
+    assert not torch.equal(config.degrade(x, seed=5).condition, noisy.condition)
 
 
 @pytest.mark.parametrize(

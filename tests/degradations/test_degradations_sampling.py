@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.data.preprocess import Box, prepare_conditions
-from scorefusion.degradations.config import DegradationConfig
-from scorefusion.degradations.inpainting import Inpainting
-from scorefusion.degradations.make import input_image, make_operator
-from scorefusion.degradations.operator import Operator
-from scorefusion.degradations.projection import BlockPooling, MeasurementProjection
-from scorefusion.degradations.sparse_view import SparseView
+from scorefusion.degradations import Inpainting, LowFrequencies, Operator, Pooling, Projection, SparseView
 from scorefusion.diffusion.sample import sample
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.planning.plan import plan
@@ -26,7 +21,6 @@ from scorefusion.evaluate.shared_start import SharedStart, strategy_runs
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.table import table_for
 from scorefusion.pipeline.pipeline import Pipeline
-from scorefusion.pipeline.sample import projection
 from tests.support.tape_graphs import TapeGraphs
 from tests.support.tiny import same_grid_config, tiny_config, tiny_image, tiny_model
 
@@ -51,7 +45,7 @@ def config_of(name: str, **changes: Any) -> ModelConfig:
 
 
 def operator_of(config: ModelConfig, size: tuple[int, int, int] = SIZE) -> Operator:
-    operator = make_operator(config.degradation, size)
+    operator = config.degradation.operator(size)
     assert operator is not None
     return operator
 
@@ -75,21 +69,21 @@ def test_a_projection_agrees_with_what_was_measured(name: str) -> None:
     if isinstance(operator, SparseView):
         operator.iterations = 300  # white noise is the worst case
     measured = operator.A(volume(2, 1, *SIZE).double())
-    project = MeasurementProjection(operator, measured)
+    project = Projection(operator, measured)
     x = volume(2, 1, *SIZE, seed=1).double()
     once = project(x)
     assert error(operator, x, measured) > 0.3
     assert error(operator, once, measured) < 1e-6
     torch.testing.assert_close(project(once), once, rtol=0, atol=1e-4)
-    of_zero = MeasurementProjection(operator)(x)
+    of_zero = Projection(operator)(x)
     assert float(operator.A(of_zero).abs().max()) < 1e-5
 
 
-def test_a_projection_onto_blocks_is_the_fast_one() -> None:
-    operator, x = operator_of(config_of("blocks")), volume(1, 1, *SIZE)
-    measured = operator.A(volume(1, 1, *SIZE, seed=1))
-    slow = MeasurementProjection(operator, measured)(x)
-    torch.testing.assert_close(slow, BlockPooling(2, measured)(x))
+class Plain:
+    """The three functions of an operator and nothing else."""
+
+    def __init__(self, operator: Operator) -> None:
+        self.A, self.A_adjoint, self.A_dagger = operator.A, operator.A_adjoint, operator.A_dagger
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -101,10 +95,7 @@ def test_the_engine_draws_what_the_sampler_draws(name: str) -> None:
     engine = Engine(model, plan(config, SIZE))
     for seed, given in ((3, True), (5, False)):
         measured = 0.1 * operator_of(config).A(volume(1, 1, *SIZE, seed=seed)) if given else None
-        blocks = config.degradation.blocks
-        project: Any = MeasurementProjection(operator_of(config), measured)
-        if blocks is not None:
-            project = BlockPooling(blocks, measured)
+        project = operator_of(config).project(measured)
         inputs = model.prepare(condition)
         expected = sample(
             lambda x, level, inputs=inputs: model.unfused(x, inputs, level, strategy="fuse+features"),
@@ -119,7 +110,7 @@ def test_a_projection_does_not_wait_for_the_device(name: str) -> None:
     """It can be captured as a graph. (The tape cannot record the sparse matrices of projections.)"""
     operator = operator_of(config_of(name))
     x = volume(1, 1, *SIZE)
-    project = MeasurementProjection(operator, operator.A(x))
+    project = Projection(operator, operator.A(x))
     expected, graphs = project(x + 1), TapeGraphs()
     x.add_(1)
     replay = graphs.capture(lambda: x.copy_(project(x)), graphs.pool())
@@ -135,27 +126,27 @@ def test_an_engine_goes_from_one_projection_to_another() -> None:
     measured, other = (operator_of(config).A(volume(1, 1, *SIZE, seed=n)) for n in (1, 2))
     drawn = []
     for project in (
-        BlockPooling(2, measured),
-        MeasurementProjection(operator_of(config), other),
-        MeasurementProjection(operator_of(config), measured),
-        BlockPooling(2, other),
+        Projection(Pooling(2), measured),
+        Projection(Plain(Pooling(2)), other),
+        Projection(Plain(Pooling(2)), measured),
+        Projection(Pooling(2), other),
     ):
         engine.load(condition, project=project)
         drawn.append(engine.run(table, [1]))
         captured = next(iter(engine.captured.values())).captured
-        assert captured == (2 if isinstance(project, MeasurementProjection) else 1)
+        assert captured == (1 if project.blocks else 2)
     torch.testing.assert_close(drawn[2], drawn[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(drawn[3], drawn[1], rtol=1e-4, atol=1e-5)
     assert float((drawn[0] - drawn[1]).abs().max()) > 0.1
     with pytest.raises(ScoreFusionError, match="means of blocks"):
-        engine.load(condition, project=BlockPooling((1, 2, 2)))
+        engine.load(condition, project=Projection(Pooling((1, 2, 2))))
 
 
 def image_of(config: ModelConfig, size: tuple[int, int, int] = SIZE) -> tuple[Any, np.ndarray]:
     """What a pipeline is given, made of a ball; (x, y, z) order, axes R, A, S."""
     truth = np.asarray(tiny_image(size[::-1]).dataobj).astype(np.float32)
     target = torch.from_numpy(truth.transpose(2, 1, 0).copy())[None, None]
-    given = input_image(target, config.degradation)[0, 0].numpy().transpose(2, 1, 0)
+    given = config.degradation.image(target)[0, 0].numpy().transpose(2, 1, 0)
     steps = [2.0 * n / m for n, m in zip(truth.shape, given.shape, strict=True)]
     return nib.Nifti1Image(given, np.diag([*steps, 1.0])), truth
 
@@ -285,12 +276,12 @@ def test_boxes_are_whole_where_voxels_are_mixed() -> None:
     given = torch.zeros(1, 1, 24, 40, 40)
     given[:, :, 10:14, 18:22, 18:22] = volume(4, 4, 4)
     prepared = prepare_conditions([given], config)
-    assert projection(config, prepared, Box((2, 0, 0), (20, 40, 40))) is not None
+    assert prepared.projection(config, Box((2, 0, 0), (20, 40, 40))) is not None
     with pytest.raises(ScoreFusionError, match="must be whole"):
-        projection(config, prepared, Box((2, 0, 4), (20, 40, 40)))
+        prepared.projection(config, Box((2, 0, 4), (20, 40, 40)))
     holes = prepare_conditions([given], config_of("holes"))
-    project = projection(config_of("holes"), holes, Box((2, 4, 6), (20, 30, 28)))
-    assert isinstance(project, MeasurementProjection) and isinstance(holes.operator, Inpainting)
+    project = holes.projection(config_of("holes"), Box((2, 4, 6), (20, 30, 28)))
+    assert project is not None and isinstance(holes.operator, Inpainting)
     inside = project.operator
     assert isinstance(inside, Inpainting) and torch.equal(
         inside.known, holes.operator.known[2:20, 4:30, 6:28]
@@ -298,11 +289,11 @@ def test_boxes_are_whole_where_voxels_are_mixed() -> None:
 
 
 def test_noise_is_reproduced_too() -> None:
-    config = DegradationConfig(kind="k-space", fraction=0.5, noise=0.2)
-    operator = make_operator(config, SIZE)
+    config = LowFrequencies(fraction=0.5, noise=0.2)
+    operator = config.operator(SIZE)
     assert operator is not None
     x = volume(1, 1, *SIZE)
-    clean = input_image(x, config.model_copy(update={"noise": 0.0}))
-    noisy = input_image(x, config, seed=1)
+    clean = config.model_copy(update={"noise": 0.0}).image(x)
+    noisy = config.image(x, seed=1)
     assert error(operator, noisy, operator.A(clean)) > 0.01
-    assert torch.equal(noisy, input_image(x, config, seed=1))
+    assert torch.equal(noisy, config.image(x, seed=1))

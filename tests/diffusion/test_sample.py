@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorefusion.degradations.projection import BlockPooling, block_mean
+from scorefusion.degradations import Pooling, Projection, block_mean
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import sample
 from scorefusion.diffusion.schedule import Karras, paper_sampling
@@ -74,7 +74,7 @@ def test_one_pass_a_step_is_separate_operations(name: str, backend: str | None) 
 
     condition, options = torch.zeros(2, 1, 4, 6, 8), {"seeds": [3, -4], "clamp": 0.9, "origin": (1, 2, 4)}
     draw = functools.partial(normal, (2, 1, 4, 6, 8), [3, -4], origin=(1, 2, 4))
-    for project in (None, BlockPooling((2, 2, 4), measured)):
+    for project in (None, Projection(Pooling((2, 2, 4)), measured)):
         with use_backend(backend) if backend else contextlib.nullcontext():
             fused = sample(model, condition, TABLES[name], project=project, **options)
         separate = sample(model, condition, TABLES[name], project=project, noise=draw, **options)
@@ -118,7 +118,7 @@ def test_noise_is_drawn_only_where_a_row_uses_it(name: str) -> None:
 @pytest.mark.parametrize("name", SOLVERS)
 def test_ends_on_the_clamped_and_projected_x0(name: str) -> None:
     seen: list[tuple[int, int, Tensor]] = []
-    project = BlockPooling(2)
+    project = Projection(Pooling(2))
     limits: list[float] = []
 
     def watch(x0: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scorefusion.models.config import DegradationConfig, DomainConfig, ResidualConfig
+from scorefusion.degradations import Inpaint
+from scorefusion.models.config import DomainConfig, ResidualConfig
 from scorefusion.pipeline.pipeline import Pipeline
 from tests.support.tiny import tiny_config, tiny_image, tiny_model, write_tiny
 
@@ -199,7 +200,7 @@ def test_a_whole_translation_with_odd_names(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     folder = tmp_path / "a;touch X;b $(touch X) `touch X` 'q' \"q\" *\n-ü"
     folder.mkdir()
-    hole, base = DegradationConfig(kind="inpaint", hole=0.3), ResidualConfig(base="identity", scale=0.1)
+    hole, base = Inpaint(hole=0.3), ResidualConfig(base="identity", scale=0.1)
     tiny_model(tiny_config(degradation=hole, residual=base)).save_pretrained(folder / "tiny", card="# tiny\n")
     source, mask, output = folder / "-in 1.nii.gz", folder / "-mask;.nii.gz", "-out;touch X.nii.gz"
     image = tiny_image()

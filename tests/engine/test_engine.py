@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scorefusion.degradations.projection import BlockPooling
+from scorefusion.degradations import Pooling, Projection
 from scorefusion.diffusion.sample import sample
 from scorefusion.engine import engine as module
 from scorefusion.engine.engine import Engine
@@ -46,7 +46,8 @@ def plainly(model: ScoreFusion, condition: Tensor, seeds: list[int], steps: int,
     return sample(
         lambda x, level: model.unfused(x, inputs, level, step=next(turn), **choice),
         condition, table_for(config, steps=steps), seeds=seeds, origin=(2, 4, 6),
-        clamp=config.sampling.clamp, project=BlockPooling(config.degradation.factor) if pooled else None,
+        clamp=config.sampling.clamp,
+        project=Projection(Pooling(config.degradation.factors)) if pooled else None,
     )  # fmt: skip
 
 

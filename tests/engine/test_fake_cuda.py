@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from benchmarks.fake_cuda import CUDA, FakeEngine, Indexing, OnDevice, taken
-from scorefusion.degradations.projection import BlockPooling
+from scorefusion.degradations import Pooling, Projection
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import _fused
 from scorefusion.models.presets import preset
@@ -65,7 +65,7 @@ def walk(
         key: FakeTensor(mode, value.detach(), torch.device("cpu") if key == on_host else CUDA)
         for key, value in [*step.named_parameters(), *step.named_buffers()]
     }
-    factor = config.degradation.factor
+    factor = config.degradation.factors
     with mode, torch.no_grad(), Indexing():
         condition = torch.empty(batch, len(config.conditions), *size, device="cuda")
         x, x0 = (torch.empty(batch, 1, *size, device="cuda") for _ in range(2))
@@ -73,7 +73,7 @@ def walk(
         inputs = model.prepare(condition)
         abar, t = table.rows[0, :2].tolist()
         level = NoiseLevel.of(abar, int(t), batch, x.device)
-        project = BlockPooling(factor)
+        project = Projection(Pooling(factor))
         update = _fused(table, x, noise_keys(list(range(batch)), device="cuda"), 1.0, project)
         with OnDevice() as watched:
             x_next, x0_next = torch.func.functional_call(step, placed, (x, x0, inputs, level, update))

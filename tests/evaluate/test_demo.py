@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from scorefusion.cli import app
 from scorefusion.data.preprocess import Box
-from scorefusion.degradations.projection import block_mean
+from scorefusion.degradations import block_mean
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.demo import Case, Result, make_case, run_demo
 from scorefusion.evaluate.demo_report import FILES, table_text

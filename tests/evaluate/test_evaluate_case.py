@@ -12,8 +12,7 @@ import torch
 from scorefusion.data.config import DatasetConfig
 from scorefusion.data.find import find_subjects
 from scorefusion.data.subject import Subject
-from scorefusion.degradations.config import DegradationConfig
-from scorefusion.degradations.projection import block_mean
+from scorefusion.degradations import Measurement, block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.evaluate.baselines import baseline_volume, fit_regression
 from scorefusion.evaluate.case import Case, Where, find_cases, is_synthetic, label_names, read_case
@@ -201,7 +200,7 @@ def test_boxes_and_slabs(folder: Path) -> None:
 )
 def test_every_degradation(folder: Path, degradation: dict[str, object]) -> None:
     config = tiny_config(
-        degradation=DegradationConfig.model_validate(degradation),
+        degradation=Measurement.model_validate(degradation),
         residual=ResidualConfig(base="pseudo-inverse", scale=0.2),
     )
     case = case_of(folder, config)

@@ -11,7 +11,7 @@ import torch
 
 from scorefusion import Pipeline
 from scorefusion.data.baselines import interpolate
-from scorefusion.degradations.projection import block_mean
+from scorefusion.degradations import block_mean
 from scorefusion.io.nifti import read_scan
 from scorefusion.metrics.image import psnr
 from scorefusion.models.domain import made_for

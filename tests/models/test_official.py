@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorefusion.degradations.projection import BlockPooling
+from scorefusion.degradations import Pooling, Projection
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import sample
 from scorefusion.diffusion.schedule import paper_sampling
@@ -116,7 +116,7 @@ def test_trajectories(golden, model, name, dtype):
         ddpm(paper_sampling().at([999, 799, 599, 400, 200, 0])),
         seeds=[0],
         clamp=1.0,
-        project=BlockPooling(4) if name == "sample_poolx4" else None,
+        project=Projection(Pooling(4)) if name == "sample_poolx4" else None,
         noise=lambda number: noise(number, x[:, :1].shape).to(dtype),
     )
     expected = golden[name].reshape(found.shape)
@@ -147,7 +147,7 @@ def test_defaults_are_the_authors_sampler(model):
     config = model.config
     assert config.prediction == "eps" and config.intensity == "minmax"
     assert (config.residual.base, config.residual.scale) == ("nearest", 2.0)
-    assert (config.degradation.kind, config.degradation.factor) == ("block-mean", 4)
+    assert (config.degradation.kind, config.degradation.factors) == ("block-mean", (4, 4, 4))
     sampling = config.sampling
     assert (sampling.solver, sampling.steps, sampling.schedule, sampling.clamp) == (
         "official",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorefusion.degradations.projection import BlockPooling
+from scorefusion.degradations import Pooling, Projection
 from scorefusion.diffusion.sample import sample
 from scorefusion.diffusion.schedule import paper_sampling
 from scorefusion.diffusion.solvers import make_table
@@ -263,7 +263,7 @@ def test_is_the_sampling_loop(backend: str, solver: str) -> None:
         origin=origin,
         sample=2,
         clamp=1.0,
-        project=BlockPooling(2, measured),
+        project=Projection(Pooling(2), measured),
     )
     x = math.sqrt(1.0 - table.abar_start) * normal(shape, seeds, 0, origin=origin, sample=2)
     x0, rows = x, torch.tensor(table.rows[:, 2:]).float()

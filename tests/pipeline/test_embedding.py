@@ -21,7 +21,8 @@ import torch
 
 import scorefusion
 from scorefusion import Cancelled, Pipeline
-from scorefusion.models.config import DegradationConfig, ResidualConfig
+from scorefusion.degradations import FewViews
+from scorefusion.models.config import ResidualConfig
 from tests.support.tiny import AFFINE, same_grid_config, tiny_config, tiny_image, tiny_model, write_tiny
 from tests.support.waiting import PATIENCE
 
@@ -89,7 +90,7 @@ def test_nothing_is_printed_and_no_state_is_left(tmp_path: Path, capfd: pytest.C
         conditions=("ct",),
         branches=tiny_config().branches,
         residual=ResidualConfig(base="pseudo-inverse"),
-        degradation=DegradationConfig(kind="sparse-view", views=5),
+        degradation=FewViews(views=5),
     )
     sparse = tiny_model(config).train()
     random.seed(1)

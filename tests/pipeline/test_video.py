@@ -13,10 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from scorefusion.cli import app
+from scorefusion.degradations import BlockMean, Nothing
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.nifti import read_scan
 from scorefusion.io.video import clip_frames, clip_image, read_clip, write_clip
-from scorefusion.models.config import DegradationConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.pipeline.video import bicubic, clip_figure, degraded, scores, side_by_side
 from tests.support.tiny import tiny_config
@@ -32,7 +32,7 @@ def moving(size: tuple[int, int, int] = SIZE) -> np.ndarray:
 
 def write_model(folder: Path, **degradation: Any) -> Path:
     torch.manual_seed(3)
-    config = tiny_config(degradation=DegradationConfig(kind="block-mean", **degradation))
+    config = tiny_config(degradation=BlockMean(**degradation))
     model = ScoreFusion(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
@@ -108,14 +108,14 @@ def test_scores_know_noise_from_flicker() -> None:
 
 
 def test_a_model_of_clips_is_given_means_of_pixels() -> None:
-    config = tiny_config(degradation=DegradationConfig(kind="block-mean", edges=(1, 4, 4)))
+    config = tiny_config(degradation=BlockMean(edges=(1, 4, 4)))
     low, truth = degraded(moving((3, 18, 21)), config)
     assert truth.shape == (3, 16, 20) and low.shape == (3, 4, 5)
     np.testing.assert_allclose(low, truth.reshape(3, 4, 4, 5, 4).mean(axis=(2, 4)), atol=1e-4)
     with pytest.raises(ScoreFusionError, match="smaller than a block"):
         degraded(moving((3, 3, 21)), config)
     with pytest.raises(ScoreFusionError, match="does not restore"):
-        degraded(truth, tiny_config(degradation=DegradationConfig(), residual={"base": "identity"}))
+        degraded(truth, tiny_config(degradation=Nothing(), residual={"base": "identity"}))
 
 
 def test_clips_beside_one_another() -> None:

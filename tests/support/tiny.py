@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from scorefusion.degradations import BlockMean, Nothing
 from scorefusion.models.config import (
     PLANES,
     BranchConfig,
-    DegradationConfig,
     ModelConfig,
     ResidualConfig,
     SamplingConfig,
@@ -37,7 +37,7 @@ def tiny_config(**changes: Any) -> ModelConfig:
         "fusion": network,
         "feature_scales": (1,),
         "residual": ResidualConfig(base="trilinear+consistency", scale=0.1),
-        "degradation": DegradationConfig(kind="block-mean", factor=2),
+        "degradation": BlockMean(factor=2),
         "intensity": "minmax",
         "sampling": SamplingConfig(steps=2),
         **changes,
@@ -52,7 +52,7 @@ def same_grid_config(**changes: Any) -> ModelConfig:
         "target": "flair",
         "branches": tuple(BranchConfig(plane=plane, conditions=(0, 1)) for plane in PLANES),
         "residual": ResidualConfig(base="identity", scale=2.0),
-        "degradation": DegradationConfig(),
+        "degradation": Nothing(),
     }
     return tiny_config(**{**values, **changes})
 

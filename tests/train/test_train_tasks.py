@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from scorefusion.degradations.make import degrade, make_operator
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import ModelConfig, parse
 from scorefusion.models.presets import preset
@@ -116,7 +115,7 @@ def test_both_conditions_are_the_pooled_target_and_the_other_contrast() -> None:
     volume = torch.rand(2, 2, 8, 8, 8)
     example = make_example(volume, config)
     assert torch.equal(example.condition[:, 1:], volume[:, 1:])
-    expected = degrade(volume[:, :1], config.degradation, base=config.residual.base).condition
+    expected = config.degradation.degrade(volume[:, :1], base=config.residual.base).condition
     torch.testing.assert_close(example.condition[:, :1], expected)
 
 
@@ -151,7 +150,7 @@ def test_a_look_agrees_with_what_was_measured(degradation: dict[str, Any]) -> No
     stage = StageConfig(kind="patches", steps=1)
     truth, base, *results = restore(model, Crop(volume, (0, 0, 0), (24, 24, 24)), stage, 0).values()
     assert torch.equal(truth, volume[:, :1]) and not torch.allclose(base, truth, atol=0.1)
-    operator = make_operator(config.degradation, (16, 16, 16))
+    operator = config.degradation.operator((16, 16, 16))
     assert operator is not None
     for result in results:
         assert (result - base).std() > 1e-3

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import ValidationError
 
+from scorefusion.degradations import BlockMean, Nothing
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.models.config import (
     PLANES,
     BranchConfig,
-    DegradationConfig,
     DomainConfig,
     ModelConfig,
     Plane,
@@ -58,8 +58,8 @@ def official_card(model: ScoreFusion, files: Sequence[str]) -> str:
     if config.fusion is not None:
         widths["3D"] = config.fusion.widths
     task = (
-        f"{config.degradation.factor}× super-resolution from block means"
-        if config.degradation.kind == "block-mean"
+        f"{config.degradation.factors[0]}× super-resolution from block means"
+        if config.degradation.measures
         else "translation between images on one grid"
     )
     lines = [
@@ -327,7 +327,7 @@ def _configuration(
         feature_kernel=3 if layers and _wide(shapes, networks) else 1,
         strategies=strategies,
         residual=ResidualConfig(base="nearest" if factor > 1 else "identity", scale=2.0),
-        degradation=DegradationConfig(kind="block-mean" if factor > 1 else "none", factor=factor),
+        degradation=BlockMean(factor=factor) if factor > 1 else Nothing(),
         sampling=SamplingConfig(
             single_plane="sagittal" if fusion is not None else None,
             solver="official",

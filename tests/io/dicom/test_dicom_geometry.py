@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from scorefusion.degradations import BlockMean
 from scorefusion.io.dicom.read import DicomScan, read_dicom_series
 from scorefusion.io.dicom.write import save_dicom_series
 from scorefusion.io.nifti import fine_affine, read_scan
-from scorefusion.models.config import DegradationConfig
 from scorefusion.pipeline.pipeline import Pipeline
 from tests.support.dicom_series import CT, MR, ORIENTATIONS, enhanced_of, save, texture, write_series
 from tests.support.tiny import tiny_config, tiny_image, tiny_model
@@ -41,7 +41,7 @@ def own_order(scan: DicomScan) -> np.ndarray:
 @pytest.fixture(scope="module")
 def four_times() -> Pipeline:
     """A model whose output is four times finer along every axis."""
-    config = tiny_config(degradation=DegradationConfig(kind="block-mean", factor=4))
+    config = tiny_config(degradation=BlockMean(factor=4))
     return Pipeline(tiny_model(config), device="cpu", dtype="float32")
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from scorefusion.degradations.blocks import Pooling
+from scorefusion.degradations.measurement import AXES, Axis, Count, Measurement, at_least, register
+from scorefusion.degradations.operator import LinearOperator
 from scorefusion.errors import ScoreFusionError, unknown_name
 
 PROFILES = ("box", "gaussian")
@@ -39,7 +44,7 @@ def slice_profile(thickness: int, gap: int, profile: str) -> Tensor:
     return weights / weights.sum()
 
 
-class ThickSlices:
+class ThickSlices(LinearOperator):
     """``A`` averages over each slice's profile along one axis; ``A_dagger`` puts the profile back.
 
     Slices share no voxel, so ``A A*`` is a number, and the pseudo-inverse is the adjoint over that number.
@@ -55,6 +60,8 @@ class ThickSlices:
         ScoreFusionError: for numbers out of range, and in ``A`` for a length that is not a whole number of
             steps of ``thickness + gap`` voxels.
     """
+
+    local = True
 
     def __init__(self, axis: int, thickness: int, gap: int = 0, profile: str = "box") -> None:
         if axis not in (0, 1, 2):
@@ -89,3 +96,41 @@ class ThickSlices:
         if key not in self._copies:
             self._copies[key] = self.weights.to(like).reshape(-1, *(1,) * (2 - self.axis))
         return self._copies[key]
+
+
+@register
+class SliceAverages(Measurement):
+    """Averages over slices thicker than a voxel.
+
+    Attributes:
+        axis: that the slices are stacked along.
+        thickness: of a slice, in voxels.
+        gap: between two slices, in voxels.
+        profile: ``box``, or ``gaussian`` with the thickness as full width at half maximum.
+    """
+
+    coarse: ClassVar[bool] = True
+    kind: Literal["thick-slices"] = "thick-slices"
+    axis: Axis
+    thickness: Count
+    gap: Annotated[int, at_least(0)] = 0
+    profile: Literal["box", "gaussian"] = "box"
+
+    @property
+    def factors(self) -> tuple[int, int, int]:
+        """The step from slice to slice along the axis."""
+        z, y, x = (self.thickness + self.gap if axis == self.axis else 1 for axis in AXES)
+        return z, y, x
+
+    @property
+    def blocks(self) -> tuple[int, int, int] | None:
+        """The slices, where they are plain means without gaps."""
+        return self.factors if self.gap == 0 and self.profile == "box" else None
+
+    def make_operator(
+        self, size: Sequence[int], seed: int | None, device: torch.device | str
+    ) -> Pooling | ThickSlices:
+        """Make the operator: block means where there are no gaps."""
+        if self.blocks is not None:
+            return Pooling(self.blocks)
+        return ThickSlices(AXES.index(self.axis), self.thickness, self.gap, self.profile)

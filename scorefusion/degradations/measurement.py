@@ -1,0 +1,356 @@
+"""Measurements of a target volume: configuration, operator, base and projection, one class per kind.
+
+A measurement is a frozen value, the ``degradation`` section of a model's ``config.json``. One that depends on
+the scan or is drawn at random is another value of the same class, put into the configuration of that scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+from torch import Tensor
+
+from scorefusion.degradations.blocks import Pooling, block_edges, upsample_blocks
+from scorefusion.degradations.operator import LinearOperator, Operator, add_noise, linear_operator
+from scorefusion.errors import ScoreFusionError, unknown_name
+
+Axis = Literal["z", "y", "x"]
+AXES: tuple[Axis, ...] = ("z", "y", "x")
+BASES = ("nearest", "trilinear", "trilinear+consistency", "pseudo-inverse", "identity")
+MEASUREMENTS: dict[str, type[Measurement]] = {}
+
+Kind = TypeVar("Kind", bound="Measurement")
+
+
+def at_least(least: float) -> AfterValidator:
+    """Return a validator for numbers, or tuples of them, that are at least ``least``, or None."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is not None and min(value if isinstance(value, tuple) else (value,)) < least:
+            raise ValueError(f"'{info.field_name}' is at least {least:g}, got {value}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _share(value: Any, info: ValidationInfo) -> Any:
+    if not all(0 < share <= 1 for share in (value if isinstance(value, tuple) else (value,))):
+        raise ValueError(f"'{info.field_name}' is a share above 0 and at most 1, got {value}")
+    return value
+
+
+Count = Annotated[int, at_least(1)]
+Share = Annotated[float, AfterValidator(_share)]
+Shares = Annotated[float | tuple[float, float, float], AfterValidator(_share)]
+
+
+class Degraded(NamedTuple):
+    """What is known of a target.
+
+    Attributes:
+        measured: y, of the operator's own shape, complex for k-space; None where nothing is measured.
+        condition: ``[B, 1, D, H, W]`` on the target's grid: the networks' first condition, and the base that
+            the residual is added to.
+    """
+
+    measured: Tensor | None
+    condition: Tensor
+
+
+class Measurement(BaseModel):
+    """How the first condition is measured from the target; docs/degradations.md describes every kind.
+
+    A subclass declares ``kind`` (a literal), its fields and :meth:`make_operator`, and is registered with
+    :func:`register`. ``Measurement.model_validate`` reads a mapping as the kind that it names.
+
+    Attributes:
+        kind: name of the kind.
+        noise: standard deviation of the Gaussian noise in the measurement, in normalised intensity.
+        coarse: whether the measurement is itself an image, on a grid ``factors`` times coarser.
+        measures: whether anything is measured of the target.
+        inverse_is_nearest: whether the pseudo-inverse is the base ``nearest``, and so no baseline of its own.
+        takes_mask: whether the caller may give the voxels that are not measured.
+        traceable: whether the operator runs on the meta device, so that its memory can be forecast.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    coarse: ClassVar[bool] = False
+    measures: ClassVar[bool] = True
+    takes_mask: ClassVar[bool] = False
+    inverse_is_nearest: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
+
+    kind: str = ""
+    noise: Annotated[float, at_least(0)] = 0.0
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_kind(cls, values: Any, handler: ModelWrapValidatorHandler[Measurement]) -> Measurement:
+        """Read a mapping as the kind that it names; fields of other kinds may be there if not set."""
+        if not isinstance(values, Mapping):
+            return handler(values)
+        if cls is Measurement:
+            kind = values.get("kind", "none")
+            if kind not in MEASUREMENTS:
+                raise ValueError(str(unknown_name("degradation", str(kind), tuple(MEASUREMENTS))))
+            return MEASUREMENTS[kind].model_validate(values)
+        own, kind = dict(values), cls.model_fields["kind"].default
+        for name in [name for name in own if name not in cls.model_fields]:
+            takers = {other: m for other, m in MEASUREMENTS.items() if name in m.model_fields}
+            defaults = [taker.model_fields[name].get_default() for taker in takers.values()]
+            if takers and own[name] is not None and own[name] not in defaults:
+                raise ValueError(f"'{name}' is for degradation {' and '.join(takers)}, not {kind}")
+            if takers:
+                del own[name]
+        for name, field in cls.model_fields.items():
+            if field.is_required() and own.get(name) is None:
+                raise ValueError(f"degradation {kind} needs '{name}'")
+        return handler(own)
+
+    @model_serializer
+    def _saved(self) -> dict[str, Any]:
+        """Save what the kind takes; ``kind`` and ``factor`` always, as older readers expect them."""
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        noise = own.pop("noise") or None
+        saved = {"kind": self.kind, "factor": 1} | own | {"noise": noise}
+        return {name: value for name, value in saved.items() if value is not None}
+
+    @property
+    def factors(self) -> tuple[int, int, int]:
+        """By how much the measured image's grid is coarser along z, y and x."""
+        return (1, 1, 1)
+
+    @property
+    def blocks(self) -> tuple[int, int, int] | None:
+        """(z, y, x) edges of the blocks whose plain means are measured; None for any other measurement."""
+        return None
+
+    @property
+    def whole(self) -> tuple[bool, bool, bool]:
+        """Along which of z, y, x every voxel matters to what is measured, so that none may be cropped off."""
+        return (False, False, False)
+
+    def make_operator(
+        self, size: Sequence[int], seed: int | None, device: torch.device | str
+    ) -> LinearOperator | None:
+        """Make the operator for a size (z, y, x) of whole ``factors``; :meth:`operator` calls it."""
+        raise NotImplementedError
+
+    def operator(
+        self, size: Sequence[int], *, seed: int | None = None, device: torch.device | str = "cpu"
+    ) -> LinearOperator | None:
+        """Return the operator for volumes of one size.
+
+        Args:
+            size: (z, y, x) of the target's grid.
+            seed: of what is random, such as lines or holes; the measurement's own if None.
+            device: of the operator's tensors.
+
+        Returns:
+            The operator, without noise; None where nothing is measured.
+
+        Raises:
+            ScoreFusionError: for a size that cannot be measured.
+        """
+        for length, factor, axis in zip(size, self.factors, AXES, strict=True):
+            if length % factor:
+                raise ScoreFusionError(
+                    f"degradation {self.kind} needs a length along {axis} that is a multiple of {factor}; "
+                    f"got {length}"
+                )
+        return self.make_operator(size, getattr(self, "seed", None) if seed is None else seed, device)
+
+    def measure(
+        self, target: Tensor, *, seed: int | None = None, operator: Operator | None = None
+    ) -> tuple[LinearOperator | None, Tensor]:
+        """Measure a target, with noise.
+
+        Args:
+            target: ``[B, 1, D, H, W]``; in normalised intensity if there is noise.
+            seed: of noise and of what is random in the operator; the measurement's own, or 0, if None.
+            operator: made before, or an object of deepinv's that stands in for it; else :meth:`operator`'s.
+
+        Returns:
+            The operator, and what it measures: of its own shape, complex for k-space. None and the target
+            where nothing is measured.
+
+        Raises:
+            ScoreFusionError: for a size that cannot be measured.
+        """
+        if operator is None:
+            operator = self.operator(target.shape[2:], seed=seed, device=target.device)
+        if operator is None:
+            return None, target
+        measured = operator.A(target)
+        if self.noise:
+            measured = add_noise(
+                measured, self.noise, getattr(self, "seed", None) or 0 if seed is None else seed
+            )
+        return linear_operator(operator), measured
+
+    def image(self, target: Tensor, *, seed: int | None = None, operator: Operator | None = None) -> Tensor:
+        """Return what a pipeline is given where a target is known; arguments as for :meth:`measure`.
+
+        Returns:
+            The measured image: ``[B, 1, d, h, w]`` if it is coarser, else ``[B, 1, D, H, W]``, put back by
+            the pseudo-inverse.
+        """
+        given, measured = self.measure(target, seed=seed, operator=operator)
+        return measured if self.coarse or given is None else given.A_dagger(measured)
+
+    def degrade(
+        self,
+        target: Tensor,
+        *,
+        base: str = "trilinear+consistency",
+        seed: int | None = None,
+        operator: Operator | None = None,
+    ) -> Degraded:
+        """Measure a target and bring the measurement back to its grid; arguments as for :meth:`measure`.
+
+        Args:
+            target: a crop must be whole along the axes of :attr:`whole`.
+            base: ``config.residual.base`` of a model; see :func:`base_volume`.
+            seed: see :meth:`measure`.
+            operator: see :meth:`measure`.
+
+        Returns:
+            Where nothing is measured the target itself is the condition.
+        """
+        given, measured = self.measure(target, seed=seed, operator=operator)
+        if given is None:
+            return Degraded(None, target)
+        image = measured if self.coarse else given.A_dagger(measured)
+        return Degraded(measured, base_volume(image, base, self.factors, given))
+
+    def base_agrees(self, base: str, operator: LinearOperator) -> bool:
+        """Whether a base of that name measures as the first condition does, to rounding."""
+        if self.coarse:
+            exact = ("trilinear+consistency", "pseudo-inverse", *(["nearest"] if operator.blocks else []))
+            return base in exact
+        return operator.exact_inverse
+
+    def disagreement(self, operator: LinearOperator, volume: Tensor, given: Tensor) -> tuple[float, float]:
+        """Return how far what is measured of a volume is from what was given.
+
+        Args:
+            operator: what is measured.
+            volume: ``[1, 1, D, H, W]``, any units.
+            given: in the same units, the measured image: coarse, or else on the volume's grid, where it is
+                measured again.
+
+        Returns:
+            The greatest and the mean magnitude of the difference, over what is measured.
+        """
+        apart = operator.A(volume) - given if self.coarse else operator.A(volume - given)
+        size = apart.abs()
+        return float(size.max()), float(size.double().mean()) / operator.share
+
+
+def register(measurement: type[Kind]) -> type[Kind]:
+    """Add a kind of measurement, by the default of its ``kind``; usable as a decorator."""
+    MEASUREMENTS[measurement.model_fields["kind"].default] = measurement
+    return measurement
+
+
+@register
+class Nothing(Measurement):
+    """Nothing is measured of the target: the first condition is an image of another kind."""
+
+    measures: ClassVar[bool] = False
+    kind: Literal["none"] = "none"
+
+    def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> None:
+        """Return None: there is none."""
+
+
+@register
+class BlockMean(Measurement):
+    """Means of blocks of voxels.
+
+    Attributes:
+        factor: the blocks' edge r, in voxels.
+        edges: (z, y, x) edges, where they differ; ``factor`` is then 1.
+    """
+
+    coarse: ClassVar[bool] = True
+    inverse_is_nearest: ClassVar[bool] = True
+    kind: Literal["block-mean"] = "block-mean"
+    factor: Count = 1
+    edges: Annotated[tuple[int, int, int] | None, at_least(1)] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> BlockMean:
+        if self.edges is not None and self.factor != 1:
+            raise ValueError("give 'factor' or 'edges', not both")
+        return self
+
+    @property
+    def factors(self) -> tuple[int, int, int]:
+        """The blocks' edges."""
+        return self.edges or (self.factor,) * 3
+
+    @property
+    def blocks(self) -> tuple[int, int, int]:
+        """The blocks' edges."""
+        return self.factors
+
+    def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> Pooling:
+        """Make the pooling operator."""
+        return Pooling(self.factors)
+
+
+def base_volume(
+    condition: Tensor, kind: str, factor: int | Sequence[int], operator: Operator | None = None
+) -> Tensor:
+    """Return the volume that the residual is added to: target = base + scale · residual.
+
+    The fine grid is the one whose blocks are the coarse voxels: fine voxel j lies at coarse coordinate
+    (j + 1/2)/factor - 1/2 along each axis.
+
+    Args:
+        condition: ``[B, C, d, h, w]``, any units: the measured image, coarse or on the target's grid.
+        kind: ``nearest`` (each voxel repeated as a block), ``trilinear`` (edges replicated; linear along
+            those axes that are coarser), ``trilinear+consistency`` (that, moved as little as possible until
+            it measures as the condition does), ``pseudo-inverse`` (the smallest volume that measures so), or
+            ``identity`` for a condition that is on the target's grid.
+        factor: how much coarser the condition is, one number or (z, y, x).
+        operator: what was measured; means of blocks if None. Only for a coarser condition: one on the
+            target's grid is its own measurement, put back by the pseudo-inverse already.
+
+    Returns:
+        ``[B, C, d·rz, h·ry, w·rx]``.
+
+    Raises:
+        ScoreFusionError: for an unknown kind, or ``identity`` with a factor other than 1.
+    """
+    if kind not in BASES:
+        raise unknown_name("base", kind, BASES)
+    factors = block_edges(factor)
+    if kind == "identity" and max(factors) > 1:
+        raise ScoreFusionError(f"base 'identity' keeps the grid, so its factor is 1; got {factor}")
+    if max(factors) == 1:
+        return condition
+    if kind == "nearest":
+        return upsample_blocks(condition, factors)
+    operator = operator or Pooling(factors)
+    if kind == "pseudo-inverse":
+        return operator.A_dagger(condition)
+    scales = tuple(float(edge) for edge in factors)
+    base = F.interpolate(condition, scale_factor=scales, mode="trilinear", align_corners=False)
+    if kind == "trilinear+consistency":
+        base = base - operator.A_dagger(operator.A(base) - condition)
+    return base
