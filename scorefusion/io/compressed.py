@@ -1,4 +1,4 @@
-"""Compressed files: known by their first bytes, read no further than asked, written without time and name."""
+"""Compressed files: recognised by their first bytes, read no further than needed, written without a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHUNK = 2**22
 
 @dataclass(frozen=True)
 class Codec:
-    """A kind of compressed file.
+    """A compression of files.
 
     Attributes:
         name: for messages.
@@ -38,13 +38,13 @@ class Codec:
     ratio: int = 0
 
     def reader(self, path: Path) -> Any:
-        """A binary stream of what a file holds."""
+        """Open a binary stream of a file's uncompressed content."""
         if self.ending == ".gz":
             return gzip.open(path, "rb")
         return bz2.BZ2File(path) if self.ending == ".bz2" else _zstd().ZstdFile(path, "rb")
 
     def writer(self, file: Any, level: int = 1) -> Any:
-        """A binary stream into an open file; ``level`` from 0 to 9."""
+        """Open a binary stream into an open file; ``level`` from 0 to 9."""
         if self.ending == ".gz":
             return gzip.GzipFile("", "wb", level, file, mtime=0)
         if self.ending == ".bz2":
@@ -64,58 +64,64 @@ CODECS = (
 )
 
 
-def codec_of(path: Path) -> Codec | None:
-    """How a file is compressed, by its first bytes; None if it is not.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    with path.open("rb") as file:
-        head = file.read(4)
-    return next((codec for codec in CODECS if head.startswith(codec.magic)), None)
-
-
 def codec_for(name: str) -> Codec | None:
-    """How a file of this name is to be compressed; None if it is not."""
+    """Return how a file of this name is to be compressed; None if it is not."""
     return next((codec for codec in CODECS if name.lower().endswith(codec.ending)), None)
 
 
 @contextmanager
+def bad_input(name: str | Path, problem: str, fix: str = DAMAGED) -> Iterator[None]:
+    """Turn errors inside the block into a BadInput, except those of the user and of memory.
+
+    Args:
+        name: the file.
+        problem: what is wrong with it; the error's message follows in parentheses.
+        fix: what to do about it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ScoreFusionError) or out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BadInput(name, f"{problem} ({reason})", fix) from None
+
+
+@contextmanager
 def reading(path: Path, codec: Codec | None) -> Iterator[BinaryIO]:
-    """Yield a binary stream of what a file holds.
+    """Yield a binary stream of a file's uncompressed content.
 
     Raises:
         BadInput: for a damaged file, or one that the system refuses to read, inside the block as well.
         ScoreFusionError: if the module that reads it is missing.
     """
-    try:
-        with path.open("rb") if codec is None else codec.reader(path) as stream:
-            yield stream
-    except ScoreFusionError:
-        raise
-    except Exception as error:  # zlib.error, EOFError, ZstdError, OSError ...
-        if out_of_memory(error):
-            raise
-        if codec is None or getattr(error, "errno", None):
-            reason = getattr(error, "strerror", None) or error
-            raise BadInput(path, f"cannot be read ({reason})", "Check its permissions.") from None
-        raise BadInput(path, f"is a truncated or damaged {codec.name} file ({error})", DAMAGED) from None
+    damaged = "cannot be read" if codec is None else f"is a truncated or damaged {codec.name} file"
+    with bad_input(path, damaged, "Check its permissions." if codec is None else DAMAGED):
+        try:
+            with path.open("rb") if codec is None else codec.reader(path) as stream:
+                yield stream
+        except OSError as error:
+            if error.errno is None or out_of_memory(error):
+                raise
+            problem = f"cannot be read ({error.strerror or error})"
+            raise BadInput(path, problem, "Check its permissions.") from None
 
 
 def read_first(path: Path, count: int) -> tuple[bytes, Codec | None]:
-    """Read at most ``count`` bytes of what a file holds, and how it is compressed.
+    """Return at most ``count`` bytes of a file's uncompressed content, and its compression.
 
     Raises:
         BadInput: as :func:`reading`.
     """
-    with reading(path, None):
-        codec = codec_of(path)
+    with reading(path, None) as stream:
+        magic = stream.read(4)
+    codec = next((codec for codec in CODECS if magic.startswith(codec.magic)), None)
     with reading(path, codec) as stream:
         return stream.read(count), codec
 
 
 def read_exactly(path: Path, length: int, codec: Codec | None) -> bytes:
-    """Read the first ``length`` bytes of what a file holds; a compressed file is read to its checksum.
+    """Return the first ``length`` bytes of a file's content; a compressed file is read to its checksum.
 
     Raises:
         BadInput: for a truncated or damaged file, or one that goes on for more than :data:`BEYOND` bytes.

@@ -1,4 +1,4 @@
-"""Where a volume's voxels lie: shape and affine, from the header alone, and how far two grids are apart."""
+"""Voxel grids: shape and affine, from the header alone, and the distance between two grids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from scorefusion.errors import BadInput
 from scorefusion.io.formats import format_of, read_header
 from scorefusion.io.header import MAX_VOXELS, check_shape, check_voxel_type
-from scorefusion.io.quiet import mend_orientation
+from scorefusion.io.nifti_format import mend_orientation
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Grid:
 
     @property
     def voxel(self) -> tuple[float, float, float]:
-        """The size of a voxel along (x, y, z) in millimetres."""
+        """Size of a voxel along (x, y, z) in millimetres."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
@@ -45,7 +45,7 @@ class Grid:
 
 
 class Placement(NamedTuple):
-    """Where an image's voxels lie, as far as its header says it.
+    """The affine of an image's header.
 
     Attributes:
         affine: float64 ``[4, 4]``, (i, j, k) to millimetres; None where it has to be assumed.
@@ -61,15 +61,15 @@ class Placement(NamedTuple):
 def read_grid(
     path: str | os.PathLike[str], *, assume_affine: bool = False, max_voxels: int = MAX_VOXELS
 ) -> Grid:
-    """Read where a file's voxels lie; no voxel is read.
+    """Read the grid of a file's voxels; no voxel is read.
 
     Args:
-        path: a file of any format of :data:`scorefusion.io.formats.FORMATS`.
-        assume_affine: as in :func:`scorefusion.io.nifti.read_scan`.
+        path: a file of any format of :data:`scorefusion.io.FORMATS`.
+        assume_affine: as in :func:`scorefusion.io.read_scan`.
         max_voxels: refuse a larger volume.
 
     Raises:
-        BadInput: for a file whose header does not promise one 3D volume with an orientation.
+        BadInput: for a file whose header does not describe one 3D volume with an orientation.
     """
     file, name = Path(path), str(path)
     header = read_header(file, max_voxels)
@@ -83,14 +83,14 @@ def read_grid(
 
 
 def ras_grid(name: str, shape: tuple[int, int, int], affine: np.ndarray) -> Grid:
-    """The grid of a volume of ``shape`` (i, j, k) and its affine, axes reordered and flipped to RAS+."""
+    """Return the grid of a volume of ``shape`` (i, j, k), its axes reordered and flipped to RAS+."""
     orientation = io_orientation(affine)
     x, y, z = (shape[int(axis)] for axis in np.argsort(orientation[:, 0]))
     return Grid(name, (x, y, z), affine @ inv_ornt_aff(orientation, shape))
 
 
 def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """The largest distance in millimetres between what two affines make of a grid's corner voxels.
+    """Return the largest distance in millimetres between the positions of a grid's corners by two affines.
 
     Args:
         affine: float64 ``[4, 4]``.
@@ -108,10 +108,10 @@ def find_affine(name: str, header: Any, affine: Any, assume: bool, unoriented: s
 
     Args:
         name: of the file, for messages.
-        header: its header, mended (:func:`scorefusion.io.quiet.mend_orientation`).
+        header: its header, mended (:func:`scorefusion.io.nifti_format.mend_orientation`).
         affine: the affine that nibabel chose; None if it could not.
         assume: whether an affine may be assumed where neither form is valid.
-        unoriented: what the message says of a header without forms.
+        unoriented: the problem of a header without forms.
 
     Raises:
         BadInput: where neither form is valid and none may be assumed.
@@ -147,7 +147,7 @@ def _form(header: Any, form: str) -> np.ndarray | None:
 
 
 def _is_regular(affine: Any) -> bool:
-    """Whether an affine is finite and its axes have three directions."""
+    """Return whether an affine is finite and its axes have three directions."""
     if affine is None:
         return False
     affine = np.asarray(affine, dtype=np.float64)
@@ -159,7 +159,7 @@ def _is_regular(affine: Any) -> bool:
 
 
 def _has_axes(affine: np.ndarray) -> bool:
-    """Whether every axis of the voxels has a direction of its own in numbers of any size."""
+    """Return whether every axis has a direction of its own, in numbers of any size."""
     with np.errstate(all="ignore"):
         return bool(np.isfinite(io_orientation(affine)).all())
 
@@ -170,7 +170,7 @@ def _sizeless(name: str, header: Any) -> BadInput:
 
 
 def assumed_affine(name: str, header: Any, shape: Sequence[int]) -> np.ndarray:
-    """Axes R, A, S, voxel size from pixdim, origin in the centre.
+    """Return an affine with axes R, A, S, the voxel size of pixdim and the origin in the centre.
 
     Raises:
         BadInput: if pixdim is not three positive numbers.

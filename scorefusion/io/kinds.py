@@ -1,13 +1,15 @@
 """Kinds of images that callers hold: NIfTI files, DICOM series, nibabel, NumPy, PyTorch, SimpleITK, MONAI.
 
 Each becomes a nibabel image on the way in, and a result becomes the same kind on the way out. Arrays and
-tensors are ``[i, j, k]`` as in nibabel, with an affine to RAS+ millimetres. SimpleITK and MONAI are known
-by their types' modules and not imported for it.
+tensors are ``[i, j, k]`` as in nibabel, with an affine to RAS+ millimetres. SimpleITK and MONAI images are
+recognised by the modules of their types, which are not imported for it.
 """
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,6 @@ from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.io import metatensor, simpleitk
 from scorefusion.io.dicom.file import is_dicom
 from scorefusion.io.dicom.read import read_dicom_series
 from scorefusion.io.formats import WRITABLE, read_header
@@ -30,19 +31,27 @@ from scorefusion.io.nifti import Scan, read_scan
 Affine = np.ndarray | Tensor | Sequence[Sequence[float]]
 
 _NOT_IN_NIFTI = (np.dtype(np.bool_), np.dtype(np.float16))
-"""Types that NIfTI has not; their values are read as others that hold them exactly."""
+"""Types that NIfTI lacks; their values are converted to types that hold them exactly."""
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+_STALE_META = frozenset(
+    "dim pixdim sform_code qform_code slice_code slice_start slice_end slice_duration bitpix datatype "
+    "vox_offset scl_slope scl_inter cal_max cal_min quatern_b quatern_c quatern_d qoffset_x qoffset_y "
+    "qoffset_z srow_x srow_y srow_z spacing origin direction lastTimestamp".split()
+)
+"""MONAI's keys that describe the grid or stored type of the file; ``affine`` says where a result lies."""
+
+_STALE_ITK = re.compile(
+    r"ITK_|(dim|pixdim)\[|(qoffset|quatern|srow)_|[qs]form_|slice_|scl_|cal_m|bitpix|datatype|vox_offset|aux_file"
+    r"|0028\|(0008|0010|0011|0030|010.|1052|1053|1054)|0020\|(000e|0032|0037|1041)|0018\|(0050|0088)"
+    r"|0008\|(0018|0016)"
+)
+"""SimpleITK's metadata of the grid, the stored type or the identity of the file; a result's differ."""
 
 
 class SimpleITKImage(Protocol):
-    """A ``SimpleITK.Image``, by what is asked of it."""
-
-    def GetSpacing(self) -> tuple[float, ...]:
-        """Millimetres between voxels."""
-        ...
-
-    def GetOrigin(self) -> tuple[float, ...]:
-        """Where the first voxel's centre is, in LPS+ millimetres."""
-        ...
+    """A ``SimpleITK.Image``."""
 
     def GetDirection(self) -> tuple[float, ...]:
         """Cosines of the axes, row by row."""
@@ -57,12 +66,12 @@ class Kind(Protocol):
     """How a result becomes what the caller handed in."""
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """A nibabel image of the result as this kind.
+        """Return a nibabel image of the result as this kind.
 
         Args:
             image: the result.
             factors: how much finer it is along (i, j, k).
-            own_type: whether its voxels are to be of the input's type.
+            own_type: whether its voxels are to be of the input's type, instead of float32.
         """
         ...
 
@@ -74,7 +83,7 @@ class NibabelKind:
     own: type[SpatialImage] = nib.Nifti1Image
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """A nibabel image."""
+        """Return a nibabel image."""
         if issubclass(self.own, nib.Nifti1Pair) or not getattr(self.own, "makeable", True):
             return image
         return self.own.from_image(image)
@@ -87,10 +96,9 @@ class ArrayKind:
     dtype: np.dtype
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """``[i, j, k]``: float32, or the input's own type where that is what is to be stored."""
-        return np.asanyarray(image.dataobj).astype(
-            self.dtype.newbyteorder("=") if own_type else np.float32, copy=False
-        )
+        """Return an array ``[i, j, k]``."""
+        dtype = self.dtype.newbyteorder("=") if own_type else np.float32
+        return np.asanyarray(image.dataobj).astype(dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -101,22 +109,97 @@ class TensorKind:
     device: torch.device
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """``[i, j, k]`` on the input's device: float32, or the input's own type."""
-        values = np.asanyarray(image.dataobj)
-        wanted = self.dtype if own_type else torch.float32
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, wanted)
+        """Return a tensor ``[i, j, k]`` on the input's device."""
+        values = np.ascontiguousarray(np.asanyarray(image.dataobj))
+        return torch.from_numpy(values).to(self.device, self.dtype if own_type else torch.float32)
+
+
+@dataclass(frozen=True)
+class MetaTensorKind(TensorKind):
+    """A MONAI MetaTensor ``[1, i, j, k]`` or ``[i, j, k]``.
+
+    Attributes:
+        channel: whether it has a channel axis.
+        lps: whether its affine leads to LPS+ instead of RAS+ millimetres.
+        meta: its dictionary.
+        applied: the transforms that MONAI recorded.
+    """
+
+    channel: bool
+    lps: bool
+    meta: dict[str, Any]
+    applied: list[Any]
+
+    def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
+        """Return a MetaTensor on the same device, with the result's affine and spatial shape.
+
+        Recorded transforms are kept where the grid is the input's own; on another they could not be undone.
+        """
+        from monai.data import MetaTensor
+
+        voxels = super().back(image, factors, own_type)
+        affine = _turned(np.asarray(image.affine), self.lps)
+        meta = {key: copy.deepcopy(value) for key, value in self.meta.items() if key != "affine"}
+        if max(factors) > 1:
+            meta = {key: value for key, value in meta.items() if key not in _STALE_META}
+            meta |= {"original_affine": affine.copy(), "spatial_shape": np.array(voxels.shape)}
+        return MetaTensor(
+            voxels[None] if self.channel else voxels,
+            affine=torch.from_numpy(affine),
+            meta=meta,
+            applied_operations=copy.deepcopy(self.applied) if max(factors) == 1 else None,
+        )
+
+
+@dataclass(frozen=True)
+class SimpleITKKind:
+    """A SimpleITK image.
+
+    Attributes:
+        origin: of the first voxel's centre, LPS+ millimetres.
+        spacing: millimetres along (i, j, k).
+        direction: cosines of the axes, row by row.
+        dtype: of its voxels.
+        metadata: its dictionary.
+    """
+
+    origin: tuple[float, ...]
+    spacing: tuple[float, ...]
+    direction: tuple[float, ...]
+    dtype: np.dtype
+    metadata: dict[str, str]
+
+    def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
+        """Return an image of the same direction, the spacing divided, the origin moved to the first voxel.
+
+        Metadata of the grid, of the stored type or of the file itself is left out.
+        """
+        import SimpleITK as itk
+
+        stored = ArrayKind(self.dtype).back(image, factors, own_type)
+        result = itk.GetImageFromArray(np.ascontiguousarray(stored.transpose(2, 1, 0)))
+        fine = np.array(self.spacing) / factors
+        # The first fine voxel's centre is (1/factor - 1)/2 of a coarse voxel before the coarse one's.
+        shift = np.array(self.direction).reshape(3, 3) @ ((fine - self.spacing) / 2)
+        result.SetDirection(self.direction)
+        result.SetSpacing(fine.tolist())
+        result.SetOrigin((np.array(self.origin) + shift).tolist())
+        for key, value in self.metadata.items():
+            if not _STALE_ITK.match(key):
+                result.SetMetaData(key, value)
+        return result
 
 
 def listed(images: Image | Sequence[Image]) -> list[Image]:
-    """One image, or several, as a list."""
+    """Return one image, or several, as a list."""
     single = isinstance(images, str | os.PathLike | SpatialImage | np.ndarray | Tensor | Scan)
-    if single or simpleitk.is_image(images):
+    if single or _is_a(images, "SimpleITK", "Image"):
         return [cast(Image, images)]
     return list(cast("Iterable[Image]", images))
 
 
 def affines_for(affine: Affine | Sequence[Affine] | None, count: int) -> list[np.ndarray | None]:
-    """The affine of each of several images: None, one for all, or one each.
+    """Return the affine of each of several images, from None, one for all, or one for each.
 
     Raises:
         BadInput: for anything that is not finite, regular and ``[4, 4]``, or ``[count, 4, 4]``.
@@ -124,21 +207,20 @@ def affines_for(affine: Affine | Sequence[Affine] | None, count: int) -> list[np
     if affine is None:
         return [None] * count
     try:
-        found = np.asarray(affine, dtype=np.float64)
+        affines = np.asarray(affine, dtype=np.float64)
     except (TypeError, ValueError):
-        found = np.zeros(0)
-    if found.shape not in ((4, 4), (count, 4, 4)) or not np.isfinite(found).all():
-        problem = f"is not 4 × 4 finite numbers, or one such an image; got shape {list(found.shape)}"
+        affines = np.zeros(0)
+    if affines.shape not in ((4, 4), (count, 4, 4)) or not np.isfinite(affines).all():
+        problem = f"is not 4 × 4 finite numbers, or one such an image; got shape {list(affines.shape)}"
         raise BadInput("affine", problem, "Give (i, j, k, 1) to RAS+ millimetres, as nibabel has it.")
-    singular = np.linalg.matrix_rank(found[..., :3, :3]) < 3
-    if np.any(singular):
+    if np.any(np.linalg.matrix_rank(affines[..., :3, :3]) < 3):
         problem = "is singular: it places voxels in a plane or nowhere"
         raise BadInput("affine", problem, "Give one whose columns are three directions.")
-    return [*np.broadcast_to(found, (count, 4, 4))]
+    return [*np.broadcast_to(affines, (count, 4, 4))]
 
 
 def scan_of(
-    source: Image, *, affine: np.ndarray | None = None, assume_affine: bool = False, **how: Any
+    source: Image, *, affine: np.ndarray | None = None, assume_affine: bool = False, **options: Any
 ) -> Scan:
     """Read an image of any kind.
 
@@ -146,25 +228,25 @@ def scan_of(
         source: the image.
         affine: ``[4, 4]``, of an array or a plain tensor; other kinds have their own.
         assume_affine: take the identity for the affine of an array or tensor without one; see also
-            :func:`~scorefusion.io.nifti.read_scan`.
-        how: further arguments of :func:`~scorefusion.io.nifti.read_scan`.
+            :func:`~scorefusion.io.read_scan`.
+        options: further arguments of :func:`~scorefusion.io.read_scan`.
 
     Raises:
         BadInput: for an image that cannot be used.
     """
     if isinstance(source, str | os.PathLike) and _is_series(Path(source)):
-        source = read_dicom_series(source, max_voxels=how.get("max_voxels", MAX_VOXELS))
-    image, kind = _taken(source, affine, assume_affine)
-    scan = read_scan(image, assume_affine=assume_affine, **how)
+        source = read_dicom_series(source, max_voxels=options.get("max_voxels", MAX_VOXELS))
+    image, kind = _image_and_kind(source, affine, assume_affine)
+    scan = read_scan(image, assume_affine=assume_affine, **options)
     return scan if kind is None else replace(scan, kind=kind)
 
 
 def shape_of(source: Image, max_voxels: int = MAX_VOXELS) -> tuple[int, int, int] | None:
-    """The size of an image in its own order, from its header alone; None where that does not say it.
+    """Return the size of an image in its own order, from its header alone; None where that does not give it.
 
     Args:
         source: the image, of any kind, good or bad.
-        max_voxels: as for :func:`~scorefusion.io.nifti.read_scan`.
+        max_voxels: as for :func:`~scorefusion.io.read_scan`.
     """
     if isinstance(source, str | os.PathLike):
         try:
@@ -178,20 +260,16 @@ def shape_of(source: Image, max_voxels: int = MAX_VOXELS) -> tuple[int, int, int
     return (edges[0], edges[1], edges[2]) if len(edges) == 3 else None
 
 
-def _taken(source: Any, affine: np.ndarray | None, assume: bool) -> tuple[Any, Kind | None]:
-    """The image as :func:`read_scan` takes it, and its kind."""
+def _image_and_kind(source: Any, affine: np.ndarray | None, assume: bool) -> tuple[Any, Kind | None]:
+    """Return the image as :func:`~scorefusion.io.read_scan` takes it, and its kind."""
     if isinstance(source, np.ndarray):
-        image = _image_of("array", source, _chosen("array", affine, assume))
-        return image, ArrayKind(source.dtype)
-    if metatensor.is_metatensor(source):
-        values, own, meta = metatensor.taken(source)
-        return _image_of("MetaTensor", values, own), meta
+        return _nifti("array", source, affine, assume), ArrayKind(source.dtype)
     if isinstance(source, Tensor):
-        image = _image_of("tensor", array_of(source), _chosen("tensor", affine, assume))
-        return image, TensorKind(source.dtype, source.device)
-    if simpleitk.is_image(source):
-        values, own, itk = simpleitk.taken(source)
-        return _image_of("SimpleITK image", values, own), itk
+        if _is_a(source, "monai", "MetaTensor"):
+            return _of_metatensor(source)
+        return _nifti("tensor", _array(source), affine, assume), TensorKind(source.dtype, source.device)
+    if _is_a(source, "SimpleITK", "Image"):
+        return _of_simpleitk(source)
     if isinstance(source, SpatialImage):
         return source, NibabelKind(type(source))
     if isinstance(source, Scan):
@@ -202,32 +280,68 @@ def _taken(source: Any, affine: np.ndarray | None, assume: bool) -> tuple[Any, K
     raise BadInput("image", f"is of a kind that is not known, {type(source).__name__}", fix)
 
 
+def _of_metatensor(tensor: Any) -> tuple[Any, Kind]:
+    channel = tensor.ndim == 4
+    if tensor.ndim not in (3, 4) or (channel and tensor.shape[0] != 1):
+        problem = f"has shape {list(tensor.shape)}, where [1, i, j, k] is expected"
+        raise BadInput("MetaTensor", problem, "Give one channel of one image; several conditions are a list.")
+    plain: Tensor = tensor.as_tensor().detach()
+    values = _array(plain)
+    lps = str(getattr(tensor.meta.get("space"), "value", tensor.meta.get("space"))) == "LPS"
+    affine = np.asarray(tensor.affine.detach().cpu(), dtype=np.float64)
+    meta, applied = dict(tensor.meta), list(tensor.applied_operations)
+    kind = MetaTensorKind(plain.dtype, plain.device, channel, lps, meta, applied)
+    return _nifti("MetaTensor", values[0] if channel else values, _turned(affine, lps)), kind
+
+
+def _of_simpleitk(image: Any) -> tuple[Any, Kind]:
+    import SimpleITK as itk
+
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        components = image.GetNumberOfComponentsPerPixel()
+        problem = f"has {image.GetDimension()} dimensions and {components} components a voxel"
+        raise BadInput("SimpleITK image", problem, "Give a 3D image of one component.")
+    values = itk.GetArrayViewFromImage(image).transpose(2, 1, 0)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    metadata = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    kind = SimpleITKKind(image.GetOrigin(), image.GetSpacing(), image.GetDirection(), values.dtype, metadata)
+    return _nifti("SimpleITK image", values, _turned(affine, True)), kind
+
+
+def _is_a(source: object, package: str, name: str) -> bool:
+    """Return whether an object's class or one of its bases is ``name`` of ``package``."""
+    kinds = type(source).__mro__
+    return any(kind.__name__ == name and kind.__module__.split(".")[0] == package for kind in kinds)
+
+
 def _is_series(path: Path) -> bool:
-    """Whether a path is to be read as DICOM: a folder, or a file with the content of one."""
+    """Return whether a path is to be read as DICOM: a folder, or a file with the content of one."""
     return path.is_dir() or (not path.name.lower().endswith(WRITABLE) and is_dicom(path))
 
 
-def array_of(tensor: Tensor) -> np.ndarray:
-    """A tensor's values on the host; types that NumPy has not become float32."""
+def _turned(affine: np.ndarray, lps: bool) -> np.ndarray:
+    """Return an affine to RAS+ for one to LPS+, and the other way round."""
+    return _LPS @ affine if lps else affine
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor's values on the host; types that NumPy lacks become float32."""
     values = tensor.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
-def _image_of(name: str, values: np.ndarray, affine: np.ndarray) -> Any:
+def _nifti(name: str, values: np.ndarray, affine: np.ndarray | None, assume: bool = False) -> Any:
+    if affine is None and not assume:
+        fix = "Pass affine=, [4, 4] to RAS+ millimetres, or assume_affine=True for the identity."
+        raise BadInput(name, "has no affine", fix)
     if values.ndim == 4 and values.shape[0] == 1:
-        raise BadInput(
-            name, f"has a channel axis, shape {list(values.shape)}", "Pass x[0], which is [i, j, k]."
-        )
+        problem = f"has a channel axis, shape {list(values.shape)}"
+        raise BadInput(name, problem, "Pass x[0], which is [i, j, k].")
     if values.dtype.kind not in "biuf":
         raise BadInput(name, f"holds {values.dtype} voxels, not real numbers", "Convert it to floats first.")
     if values.dtype.newbyteorder("=") in _NOT_IN_NIFTI:
         values = values.astype(np.uint8 if values.dtype.kind == "b" else np.float32)
     kind = nib.Nifti2Image if max(values.shape, default=0) > 32767 else nib.Nifti1Image
-    return kind(values, affine, dtype=values.dtype)
-
-
-def _chosen(name: str, affine: np.ndarray | None, assume: bool) -> np.ndarray:
-    if affine is None and not assume:
-        fix = "Pass affine=, [4, 4] to RAS+ millimetres, or assume_affine=True for the identity."
-        raise BadInput(name, "has no affine", fix)
-    return np.eye(4) if affine is None else affine
+    return kind(values, np.eye(4) if affine is None else affine, dtype=values.dtype)

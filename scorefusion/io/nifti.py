@@ -17,12 +17,13 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from scorefusion.errors import BadInput, out_of_memory, unknown_name
+from scorefusion.errors import BadInput, unknown_name
 from scorefusion.io.atomic import written_beside
+from scorefusion.io.compressed import bad_input
 from scorefusion.io.formats import FORMATS, WRITABLE, format_of, read_image, volume_stem
 from scorefusion.io.grid import assumed_affine, corner_distance, find_affine
-from scorefusion.io.header import MAX_VOXELS, check_shape, check_voxel_type
-from scorefusion.io.quiet import mend_orientation, plain_header
+from scorefusion.io.header import MAX_VOXELS, check_contrast, check_shape, check_voxel_type
+from scorefusion.io.nifti_format import mend_orientation, plain_header
 
 NAN_CHOICES = ("error", "zero")
 OUTPUT_DTYPES = ("float32", "input")
@@ -33,21 +34,12 @@ _ECHO = re.compile(r"\bTE=(\d+(?:\.\d+)?)")
 _ASSIGNED = re.compile(r"\w+=[^;/\s]*")
 _MAX_SIDECAR = 2**20
 
-_OF_THE_INPUT = (
-    "intent_code",
-    "intent_name",
-    "intent_p1",
-    "intent_p2",
-    "intent_p3",
-    "cal_min",
-    "cal_max",
-    "aux_file",
-)
-_OF_ITS_GRID = ("dim_info", "slice_code", "slice_start", "slice_end", "slice_duration")
-"""Fields of a header that do not hold for a result, and those that do not on another grid."""
+_OF_THE_INPUT = "intent_code intent_name intent_p1 intent_p2 intent_p3 cal_min cal_max aux_file".split()
+_OF_ITS_GRID = "dim_info slice_code slice_start slice_end slice_duration".split()
+"""Fields of a header that do not hold for a result, and those that do not hold on another grid."""
 
 _LARGEST, _LEAST, _FINEST = 1e30, 1e-30, 2.0**-20
-"""What float32 is trusted with: the largest magnitude, the least range, the least range per magnitude."""
+"""Limits of float32 here: the largest magnitude, the least range, the least range per magnitude."""
 
 _RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
@@ -58,11 +50,11 @@ class Scan:
 
     Attributes:
         name: the file's name, or a description, for messages.
-        file: where it was read from; None for an image in memory.
+        file: the file it was read from; None for an image in memory.
         values: float32 ``[D, H, W]`` (z, y, x) in RAS+ order, in the image's units (slope and intercept
             applied).
         affine: float64 ``[4, 4]``, the input's own (i, j, k) to millimetres.
-        affine_assumed: whether the header had none.
+        affine_assumed: whether the header has none.
         shape: (i, j, k) in the input's own order.
         header: the input's own NIfTI header.
         dtype: the stored type.
@@ -70,7 +62,7 @@ class Scan:
         intercept: see ``slope``.
         kind: how a result becomes what the caller handed in, a :class:`scorefusion.io.kinds.Kind`; None for
             NIfTI.
-        warnings: a sentence each: what was not read of the source, or read in an unusual way.
+        warnings: one sentence for each part of the source that was not read, or read in an unusual way.
     """
 
     name: str
@@ -88,7 +80,7 @@ class Scan:
 
     @property
     def ras_affine(self) -> np.ndarray:
-        """float64 ``[4, 4]``, (x, y, z) index of ``values`` to millimetres."""
+        """(x, y, z) index of ``values`` to millimetres, float64 ``[4, 4]``."""
         return self.affine @ inv_ornt_aff(io_orientation(self.affine), self.shape)
 
     @property
@@ -97,20 +89,20 @@ class Scan:
 
         For a NIfTI file these come from its description and from the JSON sidecar that converters write.
         """
-        said = bytes(self.header["descrip"].tobytes()).rstrip(b"\0").decode("latin-1")
-        found = {"SeriesDescription": _ASSIGNED.sub(" ", said)}
-        if echo := _ECHO.search(said):
-            found["EchoTime"] = echo[1]
-        return found | (_sidecar(self.file) if self.file is not None else {})
+        description = bytes(self.header["descrip"].tobytes()).rstrip(b"\0").decode("latin-1")
+        values = {"SeriesDescription": _ASSIGNED.sub(" ", description)}
+        if echo := _ECHO.search(description):
+            values["EchoTime"] = echo[1]
+        return values | (_sidecar(self.file) if self.file is not None else {})
 
     def own_factors(self, factor: Factor) -> tuple[int, int, int]:
-        """A factor, or its (z, y, x) factors in RAS+ order, along the input's own (i, j, k)."""
+        """Return a factor, or (z, y, x) factors in RAS+ order, along the input's own (i, j, k)."""
         x, y, z = reversed(_three(factor))
         i, j, k = ((x, y, z)[int(axis)] for axis in io_orientation(self.affine)[:, 0])
         return i, j, k
 
     def to_own_order(self, volume: np.ndarray) -> np.ndarray:
-        """``[D, H, W]`` in RAS+ order, on this grid or a finer one, to the input's own (i, j, k) order."""
+        """Return ``[D, H, W]`` in RAS+ order, on this grid or a finer one, in the input's own order."""
         back = ornt_transform(_RAS, io_orientation(self.affine))
         return np.ascontiguousarray(apply_orientation(volume.transpose(2, 1, 0), back))
 
@@ -126,12 +118,12 @@ def read_scan(
     """Read one 3D volume.
 
     Args:
-        source: a file of any format of :data:`scorefusion.io.formats.FORMATS`, or an image in memory; a scan,
-            as of a DICOM series, is returned as it is.
+        source: a file of any format of :data:`scorefusion.io.FORMATS`, or an image in memory; a scan, as of a
+            DICOM series, is returned as it is.
         nan: ``error``, or ``zero`` to count NaN and infinite voxels as 0.
         assume_affine: where neither sform nor qform is valid, take the axes for R, A, S, the voxel size from
-            pixdim and the origin in the centre. Where one of them is, that one is used.
-        constant: accept a volume whose voxels are all alike, as an empty label map's are.
+            pixdim and the origin in the centre.
+        constant: accept a volume whose voxels are all equal, as an empty label map's are.
         max_voxels: refuse a larger volume before allocating it.
 
     Raises:
@@ -180,7 +172,7 @@ def read_scan(
 
 
 def check_same_grid(scan: Scan, other: Scan, factor: Factor = 1) -> None:
-    """See that ``other`` is on the grid of ``scan``, or on the ``factor`` times finer one, to 1% of a voxel.
+    """Check that ``other`` has the grid of ``scan``, or the ``factor`` times finer one, to 1% of a voxel.
 
     Args:
         scan: the coarse volume.
@@ -191,11 +183,12 @@ def check_same_grid(scan: Scan, other: Scan, factor: Factor = 1) -> None:
         BadInput: naming both files and what differs.
     """
     factors = _three(factor)
-    wanted = tuple(each * n for each, n in zip(factors, scan.values.shape, strict=True))
-    if other.values.shape != wanted:
-        problem = f"has {_by(other.values.shape)} voxels (x, y, z in RAS), {scan.name} needs {_by(wanted)}"
+    shape = tuple(factor * n for factor, n in zip(factors, scan.values.shape, strict=True))
+    if other.values.shape != shape:
+        theirs, ours = (" × ".join(str(n) for n in reversed(edges)) for edges in (other.values.shape, shape))
+        problem = f"has {theirs} voxels (x, y, z in RAS), {scan.name} needs {ours}"
         raise BadInput(other.name, problem, "Resample it onto that grid first.")
-    distance = corner_distance(fine_affine(scan.ras_affine, factor), other.ras_affine, wanted[::-1])
+    distance = corner_distance(fine_affine(scan.ras_affine, factor), other.ras_affine, shape[::-1])
     voxel = float(np.linalg.norm(other.affine[:3, :3], axis=0).min())
     if distance > 0.01 * voxel:
         problem = f"lies elsewhere than {scan.name}: their affines put a corner {distance:.3g} mm apart"
@@ -203,16 +196,16 @@ def check_same_grid(scan: Scan, other: Scan, factor: Factor = 1) -> None:
 
 
 def ras_order(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """``[i, j, k]`` with its affine to ``[D, H, W]`` (z, y, x) in RAS+ order, contiguous."""
+    """Return ``[i, j, k]`` voxels with that affine as ``[D, H, W]`` (z, y, x) in RAS+ order, contiguous."""
     return np.ascontiguousarray(apply_orientation(array, io_orientation(affine)).transpose(2, 1, 0))
 
 
 def fine_affine(affine: np.ndarray, factor: Factor) -> np.ndarray:
-    """The affine of the grid whose blocks are the voxels of ``affine``'s.
+    """Return the affine of the finer grid whose blocks are the voxels of ``affine``'s.
 
     Args:
         affine: ``[4, 4]``, any axis order.
-        factor: the blocks' edge, or their edges along the axes in that order.
+        factor: the edge of the blocks, or their edges along the axes in that order.
     """
     share = 1.0 / np.array(_three(factor), dtype=np.float64)
     step = np.diag([*share, 1.0])
@@ -226,12 +219,12 @@ def _three(factor: Factor) -> tuple[int, int, int]:
 
 
 def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str = "float32") -> Any:
-    """A NIfTI image of a result, with the header of the input where that still holds.
+    """Make a NIfTI image of a result, with the header of the input where that still holds.
 
     Kept: units, description, qform and sform codes, extensions. Changed: dimensions, voxel size, qform and
     sform (moved to the finer grid), the stored type and its scaling. Cleared: intent and its parameters,
-    display range, auxiliary file; if the grid changed, slice timing and encoding directions as well. An
-    assumed affine is written as the sform, with code 2 (aligned).
+    display range, auxiliary file; on another grid also slice timing and encoding directions. An assumed
+    affine is written as the sform, with code 2 (aligned).
 
     Args:
         scan: the input.
@@ -255,15 +248,14 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str
     header["qform_code"] = qform  # nibabel would read a damaged qform to compare it
     if kind.kind in "iu":
         limits = np.iinfo(kind)
-        high = (
-            np.nextafter(float(limits.max), 0) if kind.itemsize == 8 else limits.max
-        )  # 2^63 - 1 is no float64
+        # 2^63 - 1 is no float64
+        high = np.nextafter(float(limits.max), 0) if kind.itemsize == 8 else limits.max
         stored = np.rint((volume.astype(np.float64) - scan.intercept) / scan.slope)
         data = stored.clip(limits.min, high).astype(kind)
     else:
         data = volume.astype(kind)
     second = isinstance(header, nib.Nifti2Header) or max(volume.shape) > 32767
-    for field in _OF_THE_INPUT + (_OF_ITS_GRID if max(factors) > 1 else ()):
+    for field in _OF_THE_INPUT + (_OF_ITS_GRID if max(factors) > 1 else []):
         header[field] = b"" if header[field].dtype.kind == "S" else 0
     image = (nib.Nifti2Image if second else nib.Nifti1Image)(data, affine, header, dtype=kind)
     image.header.set_sform(affine if sform else None, sform)
@@ -275,7 +267,7 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str
 
 
 def save_image(image: Any, path: str | os.PathLike[str]) -> Path:
-    """Write an image beside ``path`` and rename it.
+    """Write an image under another name in the same folder and rename it to ``path``.
 
     Raises:
         BadInput: if it cannot be written.
@@ -290,7 +282,7 @@ def save_image(image: Any, path: str | os.PathLike[str]) -> Path:
 
 
 def _qform(scan: Scan) -> tuple[np.ndarray | None, int]:
-    """The input's qform and its code; code 0 where it has none or a broken one."""
+    """Return the input's qform and its code; code 0 where it has none or a broken one."""
     code = int(scan.header["qform_code"])
     if not code or scan.affine_assumed:
         return None, 0
@@ -303,13 +295,8 @@ def _qform(scan: Scan) -> tuple[np.ndarray | None, int]:
 
 
 def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
-    try:
-        with np.errstate(all="ignore"):
-            values = np.asanyarray(image.get_fdata(caching="unchanged", dtype=np.float32))
-    except (EOFError, OSError, ValueError) as error:
-        if out_of_memory(error):
-            raise
-        raise BadInput(name, f"its voxels cannot be read ({error})", "Copy or download it again.") from None
+    with bad_input(name, "its voxels cannot be read"), np.errstate(all="ignore"):
+        values = np.asanyarray(image.get_fdata(caching="unchanged", dtype=np.float32))
     finite = np.isfinite(values)
     low, high = _range(values, finite)
     if np.isinf(values).any() or not _is_ordinary(low, high):
@@ -323,14 +310,13 @@ def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
         raise BadInput(name, f"holds {count:,} voxels that are NaN or infinite", fix)
     if count:
         values = np.where(finite, values, np.float32(0))
-    if not constant and values.min() == values.max():
-        value = float(values.flat[0])
-        raise BadInput(name, f"is constant: every voxel is {value:g}", "Give a volume with contrast.")
+    if not constant:
+        check_contrast(name, values)
     return values
 
 
 def _sidecar(file: Path) -> dict[str, str]:
-    """What the JSON file beside a NIfTI file says of the acquisition; nothing where there is none."""
+    """Return the acquisition parameters in the JSON file beside a NIfTI file, if there is one."""
     beside = file.with_name(f"{volume_stem(file.name)}.json")
     try:
         if beside.name == file.name or beside.stat().st_size > _MAX_SIDECAR:
@@ -341,14 +327,14 @@ def _sidecar(file: Path) -> dict[str, str]:
     if not isinstance(values, dict):
         return {}
     texts = ("Modality", "SeriesDescription", "ProtocolName")
-    found = {key: values[key] for key in texts if isinstance(values.get(key), str)}
+    parameters = {key: values[key] for key in texts if isinstance(values.get(key), str)}
     if isinstance(values.get("EchoTime"), int | float):
-        found["EchoTime"] = f"{1000 * values['EchoTime']:g}"  # in seconds there
-    return found
+        parameters["EchoTime"] = f"{1000 * values['EchoTime']:g}"  # in seconds there
+    return parameters
 
 
 def _range(values: np.ndarray, finite: np.ndarray) -> tuple[float, float]:
-    """The least and the largest finite value; (0, 0) where there is none; integers exactly."""
+    """Return the least and the largest finite value; (0, 0) where there is none; integers exactly."""
     if not finite.any():
         return 0.0, 0.0
     if values.dtype.kind in "iu":
@@ -358,17 +344,13 @@ def _range(values: np.ndarray, finite: np.ndarray) -> tuple[float, float]:
 
 
 def _is_ordinary(low: float, high: float) -> bool:
-    """Whether float32 holds values of a range, and their differences, without a second look."""
+    """Return whether float32 certainly holds values of a range and their differences."""
     largest = max(abs(low), abs(high))
     return largest <= _LARGEST and high - low >= max(_LEAST, _FINEST * largest)
 
 
 def _check_range(name: str, stored: np.ndarray, values: np.ndarray, finite: np.ndarray, slope: float) -> None:
-    """Check that float32 ``values`` still are what is stored, in the precision that it has.
-
-    Raises:
-        BadInput: for values that are too large, too small or too close to each other, with what to do.
-    """
+    """Refuse stored values that are too large, too small or too close to each other for float32."""
     low, high = _range(stored, finite)
     largest, span = max(abs(low), abs(high)), high - low
     scaling = "" if slope == 1 else f" (its scl_slope is {slope:g})"
@@ -382,13 +364,8 @@ def _check_range(name: str, stored: np.ndarray, values: np.ndarray, finite: np.n
     if 0 < span < _LEAST:
         problem = f"holds voxels that differ by at most {span:.3g}{scaling}: too little for float32"
         raise BadInput(name, problem, f"Multiply its voxels by 1e{2 - math.floor(math.log10(span))}.")
-    if 0 < span < _FINEST * largest and not np.array_equal(
-        values[finite].astype(stored.dtype), stored[finite]
-    ):
+    coarse = 0 < span < _FINEST * largest
+    if coarse and not np.array_equal(values[finite].astype(stored.dtype), stored[finite]):
         problem = f"holds voxels that differ by at most {span:.3g} around {low:.6g}: too little for float32"
         value = low if isinstance(low, int) else f"{low:.15g}"
         raise BadInput(name, problem, f"Subtract {value} from its voxels.")
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " × ".join(str(n) for n in reversed(shape))

@@ -15,12 +15,12 @@ _LONGEST = 32768
 
 
 def is_annex_link(path: Path) -> bool:
-    """Whether a symbolic link leads into git-annex's store, be its content here or not."""
+    """Return whether a symbolic link leads into git-annex's store, with or without its content."""
     return bool(_ANNEX.search(os.readlink(path)) or _ANNEX.search(os.path.realpath(path)))
 
 
 def check_fetched(path: str | os.PathLike[str]) -> None:
-    """Check that a file's content is here; a file that does not exist at all passes.
+    """Check that a file's content is here, not a placeholder; a file that does not exist passes.
 
     Raises:
         BadInput: for a placeholder, with the command that fetches its content.

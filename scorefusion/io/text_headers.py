@@ -1,7 +1,7 @@
 """NRRD and MetaImage: a text header, then voxels, in one file or in a second one.
 
-Read and written here and not by ITK, whose readers end the process on some damaged headers, print on its
-streams, open whatever file a header names, and take the identity for an orientation that is not given.
+They are not read by ITK, which on some damaged headers ends the process, prints on its streams, opens
+whatever file a header names, and assumes the identity for a missing orientation.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import nibabel as nib
 import numpy as np
 
 from scorefusion.errors import BadInput, out_of_memory
 from scorefusion.io.compressed import BEYOND, DAMAGED, reading
-from scorefusion.io.header import check_shape
+from scorefusion.io.header import Format, check_shape, nifti_header, nifti_image, plain_voxels
 from scorefusion.io.placeholders import check_fetched
-from scorefusion.io.volumes import nifti_header, nifti_image, plain_voxels
 
 _LONGEST = 2**16
 """Bytes that a header may have."""
@@ -35,19 +33,18 @@ _RATIOS = {"raw": 1, "zlib": 1032, "bz2": 0}
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """What a header says.
 
     Attributes:
         shape: voxels along every axis, the fastest first.
         dtype: of the stored numbers.
-        numbers: how many there are for each voxel.
+        numbers: how many numbers each voxel has.
         affine: ``[4, 4]``, (i, j, k) to RAS+ millimetres; None where the axes' directions are not given.
         zooms: voxel size along (i, j, k), 1 where it is not given.
-        encoding: ``raw``, ``zlib`` (gzip, too) or ``bz2``.
+        encoding: ``raw``, ``zlib`` (also gzip) or ``bz2``.
         data: the name of the file of the voxels; None where they follow the header.
-        skip: bytes before them; negative: they are the last ones.
+        skip: bytes before the voxels; negative if they are the last bytes of the file.
     """
 
     shape: tuple[int, ...]
@@ -59,33 +56,34 @@ class Content:
     data: str | None
     skip: int
 
+    @property
+    def length(self) -> int:
+        """Bytes of the uncompressed voxels."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
-class TextHeader:
+
+class TextHeader(Format):
     """What both formats have in common."""
 
-    name: str
-    endings: tuple[str, ...]
-    detached: tuple[str, ...]
-    single: str
     unoriented = "does not say how its axes are oriented"
 
     def content(self, head: bytes) -> Content | None:
-        """What a header says, None where it is none; raises ValueError, KeyError for a damaged one."""
+        """Parse a header; return None where it is none, raise ValueError or KeyError for a damaged one."""
         raise NotImplementedError
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
-        """A whole file."""
+        """Return a whole file."""
         raise NotImplementedError
 
     def read_header(self, path: Path, max_voxels: int) -> Any:
-        """The header as NIfTI's."""
+        """Return the header."""
         content, _ = self._opened(path, max_voxels)
         return nifti_header(content.shape, content.dtype, content.affine, content.zooms)
 
     def read(self, path: Path, max_voxels: int) -> Any:
-        """The image as NIfTI's."""
+        """Return the image."""
         content, voxels = self._opened(path, max_voxels)
-        length = _bytes(content)
+        length = content.length
         with reading(voxels, None) as stream:
             stream.seek(*((content.skip, 0) if content.skip >= 0 else (-length, 2)))
             try:
@@ -105,12 +103,12 @@ class TextHeader:
         path.write_bytes(self.encoded(*plain_voxels(image), level))
 
     def companions(self, path: Path) -> tuple[Path, ...]:
-        """The file of the voxels, where it is another one."""
+        """Return the file of the voxels, where it is another one."""
         content = self._parsed(path)
         return () if content.data is None else (path.parent / content.data,)
 
     def _opened(self, path: Path, max_voxels: int) -> tuple[Content, Path]:
-        """What a header says, checked, and the file of the voxels."""
+        """Return the checked header and the file of the voxels."""
         content = self._parsed(path)
         voxels = path
         if content.data is not None:
@@ -123,7 +121,7 @@ class TextHeader:
             problem = f"holds {content.numbers} numbers for each voxel, not one"
             raise BadInput(path, problem, "Save one component, or their mean, as a grey volume first.")
         check_shape(path, list(content.shape), max_voxels)
-        length, size = _bytes(content), voxels.stat().st_size - max(content.skip, 0)
+        length, size = content.length, voxels.stat().st_size - max(content.skip, 0)
         if _RATIOS[content.encoding] and length > size * _RATIOS[content.encoding]:
             problem = f"is truncated: its header promises {length:,} bytes of voxels"
             raise BadInput(path, f"{problem}, {voxels.name} has {max(size, 0):,}", DAMAGED)
@@ -149,9 +147,8 @@ class TextHeader:
 
     def _check_name(self, path: Path, data: str) -> None:
         if re.match(r"list\b", data, re.I) or "%" in data:
-            raise BadInput(
-                path, "has its voxels in several files", f"Save it as one {self.single} file first."
-            )
+            fix = f"Save it as one {self.single} file first."
+            raise BadInput(path, "has its voxels in several files", fix)
         for name in (PurePosixPath(data), PureWindowsPath(data)):
             if name.is_absolute() or name.drive or ".." in name.parts or "\0" in data:
                 problem = f"names a file of voxels outside its folder, {data!r}"
@@ -165,7 +162,7 @@ class Nrrd(TextHeader):
     name, endings, detached, single = "NRRD", (".nrrd",), (".nhdr",), ".nrrd"
 
     def content(self, head: bytes) -> Content | None:
-        """What a header says."""
+        """Parse a header."""
         if not re.match(rb"NRRD000\d\r?\n", head):
             return None
         end = re.search(rb"\r?\n\r?\n", head)
@@ -183,9 +180,8 @@ class Nrrd(TextHeader):
         if encoding not in known:
             raise BadInput("", f"has its voxels as {encoding}", "Save it with the encoding gzip first.")
         if int(fields.get("lineskip", "0")):
-            raise BadInput(
-                "", "has lines to be skipped before its voxels", "Save it as one .nrrd file first."
-            )
+            problem = "has lines to be skipped before its voxels"
+            raise BadInput("", problem, "Save it as one .nrrd file first.")
         dimension, shape = int(fields["dimension"]), _whole(fields["sizes"])
         if len(shape) != dimension:
             raise ValueError(f"dimension {dimension}, but {len(shape)} sizes")
@@ -216,24 +212,22 @@ class Nrrd(TextHeader):
         )
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
-        """A whole file in LPS space, gzip-compressed."""
+        """Return a whole file in LPS space, gzip-compressed."""
         own = _LPS @ affine
-        vectors = " ".join(f"({_text(own[:3, k], ',')})" for k in range(3))
-        lines = [
-            "NRRD0004",
-            f"type: {_name_of(_NRRD_TYPES, values.dtype)}",
-            "dimension: 3",
-            "space: left-posterior-superior",
-            f"sizes: {' '.join(map(str, values.shape))}",
-            f"space directions: {vectors}",
-            "kinds: domain domain domain",
-            "endian: little",
-            "encoding: gzip",
-            f"space origin: ({_text(own[:3, 3], ',')})",
-            "",
-            "",
-        ]
-        return "\n".join(lines).encode() + gzip.compress(_stored(values), level, mtime=0)
+        header = f"""\
+NRRD0004
+type: {_name_of(_NRRD_TYPES, values.dtype)}
+dimension: 3
+space: left-posterior-superior
+sizes: {" ".join(map(str, values.shape))}
+space directions: {" ".join(f"({_text(own[:3, k], ',')})" for k in range(3))}
+kinds: domain domain domain
+endian: little
+encoding: gzip
+space origin: ({_text(own[:3, 3], ",")})
+
+"""
+        return header.encode() + gzip.compress(_stored(values), level, mtime=0)
 
 
 class MetaImage(TextHeader):
@@ -242,7 +236,7 @@ class MetaImage(TextHeader):
     name, endings, detached, single = "MetaImage", (".mha",), (".mhd",), ".mha"
 
     def content(self, head: bytes) -> Content | None:
-        """What a header says."""
+        """Parse a header."""
         end = re.search(rb"^[ \t]*ElementDataFile[ \t]*=[^\n]*(\n|$)", head, re.M)
         if end is None:
             return None
@@ -281,69 +275,61 @@ class MetaImage(TextHeader):
         )
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
-        """A whole file, zlib-compressed."""
+        """Return a whole file, zlib-compressed."""
         own = _LPS @ affine
         zooms = np.linalg.norm(own[:3, :3], axis=0)
         towards = dict(zip("LRPASI", "RLAPIS", strict=True))  # it names where axes come from
         letters = "".join(towards[str(letter)] for letter in nib.aff2axcodes(affine))
         data = zlib.compress(_stored(values), level)
-        lines = [
-            "ObjectType = Image",
-            "NDims = 3",
-            "BinaryData = True",
-            "BinaryDataByteOrderMSB = False",
-            "CompressedData = True",
-            f"CompressedDataSize = {len(data)}",
-            f"TransformMatrix = {_text((own[:3, :3] / zooms).T.ravel())}",
-            f"Offset = {_text(own[:3, 3])}",
-            "CenterOfRotation = 0 0 0",
-            f"AnatomicalOrientation = {letters}",
-            f"ElementSpacing = {_text(zooms)}",
-            f"DimSize = {' '.join(map(str, values.shape))}",
-            f"ElementType = {_name_of(_META_TYPES, values.dtype)}",
-            "ElementDataFile = LOCAL",
-            "",
-        ]
-        return "\n".join(lines).encode() + data
+        header = f"""\
+ObjectType = Image
+NDims = 3
+BinaryData = True
+BinaryDataByteOrderMSB = False
+CompressedData = True
+CompressedDataSize = {len(data)}
+TransformMatrix = {_text((own[:3, :3] / zooms).T.ravel())}
+Offset = {_text(own[:3, 3])}
+CenterOfRotation = 0 0 0
+AnatomicalOrientation = {letters}
+ElementSpacing = {_text(zooms)}
+DimSize = {" ".join(map(str, values.shape))}
+ElementType = {_name_of(_META_TYPES, values.dtype)}
+ElementDataFile = LOCAL
+"""
+        return header.encode() + data
 
 
 _NRRD_TYPES = {
-    **dict.fromkeys(("int8", "signed char", "int8_t"), "i1"),
-    **dict.fromkeys(("uint8", "uchar", "unsigned char", "uint8_t"), "u1"),
-    **dict.fromkeys(("int16", "short", "short int", "signed short", "signed short int", "int16_t"), "i2"),
-    **dict.fromkeys(("uint16", "ushort", "unsigned short", "unsigned short int", "uint16_t"), "u2"),
-    **dict.fromkeys(("int32", "int", "signed int", "int32_t"), "i4"),
-    **dict.fromkeys(("uint32", "uint", "unsigned int", "uint32_t"), "u4"),
-    **dict.fromkeys(("int64", "longlong", "long long", "long long int", "int64_t"), "i8"),
-    **dict.fromkeys(("uint64", "ulonglong", "unsigned long long", "uint64_t"), "u8"),
-    "float": "f4",
-    "double": "f8",
+    name: dtype
+    for dtype, names in {
+        "i1": "int8, signed char, int8_t",
+        "u1": "uint8, uchar, unsigned char, uint8_t",
+        "i2": "int16, short, short int, signed short, signed short int, int16_t",
+        "u2": "uint16, ushort, unsigned short, unsigned short int, uint16_t",
+        "i4": "int32, int, signed int, int32_t",
+        "u4": "uint32, uint, unsigned int, uint32_t",
+        "i8": "int64, longlong, long long, long long int, int64_t",
+        "u8": "uint64, ulonglong, unsigned long long, uint64_t",
+        "f4": "float",
+        "f8": "double",
+    }.items()
+    for name in names.split(", ")
 }
 _META_TYPES = {
-    "MET_CHAR": "i1",
-    "MET_UCHAR": "u1",
-    "MET_SHORT": "i2",
-    "MET_USHORT": "u2",
-    "MET_INT": "i4",
-    "MET_UINT": "u4",
-    "MET_LONG": "i4",
-    "MET_ULONG": "u4",
-    "MET_LONG_LONG": "i8",
-    "MET_ULONG_LONG": "u8",
-    "MET_FLOAT": "f4",
-    "MET_DOUBLE": "f8",
+    f"MET_{name}": dtype
+    for name, dtype in zip(
+        "CHAR UCHAR SHORT USHORT INT UINT LONG ULONG LONG_LONG ULONG_LONG FLOAT DOUBLE".split(),
+        "i1 u1 i2 u2 i4 u4 i4 u4 i8 u8 f4 f8".split(),
+        strict=True,
+    )
 }
 _SPACES = {"ras": (1, 1), "las": (-1, 1), "lps": (-1, -1)}
 """NRRD's spaces by the letters of their words: the signs of their first two axes in RAS+."""
 
-_UNITS = {
-    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
-    **dict.fromkeys(
-        ("um", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"), 0.001
-    ),
-    "cm": 10.0,
-    "m": 1000.0,
-}
+_UNITS = {"cm": 10.0, "m": 1000.0}
+_UNITS |= dict.fromkeys("mm millimeter millimeters millimetre millimetres".split(), 1.0)
+_UNITS |= dict.fromkeys("um micron microns micrometer micrometers micrometre micrometres".split(), 0.001)
 
 
 def _nrrd_affine(fields: Mapping[str, str], directions: Sequence[str]) -> np.ndarray | None:
@@ -374,7 +360,7 @@ def _meta_affine(
 
 
 def _unit(name: str) -> float:
-    """Millimetres of a unit; of none, or ``?``, 1."""
+    """Return the millimetres of a unit; 1 for none or ``?``."""
     unit = name.strip(' "?').lower()
     if unit and unit not in _UNITS:
         problem = f"gives its distances in {name.strip()!r}, not in mm, um, cm or m"
@@ -426,12 +412,8 @@ def _stored(values: np.ndarray) -> bytes:
     return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
 
 
-def _bytes(content: Content) -> int:
-    return math.prod(content.shape) * content.dtype.itemsize
-
-
 def _decoded(stream: BinaryIO, length: int, encoding: str) -> bytes | bytearray:
-    """The first ``length`` bytes of voxels; compressed ones are read to their checksum."""
+    """Return the first ``length`` bytes of voxels; compressed ones are read to their checksum."""
     if encoding == "raw":
         return stream.read(length)
     if encoding == "bz2":

@@ -328,7 +328,7 @@ STAGES = {
     "prepare": ("scorefusion.data.preprocess.base_volume", "preparing it"),
     "sample": ("scorefusion.engine.engine.gather_slices", "sampling"),
     "finish": ("scorefusion.pipeline.pipeline.disagreement", "finishing it"),
-    "write": ("scorefusion.io.formats.nib.save", "writing it"),
+    "write": ("nibabel.save", "writing it"),
 }
 
 

@@ -16,9 +16,8 @@ from scorefusion.io.dicom.file import PathLike
 from scorefusion.io.dicom.find import SeriesDescription, choose_series, summaries
 from scorefusion.io.dicom.frames import Frame, frames_of
 from scorefusion.io.dicom.pixels import Decoder, check_pixels, decoded
-from scorefusion.io.header import MAX_VOXELS, check_contrast, check_shape
+from scorefusion.io.header import MAX_VOXELS, check_contrast, check_shape, nifti_header
 from scorefusion.io.nifti import Scan, ras_order
-from scorefusion.io.volumes import nifti_header
 
 _ACQUISITION = ("Modality", "SeriesDescription", "ProtocolName")
 _SAME_PLACE = 1e-3  # mm between slices that are one
