@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from scorefusion import Pipeline
-from scorefusion.data.baselines import interpolate
+from scorefusion.data import interpolate
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.nifti import read_scan
 from scorefusion.metrics.image import psnr, ssim

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from scorefusion.batch.items import Item, Problem, shown
-from scorefusion.data.listing import stem
+from scorefusion.data import stem
 from scorefusion.errors import BadInput
 from scorefusion.io.atomic import written_beside
 from scorefusion.io.formats import companions, format_of

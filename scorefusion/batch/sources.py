@@ -14,13 +14,22 @@ from pathlib import Path
 import scorefusion
 from scorefusion.batch.files import STATE, length_problem, name_problem, side_path
 from scorefusion.batch.items import Item, Problem, shown
-from scorefusion.data.config import DatasetConfig
-from scorefusion.data.find import Refusal, assemble
-from scorefusion.data.layouts.registry import LAYOUTS, detect
-from scorefusion.data.listing import Listing, Volume, is_volume, stem, volume_files
-from scorefusion.data.rows import TABLES, read_rows
-from scorefusion.data.subject import Subject
-from scorefusion.data.table import contrast_columns
+from scorefusion.data import (
+    LAYOUTS,
+    TABLES,
+    DatasetConfig,
+    Listing,
+    Refusal,
+    Subject,
+    Volume,
+    assemble,
+    contrast_columns,
+    detect,
+    is_volume,
+    read_rows,
+    stem,
+    volume_files,
+)
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.io.atomic import output_target, written_beside
 from scorefusion.io.dicom.file import is_dicom

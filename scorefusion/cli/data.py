@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from scorefusion.data.config import DatasetConfig
-    from scorefusion.data.find import Found
+    from scorefusion.data import DatasetConfig, Found
 
 
 def data(
@@ -53,9 +52,7 @@ def data(
     from scorefusion.cli.bars import progress
     from scorefusion.cli.streams import require_stdout
     from scorefusion.cli.tune import numbers
-    from scorefusion.data.config import DatasetConfig
-    from scorefusion.data.find import find_subjects
-    from scorefusion.data.table import write_table
+    from scorefusion.data import DatasetConfig, find_subjects, write_table
     from scorefusion.errors import BadInput
     from scorefusion.io.atomic import check_output
     from scorefusion.models.config import parse

@@ -37,8 +37,7 @@ def phantom(
       scorefusion phantom -o one --contrasts t1ir --spacing 2
     """
     from scorefusion.cli.bars import progress
-    from scorefusion.data.synth.make import Settings, write_subjects
-    from scorefusion.data.synth.maps import read_maps
+    from scorefusion.data.synth import Settings, read_maps, write_subjects
 
     # The words after `--contrasts t1` that belong to no option are contrasts too.
     names = [name for text in [contrasts, *(more or [])] for name in text.split(",") if name]

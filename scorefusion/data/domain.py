@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scorefusion.data.preprocess import Outliers
+from scorefusion.data.intensity import Outliers
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Scan
 from scorefusion.models.config import DomainConfig, ModelConfig

@@ -1,14 +1,31 @@
-"""What lies in a dataset's folder, and what a layout makes of it."""
+"""The files of a dataset's folder, what a layout makes of them, and the subjects they add up to."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scorefusion.errors import BadInput
 from scorefusion.io.formats import LISTED, READABLE, volume_stem
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Volumes of one person taken at one time.
+
+    Attributes:
+        name: unique in its dataset, such as ``sub-001`` or ``sub-001_ses-2``.
+        group: the person; sessions of one person share it, and splits go by it.
+        files: contrast (``t1``, ``t1c``, ``t2``, ``flair``, ``pd``, ``labels``, ...) to NIfTI file.
+    """
+
+    name: str
+    group: str
+    files: Mapping[str, Path] = field(hash=False)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from scorefusion.data.baselines import BASELINES, interpolate
-from scorefusion.data.subject import Subject
+from scorefusion.data import BASELINES, Subject, interpolate
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.case import Case, Where, read_case
 from scorefusion.evaluate.known_truth import as_array

@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from scorefusion.data.config import DatasetConfig
-from scorefusion.data.find import find_subjects
-from scorefusion.data.grid import read_subject
-from scorefusion.data.preprocess import Intensity, Prepared, prepare_conditions
-from scorefusion.data.subject import Subject
+from scorefusion.data import (
+    DatasetConfig,
+    Intensity,
+    Prepared,
+    Subject,
+    find_subjects,
+    prepare_conditions,
+    read_subject,
+)
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.known_truth import KnownTruth, files_needed, known_truth, makes_its_input
 from scorefusion.models.config import ModelConfig, parse
@@ -148,7 +152,7 @@ def find_cases(
         count: take only so many, the first by name.
         labels: whether a label map is needed too.
         split: ``all``, or train, validation or test, as a training run splits the same dataset.
-        fractions: of the three splits; :class:`~scorefusion.data.config.DatasetConfig`'s by default.
+        fractions: of the three splits; :class:`~scorefusion.data.DatasetConfig`'s by default.
 
     Raises:
         BadInput: if there is none, or for fractions that are not shares.

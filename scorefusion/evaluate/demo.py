@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.data.baselines import BASELINES, interpolate
-from scorefusion.data.preprocess import Box, Prepared, foreground_box, prepare_conditions
+from scorefusion.data import BASELINES, Box, Prepared, foreground_box, interpolate, prepare_conditions
 from scorefusion.degradations import Factor, block_edges, block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.evaluate.shared_start import SharedStart, plane_row, strategy_runs

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.data.preprocess import Box, Intensity, Prepared, prepare_conditions
+from scorefusion.data import Box, Intensity, Prepared, prepare_conditions
 from scorefusion.degradations import block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.evaluate.demo import choose_box, coarser_affine

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from scorefusion.data.baselines import BASELINES
+from scorefusion.data import BASELINES
 from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.evaluate.known_truth import makes_its_input

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.data.preprocess import Intensity, Prepared
-from scorefusion.data.subject import Subject
+from scorefusion.data import Intensity, Prepared, Subject
 from scorefusion.engine.planning.forecast import forecast
 from scorefusion.engine.planning.plan import plan
 from scorefusion.evaluate.baselines import Regression, baseline_volume

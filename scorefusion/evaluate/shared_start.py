@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from scorefusion.data.preprocess import Box, Prepared
+from scorefusion.data import Box, Prepared
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import Callback, sample
 from scorefusion.diffusion.solvers import Table

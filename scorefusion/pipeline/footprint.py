@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from scorefusion.data.preprocess import Box, Intensity, on_output_grid
+from scorefusion.data import Box, Intensity, on_output_grid
 from scorefusion.engine.planning.available import (
     available_on,
     available_on_host,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from scorefusion.data.preprocess import Box, Prepared
+from scorefusion.data import Box, Prepared
 from scorefusion.io.nifti import Scan
 from scorefusion.pipeline.footprint import Footprint
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.data.domain import check_domain, warnings_of
-from scorefusion.data.preprocess import Box, least_box, prepare_conditions, sampling_box
+from scorefusion.data import Box, check_domain, least_box, prepare_conditions, sampling_box, warnings_of
 from scorefusion.degradations import Inpainting, Operator
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.engine import Engine

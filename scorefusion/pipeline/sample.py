@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scorefusion.data.preprocess import Box, Prepared
+from scorefusion.data import Box, Prepared
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.pool import Around, EnginePool

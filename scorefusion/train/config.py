@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from scorefusion.data.config import DatasetConfig
+from scorefusion.data import DatasetConfig
 from scorefusion.models.config import DomainConfig, Frozen, ModelConfig
 from scorefusion.models.presets import preset
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scorefusion.data.find import Refusal
+from scorefusion.data import Refusal
 from scorefusion.io.atomic import written_beside
 from scorefusion.models.folder import channels_last
 from scorefusion.models.score_fusion import ScoreFusion

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.data.find import Refusal
+from scorefusion.data import Refusal
 from scorefusion.degradations import Projection
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import sample

@@ -11,11 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scorefusion.data.config import DatasetConfig
-from scorefusion.data.find import Refusal, find_subjects
-from scorefusion.data.rotation import rotation
-from scorefusion.data.store import MULTIPLE, Extra, Source, StoreSettings, Vary, build_store
-from scorefusion.data.subject import Subject
+from scorefusion.data import (
+    MULTIPLE,
+    DatasetConfig,
+    Extra,
+    Refusal,
+    Source,
+    StoreSettings,
+    Subject,
+    Vary,
+    build_store,
+    find_subjects,
+)
+from scorefusion.data.synth import rotation
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.grid import read_grid
 from scorefusion.models.config import DomainConfig, ModelConfig, read_config

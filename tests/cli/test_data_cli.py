@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scorefusion.cli import app
-from scorefusion.data.find import find_subjects_at
+from scorefusion.data import find_subjects_at
 from tests.support.look_alikes import AFFINE, LOOK_ALIKES, write, write_look_alike
 
 

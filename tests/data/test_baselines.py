@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scorefusion.data.baselines import BASELINES, interpolate
+from scorefusion.data import BASELINES, interpolate
 from scorefusion.degradations import block_mean
 from scorefusion.errors import ScoreFusionError
 

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scorefusion.data.config import DatasetConfig
-from scorefusion.data.find import find_subjects, find_subjects_at
-from scorefusion.data.listing import volume_files
+from scorefusion.data import DatasetConfig, find_subjects, find_subjects_at, volume_files
 from scorefusion.errors import BadInput
 from tests.support.look_alikes import write
 

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from scorefusion.data.config import DatasetConfig
-from scorefusion.data.grid import check_grids, read_subject
-from scorefusion.data.subject import Subject
+from scorefusion.data import DatasetConfig, Subject, check_grids, read_subject
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Scan, make_image, read_scan, save_image
 from tests.support.look_alikes import AFFINE, SHAPE, write

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scorefusion.data.config import DatasetConfig
-from scorefusion.data.find import Found, find_subjects, find_subjects_at
+from scorefusion.data import DatasetConfig, Found, find_subjects, find_subjects_at
 from scorefusion.errors import BadInput, ScoreFusionError
 from tests.support.look_alikes import AFFINE, BROKEN, LOOK_ALIKES, write, write_look_alike
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scorefusion.data.config import DatasetConfig
-from scorefusion.data.find import find_subjects
-from scorefusion.data.split import better_seed, split_of
+from scorefusion.data import DatasetConfig, find_subjects
+from scorefusion.data.dataset import better_seed, split_of
 from scorefusion.errors import BadInput
 from tests.support.look_alikes import write
 

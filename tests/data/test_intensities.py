@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from scorefusion.data.preprocess import Box, Intensity, Outliers, Prepared, prepare_conditions, sampling_box
-from scorefusion.data.store import StoreSettings, _normalised
+from scorefusion.data import (
+    Box,
+    Intensity,
+    Outliers,
+    Prepared,
+    StoreSettings,
+    prepare_conditions,
+    sampling_box,
+)
+from scorefusion.data.store import _normalised
 from scorefusion.degradations import Pooling
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import DomainConfig, ModelConfig

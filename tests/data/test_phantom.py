@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from scorefusion.cli import app
 from scorefusion.data.synth import anatomy as anatomy_module
 from scorefusion.data.synth import make
-from scorefusion.data.synth.anatomy import deformation, make_anatomy, make_grid, share
-from scorefusion.data.synth.fields import Field, Grid
+from scorefusion.data.synth.anatomy import Field, Grid, deformation, make_anatomy, make_grid, share
 from scorefusion.data.synth.make import (
     LABELS,
     Settings,
@@ -27,8 +26,14 @@ from scorefusion.data.synth.make import (
     write_subjects,
 )
 from scorefusion.data.synth.maps import FILES, Maps, make_maps, read_maps
-from scorefusion.data.synth.scanner import rician
-from scorefusion.data.synth.signal import SEQUENCES, TISSUES, gradient_echo, inversion_recovery, spin_echo
+from scorefusion.data.synth.scanner import (
+    SEQUENCES,
+    TISSUES,
+    gradient_echo,
+    inversion_recovery,
+    rician,
+    spin_echo,
+)
 from scorefusion.errors import BadInput, ScoreFusionError
 
 COARSE = Settings(spacing=2.0)

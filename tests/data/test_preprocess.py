@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from scorefusion.data.preprocess import Box, Intensity, base_volume, foreground_box
-from scorefusion.degradations import block_mean
+from scorefusion.data import Box, Intensity, foreground_box
+from scorefusion.degradations import base_volume, block_mean
 from scorefusion.errors import ScoreFusionError
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorefusion.data.preprocess import Box, prepare_conditions
+from scorefusion.data import Box, prepare_conditions
 from scorefusion.degradations import Inpainting, LowFrequencies, Operator, Pooling, Projection, SparseView
 from scorefusion.diffusion.sample import sample
 from scorefusion.engine.engine import Engine

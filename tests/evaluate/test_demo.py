@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from scorefusion.cli import app
-from scorefusion.data.preprocess import Box
+from scorefusion.data import Box
 from scorefusion.degradations import block_mean
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.demo import Case, Result, make_case, run_demo

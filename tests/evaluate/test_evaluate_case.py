@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scorefusion.data.config import DatasetConfig
-from scorefusion.data.find import find_subjects
-from scorefusion.data.subject import Subject
+from scorefusion.data import DatasetConfig, Subject, find_subjects
 from scorefusion.degradations import Measurement, block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.evaluate.baselines import baseline_volume, fit_regression

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scorefusion.data.preprocess import Box, prepare_conditions
+from scorefusion.data import Box, prepare_conditions
 from scorefusion.evaluate.case import Where, find_cases
 from scorefusion.evaluate.methods import model_methods
 from scorefusion.evaluate.run import Settings, evaluate

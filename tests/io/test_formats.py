@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from scorefusion import Pipeline
 from scorefusion.batch.files import hash_file, stamp_of, store_image
 from scorefusion.cli import app
-from scorefusion.data.find import find_subjects_at
+from scorefusion.data import find_subjects_at
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io import formats
 from scorefusion.io.formats import FORMATS, LISTED, READABLE, WRITABLE, check_volume_output

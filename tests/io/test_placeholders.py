@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from scorefusion import Pipeline
 from scorefusion.cli import app
-from scorefusion.data.find import find_subjects_at
+from scorefusion.data import find_subjects_at
 from scorefusion.errors import BadInput
 from scorefusion.io.grid import read_grid
 from scorefusion.io.nifti import read_scan

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scorefusion import Pipeline
-from scorefusion.data.baselines import interpolate
+from scorefusion.data import interpolate
 from scorefusion.degradations import block_mean
 from scorefusion.io.nifti import read_scan
 from scorefusion.metrics.image import psnr

@@ -14,7 +14,7 @@ import pytest
 from scorefusion.batch.items import Item
 from scorefusion.batch.worker import Work, Worker
 from scorefusion.cli import main
-from scorefusion.data.domain import check_domain, contrast_in, warnings_of
+from scorefusion.data import check_domain, contrast_in, warnings_of
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.nifti import read_scan
 from scorefusion.models.config import DomainConfig, ModelConfig, parse

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 import scorefusion.pipeline.footprint
 from scorefusion import Pipeline
 from scorefusion.cli import app
-from scorefusion.data.preprocess import least_box, prepare_conditions, sampling_box
+from scorefusion.data import least_box, prepare_conditions, sampling_box
 from scorefusion.engine import pool as pools
 from scorefusion.engine.planning.available import Available
 from scorefusion.engine.planning.forecast import PROGRAM, forecast, most_workspace

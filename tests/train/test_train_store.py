@@ -15,12 +15,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from scorefusion.data import arrays
-from scorefusion.data.arrays import open_array, write_array
-from scorefusion.data.config import DatasetConfig
-from scorefusion.data.find import Refusal
-from scorefusion.data.store import Source, StoreSettings, build_store
-from scorefusion.data.subject import Subject
+from scorefusion.data import DatasetConfig, Refusal, Source, StoreSettings, Subject, build_store, store
+from scorefusion.data.store import open_array, write_array
 from scorefusion.errors import BadInput
 from tests.support.waiting import PATIENCE
 
@@ -118,7 +114,7 @@ def test_nothing_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("read again")
 
     monkeypatch.setattr("scorefusion.data.store.read_subject", never)
-    monkeypatch.setattr(arrays, "_checksum", never)
+    monkeypatch.setattr(store, "_checksum", never)
     monkeypatch.setattr(Path, "open", watched)
     assert len(build_store(subjects, tmp_path / "store", SETTINGS)) == 2
     assert ".nii" not in opened

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from scorefusion.data.layouts.table import read_rows
 from scorefusion.data.listing import Listing, Volume, stem
-from scorefusion.data.rows import read_rows
 from scorefusion.errors import BadInput
 from scorefusion.models.contrast import LABELS, canonical
 

@@ -1,13 +1,15 @@
-"""One individual's head: the template deformed, its blurred borders drawn sharply, each time elsewhere."""
+"""One individual's head: the template deformed, its blurred borders drawn sharply, with lesions if wanted.
+
+Random fields are cubic B-splines with random coefficients, evaluated on a grid one axis at a time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from scorefusion.data.rotation import rotation
-from scorefusion.data.synth.fields import Field, Grid
 from scorefusion.data.synth.maps import Maps
 from scorefusion.errors import ScoreFusionError
 from scorefusion.optional import need
@@ -30,6 +32,91 @@ THICKEST = 16.0
 """What is dark in the template so near the brain, in mm, is bone; farther off it is air."""
 
 _FLOOR = 0.02
+
+_POWER = 0.479
+"""Mean over a knot interval of the sum of squares of the cubic B-spline's values."""
+
+MEAN_COUNT = 8.0
+SMALLEST, LARGEST = 1.5, 9.0
+"""Radii in mm; logarithms are drawn uniformly."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where voxels lie.
+
+    Attributes:
+        start: (z, y, x) of the first voxel's centre in mm.
+        spacing: voxel size in mm.
+        shape: voxels along (z, y, x).
+    """
+
+    start: tuple[float, float, float]
+    spacing: float
+    shape: tuple[int, int, int]
+
+    def axis(self, axis: int) -> np.ndarray:
+        """Centres along an axis in mm from the first voxel's outer face, float64."""
+        return (np.arange(self.shape[axis]) + 0.5) * self.spacing
+
+    @property
+    def extent(self) -> np.ndarray:
+        """(z, y, x) in mm."""
+        return np.array(self.shape) * self.spacing
+
+    @property
+    def affine(self) -> np.ndarray:
+        """float64 ``[4, 4]``, (x, y, z) index to mm."""
+        affine = np.diag([self.spacing] * 3 + [1.0])
+        affine[:3, 3] = self.start[::-1]
+        return affine
+
+    def thinned(self, step: int) -> Grid:
+        """Every ``step``-th voxel, in the same box."""
+        shape = tuple(max(1, n // step) for n in self.shape)
+        return Grid(self.start, self.spacing * step, shape)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """A random field of unit variance with a knot every ``knot`` mm, independent of the grid it is seen on.
+
+    Attributes:
+        coefficients: float32 ``[d, h, w]``.
+        knot: in mm.
+    """
+
+    coefficients: np.ndarray
+    knot: float
+
+    @classmethod
+    def draw(cls, random: np.random.Generator, extent: Sequence[float] | np.ndarray, knot: float) -> Field:
+        """Draw a field that covers a box of ``extent`` (z, y, x) mm."""
+        size = [int(np.ceil(length / knot)) + 3 for length in extent]
+        return cls((random.standard_normal(size) / _POWER**1.5).astype(np.float32), knot)
+
+    def on(self, grid: Grid, derivative: int | None = None) -> np.ndarray:
+        """float32 ``[D, H, W]``: its values, or its derivative along an axis, per mm."""
+        values = self.coefficients
+        for axis in range(3):
+            basis = _basis(grid.axis(axis), self.knot, self.coefficients.shape[axis], derivative == axis)
+            # The axis just finished goes to the back; after three turns the order is z, y, x again.
+            values = np.tensordot(values, basis, axes=(0, 1))
+        return values
+
+
+def _basis(places: np.ndarray, knot: float, count: int, derived: bool) -> np.ndarray:
+    """float32 ``[places, count]``: the cubic B-splines, or their derivatives, at places in mm."""
+    at = places[:, None] / knot - (np.arange(count)[None, :] - 1)
+    far = np.abs(at)
+    if derived:
+        near = at * (1.5 * far - 2.0)
+        tail = -0.5 * np.sign(at) * (2.0 - far) ** 2
+        values = np.where(far < 1, near, np.where(far < 2, tail, 0.0)) / knot
+    else:
+        near = 2 / 3 - far**2 + far**3 / 2
+        values = np.where(far < 1, near, np.where(far < 2, (2.0 - far) ** 3 / 6, 0.0))
+    return values.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,3 +266,49 @@ def share(level: np.ndarray) -> np.ndarray:
     np.sqrt(slope, out=slope)
     slope += np.float32(1e-6)
     return (level / slope + np.float32(0.5)).clip(0.0, 1.0)
+
+
+def rotation(angles: np.ndarray) -> np.ndarray:
+    """Rotation matrix ``[3, 3]`` over (z, y, x) of three angles in radians, about z, then y, then x."""
+    turns = np.eye(3)
+    for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), angles, strict=True):
+        turn = np.eye(3)
+        turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        turns = turns @ turn
+    return turns
+
+
+def add_lesions(anatomy: Anatomy, random: np.random.Generator) -> None:
+    """Turn blobs of white matter into ``lesion``, a new entry of the anatomy's fractions.
+
+    Between 1 and about 16 of them, most of them small. A blob's border is wavy; grey matter and fluid stay.
+    """
+    grid, white = anatomy.grid, anatomy.fractions["wm"]
+    lesion = np.zeros_like(white)
+    inner = np.flatnonzero((white > 0.95) & (anatomy.depth > 4.0))
+    count = 1 + int(random.poisson(MEAN_COUNT - 1)) if inner.size else 0
+    for _ in range(count):
+        centre = np.array(np.unravel_index(inner[int(random.random() * inner.size)], white.shape))
+        radius = float(np.exp(random.uniform(np.log(SMALLEST), np.log(LARGEST))))
+        axes = radius * np.exp(random.normal(0, 0.2, 3))
+        box, level = _blob(grid, centre, axes, random)
+        np.maximum(lesion[box], share(level), out=lesion[box])
+    lesion *= white
+    white -= lesion
+    anatomy.fractions["lesion"] = lesion
+
+
+def _blob(
+    grid: Grid, centre: np.ndarray, axes: np.ndarray, random: np.random.Generator
+) -> tuple[tuple[slice, ...], np.ndarray]:
+    """The box around an ellipsoid with a wavy surface, and its level in mm, positive inside."""
+    half = np.ceil(1.6 * axes / grid.spacing).astype(int) + 2
+    low, high = np.maximum(centre - half, 0), np.minimum(centre + half + 1, grid.shape)
+    waves = Field.draw(random, (2 * half + 1) * grid.spacing, max(2.5, float(axes.min())))
+    window = Grid((0.0, 0.0, 0.0), grid.spacing, tuple(int(n) for n in 2 * half + 1))  # type: ignore[arg-type]
+    mesh = np.meshgrid(*(np.arange(-h, h + 1) * grid.spacing / a for h, a in zip(half, axes, strict=True)))
+    away = np.sqrt(sum(np.swapaxes(part, 0, 1) ** 2 for part in mesh))
+    level = float(axes.min()) * (1.0 - away + 0.2 * waves.on(window))
+    cut = tuple(slice(int(a), int(b)) for a, b in zip(low - centre + half, high - centre + half, strict=True))
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return box, level[cut].astype(np.float32)

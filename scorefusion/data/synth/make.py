@@ -12,11 +12,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from scorefusion.data.synth.anatomy import Anatomy, make_anatomy, make_grid
-from scorefusion.data.synth.lesions import add_lesions
+from scorefusion.data.synth.anatomy import Anatomy, add_lesions, make_anatomy, make_grid
 from scorefusion.data.synth.maps import Maps
-from scorefusion.data.synth.scanner import Body, scan
-from scorefusion.data.synth.signal import sequences_named
+from scorefusion.data.synth.scanner import Body, scan, sequences_named
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import folder_written_beside, written_beside
 
@@ -71,9 +69,9 @@ def make_subject(
     same whichever others are made, and lesions change nothing beside them.
 
     Args:
-        maps: the template, of :func:`scorefusion.data.synth.maps.read_maps`.
+        maps: the template, of :func:`scorefusion.data.synth.read_maps`.
         seed: the subject's own, not negative.
-        contrasts: names of :data:`scorefusion.data.synth.signal.SEQUENCES`.
+        contrasts: names of :data:`scorefusion.data.synth.SEQUENCES`.
         settings: those of the set; the defaults if None.
 
     Raises:
@@ -135,7 +133,7 @@ def write_subjects(
         count: how many subjects.
         first: the number of the first one.
         seed: of the set.
-        contrasts: names of :data:`scorefusion.data.synth.signal.SEQUENCES`.
+        contrasts: names of :data:`scorefusion.data.synth.SEQUENCES`.
         settings: those of the set; the defaults if None.
         progress: called with (done, total).
 

@@ -1,0 +1,455 @@
+"""Datasets: a frozen description, its subjects found, checked, split and read on one grid."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+from pydantic import field_validator, model_validator
+
+from scorefusion.data.layouts import LAYOUTS, detect
+from scorefusion.data.layouts.table import TABLES, list_table
+from scorefusion.data.listing import SPLITS, Listing, Subject, Volume, is_volume, stem, volume_files
+from scorefusion.errors import BadInput
+from scorefusion.io.grid import Grid, corner_distance, ras_grid, read_grid
+from scorefusion.io.nifti import Scan, read_scan
+from scorefusion.io.placeholders import check_fetched
+from scorefusion.models.config import Frozen
+from scorefusion.models.contrast import LABELS, canonical, in_order
+from scorefusion.optional import need
+
+LayoutName = Literal["auto", "folder", "csv", "brats", "hcp", "ixi", "fastmri", "bids"]
+
+
+class DatasetConfig(Frozen):
+    """Which volumes, of whom, and what to do with those that cannot be used.
+
+    Attributes:
+        root: a folder, a CSV or TSV file, or one NIfTI file.
+        layout: how files are named (docs/data.md); ``auto`` finds out.
+        contrasts: what every subject must have, in this order; the first one's grid counts. Empty: whatever
+            each has. Usual spellings are alike: ``T1w`` is ``t1``.
+        choose: where a subject has several files of a contrast, parts of the path of the one that is meant.
+        split: which subjects; ``all`` of them, or one of the splits.
+        fractions: of train, validation and test, of the persons; a person's share is decided by the seed and
+            the person's name alone, so the sizes are approximate.
+        seed: of the splits.
+        on_misaligned: a subject's volumes on different grids are refused, or resampled onto the first's.
+        tolerance: how far apart two grids' corners may be, in millimetres, to count as one.
+        interpolation: of resampled images; label maps take the nearest voxel.
+        nan: refuse a volume with NaN or infinite voxels, or count them as 0.
+        assume_affine: for headers without orientation, take the voxel size and RAS axes.
+        skip_broken: leave subjects out that cannot be used, with the reason; else the first is an error.
+    """
+
+    root: str
+    layout: LayoutName = "auto"
+    contrasts: tuple[str, ...] = ()
+    choose: tuple[str, ...] = ()
+    split: Literal["all", "train", "validation", "test"] = "all"
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 0
+    on_misaligned: Literal["refuse", "resample"] = "refuse"
+    tolerance: float = 0.01
+    interpolation: Literal["linear", "cubic"] = "linear"
+    nan: Literal["error", "zero"] = "error"
+    assume_affine: bool = False
+    skip_broken: bool = True
+
+    @field_validator("contrasts")
+    @classmethod
+    def _spell(cls, contrasts: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(canonical(name) for name in contrasts)
+        if len(set(names)) < len(names):
+            raise ValueError(f"a contrast is named twice in {', '.join(contrasts)}")
+        return names
+
+    @model_validator(mode="after")
+    def _check(self) -> DatasetConfig:
+        if min(self.fractions) < 0 or not math.isclose(sum(self.fractions), 1.0, abs_tol=1e-6):
+            raise ValueError(f"fractions {self.fractions} are not three shares that sum to 1")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance is {self.tolerance} mm; it must not be negative")
+        return self
+
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A subject that cannot be used: which file, why, and what to do about it."""
+
+    subject: str
+    file: Path
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.file}: {self.reason}. {self.fix}".rstrip()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in a dataset.
+
+    Attributes:
+        layout: its name.
+        subjects: those that can be used, sorted by name.
+        refused: those that cannot, of the chosen split.
+        splits: the split of each person.
+        ignored: NIfTI files that the layout does not know.
+        people_unknown: why files of one person cannot be told, if so.
+    """
+
+    layout: str
+    subjects: tuple[Subject, ...]
+    refused: tuple[Refusal, ...]
+    splits: Mapping[str, str]
+    ignored: tuple[Path, ...] = ()
+    people_unknown: str = ""
+
+
+def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Progress | None = None) -> Found:
+    """Find a dataset's subjects and check their files.
+
+    Headers, shapes and affines are checked; damage further inside a file, and NaN, show when it is read.
+
+    Args:
+        config: the dataset.
+        voxels: read every volume now.
+        progress: called with (done, total) subjects.
+
+    Raises:
+        BadInput: if no subject can be used, or the first that cannot unless ``config.skip_broken``; if the
+            split is empty, or persons are unknown and so cannot be split.
+    """
+    root = Path(config.root).expanduser()
+    layout, listing, ignored = _list(root, config)
+    if listing.people_unknown and config.split != "all":
+        file, _, problem = listing.people_unknown.partition(": ")
+        raise BadInput(root / file, f"no split by person can be made: {problem}")
+    groups = sorted({volume.group for volume in listing.volumes})
+    splits = {g: listing.splits.get(g) or split_of(g, config.fractions, config.seed) for g in groups}
+    if groups and config.split != "all" and config.split not in splits.values():
+        raise _empty_split(root, config, groups)
+    refused = [_refusal(subject, error) for subject, error in listing.problems]
+    chosen = [v for v in listing.volumes if config.split in ("all", splits[v.group])]
+    candidates = list(assemble(root, chosen, config, refused))
+    subjects = []
+    for done, (subject, contrasts) in enumerate(candidates, start=1):
+        try:
+            check_grids(subject, contrasts, config)
+            if voxels:
+                read_subject(subject, contrasts, config)
+            subjects.append(subject)
+        except BadInput as error:
+            refused.append(_refusal(subject.name, error))
+        if progress:
+            progress(done, len(candidates))
+        if refused and not config.skip_broken:
+            break
+    refused.sort(key=lambda refusal: refusal.subject)
+    if refused and not config.skip_broken:
+        bad = refused[0]
+        raise BadInput(bad.file, f"subject {bad.subject} cannot be used: {bad.reason}", bad.fix)
+    if not subjects:
+        raise _nobody(root, layout, config, refused, ignored)
+    return Found(layout, tuple(subjects), tuple(refused), splits, ignored, listing.people_unknown)
+
+
+def find_subjects_at(path: str | Path, contrasts: Sequence[str], *, voxels: bool = False) -> Found:
+    """Find the subjects of a folder in any known layout, a CSV or TSV, or a single NIfTI file.
+
+    Args:
+        path: where; a NIfTI file is one subject whose only contrast is the first of ``contrasts``.
+        contrasts: what each must have.
+        voxels: read every volume now.
+
+    Raises:
+        BadInput: if no subject can be used.
+    """
+    return find_subjects(DatasetConfig(root=str(path), contrasts=tuple(contrasts)), voxels=voxels)
+
+
+def _list(root: Path, config: DatasetConfig) -> tuple[str, Listing, tuple[Path, ...]]:
+    """The layout's name, what it found, and the NIfTI files that it does not know."""
+    check_fetched(root)
+    if not root.exists():
+        raise BadInput(root, "does not exist", "Give a folder, a CSV, a TSV or a NIfTI file.")
+    if not root.is_dir():
+        if root.suffix.lower() in TABLES and config.layout in ("auto", "csv"):
+            return "csv", list_table(root, config.contrasts), ()
+        if is_volume(root.name) and config.layout in ("auto", "folder"):
+            contrast = config.contrasts[0] if config.contrasts else canonical(stem(root).rpartition("_")[2])
+            return "file", Listing((Volume(stem(root), stem(root), contrast, root),)), ()
+        raise BadInput(root, f"is not what layout '{config.layout}' needs", "Give a folder, a CSV or a TSV.")
+    if config.layout == "csv":
+        raise BadInput(root, "is a folder; layout 'csv' needs a file", "Name the CSV or TSV inside.")
+    files = volume_files(root)
+    if config.layout == "auto":
+        layout, listing = detect(root, files, config.contrasts)
+    else:
+        layout, listing = config.layout, LAYOUTS[config.layout](root, files, config.contrasts)
+    known = {volume.path for volume in listing.volumes}
+    known |= {Path(error.file) for _, error in listing.problems}
+    return layout, listing, tuple(file for file in files if file not in known)
+
+
+def assemble(
+    root: Path, volumes: Sequence[Volume], config: DatasetConfig, refused: list[Refusal]
+) -> Iterator[tuple[Subject, list[str]]]:
+    """Subjects whose files are named without doubt, each with the contrasts to be checked.
+
+    Args:
+        root: the dataset's folder, for messages.
+        volumes: what a layout found.
+        config: which contrasts are needed, and which of several files is meant.
+        refused: takes the subjects that lack a file, or have several where one is needed.
+    """
+    named: dict[str, dict[str, list[Volume]]] = defaultdict(lambda: defaultdict(list))
+    for volume in volumes:
+        named[volume.subject][volume.contrast].append(volume)
+    for contrasts in named.values():
+        for contrast, several in contrasts.items():
+            contrasts[contrast] = _preferred(root, several, config.choose)
+    variant = _best_variant(named, config.contrasts)
+    for name in sorted(named):
+        files = {
+            contrast: [volume for volume in several if volume.variant == variant]
+            for contrast, several in named[name].items()
+        }
+        files = {contrast: several for contrast, several in files.items() if several}
+        needed = list(config.contrasts) or in_order(files)
+        anything = next(iter(named[name].values()))[0]
+        missing = [contrast for contrast in needed if contrast not in files]
+        double = [contrast for contrast in needed if len(files.get(contrast, ())) > 1]
+        if missing or not files:
+            has = ", ".join(sorted(files)) or "no other version"
+            problem = f"has no {' and no '.join(missing) or 'volume of the version used'}, only {has}"
+            place = anything.path.parent
+            refused.append(Refusal(name, place, problem, "Add the file, or leave the contrast out."))
+        elif double:
+            one, other = (volume.path for volume in files[double[0]][:2])
+            count = len(files[double[0]])
+            problem = f"has {count} files of {double[0]}: {_below(root, one)}, {_below(root, other)}"
+            problem += ", ..." if count > 2 else ""
+            fix = "Set choose (--choose) to a part of the path that only the right one has."
+            refused.append(Refusal(name, one, problem, fix))
+        else:
+            single = {contrast: several[0].path for contrast, several in files.items() if len(several) == 1}
+            yield Subject(name, anything.group, dict(sorted(single.items()))), needed
+
+
+def _preferred(root: Path, several: list[Volume], choose: Sequence[str]) -> list[Volume]:
+    for part in choose:
+        if len(several) > 1:
+            fitting = [v for v in several if part.lower() in _below(root, v.path).lower()]
+            several = fitting or several
+    return several
+
+
+def _best_variant(named: Mapping[str, Mapping[str, list[Volume]]], needed: Sequence[str]) -> int:
+    """The first variant that a subject has whole, so that all subjects' volumes were made alike."""
+    whole, any_at_all = set(), set()
+    for contrasts in named.values():
+        variants = [{volume.variant for volume in contrasts.get(name, ())} for name in needed or contrasts]
+        whole |= set.intersection(*variants)
+        any_at_all |= set.union(*variants)
+    return min(whole or any_at_all or {0})
+
+
+def _below(root: Path, path: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _refusal(subject: str, error: BadInput) -> Refusal:
+    return Refusal(subject, Path(error.file), error.problem, error.fix)
+
+
+def _empty_split(root: Path, config: DatasetConfig, groups: Sequence[str]) -> BadInput:
+    share = dict(zip(SPLITS, config.fractions, strict=True))[config.split]
+    seed = better_seed(groups, config.fractions)
+    fix = "Add subjects, or change fractions."
+    if seed is not None:
+        fix = f"Set seed = {seed}, which fills every split."
+    problem = f"split {config.split} ({share:.0%} of {len(groups)} persons, seed {config.seed}) is empty"
+    return BadInput(root, problem, fix)
+
+
+def _nobody(
+    root: Path, layout: str, config: DatasetConfig, refused: Sequence[Refusal], ignored: Sequence[Path]
+) -> BadInput:
+    wanted = f" with {', '.join(config.contrasts)}" if config.contrasts else ""
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        return BadInput(root, f"holds no usable subject{wanted} in layout '{layout}': {refused[0]}{more}")
+    seen = (
+        f", but {len(ignored)} NIfTI file(s), such as {ignored[0].name}" if ignored else " and no NIfTI file"
+    )
+    fix = "Check the names against docs/data.md, or list the files in a CSV."
+    return BadInput(root, f"holds no subject{wanted} in layout '{layout}'{seen}", fix)
+
+
+def split_of(group: str, fractions: Sequence[float], seed: int) -> str:
+    """The split of a person: a function of the seed and the name alone.
+
+    A hash gives the person a number that is uniform in [0, 1); the fractions divide that interval. So no
+    person ever changes splits when others come or go, and the sizes are binomial about the fractions.
+
+    Args:
+        group: the person.
+        fractions: of train, validation and test; they sum to 1.
+        seed: another seed, another division.
+    """
+    digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    train, validation, test = fractions
+    if place < train or not (validation or test):
+        return "train"
+    return "validation" if place < train + validation or not test else "test"
+
+
+def better_seed(groups: Iterable[str], fractions: Sequence[float], tries: int = 1000) -> int | None:
+    """The first seed that fills every split, to one person of its fraction, if there is one."""
+    names = sorted(set(groups))
+    for seed in range(tries):
+        counts = Counter(split_of(name, fractions, seed) for name in names)
+        sizes = [(counts[split], share) for split, share in zip(SPLITS, fractions, strict=True)]
+        if all(abs(n - share * len(names)) <= 1 and (n > 0) == (share > 0) for n, share in sizes):
+            return seed
+    return None
+
+
+_ORDER = {"linear": 1, "cubic": 3}
+_DEFAULT = DatasetConfig(root="")
+
+
+def check_grids(subject: Subject, contrasts: Sequence[str], config: DatasetConfig = _DEFAULT) -> Grid:
+    """Check from the headers that a subject's volumes can be used together.
+
+    Args:
+        subject: whose.
+        contrasts: which; the first one's grid counts.
+        config: ``on_misaligned``, ``tolerance`` and ``assume_affine``.
+
+    Returns:
+        The first volume's grid.
+
+    Raises:
+        BadInput: for a file that cannot be a volume, or that lies on another grid, with both grids.
+    """
+    files = [subject.files[contrast] for contrast in contrasts]
+    grids = [read_grid(file, assume_affine=config.assume_affine) for file in files]
+    if config.on_misaligned == "refuse":
+        for file, grid in zip(files[1:], grids[1:], strict=True):
+            _check_aligned(file, grid, grids[0], config.tolerance)
+    return grids[0]
+
+
+def read_subject(
+    subject: Subject, contrasts: Sequence[str] = (), config: DatasetConfig = _DEFAULT
+) -> dict[str, Scan]:
+    """Read a subject's volumes, all on the first one's grid.
+
+    Args:
+        subject: whose.
+        contrasts: which, the first one's grid counts; all by default, by name, labels last.
+        config: ``on_misaligned``, ``tolerance``, ``interpolation``, ``nan`` and ``assume_affine``.
+
+    Returns:
+        Each contrast's volume. One that was resampled has the grid and header of the first; outside its own
+        field of view it holds its least value (label maps: 0). It is not smoothed first, so let the first
+        contrast be the finer.
+
+    Raises:
+        BadInput: for a volume that cannot be read, labels that are not whole numbers, or a volume on another
+            grid that is not to be resampled or does not overlap the first.
+    """
+    wanted = list(contrasts) or in_order(subject.files)
+    first, scans = None, {}
+    for contrast in wanted:
+        path = subject.files[contrast]
+        labels = contrast == LABELS
+        scan = read_scan(path, nan=config.nan, assume_affine=config.assume_affine, constant=labels)
+        if labels and not (scan.values == np.rint(scan.values)).all():
+            fix = "Give a label map, made with nearest-neighbour interpolation."
+            raise BadInput(path, "holds labels that are not whole numbers", fix)
+        first = scan if first is None else first
+        try:
+            _check_aligned(path, _grid(scan), _grid(first), config.tolerance)
+        except BadInput:
+            if config.on_misaligned == "refuse":
+                raise
+            scan = resample(scan, first, order=0 if labels else _ORDER[config.interpolation])
+        scans[contrast] = scan
+    return scans
+
+
+def resample(scan: Scan, onto: Scan, order: int = 1) -> Scan:
+    """Interpolate a volume at the voxels of another, by both affines; nothing is registered.
+
+    Args:
+        scan: the volume.
+        onto: whose grid, orientation and header the result has.
+        order: of the spline: 0 nearest voxel, 1 linear, 3 cubic (limited to the volume's own range).
+
+    Raises:
+        BadInput: if they do not overlap.
+        ScoreFusionError: if scipy is missing.
+    """
+    need("scipy.ndimage", "resampling")
+    from nibabel.processing import resample_from_to
+
+    low, high = (0.0 if order == 0 else float(scan.values.min())), float(scan.values.max())
+    image = nib.Nifti1Image(scan.values.transpose(2, 1, 0), scan.ras_affine)
+    target = (onto.values.shape[::-1], onto.ras_affine)
+    # grid-constant: a voxel on the very edge is not lost to rounding
+    values = resample_from_to(image, target, order=order, mode="grid-constant", cval=low)
+    array = np.asarray(values.dataobj, dtype=np.float32).transpose(2, 1, 0)
+    if order > 1:
+        array = array.clip(low, high)
+    if array.min() == array.max() and not _overlap(image, target):
+        problem = f"does not overlap {onto.name}: {_grid(scan)} against {_grid(onto)}"
+        raise BadInput(scan.name, problem, "Register it first, or correct its affine.")
+    return replace(
+        scan,
+        values=np.ascontiguousarray(array),
+        affine=onto.affine,
+        affine_assumed=onto.affine_assumed,
+        shape=onto.shape,
+        header=onto.header.copy(),
+        dtype=np.dtype(np.float32),
+        slope=1.0,
+        intercept=0.0,
+    )
+
+
+def _overlap(image: Any, target: Any) -> bool:
+    from nibabel.processing import resample_from_to
+
+    everywhere = nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine)
+    return bool(np.any(resample_from_to(everywhere, target, order=0, mode="grid-constant").dataobj))
+
+
+def _grid(scan: Scan) -> Grid:
+    return ras_grid(scan.name, scan.shape, scan.affine)
+
+
+def _check_aligned(file: Path, grid: Grid, first: Grid, tolerance: float) -> None:
+    if grid.shape == first.shape:
+        distance = corner_distance(first.affine, grid.affine, grid.shape)
+        if distance <= tolerance:
+            return
+        what = f"corners are {distance:.3g} mm apart"
+    else:
+        what = "shapes differ"
+    problem = f"lies on another grid than {Path(first.name).name} ({what}): {grid} against {first}"
+    raise BadInput(file, problem, "Resample it first, or set on_misaligned = 'resample' (--resample).")
