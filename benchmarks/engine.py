@@ -49,6 +49,7 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.ops.backends import use_backend
 from scorefusion.ops.device import choose_dtype, cpu_instructions
+from scorefusion.pipeline import Settings
 from scorefusion.pipeline.sample import draw_residuals
 
 AS_REALISTIC = SamplingConfig(
@@ -235,8 +236,8 @@ def volume(file: Path, box: Sequence[int], steps: int, turns: int) -> list[dict[
             )  # fmt: skip
 
     def engine(way: SamplingConfig) -> Tensor:
-        own = table_of(config, way)
-        return draw_residuals(fast, prepared, where, own, strategy=way.strategy, engines=pool)[0]
+        settings = Settings(config, table=table_of(config, way), strategy=way.strategy)
+        return draw_residuals(pool, prepared, where, settings)[0]
 
     ways = {"engine, the model's own sampler": config.sampling, "engine, as realistic": AS_REALISTIC}
     bodies = [("engine, first", len(table_for(config)), partial(engine, config.sampling))]

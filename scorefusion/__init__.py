@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scorefusion.models.config import ModelConfig
     from scorefusion.models.official.convert import load_official
     from scorefusion.models.score_fusion import ScoreFusion
-    from scorefusion.pipeline.pipeline import Pipeline, Translation
+    from scorefusion.pipeline import Pipeline, Translation
 
 
 _HOME = {

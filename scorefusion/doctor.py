@@ -43,13 +43,24 @@ def examine() -> list[Finding]:
     return [*_basics(), *_backends(), *_devices(), *_extras()]
 
 
+def _optional(subject: str, detail: str, problem: str | None, remedy: str) -> Finding:
+    """A finding on what everything works without."""
+    if problem is None:
+        return Finding(subject, "present", detail)
+    return Finding(subject, "optional", problem, remedy)
+
+
 def _basics() -> Iterator[Finding]:
     where = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     yield Finding("scorefusion", "present", f"{__version__} in {where}")
     yield Finding("python", "present", f"{platform.python_version()} ({sys.executable})")
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
     yield Finding("torch", "present", f"{torch.__version__}, {threads}")
-    yield _waiting()
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    given = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    spin = None if given else "they spin, which is slow where others use the cores"
+    remedy = "Set OMP_WAIT_POLICY=passive before torch is imported, as the command line does (docs/embed.md)."
+    yield _optional("waiting threads", ", ".join(given), spin, remedy)
     probe = probe_cpu()
     instructions = ", ".join(probe.instructions) or "none of those that matter"
     capability = torch.backends.cpu.get_cpu_capability()
@@ -59,40 +70,24 @@ def _basics() -> Iterator[Finding]:
     for kind, (plain, short) in probe.seconds.items():
         times = f"float32 {plain * 1e3:.2f} ms, bfloat16 {short * 1e3:.2f} ms"
         yield Finding(f"  {kind}", "present", times)
-    models = bundled_models()
-    if models:
+    if models := bundled_models():
         yield Finding("bundled models", "present", ", ".join(models))
     else:
         yield Finding("bundled models", "missing", "none in the package", "Install scorefusion again.")
 
 
-def _waiting() -> Finding:
-    """How idle threads wait: spinning is ruinous where others use the cores."""
-    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-    given = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    if given:
-        return Finding("waiting threads", "present", ", ".join(given))
-    remedy = "Set OMP_WAIT_POLICY=passive before torch is imported, as the command line does (docs/embed.md)."
-    return Finding(
-        "waiting threads", "optional", "they spin, which is slow where others use the cores", remedy
-    )
-
-
 def _backends() -> Iterator[Finding]:
-    reason = missing("cpp")
+    reason, remedy = (
+        missing("cpp"),
+        "Install a C++17 compiler and run pip install again; PyTorch is used meanwhile.",
+    )
     if reason is None and (old := outdated()):
-        yield Finding("C++ extension", "optional", old.split(";")[0], "Run pip install again.")
-    elif reason is None:
-        yield Finding("C++ extension", "present", "scorefusion._C")
-    else:
-        remedy = "Install a C++17 compiler and run pip install again; PyTorch is used meanwhile."
-        yield Finding("C++ extension", "optional", reason, remedy)
+        reason, remedy = old.split(";")[0], "Run pip install again."
+    yield _optional("C++ extension", "scorefusion._C", reason, remedy)
     reason = missing("triton")
-    if reason is None:
-        yield Finding("triton", "present", importlib.metadata.version("triton"))
-    else:
-        remedy = "pip install 'scorefusion[triton]', for a CUDA device."
-        yield Finding("triton", "optional", reason.split(";")[0], remedy)
+    version = _version("triton") or ""
+    remedy = "pip install 'scorefusion[triton]', for a CUDA device."
+    yield _optional("triton", version, reason and reason.split(";")[0], remedy)
 
 
 def _devices() -> Iterator[Finding]:
@@ -108,12 +103,9 @@ def _devices() -> Iterator[Finding]:
     else:
         remedy = "If there is a GPU, see whether nvidia-smi lists it."
         yield Finding("CUDA", "optional", f"PyTorch has CUDA {torch.version.cuda}, but no device", remedy)
-    found = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)]
-    if found:
-        yield Finding("TensorRT", "present", ", ".join(found))
-    else:
-        remedy = "pip install 'scorefusion[tensorrt]', for an NVIDIA GPU."
-        yield Finding("TensorRT", "optional", "not installed", remedy)
+    engines = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)]
+    remedy = "pip install 'scorefusion[tensorrt]', for an NVIDIA GPU."
+    yield _optional("TensorRT", ", ".join(engines), None if engines else "not installed", remedy)
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         name, reason = choose_runner("auto", torch.device(device))
         yield Finding(f"2D networks on {device}", "present", f"{name}: {reason}")
@@ -122,29 +114,25 @@ def _devices() -> Iterator[Finding]:
 def _extras() -> Iterator[Finding]:
     """What each optional group of packages lacks, as the installed package lists them."""
     try:
-        listed = importlib.metadata.requires("scorefusion") or []
+        requirements = [Requirement(text) for text in importlib.metadata.requires("scorefusion") or []]
     except importlib.metadata.PackageNotFoundError:
         remedy = "pip install -e . in the source folder."
         yield Finding("extras", "missing", "scorefusion is not installed, only imported", remedy)
         return
-    groups: dict[str, list[Requirement]] = {}
-    for text in listed:
-        requirement = Requirement(text)
-        for extra in importlib.metadata.metadata("scorefusion").get_all("Provides-Extra") or []:
-            marker = requirement.marker
-            wanted = marker is not None and marker.evaluate({"extra": extra})
-            if wanted and marker is not None and not marker.evaluate({"extra": ""}):
-                groups.setdefault(extra, []).append(requirement)
-    for extra, requirements in groups.items():
-        names = [requirement.name for requirement in requirements if requirement.name != "scorefusion"]
-        absent = [name for name in names if _version(name) is None]
-        if not names:
-            continue
-        if absent:
-            lacks = f"not all there: {', '.join(absent)}"
-            yield Finding(f"[{extra}]", "optional", lacks, f"pip install 'scorefusion[{extra}]'")
-        else:
-            yield Finding(f"[{extra}]", "present", ", ".join(f"{name} {_version(name)}" for name in names))
+    for extra in importlib.metadata.metadata("scorefusion").get_all("Provides-Extra") or []:
+        versions = {
+            each.name: _version(each.name)
+            for each in requirements
+            if each.marker is not None
+            and each.marker.evaluate({"extra": extra})
+            and not each.marker.evaluate({"extra": ""})
+            and each.name != "scorefusion"
+        }
+        absent = [name for name, version in versions.items() if version is None]
+        problem = f"not all there: {', '.join(absent)}" if absent else None
+        detail = ", ".join(f"{name} {version}" for name, version in versions.items())
+        if versions:
+            yield _optional(f"[{extra}]", detail, problem, f"pip install 'scorefusion[{extra}]'")
 
 
 def _version(name: str) -> str | None:

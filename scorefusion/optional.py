@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from scorefusion.errors import ScoreFusionError
@@ -39,3 +41,21 @@ def need(module: str, purpose: str) -> Any:
         raise ScoreFusionError(
             f"{purpose} needs {top}, which cannot be imported ({error}); pip install 'scorefusion[{extra}]'"
         ) from None
+
+
+def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package that imports its public names when they are first used.
+
+    Args:
+        package: its ``__name__``.
+        homes: the module of each name, within the package.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get

@@ -20,7 +20,7 @@ from scorefusion.batch.run import Run as BatchRun
 from scorefusion.batch.sources import Wanted, list_folder
 from scorefusion.batch.worker import Work, Worker
 from scorefusion.errors import ScoreFusionError
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 
 from .run import NOT_REACHED, Results, Run
 from .sizes import Box

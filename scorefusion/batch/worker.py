@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,8 @@ from scorefusion.io.nifti import ras_order
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import load_config
 from scorefusion.ops.device import choose_device, choose_dtype
-from scorefusion.pipeline.job import Drawn, Job
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Job, Pipeline, Settings, Translation
 from scorefusion.pipeline.sample import Progress
-from scorefusion.pipeline.settings import Settings
-from scorefusion.pipeline.translation import Translation
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class Work:
         Raises:
             ScoreFusionError: for an unknown name or an impossible combination.
         """
-        return Settings.of(self.config(), **dict(self.choices))
+        return Settings(self.config(), **self.choices)
 
     def recipe(self) -> dict[str, Any]:
         """What of it decides outputs' bits, as JSON takes it.
@@ -138,7 +135,6 @@ class Sample:
     """An item that was drawn."""
 
     ready: Ready
-    drawn: Drawn
     warnings: tuple[str, ...] = ()
 
 
@@ -171,7 +167,7 @@ class Worker:
             engines=work.engines,
             max_memory=work.max_memory,
         )
-        self.settings = self.pipeline.settings(**dict(work.choices))
+        self.settings = self.pipeline.settings(**work.choices)
 
     def identify(self, item: Item, known: KnownHash | None = None) -> Identity:
         """Hash an item's files.
@@ -190,7 +186,7 @@ class Worker:
 
         Raises:
             BadInput: for a file that cannot be used, or that changed since it was hashed.
-            OutOfMemory: as for :meth:`~scorefusion.pipeline.pipeline.Pipeline.prepare`.
+            OutOfMemory: as for :meth:`~scorefusion.Pipeline.prepare`.
         """
         try:
             start = time.perf_counter()
@@ -198,9 +194,9 @@ class Worker:
                 images = _images_of(item, self.settings.max_voxels)
             mask = images.pop() if item.masked else None
             before = time.perf_counter() - start
-            reading = self.pipeline.read(images, self.settings, mask=mask)
-            reading.timings["read"] += before
-            job = self.pipeline.prepare(reading, self.settings)
+            job = self.pipeline.read(images, self.settings, mask=mask)
+            job.timings["read"] += before
+            self.pipeline.prepare(job)
         except ScoreFusionError as error:
             if isinstance(error, BadInput | OutOfMemory):
                 raise
@@ -216,11 +212,12 @@ class Worker:
         Raises:
             ScoreFusionError: if the networks' output is not finite.
         """
+        ready.job.settings = self.settings
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            drawn = self.pipeline.draw(ready.job, self.settings, callback=callback)
+            self.pipeline.sample(ready.job, callback=callback)
         said = (str(warning.message) for warning in caught)
-        return Sample(ready, drawn, tuple(text for text in said if text not in drawn.warnings))
+        return Sample(ready, tuple(text for text in said if text not in ready.job.warnings))
 
     def write(self, sample: Sample) -> Outcome:
         """Finish an item and write its outputs, each whole or not at all.
@@ -231,7 +228,7 @@ class Worker:
             OutOfMemory: where memory ran out.
         """
         ready, item = sample.ready, sample.ready.item
-        result = self.pipeline.finish(ready.job, sample.drawn, self.settings)
+        result = self.pipeline.finish(ready.job)
         start = time.perf_counter()
         outputs = {}
         try:
@@ -293,7 +290,7 @@ class Worker:
 
     def relieve(self) -> None:
         """After memory ran out: free what is idle, and draw half as many samples at once from now on."""
-        self.settings = replace(self.settings, batch=max(1, self.settings.batch // 2))
+        self.settings = self.settings.changed(batch=max(1, self.settings.batch // 2))
         self.pipeline.free()
         gc.collect()
         if self.pipeline.device.type == "cuda":

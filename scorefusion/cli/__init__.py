@@ -22,6 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from scorefusion._version import __version__
+from scorefusion.cli.options import Verb, expanded
 from scorefusion.cli.streams import note_lost_output, require_stdout, shield_standard_streams
 from scorefusion.errors import ScoreFusionError, out_of_memory, shortage_of
 
@@ -94,7 +95,7 @@ def build() -> typer.Typer:
     order = [*(name for name in _FIRST if name in verbs), *sorted(verbs.keys() - set(_FIRST))]
     for name in order:
         function, text = verbs[name]
-        program.command(name, help=text)(function)
+        program.command(name, help=text, cls=Verb)(expanded(function))
     return program
 
 
@@ -130,8 +131,7 @@ def _show_version(wanted: bool) -> None:
 
 def _program(
     version: Annotated[
-        bool,
-        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Translate 3D medical images by fusing the scores of 2D diffusion models.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from scorefusion.batch.items import StopFlag
     from scorefusion.batch.ray import Cluster
     from scorefusion.batch.session import Batch
+    from scorefusion.cli.translate import Many
+    from scorefusion.pipeline.options import Machine, Options
 
 SOME_FAILED, STOPPED = 1, 3
 
@@ -27,43 +29,20 @@ def make_batch(
     inputs: Sequence[Path],
     out: Path,
     model: str,
-    machine: Mapping[str, Any],
-    choices: Mapping[str, Any],
-    *,
-    layout: str,
-    choose: Sequence[str],
-    series: str | None,
-    ending: str,
-    level: int,
-    verify: bool,
-    keep_failed: bool,
-    shard: str | None,
-    prefetch: int,
-    prefetch_memory: str | None,
-    dicom: bool,
-    deidentify: bool,
+    machine: Machine,
+    options: Options,
+    many: Many,
     refused: Mapping[str, object],
 ) -> Batch:
-    """The batch that a command line describes.
+    """Return the batch that a command line describes.
 
     Args:
         inputs: a folder, a table, or NIfTI files.
         out: the folder of the outputs.
         model: a name or a folder.
-        machine: the device and what belongs to it, as :class:`scorefusion.Pipeline` takes them.
-        choices: of one translation.
-        layout: with all that follows, as the options say.
-        choose: see ``layout``.
-        series: see ``layout``.
-        ending: see ``layout``.
-        level: of gzip.
-        verify: see ``layout``.
-        keep_failed: see ``layout``.
-        shard: such as ``3/8``.
-        prefetch: volumes read ahead.
-        prefetch_memory: such as ``4GB``.
-        dicom: write derived series too.
-        deidentify: without the patient.
+        machine: the device and what belongs to it.
+        options: of each translation.
+        many: of the batch.
         refused: options that are for one volume, each None if it was not given.
 
     Raises:
@@ -81,34 +60,36 @@ def make_batch(
     if given:
         instead = "; a table's column 'mask' is for many" if given[0] == "--mask" else ""
         raise ScoreFusionError(f"{given[0]} is for one volume, and {out} is a folder of many{instead}")
-    if ending not in WRITABLE:
-        raise unknown_name("ending", ending, WRITABLE)
-    check_ending(ending)
+    if many.ending not in WRITABLE:
+        raise unknown_name("ending", many.ending, WRITABLE)
+    check_ending(many.ending)
+    several = options["samples"] > 1
+    if several and not options["disagreement"]:
+        options = {**options, "disagreement": _runs_all_planes(model, options)}
     engines = machine["engines"]
-    if choices["samples"] > 1 and not choices["disagreement"]:
-        choices = {**choices, "disagreement": _runs_all_planes(model, choices)}
+    where: dict[str, Any] = {**machine, "engines": None if engines is None else str(engines)}
     work = Work(
         model,
-        choices,
-        **{**machine, "engines": None if engines is None else str(engines)},
-        level=level,
-        spread=choices["samples"] > 1,
-        dicom=dicom,
-        deidentify=deidentify,
+        options,
+        **where,
+        level=many.level,
+        spread=several,
+        dicom=many.dicom,
+        deidentify=many.deidentify,
     )
-    memory = None if prefetch_memory is None else parse_memory(prefetch_memory)
+    memory = None if many.prefetch_memory is None else parse_memory(many.prefetch_memory)
     return Batch(
         tuple(inputs),
         out,
         work,
-        ending=ending,
-        layout=layout,
-        choose=tuple(choose),
-        series=series,
-        shard=None if shard is None else Shard.parse(shard),
-        limits=Limits(prefetch, memory),
-        verify=verify,
-        keep_failed=keep_failed,
+        ending=many.ending,
+        layout=many.layout,
+        choose=tuple(many.choose or ()),
+        series=many.series,
+        shard=None if many.shard is None else Shard.parse(many.shard),
+        limits=Limits(many.prefetch, memory),
+        verify=many.verify,
+        keep_failed=many.keep_failed,
     )
 
 
@@ -179,13 +160,13 @@ def _cluster(address: str | None, device: str, workers: int | None) -> Iterator[
         yield cluster
 
 
-def _runs_all_planes(model: str, choices: Mapping[str, Any]) -> bool:
+def _runs_all_planes(model: str, options: Options) -> bool:
     """Whether the planes' disagreement can be written: nothing is evaluated for it, so it always is."""
     from scorefusion.models.folder import load_config
     from scorefusion.models.strategies import strategy_named
 
     config = load_config(model)
-    strategy = strategy_named(choices["strategy"] or config.sampling.strategy)
+    strategy = strategy_named(options["strategy"] or config.sampling.strategy)
     return strategy.every_plane and len(config.planes) > 1
 
 

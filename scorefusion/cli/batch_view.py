@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from scorefusion.batch.run import Event, Listener
 from scorefusion.cli.bars import stderr_console
 from scorefusion.cli.streams import shielded
+
+if TYPE_CHECKING:
+    from scorefusion.batch.run import Event, Listener
 
 _COUNTED = ("item-done", "item-failed", "item-kept")
 

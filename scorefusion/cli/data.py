@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument
+
+from scorefusion.cli.options import Only, Quiet, numbers, opt
+from scorefusion.pipeline.options import Options
 
 if TYPE_CHECKING:
     from scorefusion.data import DatasetConfig, Found
 
 
+@dataclass
+class Who:
+    """The subjects to list."""
+
+    layout: str = opt("auto, folder, csv, brats, hcp, ixi, fastmri, bids (docs/data.md).", "auto")
+    contrasts: str = opt("What each subject must have, with commas between; else what it has.", "")
+    choose: list[str] | None = opt(
+        "Of several files of a contrast take those with this in their path; repeat it."
+    )
+    split: str = opt("all, train, validation, test.", "all")
+    fractions: str = opt("Of train, validation and test.", "0.8,0.1,0.1")
+    seed: int = opt("Of the splits.", 0)
+    resample: bool = opt("Volumes on other grids are to be resampled, not refused.", False)
+    tolerance: float = opt("How far corners of one grid may be apart, in mm.", 0.01)
+    read: bool = opt("Read every voxel, not the headers only.", False)
+    write: Path | None = opt("Write the subjects, with their splits, as a CSV to train on.")
+
+
 def data(
-    root: Annotated[Path, typer.Argument(help="A folder, a CSV or TSV of subjects, or a NIfTI file.")],
-    layout: Annotated[
-        str, typer.Option(help="auto, folder, csv, brats, hcp, ixi, fastmri, bids (docs/data.md).")
-    ] = "auto",
-    contrasts: Annotated[
-        str, typer.Option(help="What each subject must have, with commas between; else what it has.")
-    ] = "",
-    choose: Annotated[
-        list[str] | None,
-        typer.Option(help="Of several files of a contrast take those with this in their path; repeat it."),
-    ] = None,
-    split: Annotated[str, typer.Option(help="all, train, validation, test.")] = "all",
-    fractions: Annotated[str, typer.Option(help="Of train, validation and test.")] = "0.8,0.1,0.1",
-    seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
-    resample: Annotated[
-        bool, typer.Option("--resample", help="Volumes on other grids are to be resampled, not refused.")
-    ] = False,
-    tolerance: Annotated[float, typer.Option(help="How far corners of one grid may be apart, in mm.")] = 0.01,
-    nan: Annotated[str, typer.Option(help="NaN and infinite voxels: error, or zero.")] = "error",
-    assume_affine: Annotated[
-        bool, typer.Option("--assume-affine", help="Without an orientation take pixdim and RAS axes.")
-    ] = False,
-    read: Annotated[bool, typer.Option("--read", help="Read every voxel, not the headers only.")] = False,
-    write: Annotated[
-        Path | None,
-        typer.Option(help="Write the subjects, with their splits, as a CSV to train on.", show_default=False),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+    root: Annotated[Path, Argument(help="A folder, a CSV or TSV of subjects, or a NIfTI file.")],
+    who: Who,
+    reading: Annotated[Options, Only("nan", "assume_affine")],
+    quiet: Quiet = False,
 ) -> None:
     """List who is in a dataset: contrasts, grid and split of each, and who is refused, why, and the fix.
 
@@ -51,7 +49,6 @@ def data(
     """
     from scorefusion.cli.bars import progress
     from scorefusion.cli.streams import require_stdout
-    from scorefusion.cli.tune import numbers
     from scorefusion.data import DatasetConfig, find_subjects, write_table
     from scorefusion.errors import BadInput
     from scorefusion.io.atomic import check_output
@@ -59,28 +56,27 @@ def data(
 
     values = {
         "root": str(root),
-        "layout": layout,
-        "contrasts": [name.strip() for name in contrasts.split(",") if name.strip()],
-        "choose": choose or [],
-        "split": split,
-        "fractions": numbers("--fractions", fractions, signed=True),
-        "seed": seed,
-        "on_misaligned": "resample" if resample else "refuse",
-        "tolerance": tolerance,
-        "nan": nan,
-        "assume_affine": assume_affine,
+        "layout": who.layout,
+        "contrasts": [name.strip() for name in who.contrasts.split(",") if name.strip()],
+        "choose": who.choose or [],
+        "split": who.split,
+        "fractions": numbers("--fractions", who.fractions, signed=True),
+        "seed": who.seed,
+        "on_misaligned": "resample" if who.resample else "refuse",
+        "tolerance": who.tolerance,
+        **reading,
     }
     config = parse(DatasetConfig, values, root)
-    if write is not None:
-        check_output(write, (".csv",), [root])
-    with progress("reading" if read else "checking", quiet=quiet) as report:
-        found = find_subjects(config, voxels=read, progress=report)
+    if who.write is not None:
+        check_output(who.write, (".csv",), [root])
+    with progress("reading" if who.read else "checking", quiet=quiet) as report:
+        found = find_subjects(config, voxels=who.read, progress=report)
     print(_text(found, config))
-    if write is not None:
+    if who.write is not None:
         if found.people_unknown:
             file, _, problem = found.people_unknown.partition(": ")
             raise BadInput(file, problem, "A table to train on needs them.")
-        write_table(write, found.subjects, found.splits)
+        write_table(who.write, found.subjects, found.splits)
     require_stdout()
 
 

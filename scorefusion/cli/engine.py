@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass
 
 import typer
+
+from scorefusion.cli.options import ModelArgument, Quiet, Target, Verb, expanded, opt
 
 HELP = """TensorRT engines of a model's 2D networks, for an NVIDIA GPU.
 
@@ -22,36 +23,23 @@ def _engine() -> None:
     pass
 
 
-@program.command("build")
-def build(
-    model: Annotated[
-        str, typer.Argument(help="A bundled model's name, or a model folder.", show_default=False)
-    ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Folder for the engines and their manifest.", show_default=False),
-    ],
-    shape: Annotated[
-        tuple[int, int, int] | None,
-        typer.Option(
-            metavar="D H W", help="Largest volume, in voxels; it is tuned for that. Any up to 256 a side."
-        ),
-    ] = None,
-    slab: Annotated[
-        int | None, typer.Option(help="Most slices at once; it is tuned for that many. Up to 64.")
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help="fp16, bf16 or fp32: weights, inputs and outputs. Normalisation is float32.")
-    ] = "bf16",
-    workspace: Annotated[
-        float | None, typer.Option(help="GiB of scratch memory allowed; TensorRT's own limit.")
-    ] = None,
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not compare the exported networks with PyTorch.")
-    ] = False,
-    keep_onnx: Annotated[bool, typer.Option("--keep-onnx", help="Leave the ONNX files too.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
-) -> None:
+@dataclass
+class Made:
+    """What engines are made."""
+
+    shape: tuple[int, int, int] | None = opt(
+        "Largest volume, D H W voxels; it is tuned for that. Any up to 256 a side."
+    )
+    slab: int | None = opt("Most slices at once; it is tuned for that many. Up to 64.")
+    precision: str = opt("fp16, bf16 or fp32: weights, inputs and outputs. Normalisation is float32.", "bf16")
+    workspace: float | None = opt("GiB of scratch memory allowed; TensorRT's own limit.")
+    no_check: bool = opt("Do not compare the exported networks with PyTorch.", False)
+    keep_onnx: bool = opt("Leave the ONNX files too.", False)
+
+
+@program.command("build", cls=Verb)
+@expanded
+def build(model: ModelArgument, output: Target, made: Made, quiet: Quiet = False) -> None:
     """Build a TensorRT engine of each 2D network, for any slab of slices up to a size.
 
     Needs tensorrt, which builds for the GPU that is there, or tensorrt-rtx, which needs none to build
@@ -75,18 +63,18 @@ def build(
         manifest = build_engines(
             loaded,
             output,
-            size=shape,
-            slab=slab,
-            precision=precision,
-            workspace=workspace,
-            check=not no_check,
-            keep_onnx=keep_onnx,
+            size=made.shape,
+            slab=made.slab,
+            precision=made.precision,
+            workspace=made.workspace,
+            check=not made.no_check,
+            keep_onnx=made.keep_onnx,
             source=model,
             report=report,
         )
     if quiet:
         return
-    print(f"{output}: {manifest.library} {manifest.version}, {precision}, for {manifest.target}")
+    print(f"{output}: {manifest.library} {manifest.version}, {made.precision}, for {manifest.target}")
     for name, entry in manifest.networks.items():
         times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in entry.seconds.items())
         print(f"  {name}: {(output / entry.file).stat().st_size / 1e6:.1f} MB; {times}")

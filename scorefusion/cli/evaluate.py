@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument
+
+from scorefusion.cli.options import Device, Levels, ModelArgument, Only, Output, Quiet, opt, parse_box
+from scorefusion.pipeline.options import Options
 
 if TYPE_CHECKING:
     from scorefusion.evaluate.case import Where
@@ -13,85 +17,68 @@ if TYPE_CHECKING:
     from scorefusion.evaluate.run import Results, Settings
     from scorefusion.evaluate.store import Store
 
-_SAMPLED = "The model's own choice."
+
+@dataclass
+class Rows:
+    """The rows of the table."""
+
+    strategies: str | None = opt("Such as average,fuse; all of the model's by default.")
+    baselines: str | None = opt("Such as trilinear,b-spline, or none; all of the task's by default.")
+    against: list[str] | None = opt(
+        "NAME=MODEL or NAME=MODEL:STRATEGY: another model in the same table; may be repeated."
+    )
+    without_consistency: str | None = opt(
+        "Strategies to sample without projection too, or none; the model's own strategy."
+    )
+
+
+@dataclass
+class Place:
+    """Where in each volume."""
+
+    box: str = opt("Size of the box, Z,Y,X voxels, in the middle of each head; or whole.", "64,80,80")
+    region: str | None = opt("FIRST:END slices along z that the box must lie in, such as 64:128.")
+    coarsen: int = opt("Average N x N x N voxels of the data first.", 1)
+
+
+@dataclass
+class Subjects:
+    """Which subjects of the data."""
+
+    subjects: int | None = opt("The first so many by name; all by default.")
+    split: str = opt("train, validation or test, as a training run splits the same data; or all.", "all")
+    fractions: str | None = opt("Of the three splits, such as 0.6,0.1,0.3; 0.8,0.1,0.1 by default.")
+    fit: Path | None = opt("Training subjects for the intensity regression (translation).")
+    synthetic: bool | None = opt(
+        "What the tables call the data; by phantom.json if not said.", None, "--synthetic/--real"
+    )
+
+
+@dataclass
+class Measures:
+    """What is measured."""
+
+    features: str = opt("Networks of FID and MMD: random, deepbet, or TorchScript files.", "random")
+    denoise: bool = opt("Denoising error by noise level.", True, "--denoise/--no-denoise")
+    segmenter: bool = opt("Train and score a small 3D U-Net on true and translated.", False)
+    segment_train: Path | None = opt("Other subjects with label maps, to train the segmenter on.")
+    segment_on: str | None = opt("Rows to train on the translations of; the model's own strategy.")
+    segment_subjects: int = opt("Train on the first so many.", 12)
+    segment_steps: int = opt("Training steps of a segmenter.", 300)
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A bundled model's name, or a model folder.")],
-    data: Annotated[
-        Path, typer.Argument(help="A dataset (folder, CSV), or one NIfTI file of the model's target.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
-        "evaluate_out"
-    ),
-    strategies: Annotated[
-        str | None, typer.Option(help="Such as average,fuse; all of the model's by default.")
-    ] = None,
-    baselines: Annotated[
-        str | None, typer.Option(help="Such as trilinear,b-spline, or none; all of the task's by default.")
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=MODEL or NAME=MODEL:STRATEGY: another model in the same table; may be repeated."
-        ),
-    ] = None,
-    without_consistency: Annotated[
-        str | None,
-        typer.Option(help="Strategies to sample without projection too, or none; the model's own strategy."),
-    ] = None,
-    box: Annotated[
-        str, typer.Option(help="Size of the box, Z,Y,X voxels, in the middle of each head; or whole.")
-    ] = "64,80,80",
-    region: Annotated[
-        str | None, typer.Option(help="FIRST:END slices along z that the box must lie in, such as 64:128.")
-    ] = None,
-    coarsen: Annotated[int, typer.Option(help="Average N x N x N voxels of the data first.")] = 1,
-    subjects: Annotated[int | None, typer.Option(help="The first so many by name; all by default.")] = None,
-    split: Annotated[
-        str, typer.Option(help="train, validation or test, as a training run splits the same data; or all.")
-    ] = "all",
-    fractions: Annotated[
-        str | None, typer.Option(help="Of the three splits, such as 0.6,0.1,0.3; 0.8,0.1,0.1 by default.")
-    ] = None,
-    fit: Annotated[
-        Path | None, typer.Option(help="Training subjects for the intensity regression (translation).")
-    ] = None,
-    features: Annotated[
-        str, typer.Option(help="Networks of FID and MMD: random, deepbet, or TorchScript files.")
-    ] = "random",
-    steps: Annotated[int | None, typer.Option(help=f"Noise levels. {_SAMPLED}")] = None,
-    solver: Annotated[str | None, typer.Option(help=f"The solver. {_SAMPLED}")] = None,
-    sigma_min: Annotated[float | None, typer.Option(help=f"Where the noise ends. {_SAMPLED}")] = None,
-    sigma_max: Annotated[float | None, typer.Option(help=f"Where it begins. {_SAMPLED}")] = None,
-    rho: Annotated[float | None, typer.Option(help=f"How levels crowd at the clean end. {_SAMPLED}")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise, the same for every row.")] = 0,
-    samples: Annotated[int, typer.Option(help="Draw several and average them.")] = 1,
-    denoise: Annotated[
-        bool, typer.Option("--denoise/--no-denoise", help="Denoising error by noise level.")
-    ] = True,
-    synthetic: Annotated[
-        bool | None,
-        typer.Option(
-            "--synthetic/--real", help="What the tables call the data; by phantom.json if not said."
-        ),
-    ] = None,
-    segmenter: Annotated[
-        bool, typer.Option("--segmenter", help="Train and score a small 3D U-Net on true and translated.")
-    ] = False,
-    segment_train: Annotated[
-        Path | None, typer.Option(help="Other subjects with label maps, to train the segmenter on.")
-    ] = None,
-    segment_on: Annotated[
-        str | None, typer.Option(help="Rows to train on the translations of; the model's own strategy.")
-    ] = None,
-    segment_subjects: Annotated[int, typer.Option(help="Train on the first so many.")] = 12,
-    segment_steps: Annotated[int, typer.Option(help="Training steps of a segmenter.")] = 300,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (what is fast here), float32, bfloat16, float16.")
-    ] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; print the table only.")] = False,
+    model: ModelArgument,
+    data: Annotated[Path, Argument(help="A dataset (folder, CSV), or one NIfTI file of the model's target.")],
+    rows: Rows,
+    place: Place,
+    who: Subjects,
+    sampling: Annotated[Options, Only("steps", "solver", "seed", "samples")],
+    levels: Levels,
+    measures: Measures,
+    machine: Device,
+    output: Output = Path("evaluate_out"),
+    quiet: Quiet = False,
 ) -> None:
     """Measure a model's strategies on subjects of known truth, beside baselines and other models.
 
@@ -126,48 +113,56 @@ def evaluate(
     from scorefusion.evaluate.table import rich_table
 
     began = time.perf_counter()
-    if samples < 1:
-        raise ScoreFusionError(f"samples must be at least 1, got {samples}")
-    if segmenter and segment_train is None:
+    if sampling["samples"] < 1:
+        raise ScoreFusionError(f"samples must be at least 1, got {sampling['samples']}")
+    if measures.segmenter and measures.segment_train is None:
         raise ScoreFusionError("--segmenter needs --segment-train DATA: other subjects with label maps")
-    where = _where(box, region, coarsen)
-    networks = [feature_network(name.strip()) for name in features.split(",")]
+    where = _where(place)
+    networks = [feature_network(name.strip()) for name in measures.features.split(",")]
     keep_freed_memory()
-    change = {
-        key: value
-        for key, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max), ("rho", rho))
-        if value is not None
-    }
+    change = {name: value for name, value in asdict(levels).items() if value is not None}
+    device, dtype = str(machine["device"]), machine["dtype"]
     main = contenders.load_main(
-        model, strategies, solver=solver, steps=steps, levels=change, device=device, dtype=dtype
+        model,
+        rows.strategies,
+        solver=sampling["solver"],
+        steps=sampling["steps"],
+        levels=change,
+        device=device,
+        dtype=dtype,
     )
-    others = [contenders.load_other(text, main, device=device, dtype=dtype) for text in against or ()]
+    others = [contenders.load_other(text, main, device=device, dtype=dtype) for text in rows.against or ()]
     own = own_strategy(main.config)
-    methods = choose_baselines(baselines, main.config, fitted=fit is not None)
-    methods += contenders.rows_of(main, others, without_consistency)
+    methods = choose_baselines(rows.baselines, main.config, fitted=who.fit is not None)
+    methods += contenders.rows_of(main, others, rows.without_consistency)
     check_names(methods)
-    learnt = choose_rows(segment_on, methods, own) if segmenter else []
+    learnt = choose_rows(measures.segment_on, methods, own) if measures.segmenter else []
     found = find_cases(
-        data, main.config, count=subjects, labels=segmenter, split=split, fractions=_shares(fractions)
+        data,
+        main.config,
+        count=who.subjects,
+        labels=measures.segmenter,
+        split=who.split,
+        fractions=_shares(who.fractions),
     )
     folder = report.check_folder(output)
-    store, settings = Store(folder / report.CACHE), Settings(seed, samples, denoise)
-    regression = None if fit is None else fit_regression(find_cases(fit, main.config), main.config, where)
+    store = Store(folder / report.CACHE)
+    settings = Settings(sampling["seed"], sampling["samples"], measures.denoise)
+    regression = None
+    if who.fit is not None:
+        regression = fit_regression(find_cases(who.fit, main.config), main.config, where)
     with progress("evaluating", quiet=quiet) as tell:
         results = run_all(
             main, others, methods, found, store, where=where, settings=settings, regression=regression,
             callback=tell,
         )  # fmt: skip
     summary = summarise(results, methods, store, networks, main=own)
-    made_up = is_synthetic(data) if synthetic is None else synthetic
+    made_up = is_synthetic(data) if who.synthetic is None else who.synthetic
     count = f"{len(found)} subject{'s' * (len(found) != 1)}"
     head = f"{'synthetic' if made_up else 'real'}, {count}"
     dice = None
-    if segmenter and segment_train is not None:
-        dice = _segment(
-            main, methods, results, store, where, settings, segment_train, learnt,
-            segment_subjects, segment_steps, head, quiet,
-        )  # fmt: skip
+    if measures.segmenter:
+        dice = _dice(main, methods, results, store, where, settings, measures, learnt, head, quiet)
     notes = contenders.notes(main, others, results, networks, data=str(data), settings=settings, where=where)
     console = Console()
     wide = console if console.is_terminal else Console(width=240)
@@ -196,42 +191,39 @@ def _shares(fractions: str | None) -> list[float] | None:
         ) from None
 
 
-def _where(box: str, region: str | None, coarsen: int) -> Where:
+def _where(place: Place) -> Where:
     """Read --box, --region and --coarsen."""
-    from scorefusion.cli.demo import parse_box
     from scorefusion.errors import ScoreFusionError
     from scorefusion.evaluate.case import Where
 
     size = None
-    if box != "whole":
-        numbers, start = parse_box(box)
+    if place.box != "whole":
+        numbers, start = parse_box(place.box)
         if start is not None:
             raise ScoreFusionError("--box is a size here, such as 64,80,80, or whole; --region limits where")
         size = (numbers[0], numbers[1], numbers[2])
     slab = None
-    if region is not None:
-        ends = region.split(":")
+    if place.region is not None:
+        ends = place.region.split(":")
         if len(ends) != 2 or not all(end.strip().isdigit() for end in ends):
-            raise ScoreFusionError(f"--region needs FIRST:END slices, such as 64:128; got '{region}'")
+            raise ScoreFusionError(f"--region needs FIRST:END slices, such as 64:128; got '{place.region}'")
         slab = (int(ends[0]), int(ends[1]))
-    return Where(size, slab, coarsen)
+    return Where(size, slab, place.coarsen)
 
 
-def _segment(
+def _dice(
     main: Contender,
     methods: list[Method],
     results: Results,
     store: Store,
     where: Where,
     settings: Settings,
-    data: Path,
+    how: Measures,
     learnt: list[Method],
-    subjects: int,
-    steps: int,
     head: str,
     quiet: bool,
 ) -> tuple[list[str], list[list[str]]]:
-    """Translate the segmenter's training subjects, train and score."""
+    """Train segmenters on true and translated subjects, and return the table of their scores."""
     from dataclasses import replace
 
     from scorefusion.cli.bars import progress
@@ -239,7 +231,8 @@ def _segment(
     from scorefusion.evaluate.run import evaluate as run_all
     from scorefusion.evaluate.segment import SegmenterSettings, dice_table, segment
 
-    found = find_cases(data, main.config, count=subjects, labels=True)
+    assert how.segment_train is not None
+    found = find_cases(how.segment_train, main.config, count=how.segment_subjects, labels=True)
     with progress("translating for the segmenter", quiet=quiet) as tell:
         training = run_all(
             main, [], learnt, found, store, where=where, settings=replace(settings, denoise=False),
@@ -249,6 +242,6 @@ def _segment(
         scores = segment(
             training, results, store, rows=[method.name for method in methods],
             trained_on=[method.name for method in learnt],
-            settings=SegmenterSettings(steps=steps), callback=tell,
+            settings=SegmenterSettings(steps=how.segment_steps), callback=tell,
         )  # fmt: skip
-    return dice_table(scores, head, label_names(data))
+    return dice_table(scores, head, label_names(how.segment_train))

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
+
+from scorefusion.cli.options import ModelArgument
 
 
 def export_bundle(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A bundled model's name, or a model folder.", show_default=False
-        ),
-    ],
+    model: ModelArgument,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The bundle's folder; must be new.", show_default=False)
+        Path, Option("--output", "-o", help="The bundle's folder; must be new.", show_default=False)
     ],
 ) -> None:
     """Write a model as a MONAI bundle, for `python -m monai.bundle run` where scorefusion is installed.

@@ -2,60 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument
 
-from scorefusion.models.strategies import names_text
+from scorefusion.cli.options import Target, opt
+
+
+@dataclass
+class Reading:
+    """How the files are read."""
+
+    plane: list[str] | None = opt(
+        "The plane of each 2D file: axial, coronal or sagittal; repeated in their order."
+    )
+    strategy: str | None = opt(
+        "What the model does by default: {strategies}, or 2D, merge, 3D, 3D_feature.",
+        shown="the best there are weights for",
+    )
+    ema: bool = opt("Of model-{n}.pt, the averaged weights or the last ones.", True, "--ema/--no-ema")
+    timesteps: int = opt("What --timesteps was: 1000 or 2000.", 1000)
+    condition_order: str = opt(
+        "Channels of several 5-slice conditions: modality (as trained) or slice.", "modality"
+    )
+    context: int | None = opt("Neighbouring slices on either side.", shown="inferred")
+    factor: int = opt("Super-resolution factor; 1 for a translation between modalities.", 4)
+    condition: list[str] | None = opt("Name of a condition; repeated.", shown="input, input2, ...")
+    target: str = opt("Name of what comes out.", "target")
+    own_schedule: bool = opt("Accept a file trained with another noise schedule.", False)
 
 
 def import_official(
     files: Annotated[
         list[Path],
-        typer.Argument(
+        Argument(
             metavar="FILE...",
             help="model-{n}.pt, or {epoch}_Network_ema.pth: one, or one a plane.",
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The model folder to write.", show_default=False)
-    ],
-    plane: Annotated[
-        list[str] | None,
-        typer.Option(help="The plane of each 2D file: axial, coronal or sagittal; repeated in their order."),
-    ] = None,
-    strategy: Annotated[
-        str | None,
-        typer.Option(
-            help=f"What the model does by default: {names_text()}, or 2D, merge, 3D, 3D_feature.",
-            show_default="the best there are weights for",
-        ),
-    ] = None,
-    ema: Annotated[
-        bool, typer.Option("--ema/--no-ema", help="Of model-{n}.pt, the averaged weights or the last ones.")
-    ] = True,
-    timesteps: Annotated[int, typer.Option(help="What --timesteps was: 1000 or 2000.")] = 1000,
-    condition_order: Annotated[
-        str,
-        typer.Option(help="Channels of several 5-slice conditions: modality (as trained) or slice."),
-    ] = "modality",
-    context: Annotated[
-        int | None,
-        typer.Option(help="Neighbouring slices on either side.", show_default="inferred"),
-    ] = None,
-    factor: Annotated[
-        int, typer.Option(help="Super-resolution factor; 1 for a translation between modalities.")
-    ] = 4,
-    condition: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a condition; repeated.", show_default="input, input2, ..."),
-    ] = None,
-    target: Annotated[str, typer.Option(help="Name of what comes out.")] = "target",
-    own_schedule: Annotated[
-        bool, typer.Option("--own-schedule", help="Accept a file trained with another noise schedule.")
-    ] = False,
+    output: Target,
+    read: Reading,
 ) -> None:
     """Import a checkpoint of the authors' code (github.com/score-fusion/ScoreFusion) as a model folder.
 
@@ -75,7 +64,7 @@ def import_official(
     from scorefusion.models.folder import check_folder
     from scorefusion.models.official.convert import load_official, official_card
 
-    planes = plane or ["axial"]
+    planes = read.plane or ["axial"]
     if len(planes) != len(files) or len(set(planes)) != len(planes):
         raise ScoreFusionError(
             f"give a different --plane for each 2D file: {len(files)} files, planes {', '.join(planes)}"
@@ -86,16 +75,16 @@ def import_official(
     check_folder(output)
     model = load_official(
         dict(zip(planes, files, strict=True)),
-        strategy=strategy,
-        ema=ema,
-        timesteps=timesteps,
-        condition_order=condition_order,
-        context=context,
-        factor=factor,
-        conditions=condition,
-        target=target,
+        strategy=read.strategy,
+        ema=read.ema,
+        timesteps=read.timesteps,
+        condition_order=read.condition_order,
+        context=read.context,
+        factor=read.factor,
+        conditions=read.condition,
+        target=read.target,
         name=output.name,
-        own_schedule=own_schedule,
+        own_schedule=read.own_schedule,
     )
     model.save_pretrained(output, card=official_card(model, [file.name for file in files]))
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
+
+from scorefusion.cli.options import Quiet, opt
+
+
+@dataclass
+class Made:
+    """What is made."""
+
+    count: int = opt("How many.", 1, "--count", "-n")
+    contrasts: str = opt("Of t1, t1ir, t2, pd, flair: with commas, or one after the other.", "t1,t2,flair")
+    lesions: bool = opt("With lesions in the white matter.", False)
+    seed: int = opt("Of the set; subject K depends on it and on K alone.", 0)
+    first: int = opt("Number of the first subject.", 0)
+    spacing: float = opt("Voxel size in mm.", 1.0)
+    snr: float = opt("Mean signal of the brain over the noise; 0 for none.", 40.0)
+    maps: Path = opt("Folder of the tissue maps.", Path("data"))
 
 
 def phantom(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the subjects.")],
-    count: Annotated[int, typer.Option("--count", "-n", help="How many.")] = 1,
-    contrasts: Annotated[
-        str, typer.Option(help="Of t1, t1ir, t2, pd, flair: with commas, or one after the other.")
-    ] = "t1,t2,flair",
-    more: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
-    lesions: Annotated[bool, typer.Option("--lesions", help="With lesions in the white matter.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the set; subject K depends on it and on K alone.")] = 0,
-    first: Annotated[int, typer.Option(help="Number of the first subject.")] = 0,
-    spacing: Annotated[float, typer.Option(help="Voxel size in mm.")] = 1.0,
-    snr: Annotated[float, typer.Option(help="Mean signal of the brain over the noise; 0 for none.")] = 40.0,
-    maps: Annotated[Path, typer.Option(help="Folder of the tissue maps.")] = Path("data"),
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    out: Annotated[Path, Option("--out", "-o", help="Folder for the subjects.")],
+    made: Made,
+    more: Annotated[list[str] | None, Argument(metavar="", hidden=True)] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Make synthetic subjects: deformed tissue maps, seen by named MRI sequences.
 
@@ -40,15 +48,15 @@ def phantom(
     from scorefusion.data.synth import Settings, read_maps, write_subjects
 
     # The words after `--contrasts t1` that belong to no option are contrasts too.
-    names = [name for text in [contrasts, *(more or [])] for name in text.split(",") if name]
-    settings = Settings(spacing=spacing, lesions=lesions, snr=snr)
+    names = [name for text in [made.contrasts, *(more or [])] for name in text.split(",") if name]
+    settings = Settings(spacing=made.spacing, lesions=made.lesions, snr=made.snr)
     with progress("synthetic subjects", quiet=quiet) as report:
         folders = write_subjects(
-            read_maps(maps),
+            read_maps(made.maps),
             out,
-            count=count,
-            first=first,
-            seed=seed,
+            count=made.count,
+            first=made.first,
+            seed=made.seed,
             contrasts=names,
             settings=settings,
             progress=report,

@@ -6,25 +6,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
-from scorefusion.models.strategies import names_text
+from scorefusion.cli.options import Only
+from scorefusion.pipeline.options import Machine, Options
 
 
 def plan(
-    shape: Annotated[tuple[int, int, int], typer.Option(help="The volume's size: D H W voxels (z, y, x).")],
+    shape: Annotated[tuple[int, int, int], Option(help="The volume's size: D H W voxels (z, y, x).")],
+    options: Annotated[Options, Only("strategy", "batch")],
+    machine: Annotated[Machine, Only("device", "dtype", "max_memory")],
     model: Annotated[
-        str, typer.Option(help="A bundled model's name, a model folder, or a preset such as paper.")
+        str, Option(help="A bundled model's name, a model folder, or a preset such as paper.")
     ] = "t1-sr4",
-    max_memory: Annotated[str | None, typer.Option(help="What may be resident: 9GB, 9GiB, 900MB.")] = None,
-    batch: Annotated[int, typer.Option(help="Volumes at once.")] = 1,
-    strategy: Annotated[str | None, typer.Option(help=f"{names_text()}; the model's own.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (what is fast here), float32, bfloat16, float16.")
-    ] = "auto",
     figure: Annotated[
-        Path | None,
-        typer.Option(help="Also draw the step and its buffers: .png, .pdf, .svg.", show_default=False),
+        Path | None, Option(help="Also draw the step and its buffers: .png, .pdf, .svg.", show_default=False)
     ] = None,
 ) -> None:
     """Say what one denoising step will need: buffers, weights, workspace, slabs, FLOP, and the peak.
@@ -52,6 +48,7 @@ def plan(
     from scorefusion.ops.device import DTYPES, choose_device, choose_dtype
     from scorefusion.pipeline.footprint import compared_with_this_machine
 
+    device, dtype, max_memory = machine["device"], machine["dtype"], machine["max_memory"]
     limit = None if max_memory is None else parse_memory(max_memory)
     is_preset = model in PRESETS and model not in bundled_models()
     config = preset(model) if is_preset else load_config(model)
@@ -61,7 +58,10 @@ def plan(
         chosen = choose_device(device)
         kind, number = chosen.type, choose_dtype(dtype, chosen)
     assert isinstance(number, torch.dtype)
-    layout = lay_out(config, shape, batch=batch, strategy=strategy, dtype=number, pixels=slab_pixels(kind))
+    pixels = slab_pixels(kind)
+    layout = lay_out(
+        config, shape, batch=options["batch"], strategy=options["strategy"], dtype=number, pixels=pixels
+    )
     found = fit(layout, limit, device=kind)
     here = torch.cuda.is_available() if kind == "cuda" else kind == "cpu"
     print(report(found, limit))

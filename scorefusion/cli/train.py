@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 HELP = """Train a model in stages: 2D slice networks, then the network that fuses them, then the feature
 layers.
@@ -29,21 +29,17 @@ Examples:
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="The run's configuration, .json or .toml.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder.")] = None,
+    config: Annotated[Path, Argument(help="The run's configuration, .json or .toml.")],
+    out: Annotated[Path | None, Option("--out", "-o", help="The run's folder.")] = None,
     export: Annotated[
-        Path | None, typer.Option(help="Write the finished model here (default: the configuration's export).")
+        Path | None, Option(help="Write the finished model here (default: the configuration's export).")
     ] = None,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Time a few steps instead: parameters, FLOP, memory, hours."),
+        bool, Option("--dry-run", help="Time a few steps instead: parameters, FLOP, memory, hours.")
     ] = False,
-    dry_run_seconds: Annotated[
-        float, typer.Option(min=0.0, help="How long to time, all stages together.")
-    ] = 60.0,
+    dry_run_seconds: Annotated[float, Option(min=0.0, help="How long to time, all stages together.")] = 60.0,
     replay: Annotated[
-        Path | None,
-        typer.Option(help="Compute a step again whose loss was not finite, instead of training."),
+        Path | None, Option(help="Compute a step again whose loss was not finite, instead of training.")
     ] = None,
 ) -> None:
     """Run, or go on with, a training run; see ``HELP``."""

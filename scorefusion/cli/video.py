@@ -3,49 +3,37 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from scorefusion.models.strategies import names_text
+from scorefusion.cli.options import Device, Model, Only, Quiet, opt
+from scorefusion.pipeline.options import Options
 
-_OWN = "the model's own"
+
+@dataclass
+class Clip:
+    """What is done with a clip."""
+
+    test: bool = opt("Take the clip for the truth: pool it, restore it, say how close.", False)
+    convert: bool = opt("No model: cut, pool and write the clip, to train on.", False)
+    frames: str = opt("FIRST:STOP, the frames to keep; either may be left out.", ":")
+    pool: int = opt("Average N x N pixels of the clip into one first.", 1)
+    figure: Path | None = opt("Also draw a frame, a zoom and a time slice: .png.")
 
 
 def video(
-    clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video file.", show_default=False)],
+    clip: Annotated[Path, Argument(metavar="CLIP", help="A video file.", show_default=False)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where to write: .mp4, .gif, .nii.gz.", show_default=False)
+        Path, Option("--output", "-o", help="Where to write: .mp4, .gif, .nii.gz.", show_default=False)
     ],
-    model: Annotated[str, typer.Option(help="A bundled model's name, or a model folder.")] = "video-sr",
-    test: Annotated[
-        bool,
-        typer.Option("--test", help="Take the clip for the truth: pool it, restore it, say how close."),
-    ] = False,
-    convert: Annotated[
-        bool, typer.Option("--convert", help="No model: cut, pool and write the clip, to train on.")
-    ] = False,
-    frames: Annotated[
-        str, typer.Option(help="FIRST:STOP, the frames to keep; either may be left out.")
-    ] = ":",
-    pool: Annotated[int, typer.Option(help="Average N x N pixels of the clip into one first.")] = 1,
-    strategy: Annotated[
-        str | None,
-        typer.Option(help=f"{names_text()}.", show_default=_OWN),
-    ] = None,
-    solver: Annotated[str | None, typer.Option(help="As in `translate`.", show_default=_OWN)] = None,
-    steps: Annotated[int | None, typer.Option(help="Noise levels.", show_default=_OWN)] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same clip.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (what is fast here), float32, bfloat16, float16.")
-    ] = "auto",
-    figure: Annotated[
-        Path | None,
-        typer.Option(help="Also draw a frame, a zoom and a time slice: .png.", show_default=False),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    what: Clip,
+    sampling: Annotated[Options, Only("strategy", "solver", "steps", "seed")],
+    machine: Device,
+    model: Model = "video-sr",
+    quiet: Quiet = False,
 ) -> None:
     """Restore a clip: frames are axial slices, and two kinds of time slices the other planes.
 
@@ -66,14 +54,14 @@ def video(
     from scorefusion.io.video import CLIP_ENDINGS, clip_image, read_clip, write_clip
 
     check_output(output, (*CLIP_ENDINGS, *FORMATS[0].endings), [clip])
-    if convert and (test or figure):
+    if what.convert and (what.test or what.figure):
         raise ScoreFusionError("--convert runs no model, so --test and --figure do not go with it")
-    if figure is not None:
+    if what.figure is not None:
         from scorefusion.pipeline.figures import FIGURE_ENDINGS
 
-        check_output(figure, FIGURE_ENDINGS, [clip])
-    given = read_clip(clip, frames=parse_frames(frames), pool=pool)
-    if convert:
+        check_output(what.figure, FIGURE_ENDINGS, [clip])
+    given = read_clip(clip, frames=parse_frames(what.frames), pool=what.pool)
+    if what.convert:
         shown = given.frames
         if not output.name.lower().endswith(CLIP_ENDINGS):
             save_image(clip_image(shown.round().astype("uint8"), rate=given.rate), output)
@@ -85,8 +73,8 @@ def video(
     import numpy as np
 
     from scorefusion.cli.bars import progress
+    from scorefusion.pipeline import Pipeline
     from scorefusion.pipeline.figures import save_figure
-    from scorefusion.pipeline.pipeline import Pipeline
     from scorefusion.pipeline.video import (
         SCORES,
         bicubic,
@@ -97,13 +85,11 @@ def video(
         side_by_side,
     )
 
-    pipeline = Pipeline(model, device=device, dtype=dtype)
-    low, truth = degraded(given.frames, pipeline.config) if test else (given.frames, None)
+    pipeline = Pipeline(model, **machine)
+    low, truth = degraded(given.frames, pipeline.config) if what.test else (given.frames, None)
     with progress("restoring", quiet=quiet) as report:
-        fine, warnings = restored(
-            pipeline, low, strategy=strategy, solver=solver, steps=steps, seed=seed, callback=report
-        )
-    name = strategy or pipeline.config.sampling.strategy
+        fine, warnings = restored(pipeline, low, **sampling, callback=report)
+    name = sampling["strategy"] or pipeline.config.sampling.strategy
     edges = pipeline.config.degradation.factors
     blocks = low
     for axis, edge in enumerate(edges):
@@ -122,13 +108,13 @@ def video(
     if not quiet:
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    print(f"{output}: {_size(fine)} at {rate:g} a second, {name}, seed {seed}")
+    print(f"{output}: {_size(fine)} at {rate:g} a second, {name}, seed {sampling['seed']}")
     if rows:
         print(f"{'':14}" + "".join(f"{title:>10}" for title in SCORES))
         for each, row in rows.items():
             print(f"{each:14}{row[0]:10.2f}{row[1]:10.4f}{row[2]:10.2f}")
-    if figure is not None:
-        save_figure(clip_figure(clips, captions), figure)
+    if what.figure is not None:
+        save_figure(clip_figure(clips, captions), what.figure)
 
 
 def parse_frames(text: str) -> tuple[int, int | None]:

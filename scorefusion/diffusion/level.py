@@ -15,12 +15,13 @@ Salimans and Ho 2022.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from scorefusion.errors import unknown_name
+
+if TYPE_CHECKING:  # --help reads the solvers' names without PyTorch
+    import torch
+    from torch import Tensor
 
 PREDICTIONS = ("edm", "eps", "v", "x0")
 
@@ -40,6 +41,8 @@ class NoiseLevel:
     @classmethod
     def of(cls, abar: float, t: int, batch: int, device: torch.device | str) -> NoiseLevel:
         """Return one level repeated for `batch` items on `device`."""
+        import torch
+
         device = torch.device(device)
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return cls(
@@ -50,6 +53,8 @@ class NoiseLevel:
     @classmethod
     def continuous(cls, abar: Tensor) -> NoiseLevel:
         """Return the levels of a [B] tensor of abar that belong to no discrete schedule."""
+        import torch
+
         return cls(abar, torch.full_like(abar, -1, dtype=torch.int64))
 
     @property

@@ -15,21 +15,24 @@ from scorefusion.errors import BadInput
 from scorefusion.io.atomic import folder_written_beside
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import CARD, CONFIG, WEIGHTS, find_folder, load_config
+from scorefusion.pipeline.options import Machine, Options, declared
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 )
 _PLAIN = re.compile(r"\w[\w.+-]*")
+_OPTIONS = ("dtype", "seed", "steps")
+"""What of a translation a bundle's command line can change, beside the device."""
 _MONAI = "1.3.0"
 """What is written where MONAI is not installed: the oldest that the configuration is for."""
 
 
 def export_bundle(model: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
-    """Write a model as a MONAI bundle: configs, the model folder with its safetensors, and a page on it.
+    """Write a model as a MONAI bundle: configurations, the model folder, and a page that describes it.
 
     Args:
         model: a bundled model's name, or a model folder.
-        folder: where to; must not be there, or be empty.
+        folder: the bundle; must not exist, or be empty.
 
     Returns:
         The folder.
@@ -51,14 +54,13 @@ def export_bundle(model: str | os.PathLike[str], folder: str | os.PathLike[str])
         for name in (CONFIG, WEIGHTS, CARD):
             if (source / name).exists():
                 shutil.copyfile(source / name, own / name)
-        card = (
-            (source / CARD).read_text(encoding="utf-8") if (source / CARD).exists() else f"# {config.name}\n"
-        )
+        card = f"# {config.name}\n"
+        if (source / CARD).exists():
+            card = (source / CARD).read_text(encoding="utf-8")
         (beside / "docs" / "README.md").write_text(_page(config, card), encoding="utf-8")
-        for stem, content in (("metadata", metadata(config)), ("inference", inference(config))):
-            (beside / "configs" / f"{stem}.json").write_text(
-                json.dumps(content, indent=2) + "\n", encoding="utf-8"
-            )
+        for make in (metadata, inference):
+            text = json.dumps(make(config), indent=2) + "\n"
+            (beside / "configs" / f"{make.__name__}.json").write_text(text, encoding="utf-8")
     return target
 
 
@@ -72,73 +74,46 @@ def _check_names(file: Path, config: ModelConfig) -> None:
 
 def inference(config: ModelConfig) -> dict[str, Any]:
     """``configs/inference.json``: every NIfTI file of ``dataset_dir`` translated into ``output_dir``."""
+    load = {"keys": "@keys", "reader": "NibabelReader", "image_only": True, "ensure_channel_first": True}
+    save: dict[str, Any] = {"keys": "pred", "output_dir": "@output_dir", "output_postfix": config.name}
+    save |= {"separate_folder": False, "resample": False, "print_log": False}
     return {
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/data'",
         "output_dir": "$@bundle_root + '/eval'",
         "device": {"_target_": "scorefusion.ops.device.choose_device", "name": "auto"},
-        "dtype": "auto",
-        "seed": 0,
-        "steps": None,
+        **{name: declared(Machine, Options)[name].default for name in _OPTIONS},
         "keys": list(config.conditions),
-        "data": {
-            "_target_": "scorefusion.embed.monai.datalist",
-            "folder": "@dataset_dir",
-            "keys": "@keys",
-        },
-        "network_def": {
-            "_target_": "scorefusion.ScoreFusion.from_pretrained",
-            "model": f"$@bundle_root + '/models/{config.name}'",
-        },
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": "LoadImaged",
-                    "keys": "@keys",
-                    "reader": "NibabelReader",
-                    "image_only": True,
-                    "ensure_channel_first": True,
-                }
-            ],
-        },
-        "dataset": {"_target_": "Dataset", "data": "@data", "transform": "@preprocessing"},
-        "inferer": {
-            "_target_": "scorefusion.embed.monai.FusionInferer",
-            "device": "@device",
-            "dtype": "@dtype",
-            "seed": "@seed",
-            "steps": "@steps",
-        },
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": "SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_postfix": config.name,
-                    "separate_folder": False,
-                    "resample": False,
-                    "print_log": False,
-                }
-            ],
-        },
-        "evaluator": {
-            "_target_": "scorefusion.embed.monai.Translations",
-            "dataset": "@dataset",
-            "keys": "@keys",
-            "network": "@network_def",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-        },
+        "data": _part("scorefusion.embed.monai.datalist", folder="@dataset_dir", keys="@keys"),
+        "network_def": _part(
+            "scorefusion.ScoreFusion.from_pretrained", model=f"$@bundle_root + '/models/{config.name}'"
+        ),
+        "preprocessing": _part("Compose", transforms=[_part("LoadImaged", **load)]),
+        "dataset": _part("Dataset", data="@data", transform="@preprocessing"),
+        "inferer": _part(
+            "scorefusion.embed.monai.FusionInferer", **{name: f"@{name}" for name in ("device", *_OPTIONS)}
+        ),
+        "postprocessing": _part("Compose", transforms=[_part("SaveImaged", **save)]),
+        "evaluator": _part(
+            "scorefusion.embed.monai.Translations",
+            dataset="@dataset",
+            keys="@keys",
+            network="@network_def",
+            inferer="@inferer",
+            postprocessing="@postprocessing",
+        ),
         "run": ["$@evaluator.run()"],
     }
 
 
+def _part(target: str, **arguments: Any) -> dict[str, Any]:
+    """What MONAI makes by calling ``target``."""
+    return {"_target_": target, **arguments}
+
+
 def metadata(config: ModelConfig) -> dict[str, Any]:
     """``configs/metadata.json``, with the fields of MONAI's schema."""
-    names = config.conditions
+    names, own = config.conditions, scorefusion.__version__
     image = {
         "type": "image",
         "format": "magnitude",
@@ -149,24 +124,19 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
         "is_patch_data": False,
     }
     channels = {str(place): name for place, name in enumerate(names)}
+    packages = {"scorefusion": own, "nibabel": _version("nibabel"), "safetensors": _version("safetensors")}
     return {
         "schema": SCHEMA,
-        "version": scorefusion.__version__,
-        "changelog": {scorefusion.__version__: f"exported by scorefusion {scorefusion.__version__}"},
+        "version": own,
+        "changelog": {own: f"exported by scorefusion {own}"},
         "monai_version": _version("monai", _MONAI),
         "pytorch_version": _version("torch"),
         "numpy_version": _version("numpy"),
-        "required_packages_version": {
-            "scorefusion": scorefusion.__version__,
-            "nibabel": _version("nibabel"),
-            "safetensors": _version("safetensors"),
-        },
+        "required_packages_version": packages,
         "name": config.name,
         "task": f"Translation of {', '.join(names)} into {config.target}",
         "description": "A 3D diffusion model that fuses the scores of 2D ones; see docs/README.md.",
-        "authorship": "see docs/README.md",
-        "copyright": "see docs/README.md",
-        "data_source": "see docs/README.md",
+        **dict.fromkeys(("authorship", "copyright", "data_source"), "see docs/README.md"),
         "data_type": "nibabel",
         "image_classes": "one channel an image, any intensities",
         "pred_classes": f"one channel, {config.target}, in the units of the first image",

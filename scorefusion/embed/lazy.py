@@ -1,4 +1,4 @@
-"""A pipeline that is described at once and loaded when it is first used, once in each process."""
+"""A pipeline that loads its model when it is first used, once in each process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 
 
 class LazyPipeline:
-    """Holds what makes a :class:`~scorefusion.Pipeline`; can be pickled, copied, and carried over a fork.
+    """The arguments of a :class:`~scorefusion.Pipeline`; can be pickled, copied, and carried over a fork.
 
-    A process loads its own when it first asks, and all copies in it share that one: workers of a data loader
-    hold one model each, and are sent its name instead of its weights. In a forked process it computes with
-    one thread (docs/embed.md).
+    A process loads the pipeline at the first call, and all copies in the process share it: each worker of a
+    data loader holds one model, and is sent its name, not its weights. A forked process computes with one
+    thread (docs/embed.md).
 
     Args:
         model: a bundled model's name, or a model folder.

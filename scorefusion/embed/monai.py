@@ -19,11 +19,10 @@ from scorefusion.embed.lazy import LazyPipeline
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.formats import FORMATS
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.pipeline.pipeline import Pipeline, Translation
+from scorefusion.pipeline import Pipeline, Translation
+from scorefusion.pipeline.options import Machine, declared
 
 __all__ = ["FusionInferer", "ScoreFusiond", "Translations", "datalist"]
-
-_OPTIONS = ("device", "dtype", "runner", "engines", "max_memory")
 
 
 def _native(result: Translation) -> Any:
@@ -45,8 +44,7 @@ class ScoreFusiond(MapTransform):
         model: a bundled model's name, or a model folder.
         output_key: where the result goes.
         allow_missing_keys: leave a dictionary as it is that lacks one of the keys.
-        options: of :class:`~scorefusion.Pipeline` (``device``, ``dtype``, ``runner``, ``engines``,
-            ``max_memory``) and of its call (``steps``, ``seed``, ...).
+        options: of :class:`~scorefusion.Pipeline` (``device``, ...) and of its call (``steps``, ...).
 
     Raises:
         ScoreFusionError: when it first runs, as :class:`~scorefusion.Pipeline` does.
@@ -64,7 +62,7 @@ class ScoreFusiond(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.pipeline = LazyPipeline(
-            model, **{name: options.pop(name) for name in _OPTIONS if name in options}
+            model, **{name: options.pop(name) for name in declared(Machine) if name in options}
         )
         self.output_key, self.options = output_key, options
 

@@ -22,6 +22,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from scorefusion.pipeline.options import Machine, Option, Options, declared, described, type_of
+
 __all__ = ["Translate"]
 
 _STREAMS = {
@@ -51,7 +53,7 @@ class TranslateInputs(CommandLineInputSpec):
         argstr="%s",
         position=-1,
         mandatory=True,
-        desc="NIfTI files, one a condition",
+        desc="NIfTI files, one per condition",
     )
     out_file = File(
         argstr="--output %s",
@@ -63,23 +65,32 @@ class TranslateInputs(CommandLineInputSpec):
     model = traits.Str(
         "t1-sr4", argstr="--model %s", usedefault=True, desc="a bundled model, or a folder's absolute path"
     )
-    strategy = traits.Str(argstr="--strategy %s", desc="how scores are fused")
-    planes = traits.List(traits.Str, argstr="--plane %s...", desc="for single and alternate")
-    solver = traits.Str(argstr="--solver %s", desc="the sampler")
-    steps = traits.Range(low=1, argstr="--steps %d", desc="noise levels")
-    samples = traits.Range(low=1, argstr="--samples %d", desc="how many are drawn and averaged")
-    seed = traits.Int(0, argstr="--seed %d", usedefault=True, desc="of the noise")
-    device = traits.Str(argstr="--device %s", desc="auto, cpu, cuda, cuda:1")
-    dtype = traits.Enum("auto", "float32", "bfloat16", "float16", argstr="--dtype %s", desc="to compute in")
-    max_memory = traits.Str(argstr="--max-memory %s", desc="the most memory to use, such as 9GB")
-    whole = traits.Bool(argstr="--whole", desc="compute everywhere, not only around the foreground")
+    seed = traits.Int(0, argstr="--seed %d", usedefault=True, desc="seed of the noise")
     mask = _InputFile(exists=True, argstr="--mask %s", desc="not 0 where voxels are missing")
-    nan = traits.Enum("error", "zero", argstr="--nan %s", desc="what to do with NaN")
-    assume_affine = traits.Bool(argstr="--assume-affine", desc="accept a header without orientation")
-    output_dtype = traits.Enum("float32", "input", argstr="--output-dtype %s", desc="the stored type")
-    clip = traits.Enum("none", "input", argstr="--clip %s", desc="keep within the input's range")
-    strict = traits.Bool(argstr="--strict", desc="refuse what the model was not made for")
     spread_file = File(argstr="--spread %s", desc="also write the standard deviation over the samples")
+
+
+def _trait(kind: str, option: Option, flag: str) -> Any:
+    """The trait of an option of the command line whose type is ``kind``."""
+    desc = described(option.off or option.help)
+    if option.choices:
+        return traits.Enum(*option.choices, argstr=f"{flag} %s", desc=desc)
+    if "bool" in kind:
+        return traits.Bool(argstr=flag, desc=desc)
+    if "list" in kind:
+        return traits.List(traits.Str, argstr=f"{flag} %s...", desc=desc)
+    if option.least is not None:
+        return traits.Range(low=option.least, argstr=f"{flag} %d", desc=desc)
+    return (traits.Float if "float" in kind else traits.Str)(argstr=f"{flag} %s", desc=desc)
+
+
+for _table in (Options, Machine):
+    for _name, _option in declared(_table).items():
+        _flag, _kind = _option.flag or f"--{_name.replace('_', '-')}", str(type_of(_table, _name, cli=True))
+        if _name not in TranslateInputs.class_trait_names():
+            TranslateInputs.add_class_trait(
+                _flag.strip("-") if _option.off else _name, _trait(_kind, _option, _flag)
+            )
 
 
 class TranslateOutputs(TraitedSpec):

@@ -20,7 +20,7 @@ from scorefusion.evaluate.methods import (
 from scorefusion.evaluate.run import Results, Settings, model_digest
 from scorefusion.models.config import SamplingConfig
 from scorefusion.models.strategies import STRATEGIES, require_strategy
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 
 
 def load_main(

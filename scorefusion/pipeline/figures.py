@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def plane_images(
 
 
 def translation_figure(translation: Translation) -> Any:
-    """Two rows, before and after, of three planes through the middle of what is bright, on one grey scale.
+    """Draw three planes through the middle of what is bright, before and after, on one grey scale.
 
     Returns:
         A ``matplotlib.figure.Figure``.
@@ -52,8 +52,6 @@ def translation_figure(translation: Translation) -> Any:
     Raises:
         ScoreFusionError: without matplotlib, naming the extra that brings it.
     """
-    need("matplotlib", "a figure")
-    matplotlib_figure = need("matplotlib.figure", "a figure")
     before = translation.source.values
     after = ras_order(translation.volume, translation.affine)
     lo, hi = (float(value) for value in np.percentile(before, (0.5, 99.8)))
@@ -61,7 +59,7 @@ def translation_figure(translation: Translation) -> Any:
         lo, hi = float(before.min()), float(before.max())
     where = middle(before, lo + 0.1 * (hi - lo))
     fine = fine_affine(translation.source.ras_affine, translation.factor[::-1])
-    figure = matplotlib_figure.Figure(figsize=(10, 7), layout="constrained")
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(2, 3)
     rows = ((before, translation.source.ras_affine, "input"), (after, fine, translation.strategy))
     for row, (volume, affine, title) in zip(axes, rows, strict=True):
@@ -75,19 +73,42 @@ def translation_figure(translation: Translation) -> Any:
     return figure
 
 
+def panels(
+    size: tuple[float, float], rows: Mapping[str, float], titles: Sequence[str]
+) -> tuple[Any, np.ndarray]:
+    """Return a figure of pictures without ticks and its axes ``[rows, columns]``.
+
+    Args:
+        size: in inches.
+        rows: names of the rows, and how high they are.
+        titles: of the columns.
+    """
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=size, layout="constrained")
+    grid = {"height_ratios": list(rows.values())}
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw=grid)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=8)
+    for axis, name in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(name, fontsize=8)
+    return figure, axes
+
+
 def side_by_side(
     volumes: Mapping[str, np.ndarray],
     spacing: tuple[float, float, float],
     span: float,
     scores: Mapping[str, str],
 ) -> Any:
-    """Three planes, a zoom of the axial one, and its error, of several results and the truth.
+    """Draw three planes, a zoom of the axial one, and its error, of several results and the truth.
 
     Args:
         volumes: name to ``[d, h, w]`` in RAS order; ``truth`` is one.
         spacing: voxel size (z, y, x) in mm.
-        span: white less black, what errors are relative to.
-        scores: what stands below a name.
+        span: data range, to which errors are relative.
+        scores: the text below each name.
 
     Returns:
         A ``matplotlib.figure.Figure``.
@@ -95,13 +116,11 @@ def side_by_side(
     truth = volumes["truth"]
     lo, hi = (float(value) for value in np.percentile(truth, (0.5, 99.5)))
     d, h, w = truth.shape
-    heights = [h, d, d, h, h]
-    figure = need("matplotlib.figure", "a figure").Figure(
-        figsize=(1.95 * len(volumes), 1.9 / w * sum(heights) + 0.9), layout="constrained"
-    )
-    axes = figure.subplots(5, len(volumes), squeeze=False, gridspec_kw={"height_ratios": heights})
+    heights = {"axial": h, "coronal": d, "sagittal": d, "axial, zoom": h, "error, axial": h}
+    size = 1.95 * len(volumes), 1.9 / w * sum(heights.values()) + 0.9
+    figure, axes = panels(size, heights, [f"{name}\n{scores.get(name, '')}" for name in volumes])
     shown = None
-    for column, (name, volume) in zip(axes.T, volumes.items(), strict=True):
+    for column, volume in zip(axes.T, volumes.values(), strict=True):
         images = [(image, aspect) for _, image, aspect in plane_images(volume, spacing, (0.5, 0.5, 0.5))]
         rows, columns = images[0][0].shape
         zoom = images[0][0][rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4]
@@ -113,12 +132,6 @@ def side_by_side(
             error[1], cmap="RdBu_r", vmin=-0.15 * span, vmax=0.15 * span, origin="lower", aspect=error[2],
             interpolation="nearest",
         )  # fmt: skip
-        column[0].set_title(f"{name}\n{scores.get(name, '')}", fontsize=8)
-    for row, title in zip(axes, ("axial", "coronal", "sagittal", "axial, zoom", "error, axial"), strict=True):
-        row[0].set_ylabel(title, fontsize=8)
-        for axis in row:
-            axis.set_xticks([])
-            axis.set_yticks([])
     bar = figure.colorbar(shown, ax=list(axes[4]), fraction=0.012, pad=0.005)
     bar.ax.tick_params(labelsize=6)
     return figure

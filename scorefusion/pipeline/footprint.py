@@ -6,7 +6,9 @@ the volumes on the output's grid that are kept while sampling, finishing and sav
 
 from __future__ import annotations
 
+import functools
 import math
+import operator as operators
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +29,6 @@ from scorefusion.engine.planning.plan import Plan, common_channels
 from scorefusion.engine.pool import GPU_SHARE, Around, EnginePool, Limit
 from scorefusion.errors import OutOfMemory
 from scorefusion.models.config import ModelConfig
-from scorefusion.pipeline.sample import missing_voxels
 from scorefusion.pipeline.settings import Settings
 
 Size = tuple[int, int, int]
@@ -178,6 +179,12 @@ def _preparation(
     return usage.peak_bytes + masks, project, found[0]
 
 
+def missing_voxels(config: ModelConfig, box: Box) -> list[int]:
+    """How many voxels a box lacks along z, y and x to be of whole patches and whole blocks."""
+    multiples = [math.lcm(factor, config.multiple) for factor in config.degradation.factors]
+    return [-length % multiple for length, multiple in zip(box.size, multiples, strict=True)]
+
+
 class Room:
     """Compares forecasts with what is left, for one pipeline.
 
@@ -189,21 +196,7 @@ class Room:
     def __init__(self, config: ModelConfig, engines: EnginePool):
         self.config, self.engines = config, engines
         self.one_memory = engines.device.type != "cuda"
-
-    def footprint(
-        self,
-        shapes: Sequence[Size],
-        box: Size,
-        settings: Settings,
-        *,
-        operator: bool = False,
-        walk: bool = True,
-    ) -> Footprint:
-        """What is around the sampling of one translation here; see :func:`footprint`."""
-        one_memory = self.one_memory
-        return footprint(
-            self.config, shapes, box, settings, one_memory=one_memory, operator=operator, walk=walk
-        )
+        self.footprint = functools.partial(footprint, config, one_memory=self.one_memory)
 
     def check(
         self,
@@ -250,9 +243,15 @@ class Room:
         see = f"`scorefusion plan --shape {shape}` says what takes how much"
         raise OutOfMemory(name, problem, f"{crop}, or {more}; {see}.")
 
-    def suits(self, shapes: Sequence[Size]) -> bool:
-        """Whether images of these sizes can be on one grid; reading them says what is wrong where not."""
-        return all(shape in (shapes[0], self._grid(shapes[0])) for shape in shapes)
+    def check_reading(
+        self, name: str, shapes: Sequence[tuple[int, int, int] | None], settings: Settings
+    ) -> None:
+        """Refuse images that cannot be read, by their sizes (x, y, z); None where a header has none."""
+        known = [(shape[2], shape[1], shape[0]) for shape in shapes if shape is not None]
+        if len(known) < len(shapes) or any(shape not in (known[0], self._grid(known[0])) for shape in known):
+            return  # reading them says what is wrong
+        least = self.footprint(known, known[0], settings, walk=False)
+        self.check(name, least, settings, until="read", own_order=operators.itemgetter(2, 1, 0))
 
     def roomy(self, shapes: Sequence[Size], settings: Settings) -> bool:
         """Whether images that are read fit by far, even if all of their grid is sampled."""
@@ -356,7 +355,7 @@ def compared_with_this_machine(layout: Plan, device: torch.device) -> str:
     edges = zip(layout.size, config.degradation.factors, strict=True)
     z, y, x = (-(-n // factor) for n, factor in edges)
     turns: dict[str, Any] = {"planes": layout.planes} if layout.strategy.takes_planes else {}
-    settings = Settings.of(
+    settings = Settings(
         config, strategy=layout.strategy.name, samples=layout.batch, batch=layout.batch, crop=False, **turns
     )
     shapes = [(z, y, x)] * len(config.conditions)

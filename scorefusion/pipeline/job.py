@@ -1,4 +1,4 @@
-"""One translation on its way through the pipeline: what was read, what is sampled, what was drawn."""
+"""One translation on its way through the pipeline."""
 
 from __future__ import annotations
 
@@ -10,73 +10,52 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from scorefusion.data import Box, Prepared
+from scorefusion.errors import memory_named
 from scorefusion.io.nifti import Scan
 from scorefusion.pipeline.footprint import Footprint
+from scorefusion.pipeline.settings import Settings
 
-STAGES = ("read", "prepare", "sample", "finish")
 
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """Images as they were read, on the host.
+@dataclass(eq=False, repr=False)
+class Job:
+    """One translation: ``read``, ``prepare`` and ``sample`` fill it in turn, and ``finish`` takes the result.
 
     Attributes:
-        scans: one a condition.
-        mask: where voxels are missing, for a model that fills in.
-        timings: seconds by stage, of those that are over.
-        warnings: a sentence each.
+        settings: how it is to be made.
+        scans: the images as they were read, on the host, one per condition; after ``prepare`` the first only.
+        mask: where voxels are missing, for a model that fills in; None after ``prepare``.
+        timings: seconds by stage.
+        warnings: what of the input or of the run may have harmed the result, a sentence each.
+        prepared: conditions and base on the output's whole grid, on the device.
+        box: where to sample.
+        footprint: the memory that the translation takes besides its engine.
+        mean: the residual of the box, ``[1, 1, d, h, w]``, averaged over the samples, in units of
+            ``residual.scale``.
+        deviation: its standard deviation over the samples; None for a single one.
+        planes_apart: the standard deviation over planes of the predicted clean volume; None if not asked for.
     """
 
-    scans: tuple[Scan, ...]
+    settings: Settings
+    scans: tuple[Scan, ...] = ()
     mask: Scan | None = None
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    prepared: Prepared = field(init=False)
+    box: Box = field(init=False)
+    footprint: Footprint = field(init=False)
+    mean: Tensor = field(init=False)
+    deviation: Tensor | None = None
+    planes_apart: Tensor | None = None
 
+    @property
+    def scan(self) -> Scan:
+        """The first image."""
+        return self.scans[0]
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """What sampling needs of one translation, on the device.
-
-    Attributes:
-        scan: the first image.
-        prepared: conditions and base on the output's whole grid.
-        box: where to sample.
-        footprint: what the translation takes besides its engine.
-        timings: seconds by stage, of those that are over.
-        warnings: those of the reading and the preparation.
-    """
-
-    scan: Scan
-    prepared: Prepared
-    box: Box
-    footprint: Footprint
-    timings: dict[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """Residuals of a job's box.
-
-    Attributes:
-        mean: ``[1, 1, d, h, w]``, over the samples, in units of ``residual.scale``.
-        deviation: their standard deviation; None for a single sample.
-        planes_apart: the standard deviation over planes of what each takes for the clean volume; None if it
-            was not asked for.
-        timings: seconds by stage, of those that are over.
-        warnings: what was changed to make it fit into memory, a sentence each.
-    """
-
-    mean: Tensor
-    deviation: Tensor | None
-    planes_apart: Tensor | None
-    timings: dict[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-
-@contextmanager
-def timed(stage: str, timings: dict[str, float]) -> Iterator[None]:
-    """Add the seconds of the block to ``timings[stage]``."""
-    start = time.perf_counter()
-    yield
-    timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start
+    @contextmanager
+    def stage(self, name: str, doing: str, subject: str = "") -> Iterator[None]:
+        """Time a stage, and name the image where memory runs out in it."""
+        start = time.perf_counter()
+        with memory_named(subject or self.scan.name, doing):
+            yield
+        self.timings[name] = time.perf_counter() - start

@@ -1,61 +1,76 @@
-"""Draw residuals of one volume: inside a box, several samples, their mean and standard deviation."""
+"""Third stage of a translation: sample the residual inside a box, several times, and average."""
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from scorefusion.data import Box, Prepared
-from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.engine import Engine
+from scorefusion.engine.plane_deviation import PlaneDeviation
 from scorefusion.engine.pool import Around, EnginePool
 from scorefusion.errors import ScoreFusionError
-from scorefusion.models.config import ModelConfig, Plane
-from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.config import ModelConfig
+from scorefusion.pipeline.footprint import Room, missing_voxels
+from scorefusion.pipeline.job import Job
+from scorefusion.pipeline.settings import Settings
 
 Progress = Callable[[int, int], None]
 
 
+def sample(job: Job, room: Room, callback: Progress | None = None) -> None:
+    """Sample the residual of a job's box; see :meth:`scorefusion.Pipeline.sample`."""
+    settings, notes = job.settings, list[str]()
+    apart = PlaneDeviation(settings.table, job.box.size) if settings.disagreement else None
+
+    def watch(engine: Engine) -> None:
+        notes[:] = dict.fromkeys([*notes, *engine.notes])
+        if apart is not None:
+            apart.add(engine)
+
+    with job.stage("sample", "sampling"):
+        own = job.scan.own_factors
+        fitting = room.check(job.scan.name, job.footprint, settings, done=("read", "prepare"), own_order=own)
+        job.mean, job.deviation = draw_residuals(
+            room.engines,
+            job.prepared,
+            job.box,
+            settings,
+            around=fitting.around,
+            callback=callback,
+            watch=watch,
+        )
+        job.planes_apart = None if apart is None else apart.mean
+    job.warnings += tuple(notes)
+
+
 def draw_residuals(
-    model: ScoreFusion,
+    engines: EnginePool,
     prepared: Prepared,
     box: Box,
-    table: Table,
+    settings: Settings,
     *,
-    strategy: str,
-    planes: Sequence[Plane] | None = None,
-    samples: int = 1,
-    seed: int = 0,
-    batch: int = 1,
-    callback: Progress | None = None,
-    engines: EnginePool | None = None,
-    watch: Callable[[Engine], None] | None = None,
     around: Around | None = None,
+    callback: Progress | None = None,
+    watch: Callable[[Engine], None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Sample a volume's residual, clamped and projected as the model's configuration says.
 
     Args:
-        model: on the device of ``prepared``, in evaluation mode.
+        engines: of the model, on the device of ``prepared``.
         prepared: the conditions and the base on the whole output grid.
         box: where to compute. A voxel's noise depends on its place in the whole volume, not on the box.
-        table: the solver.
-        strategy: how scores are fused.
-        planes: for ``single`` and ``alternate``.
-        samples: how many are drawn.
-        seed: of the noise; sample n draws noise of its own with the same seed.
-        batch: how many are drawn at once.
-        callback: called with (network evaluations done, in all); raise in it to cancel.
-        engines: lends the model's engines; one of its own when None.
-        watch: shown the engine each time it has drawn.
+        settings: the strategy, the solver, how many samples, how many of them at once, and the seed; sample n
+            draws noise of its own with the same seed.
         around: what the translation takes besides its engine; where memory is short, fewer samples are drawn
             at once, and the engine is made to fit.
+        callback: called with (network evaluations done, in all); raise in it to cancel.
+        watch: called with the engine each time it has drawn.
 
     Returns:
         Mean and standard deviation (None for one sample) ``[1, 1, d, h, w]`` of the box, in units of
@@ -65,25 +80,28 @@ def draw_residuals(
         OutOfMemory: for what does not fit, whatever is changed.
         ScoreFusionError: if the networks' output is not finite.
     """
-    engines, around = engines or EnginePool(model), around or Around()
-    wanted, whole = Box.whole(box.size).index, prepared.base.shape[2:]
-    prepared, box = whole_patches(model.config, prepared, box)
+    config, around = engines.model.config, around or Around()
+    inside, whole = Box.whole(box.size).index, prepared.base.shape[2:]
+    prepared, box = whole_patches(config, prepared, box)
     mean = torch.zeros_like(prepared.base[box.index])
     squares = torch.zeros_like(mean)
-    condition = prepared.condition[box.index]
-    project = prepared.projection(model.config, box)
-    how: dict[str, Any] = {"strategy": strategy, "planes": planes, "around": around}
-    asked = min(batch, samples)
-    batch = engines.batch_that_fits(box.size, asked, **how)
+    condition, project = prepared.condition[box.index], prepared.projection(config, box)
+    samples, table, strategy, planes = settings.samples, settings.table, settings.strategy, settings.planes
+    asked = min(settings.batch, samples)
+    batch = engines.batch_that_fits(box.size, asked, strategy=strategy, planes=planes, around=around)
     total = len(table) * -(-samples // batch)
-    for turn, first in enumerate(range(0, samples, batch)):
+    for first in range(0, samples, batch):
         members = range(first, min(first + batch, samples))
-        tell = None if callback is None else functools.partial(_tell, callback, turn * len(table), total)
-        with engines.borrow(box.size, batch=len(members), **how) as engine:
+        report = None
+        if callback is not None:
+            report = functools.partial(_report, callback, first // batch * len(table), total)
+        with engines.borrow(
+            box.size, batch=len(members), strategy=strategy, planes=planes, around=around
+        ) as engine:
             if batch < asked:
                 engine.note(f"memory is short: {batch} samples at once, not {asked}; equal to rounding")
             engine.load(condition, origin=box.start, full=whole, project=project)
-            drawn = engine.run(table, [seed] * len(members), sample=members, callback=tell)
+            drawn = engine.run(table, [settings.seed] * len(members), sample=members, callback=report)
             if watch is not None:
                 watch(engine)
         for count, residual in enumerate(drawn.split(1), start=first + 1):
@@ -92,7 +110,7 @@ def draw_residuals(
             squares += change * (residual - mean)
     if not bool(torch.isfinite(mean).all()):
         raise ScoreFusionError("the networks' output is not finite; compute in float32 (--dtype float32)")
-    mean, squares = mean[wanted], squares[wanted]
+    mean, squares = mean[inside], squares[inside]
     return mean, (squares / (samples - 1)).sqrt() if samples > 1 else None
 
 
@@ -120,11 +138,5 @@ def whole_patches(config: ModelConfig, prepared: Prepared, box: Box) -> tuple[Pr
     return larger, Box(box.start, (stop[0], stop[1], stop[2]))
 
 
-def missing_voxels(config: ModelConfig, box: Box) -> list[int]:
-    """How many voxels a box lacks along z, y and x to be of whole patches and whole blocks."""
-    multiples = [math.lcm(factor, config.multiple) for factor in config.degradation.factors]
-    return [-length % multiple for length, multiple in zip(box.size, multiples, strict=True)]
-
-
-def _tell(callback: Progress, before: int, total: int, step: int, steps: int, x0: Tensor) -> None:
+def _report(callback: Progress, before: int, total: int, step: int, steps: int, x0: Tensor) -> None:
     callback(before + step, total)

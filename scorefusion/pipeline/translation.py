@@ -1,4 +1,4 @@
-"""The result of a translation: the volume, where it lies, how it came about; saving and showing it."""
+"""The result of a translation, and the last stage, which makes it: units, orientation and agreement."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError, memory_named
-from scorefusion.io.nifti import Scan, make_image, save_image
+from scorefusion.io.nifti import Scan, fine_affine, make_image, save_image
+from scorefusion.pipeline.footprint import Room
+from scorefusion.pipeline.job import Job
+from scorefusion.pipeline.prepare import volume_of
 
 PathLike = str | os.PathLike[str]
 
@@ -33,31 +38,29 @@ class Translation:
     Attributes:
         volume: float32 ``[i, j, k]`` in the orientation and units of the (first) input.
         affine: float64 ``[4, 4]``, (i, j, k) to millimetres.
-        header: the NIfTI header it is saved with.
         timings: seconds by stage: ``read``, ``prepare``, ``sample``, ``finish`` and ``total``.
-        consistency_residual: where the input was measured of the target, what is left of the difference: for
-            super-resolution between the result's block means and the input; None for other models.
+        consistency_residual: for a model whose input is a measurement of its target, how far the result is
+            from it: for super-resolution, its block means from the input; None for other models.
         spread: float32 ``[i, j, k]``, standard deviation over the samples; None for a single one.
-        seed: what the noise was drawn with; the same seed gives the same volume.
+        seed: of the noise; the same seed gives the same volume.
         samples: how many were averaged.
         strategy: how scores were fused.
         solver: name of the solver.
-        evaluations: network evaluations a sample.
+        evaluations: network evaluations per sample.
         dtype: what the networks computed in.
         source: the (first) input.
         factor: how much finer the grid is than the input's along z, y and x (RAS order).
-        output_dtype: ``float32`` or ``input``, the type :meth:`save` stores.
+        output_dtype: ``float32`` or ``input``, the type that :meth:`save` stores.
         model: name of the model.
-        conditions: the contrasts it was given, the source's first; empty where nobody said.
+        conditions: the contrasts of the inputs, the source's first; empty where they are unknown.
         target: the contrast of the volume.
-        planes_apart: float32 ``[i, j, k]``, standard deviation over the planes, at the last noise level, of
-            what each takes for the clean volume; None if it was not asked for.
-        warnings: a sentence each: what of the input or the run may have harmed the result.
+        planes_apart: float32 ``[i, j, k]``, standard deviation over the planes of the clean volume that each
+            predicts at the last noise level; None if it was not asked for.
+        warnings: what of the input or the run may have harmed the result, a sentence each.
     """
 
     volume: np.ndarray
     affine: np.ndarray
-    header: Any
     timings: dict[str, float]
     consistency_residual: Consistency | None
     spread: np.ndarray | None
@@ -75,6 +78,11 @@ class Translation:
     target: str = ""
     planes_apart: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def header(self) -> Any:
+        """The NIfTI header that it is saved with."""
+        return self.image().header
 
     def image(self) -> Any:
         """The volume as a nibabel image."""
@@ -143,3 +151,78 @@ class Translation:
         if self.spread is None:
             raise ScoreFusionError("there is no spread of a single sample; ask for samples=2 or more")
         return self.image_of(self.spread)
+
+
+def finish(job: Job, room: Room, dtype: torch.dtype) -> Translation:
+    """Make the result of a job that was sampled; see :meth:`scorefusion.Pipeline.finish`."""
+    scan, settings, config = job.scan, job.settings, room.config
+    with job.stage("finish", "finishing it"):
+        room.make_for_finishing(job.footprint)
+        volume, consistency = _volume(job, room)
+        spread, planes_apart = (_in_units(job, room, each) for each in (job.deviation, job.planes_apart))
+    timings = job.timings | {"total": sum(job.timings.values())}
+    factor = config.degradation.factors
+    return Translation(
+        volume=volume,
+        affine=fine_affine(scan.affine, scan.own_factors(factor)),
+        timings=timings,
+        consistency_residual=consistency,
+        spread=spread,
+        planes_apart=planes_apart,
+        seed=settings.seed,
+        samples=settings.samples,
+        strategy=settings.strategy,
+        solver=settings.table.name,
+        evaluations=len(settings.table),
+        dtype=str(dtype).removeprefix("torch."),
+        source=scan,
+        factor=factor,
+        output_dtype=settings.output_dtype,
+        model=config.name,
+        conditions=config.conditions,
+        target=config.target,
+        warnings=job.warnings,
+    )
+
+
+def _volume(job: Job, room: Room) -> tuple[np.ndarray, Consistency | None]:
+    """The volume in the input's units and orientation, and how well it agrees with the input."""
+    prepared, box, scan, config = job.prepared, job.box, job.scan, room.config
+    whole = prepared.outside.clone()
+    whole[box.index] = prepared.base[box.index] + config.residual.scale * job.mean
+    whole = prepared.intensity.denormalise(whole)
+    measured = volume_of(scan, whole.device)
+    if prepared.held is not None:
+        _hold(whole, prepared.held, measured, config.degradation.factors)
+    if job.settings.clip == "input":
+        lo, hi = float(scan.values.min()), float(scan.values.max())
+        if prepared.operator is None:
+            whole = whole.clamp(lo, hi)
+        else:
+            whole = prepared.operator.bounded(whole, measured, lo, hi)
+    volume = scan.to_own_order(whole[0, 0].cpu().numpy())
+    consistency = None
+    if prepared.operator is not None:
+        consistency = Consistency(*config.degradation.disagreement(prepared.operator, whole, measured))
+    return volume, consistency
+
+
+def _in_units(job: Job, room: Room, deviation: Tensor | None) -> np.ndarray | None:
+    """A deviation of the residual in the input's units, 0 outside the box and where values are held."""
+    if deviation is None:
+        return None
+    prepared, config = job.prepared, room.config
+    field = torch.zeros_like(prepared.base)
+    field[job.box.index] = deviation * config.residual.scale * prepared.intensity.half_range
+    if prepared.held is not None:
+        _hold(field, prepared.held, torch.zeros((), device=field.device), config.degradation.factors)
+    return job.scan.to_own_order(field[0, 0].cpu().numpy())
+
+
+def _hold(volume: Tensor, held: Tensor, values: Tensor, factors: tuple[int, int, int]) -> None:
+    """Give the block of each voxel that is held, on the first condition's grid, its value, in place."""
+    z, y, x = factors
+    d, h, w = held.shape[2:]
+    values = torch.where(held, values, 0)
+    marked, kept = (part[:, :, :, None, :, None, :, None] for part in (held, values))
+    volume.view(1, 1, d, z, h, y, w, x).masked_fill_(marked, 0).add_(kept)

@@ -1,4 +1,4 @@
-"""Clips restored by a model, beside what interpolation makes of them, and how close each comes."""
+"""Video clips restored by a model, compared with bicubic interpolation and the truth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.io.video import clip_frames, clip_image
 from scorefusion.metrics.image import psnr, ssim
 from scorefusion.models.config import ModelConfig
-from scorefusion.optional import need
+from scorefusion.pipeline.figures import panels
 from scorefusion.pipeline.pipeline import Pipeline
 
 WHITE = 255.0
@@ -21,7 +21,7 @@ SCORES = ("PSNR dB", "SSIM", "change dB")
 
 
 def degraded(frames: np.ndarray, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """What a model of clips is given of a true clip.
+    """Return what a model of clips is given of a true clip.
 
     Args:
         frames: ``[T, H, W]``, the truth.
@@ -45,7 +45,7 @@ def degraded(frames: np.ndarray, config: ModelConfig) -> tuple[np.ndarray, np.nd
 
 
 def restored(pipeline: Pipeline, frames: np.ndarray, **options: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Restore coarse frames ``[t, h, w]``; ``options`` as the pipeline takes them.
+    """Restore coarse frames ``[t, h, w]``, with options of the pipeline's call.
 
     Returns:
         The model's clip ``[T, H, W]``, and the translation's warnings.
@@ -68,7 +68,7 @@ def bicubic(frames: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def scores(frames: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
-    """How close a clip is, in units of ``SCORES``, white being 255.
+    """Compare a clip with the truth, white being 255, in the units of ``SCORES``.
 
     Returns:
         PSNR over the clip; SSIM, the mean over frames; PSNR of the change from each frame to the next, which
@@ -80,7 +80,7 @@ def scores(frames: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
 
 
 def side_by_side(clips: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Clips of one size beside one another, uint8 ``[T, H + 12, n·W]``, each under its name."""
+    """Return clips of one size side by side, uint8 ``[T, H + 12, n·W]``, each under its name."""
     from PIL import Image, ImageDraw
 
     parts = []
@@ -93,28 +93,22 @@ def side_by_side(clips: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def clip_figure(clips: Mapping[str, np.ndarray], captions: Mapping[str, str]) -> Any:
-    """The middle frame of each clip, a zoom of it, and one row of pixels in time (downwards).
+    """Draw the middle frame of each clip, a zoom of it, and one row of pixels in time (downwards).
 
     Args:
         clips: name to ``[T, H, W]``, all of one size.
-        captions: what stands below a name.
+        captions: the text below each name.
 
     Returns:
         A ``matplotlib.figure.Figure``.
     """
     t, h, w = next(iter(clips.values())).shape
     zoom = slice(h // 5, h // 5 + h // 2), slice(w // 4, w // 4 + w // 2)
-    figure = need("matplotlib.figure", "a figure").Figure(
-        figsize=(2.1 * len(clips), 2.1 * (2 * h / w + t / w) + 0.7), layout="constrained"
-    )
-    axes = figure.subplots(3, len(clips), squeeze=False, gridspec_kw={"height_ratios": [h, h, t]})
-    for column, (name, clip) in zip(axes.T, clips.items(), strict=True):
+    size = 2.1 * len(clips), 2.1 * (2 * h / w + t / w) + 0.7
+    titles = [f"{name}\n{captions.get(name, '')}" for name in clips]
+    figure, axes = panels(size, {"frame": h, "zoom": h, "in time": t}, titles)
+    for column, clip in zip(axes.T, clips.values(), strict=True):
         middle = clip[t // 2]
         for axis, image in zip(column, (middle, middle[zoom], clip[:, h // 2]), strict=True):
             axis.imshow(image, cmap="gray", vmin=0, vmax=WHITE, interpolation="nearest", aspect="auto")
-            axis.set_xticks([])
-            axis.set_yticks([])
-        column[0].set_title(f"{name}\n{captions.get(name, '')}", fontsize=8)
-    for row, title in zip(axes, ("frame", "zoom", "in time"), strict=True):
-        row[0].set_ylabel(title, fontsize=8)
     return figure

@@ -250,7 +250,7 @@ def test_fewer_samples_at_once_are_said(place: Path, out: Path) -> None:
 def test_an_input_that_changes_while_it_is_read(
     place: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scorefusion.pipeline.pipeline import Pipeline
+    from scorefusion.pipeline import Pipeline
 
     read = Pipeline.read
 

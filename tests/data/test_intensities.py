@@ -21,7 +21,7 @@ from scorefusion.data.store import _normalised
 from scorefusion.degradations import Pooling
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import DomainConfig, ModelConfig
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from tests.models.test_domain import ct, head, image, z_scored
 from tests.support.tiny import same_grid_config, tiny_config, tiny_model
 

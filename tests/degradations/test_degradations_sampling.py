@@ -20,7 +20,7 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.evaluate.shared_start import SharedStart, strategy_runs
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.table import table_for
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from tests.support.tape_graphs import TapeGraphs
 from tests.support.tiny import same_grid_config, tiny_config, tiny_image, tiny_model
 

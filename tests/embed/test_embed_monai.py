@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from scorefusion.cli import app
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from tests.support.tiny import AFFINE, same_grid_config, tiny_image, tiny_model, write_tiny
 
 pytest.importorskip("monai")

@@ -25,8 +25,8 @@ START = """
     import numpy as np
     import torch
     from tests.support.tiny import tiny_image, write_tiny
-    from scorefusion.embed.lazy import LazyPipeline
-    from scorefusion.pipeline.pipeline import Pipeline
+    from scorefusion.embed import LazyPipeline
+    from scorefusion.pipeline import Pipeline
 
     torch.set_num_threads(3)
     model, file = write_tiny(Path(sys.argv[1]))

@@ -20,7 +20,7 @@ from scorefusion.engine.tensorrt.runner import TensorRTRunner, load_engines, sla
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from tests.support.tiny import tiny_image, tiny_model
 
 

@@ -23,8 +23,8 @@ from scorefusion.io.nifti import read_scan
 from scorefusion.metrics.image import psnr
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
-from scorefusion.pipeline.pipeline import Pipeline
-from scorefusion.pipeline.sample import draw_residuals
+from scorefusion.pipeline import Pipeline
+from tests.support.drawing import drawn
 from tests.support.tiny import AFFINE, same_grid_config, tiny_config, tiny_model
 
 NAMES = [
@@ -120,9 +120,7 @@ def test_another_sampler_than_the_models(model: ScoreFusion, case: Case, result:
 def test_sharing_the_start_changes_nothing(model: ScoreFusion, case: Case) -> None:
     shared, table = SharedStart(model, case.prepared, case.box, seed=1), table_for(model.config, steps=2)
     for run in strategy_runs(model.config):
-        plain, _ = draw_residuals(
-            model, case.prepared, case.box, table, strategy=run.strategy, planes=run.planes, seed=1
-        )
+        plain = drawn(model, case.prepared, case.box, table, strategy=run.strategy, planes=run.planes, seed=1)
         torch.testing.assert_close(shared.draw(run, table), plain, rtol=1e-5, atol=1e-5)
 
 

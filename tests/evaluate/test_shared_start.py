@@ -17,9 +17,9 @@ from scorefusion.evaluate.store import Store
 from scorefusion.models.config import TimeConfig, UNetConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
-from scorefusion.pipeline.sample import draw_residuals
 from tests.evaluate.test_evaluate import contender, folder  # noqa: F401
 from tests.evaluate.test_evaluate_case import case_of
+from tests.support.drawing import drawn
 from tests.support.tiny import tiny_config, tiny_model
 
 STRATEGIES = ("alternate", "average", "fuse+features")
@@ -51,13 +51,11 @@ def test_draws_what_the_pipeline_draws(model: ScoreFusion, shape: tuple[int, int
     prepared, table = prepare_conditions([coarse], model.config), table_for(model.config, steps=2)
     shared = SharedStart(model, prepared, box, seed=3)
     for run in strategy_runs(model.config):
-        plain, _ = draw_residuals(
-            model, prepared, box, table, strategy=run.strategy, planes=run.planes, seed=3
-        )
-        drawn = shared.draw(run, table)
-        assert drawn.shape[2:] == box.size
+        plain = drawn(model, prepared, box, table, strategy=run.strategy, planes=run.planes, seed=3)
+        found = shared.draw(run, table)
+        assert found.shape[2:] == box.size
         torch.testing.assert_close(
-            drawn, plain, rtol=1e-5, atol=1e-5, msg=lambda text, n=run.name: f"{n}: {text}"
+            found, plain, rtol=1e-5, atol=1e-5, msg=lambda text, n=run.name: f"{n}: {text}"
         )
 
 
@@ -70,7 +68,7 @@ def test_another_model_of_larger_patches(model: ScoreFusion, folder: Path, tmp_p
     settings = Settings(seed=3, denoise=False)
     results = evaluate(main, [other], methods, subjects, store, where=where, settings=settings)
     known = case_of(folder / "data", main.config, where).known
-    plain, _ = draw_residuals(model, known.prepared, known.box, methods[0].table, strategy="average", seed=3)
+    plain = drawn(model, known.prepared, known.box, methods[0].table, strategy="average", seed=3)
     found = store.volume(results.keys[0]["other average"])
     assert found.shape == size == known.box.size
     np.testing.assert_allclose(found, known.volume(plain, model.config), atol=2e-3)

@@ -34,7 +34,7 @@ from scorefusion.models.config import SamplingConfig
 from scorefusion.models.folder import from_pretrained
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.pipeline.sample import draw_residuals
+from tests.support.drawing import drawn
 from tests.support.tiny import AFFINE, same_grid_config, tiny_config, tiny_model
 
 SAMPLING = SamplingConfig(solver="ddpm", steps=2, sigma_max=5.0, sigma_min=0.2, strategy="fuse")
@@ -128,7 +128,7 @@ def test_figures_are_those_of_plain_sampling(
     found = []
     for subject in subjects:
         table = table_of(model.config, point.sampling)
-        residual, _ = draw_residuals(model, subject.prepared, subject.box, table, strategy="fuse")
+        residual = drawn(model, subject.prepared, subject.box, table, strategy="fuse")
         found.append(subject.volume(residual, model.config))
     pairs = [(volume, subject.truth) for volume, subject in zip(found, subjects, strict=True)]
     spans = [subject.data_range for subject in subjects]

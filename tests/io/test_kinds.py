@@ -13,7 +13,7 @@ import torch
 
 from scorefusion.errors import BadInput
 from scorefusion.io.kinds import affines_for, scan_of
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from tests.support.tiny import AFFINE, same_grid_config, tiny_config, tiny_image, tiny_model
 
 FACTOR = 2

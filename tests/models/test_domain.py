@@ -21,7 +21,7 @@ from scorefusion.models.config import DomainConfig, ModelConfig, parse
 from scorefusion.models.contrast import canonical
 from scorefusion.models.domain import made_for
 from scorefusion.models.folder import load_config
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from tests.support.tiny import tiny_config, tiny_model
 
 T1_SR4 = load_config("t1-sr4")

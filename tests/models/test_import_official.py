@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from scorefusion.cli import app
 from scorefusion.models.folder import from_pretrained
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from tests.support.official_states import keys, slice_keys, state_of
 from tests.support.tiny import tiny_image
 

@@ -49,7 +49,7 @@ PROGRAM = """
     from scorefusion.ops.device import DTYPES
     from scorefusion.engine.prepack import packed_layers, packed_model
     from scorefusion.models.score_fusion import ScoreFusion
-    from scorefusion.pipeline.pipeline import Pipeline
+    from scorefusion.pipeline import Pipeline
     from tests.support.tiny import same_grid_config, tiny_image, tiny_model
 
     def with_threads(compute, what):

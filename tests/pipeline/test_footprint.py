@@ -38,7 +38,7 @@ import json, sys
 import numpy as np, nibabel as nib, torch
 from tests.support.tiny import same_grid_config, tiny_config, tiny_model
 from scorefusion.engine.planning.memory import return_freed_memory
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 
 torch.set_num_threads(1)
 folder, conditions, shape, choices = sys.argv[1], int(sys.argv[2]), *map(json.loads, sys.argv[3:])
@@ -60,8 +60,10 @@ pipeline.free()
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
 settings = pipeline.settings(**choices)
-job = pipeline.prepare(pipeline.read(files, settings), settings)
-result = pipeline.finish(job, pipeline.draw(job, settings), settings)
+job = pipeline.read(files, settings)
+pipeline.prepare(job)
+pipeline.sample(job)
+result = pipeline.finish(job)
 found, room = job.footprint, pipeline._room
 del job
 result.save(f"{folder}/out.nii.gz")
@@ -143,7 +145,8 @@ def pipeline() -> Pipeline:
 def needs(pipeline: Pipeline, image: Any, **choices: Any) -> int:
     """What a translation takes beyond the program and the weights."""
     settings = pipeline.settings(**choices)
-    job = pipeline.prepare(pipeline.read(image, settings), settings)
+    job = pipeline.read(image, settings)
+    pipeline.prepare(job)
     found = pipeline._room.footprint(job.footprint.shapes, job.box.size, settings)
     engine = pipeline._engines.fitted(found.size, None, strategy=settings.strategy, around=found.around)
     return found.around.total(engine.first) - pipeline._room._base()
@@ -205,7 +208,9 @@ def test_where_nothing_fits_one_line_says_what_would(
 ) -> None:
     """The crop that it names does fit."""
     has(monkeypatch, int(0.5 * needs(pipeline, IMAGE)))
-    monkeypatch.setattr(Pipeline, "_tensor", lambda *arguments: pytest.fail("work has begun"))
+    monkeypatch.setattr(
+        "scorefusion.pipeline.prepare.prepare_conditions", lambda *_: pytest.fail("work has begun")
+    )
     with pytest.raises(OutOfMemory) as caught:
         pipeline(IMAGE)
     assert isinstance(caught.value, ScoreFusionError) and caught.value.__cause__ is None
@@ -327,7 +332,7 @@ STAGES = {
     "read": ("scorefusion.io.compressed.gzip.GzipFile.read", "reading it"),
     "prepare": ("scorefusion.data.preprocess.base_volume", "preparing it"),
     "sample": ("scorefusion.engine.engine.gather_slices", "sampling"),
-    "finish": ("scorefusion.pipeline.pipeline.disagreement", "finishing it"),
+    "finish": ("scorefusion.pipeline.translation._volume", "finishing it"),
     "write": ("nibabel.save", "writing it"),
 }
 
@@ -412,7 +417,7 @@ def _is_second(stage: str, arguments: tuple[Any, ...]) -> bool:
     if stage == "write":
         return arguments[0].shape[0] == 18
     if stage == "finish":
-        return arguments[1].shape[-1] == 18
+        return arguments[0].prepared.base.shape[-1] == 18
     if stage == "prepare":
         return arguments[0].shape[-1] == 9
     return arguments[1].shape[-1] == 18
@@ -476,7 +481,7 @@ LIMITED = """
 import resource, sys
 import torch
 torch.set_num_threads(1)
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 with open("/proc/self/statm") as file:
     mapped = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (mapped + int(sys.argv[1]),) * 2)
@@ -512,7 +517,7 @@ def test_a_head_of_256_voxels_on_a_machine_of_24_gb(tmp_path: Path, monkeypatch:
         file.write(nib.Nifti1Image(head, np.eye(4)).to_bytes())
     has(monkeypatch, 22 * 10**9)
     monkeypatch.setattr(
-        "scorefusion.pipeline.pipeline.prepare_conditions", lambda *_: pytest.fail("work has begun")
+        "scorefusion.pipeline.prepare.prepare_conditions", lambda *_: pytest.fail("work has begun")
     )
     arguments = ["translate", str(tmp_path / "t1.nii.gz"), "-o", str(tmp_path / "out.nii.gz")]
     said = one_line(CliRunner().invoke(app, [*arguments, "--device", "cpu", "--dtype", "float32"]))

@@ -18,7 +18,7 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import ResidualConfig
 from scorefusion.models.strategies import BUILT_IN as STRATEGIES
 from scorefusion.ops.fuse_step import fuse_step
-from scorefusion.pipeline.pipeline import Pipeline, Translation
+from scorefusion.pipeline import Pipeline, Translation
 from tests.support.tiny import AFFINE, same_grid_config, tiny_config, tiny_image, tiny_model, write_tiny
 
 

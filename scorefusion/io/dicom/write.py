@@ -20,7 +20,7 @@ from scorefusion.io.grid import corner_distance
 from scorefusion.io.nifti import fine_affine
 
 if TYPE_CHECKING:
-    from scorefusion.pipeline.translation import Translation
+    from scorefusion.pipeline import Translation
 
 _APART = 1e-3  # mm
 _IGNORE = 0  # pydicom's IGNORE: do not warn

@@ -14,7 +14,7 @@ from scorefusion.errors import BadInput
 from scorefusion.io.dicom.carry import CARRIED, NUMBERS
 from scorefusion.io.dicom.read import read_dicom_series
 from scorefusion.io.dicom.write import save_dicom_series
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from tests.support.dicom_series import CT, MR, enhanced_of, save, slice_of, texture, uid, write_series
 from tests.support.tiny import tiny_model
 

@@ -20,7 +20,7 @@ from pydicom.uid import (
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.dicom.read import DicomScan, read_dicom_series
 from scorefusion.io.dicom.write import save_dicom_series
-from scorefusion.pipeline.translation import Translation
+from scorefusion.pipeline import Translation
 from tests.support.dicom_series import CT, enhanced_of, save, slice_of, texture
 
 ODD = [b"\0", b"\xff", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\xfe\xff\x00\xe0", b"1e999",
@@ -53,7 +53,6 @@ def copied(scan: DicomScan) -> Translation:
     return Translation(
         volume=scan.to_own_order(scan.values),
         affine=scan.affine,
-        header=scan.header,
         timings={},
         consistency_residual=None,
         spread=None,

@@ -14,7 +14,7 @@ from scorefusion.degradations import BlockMean
 from scorefusion.io.dicom.read import DicomScan, read_dicom_series
 from scorefusion.io.dicom.write import save_dicom_series
 from scorefusion.io.nifti import fine_affine, read_scan
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from tests.support.dicom_series import CT, MR, ORIENTATIONS, enhanced_of, save, texture, write_series
 from tests.support.tiny import tiny_config, tiny_image, tiny_model
 

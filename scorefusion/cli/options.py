@@ -1,0 +1,178 @@
+"""Options that several verbs share, and groups of options that a verb takes as one value.
+
+A parameter of a verb whose type is a dataclass of options, or one of the tables of
+:mod:`scorefusion.pipeline.options`, stands for all of its options on the command line::
+
+    def video(clip: Path, sampling: Sampling, machine: Device, quiet: Quiet = False) -> None: ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
+
+import typer
+from typer.core import TyperCommand
+
+from scorefusion.errors import ScoreFusionError
+from scorefusion.pipeline.options import OWN, Machine, Option, declared, described, type_of
+
+Parts = tuple[list[inspect.Parameter], Callable[[Mapping[str, Any]], Any]]
+
+_MODEL = "A bundled model's name, or a model folder."
+Model = Annotated[str, typer.Option(help=_MODEL)]
+ModelArgument = Annotated[str, typer.Argument(help=_MODEL, show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+Target = Annotated[Path, typer.Option("--output", "-o", help="What to write.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; print results and errors only.")]
+
+
+def opt(text: str, default: Any = None, *flags: str, shown: str | bool = True) -> Any:
+    """A field of a dataclass of options.
+
+    Args:
+        text: its help.
+        default: its value where it is not given.
+        flags: its names, where they are not ``--`` and the field's.
+        shown: what ``--help`` says of the default: it, nothing, or these words.
+    """
+    return dataclasses.field(default=default, metadata={"flags": flags, "help": text, "show_default": shown})
+
+
+class Only(tuple[str, ...]):
+    """Which options of a table a verb takes, in ``Annotated[Table, Only(...)]``."""
+
+    def __new__(cls, *names: str) -> Only:
+        """The options of these names."""
+        return super().__new__(cls, names)
+
+
+Device = Annotated[Machine, Only("device", "dtype")]
+
+
+def parse_box(text: str) -> tuple[list[int], list[int] | None]:
+    """Read ``SIZE`` or ``SIZE@START``, three whole numbers (z, y, x) each.
+
+    Raises:
+        ScoreFusionError: for anything else.
+    """
+    try:
+        parts = [[int(number) for number in part.split(",")] for part in text.split("@")]
+    except ValueError:
+        parts = []
+    if len(parts) not in (1, 2) or any(len(part) != 3 for part in parts):
+        raise ScoreFusionError(
+            f"--box needs Z,Y,X or Z,Y,X@Z,Y,X, whole numbers, such as 80,96,96; got '{text}'"
+        )
+    return parts[0], parts[1] if len(parts) == 2 else None
+
+
+def numbers(option: str, text: str | None, *, signed: bool = False) -> list[float] | None:
+    """Read numbers with commas between them, positive unless ``signed``; None where nothing was given.
+
+    Raises:
+        ScoreFusionError: naming the option, for anything else.
+    """
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or (min(values) <= 0 and not signed):
+        kind = "numbers" if signed else "positive numbers"
+        raise ScoreFusionError(f"{option} needs {kind} with commas between them; got '{text}'")
+    return values
+
+
+class Verb(TyperCommand):
+    """A verb whose help lists the names that registries hold."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        for param in self.params:
+            if text := getattr(param, "help", None):
+                param.help = described(text)  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+@dataclasses.dataclass
+class Levels:
+    """Noise levels; None for the model's own."""
+
+    sigma_min: float | None = opt("Where the noise ends.", shown=OWN)
+    sigma_max: float | None = opt("Where the noise begins.", shown=OWN)
+    rho: float | None = opt("How noise levels crowd at the clean end.", shown=OWN)
+
+
+@dataclasses.dataclass
+class Place:
+    """Where in a true volume."""
+
+    box: str = opt("Size of the box, Z,Y,X voxels, in the middle of the head; or SIZE@START.", "80,96,96")
+    coarsen: int = opt("Average N x N x N voxels of the data first; the truth is then coarser.", 1)
+
+
+def expanded(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a verb whose groups of options stand one by one in its signature, as Typer reads it."""
+    hints = get_type_hints(function, include_extras=True)
+    flat: list[inspect.Parameter] = []
+    makers: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+    for name, own in inspect.signature(function).parameters.items():
+        parameters, makers[name] = _parts(hints[name], own)
+        flat += parameters
+
+    @functools.wraps(function)
+    def call(**given: Any) -> None:
+        function(**{name: make(given) for name, make in makers.items()})
+
+    signature = inspect.Signature(flat)
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__annotations__ = {name: each.annotation for name, each in signature.parameters.items()}
+    return call
+
+
+def _parts(hint: Any, own: inspect.Parameter) -> Parts:
+    """The parameters that a verb's parameter stands for, and what makes its value of theirs."""
+    kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    make: Any = kind
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        fields = [_field(each, hints[each.name]) for each in dataclasses.fields(kind)]
+        return fields, lambda given: make(**{each.name: given[each.name] for each in fields})
+    if not is_typeddict(kind):
+        return [own.replace(annotation=hint, kind=own.KEYWORD_ONLY)], lambda given: given[own.name]
+    only = next((note for note in notes if isinstance(note, Only)), declared(kind))
+    options = {name: option for name, option in declared(kind).items() if name in only and not option.python}
+    names = {name: option.flag.strip("-") or name for name, option in options.items()}
+    parameters = [
+        _declared(names[name], type_of(kind, name, cli=True), each) for name, each in options.items()
+    ]
+    return parameters, lambda given: {
+        name: not given[names[name]] if option.off else given[names[name]] for name, option in options.items()
+    }
+
+
+def _field(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
+    """The command-line parameter of a field that :func:`opt` made."""
+    how = dict(field.metadata)
+    flags = how.pop("flags") or ((f"--{field.name.replace('_', '-')}",) if kind is bool else ())
+    return _parameter(field.name, Annotated[kind, typer.Option(*flags, **how)], field.default)
+
+
+def _declared(name: str, kind: Any, option: Option) -> inspect.Parameter:
+    """A command-line parameter of an option that is declared for Python."""
+    flag = f"--{name.replace('_', '-')}"
+    help_, default = (option.off, False) if option.off else (option.help, option.default)
+    shown = option.otherwise or (default is not None and kind is not bool)
+    note = typer.Option(flag, help=help_, show_default=shown)
+    return _parameter(name, Annotated[kind, note], default)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if default is dataclasses.MISSING else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
