@@ -16,10 +16,10 @@ import torch
 
 from benchmarks.conftest import needs_cuda
 from scorefusion.ops import backends
+from scorefusion.ops.backends import view
 from scorefusion.ops.gather_slices import gather_slices
 from scorefusion.ops.reference import gather_slices as reference
 from scorefusion.ops.reference.planes import AXIS
-from scorefusion.ops.view import view
 
 needs_cpp = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
 MODELS = {"t1-sr4, 6 channels": 0, "paper, 10 channels": 4}

@@ -19,9 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scorefusion.ops.backends import interpreting
-
-from .launch import Config, architecture, launch
+from .launch import Config, architecture, interpreting, launch
 
 CONFIGS = (
     Config(
@@ -42,7 +40,6 @@ CONFIGS = (
         "64x64",
         "small slabs: more programs; 64 rows are the fewest that wgmma and tcgen05 take from four warps",
         {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64},
-        num_warps=4,
         num_stages=3,
     ),
     Config(
@@ -56,7 +53,6 @@ CONFIGS = (
         "64x64 tf32x3",
         "float32, small slabs",
         {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32},
-        num_warps=4,
         num_stages=3,
     ),
 )
@@ -65,14 +61,12 @@ BACKWARD_CONFIGS = (
         "64x64",
         "as many output tiles as the paper's weights have; three stages are at most 48 KB",
         {"BLOCK_I": 64, "BLOCK_O": 64, "BLOCK_P": 64},
-        num_warps=4,
         num_stages=3,
     ),
     Config(
         "64x64 tf32x3",
         "one stage: a pipeline would copy the operand that is turned around four bytes at a time",
         {"BLOCK_I": 64, "BLOCK_O": 64, "BLOCK_P": 32},
-        num_warps=4,
         num_stages=1,
     ),
 )
@@ -234,22 +228,11 @@ def ensemble_features(
     coarse = features.shape[0] // (total.shape[0] * scale)
     config = config or _configure(features, total.shape[0] * coarse, outputs)
     tiles = triton.cdiv(outputs, config.constants["BLOCK_N"])
+    volumes = (total, _by_plane(total.stride(), axis), features, features.stride(), weight, weight.stride())
     launch(
         _ensemble_features_kernel,
         (triton.cdiv(height * width, config.constants["BLOCK_M"]) * tiles, total.shape[0] * coarse),
-        total,
-        _by_plane(total.stride(), axis),
-        features,
-        features.stride(),
-        weight,
-        weight.stride(),
-        first,
-        coarse,
-        scale,
-        inputs,
-        outputs,
-        height * width,
-        width,
+        *(*volumes, first, coarse, scale, inputs, outputs, height * width, width),
         PRECISION="tf32x3",
         WIDEN=_misread(features.dtype),
         config=config,
@@ -278,22 +261,11 @@ def ensemble_features_backward(
     least = triton.cdiv(20 * 4 * scale * inputs * outputs, pixel * block["BLOCK_P"])
     chunks = max(1, min(steps // least, triton.cdiv(PROGRAMS, tiles)))
     partial = torch.empty((chunks, scale, inputs, outputs), dtype=torch.float32, device=out.device)
+    volumes = (partial, grad, _by_plane(grad.stride(), axis), features, features.stride())
     launch(
         _ensemble_features_backward_kernel,
         (tiles, chunks),
-        partial,
-        grad,
-        _by_plane(grad.stride(), axis),
-        features,
-        features.stride(),
-        first,
-        coarse,
-        scale,
-        inputs,
-        outputs,
-        height * width,
-        width,
-        steps,
+        *(*volumes, first, coarse, scale, inputs, outputs, height * width, width, steps),
         PRECISION="tf32x3",
         WIDEN=grad.dtype != features.dtype or _misread(features.dtype),
         config=config,

@@ -23,7 +23,6 @@ CONFIGS = (
         "32x32",
         "whole sectors along x and y; eight voxels a thread leave registers for six branches and their maps",
         {"BLOCK_Y": 32, "BLOCK_X": 32},
-        num_warps=4,
     ),
 )
 
@@ -141,27 +140,11 @@ def fuse_scores(
     config: Config = CONFIGS[0],
 ) -> None:
     """Write the fused score into `out`; arguments are checked by the op."""
-    batch, channels, depth, height, width = out.shape
     given = scores[0] if maps is None else maps
-    launch(
-        _fuse_scores_kernel,
-        _grid(out, config),
-        out,
-        out.stride(),
-        tuple(scores),
-        tuple(score.stride() for score in scores),
-        given,
-        given.stride(),
-        tuple(base),
-        gain,
-        channels,
-        depth,
-        height,
-        width,
-        K=len(scores),
-        HAS_MAPS=maps is not None,
-        config=config,
-    )
+    stacks = (tuple(scores), tuple(score.stride() for score in scores))
+    arguments = (out, out.stride(), *stacks, given, given.stride(), tuple(base), gain, *out.shape[1:])
+    constants = {"K": len(scores), "HAS_MAPS": maps is not None}
+    launch(_fuse_scores_kernel, _grid(out, config), *arguments, config=config, **constants)
 
 
 def fuse_scores_backward(
@@ -172,20 +155,9 @@ def fuse_scores_backward(
     config: Config = CONFIGS[0],
 ) -> None:
     """Write the gradient with respect to the maps into `out`."""
-    launch(
-        _fuse_scores_backward_kernel,
-        _grid(grad, config),
-        out,
-        out.stride(),
-        grad,
-        grad.stride(),
-        tuple(scores),
-        tuple(score.stride() for score in scores),
-        gain,
-        *grad.shape[2:],
-        K=len(scores),
-        config=config,
-    )
+    stacks = (tuple(scores), tuple(score.stride() for score in scores))
+    arguments = (out, out.stride(), grad, grad.stride(), *stacks, gain, *grad.shape[2:])
+    launch(_fuse_scores_backward_kernel, _grid(grad, config), *arguments, K=len(scores), config=config)
 
 
 def _grid(out: Tensor, config: Config) -> tuple[int, int]:

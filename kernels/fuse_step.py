@@ -205,43 +205,22 @@ def fuse_step(
     across, down = triton.cdiv(width, block_x // px * rx), triton.cdiv(height, block_y // py * ry)
     given = scores[0] if maps is None else maps
     means = x_t if measured is None else measured
+    grid = (across * down, batch * channels * (depth // rz))
+    stacks = (tuple(scores), tuple(score.stride() for score in scores), given, given.stride())
+    volumes = [part for volume in (x_t, x0_prev, means) for part in (volume, volume.stride())]
+    limit = 0.0 if clamp is None else clamp
+    arguments = (*stacks, tuple(base), gain, *volumes, rows, index, keys, limit, *x_t.shape[1:])
+    edges = {"RZ": rz, "RY": ry, "RX": rx, "PZ": pz, "PY": py, "PX": px}
     launch(
         _fuse_step_kernel,
-        (across * down, batch * channels * (depth // rz)),
-        x_next,
-        x0,
-        x0.stride(),
-        tuple(scores),
-        tuple(score.stride() for score in scores),
-        given,
-        given.stride(),
-        tuple(base),
-        gain,
-        x_t,
-        x_t.stride(),
-        x0_prev,
-        x0_prev.stride(),
-        means,
-        means.stride(),
-        rows,
-        index,
-        keys,
-        0.0 if clamp is None else clamp,
-        channels,
-        depth,
-        height,
-        width,
+        grid,
+        *(x_next, x0, x0.stride(), *arguments),
         K=len(scores),
         HAS_MAPS=maps is not None,
         HAS_LIMIT=clamp is not None,
         HAS_MEASURED=measured is not None,
         WHOLE=rx == px,
-        RZ=rz,
-        RY=ry,
-        RX=rx,
-        PZ=pz,
-        PY=py,
-        PX=px,
         enable_fp_fusion=False,
         config=replace(config, constants={"BLOCK_Y": block_y, "BLOCK_X": block_x}),
+        **edges,
     )

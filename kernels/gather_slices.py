@@ -25,7 +25,6 @@ CONFIGS = (
         "1024x1",
         "one slice, for planes whose pixels run contiguously; eight elements a thread hide latency",
         {"BLOCK": 1024, "BLOCK_S": 1},
-        num_warps=4,
     ),
     Config(
         "128x16",
@@ -137,23 +136,11 @@ def gather_slices(
     given = x_t if common is None else common
     size = out[0].numel()
     blocks = triton.cdiv(size, config.constants["BLOCK"])
+    volumes = [part for volume in (x_t, condition, given) for part in (volume, _strides(volume, axis))]
     launch(
         _gather_slices_kernel,
         (triton.cdiv(stop - start, config.constants["BLOCK_S"]) * blocks * x_t.shape[0],),
-        out,
-        x_t,
-        _strides(x_t, axis),
-        condition,
-        _strides(condition, axis),
-        given,
-        _strides(given, axis),
-        tuple(channels),
-        start,
-        stop - start,
-        x_t.shape[axis],
-        out.shape[3],
-        size,
-        blocks,
+        *(out, *volumes, tuple(channels), start, stop - start, x_t.shape[axis], out.shape[3], size, blocks),
         CONTEXT=context,
         BY_SLICE=order == "slice",
         SEEN=len(channels),

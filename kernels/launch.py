@@ -8,6 +8,7 @@ arguments may be tensors on the meta device, and `benchmarks.evidence` compiles 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -73,6 +74,11 @@ def architecture(device: torch.device) -> int:
     return max((known for known in ARCHITECTURES if known <= 10 * major + minor), default=ARCHITECTURES[0])
 
 
+def interpreting() -> bool:
+    """Return whether kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, **constants: Any) -> None:
     """Launch a Triton kernel on the device of its output, or record the call.
 
@@ -87,12 +93,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, 
     """
     if 0 in grid:
         return
-    keywords = {
-        **constants,
-        **config.constants,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-    }
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    keywords = {**constants, **config.constants, **options}
     current = _recording.get()
     if current is not None:
         current.launches.append(Launch(kernel, grid, arguments, keywords, config))

@@ -22,7 +22,6 @@ CONFIGS = (
         "256",
         "two groups a thread: eight voxels, two 16-byte stores, and ten rounds of Philox in few registers",
         {"BLOCK": 256},
-        num_warps=4,
     ),
 )
 
@@ -160,18 +159,7 @@ def fill_normal(
     launch(
         _noise_kernel,
         (batch * channels * depth * blocks,),
-        out,
-        keys,
-        step,
-        channels,
-        depth,
-        height,
-        width,
-        z0,
-        y0,
-        x0,
-        groups,
-        blocks,
+        *(out, keys, step, channels, depth, height, width, z0, y0, x0, groups, blocks),
         ALIGNED=x0 % 4 == 0 and width % 4 == 0,
         enable_fp_fusion=False,
         config=config,

@@ -23,13 +23,11 @@ LAYER = Config(
     "4096x8",
     "32 floats a thread whatever the width; the channels' parameters are read once for eight tiles",
     {"TILE": 4096, "STEPS": 8},
-    num_warps=4,
 )
 PARTIAL = Config(
     "32x64x64",
     "rows of 64 channels are whole lines; 2048 voxels a chunk keep a volume's partials in the L2 cache",
     {"BLOCK_V": 32, "BLOCK_C": 64, "STEPS": 64},
-    num_warps=4,
 )
 FINALISE = Config(
     "64",
@@ -41,7 +39,6 @@ APPLY = Config(
     "32x64x8",
     "16 floats a thread; the channels' parameters are read once for 256 voxels",
     {"BLOCK_V": 32, "BLOCK_C": 64, "STEPS": 8},
-    num_warps=4,
 )
 CONFIGS = (LAYER, PARTIAL, FINALISE, APPLY)
 
@@ -323,33 +320,15 @@ def norm_act(
     voxels, places = sizes[0] * sizes[1] * sizes[2], out[0, 0].numel() if samples else 0
     told = (weight, bias, scale, shift, add)
     told_strides = tuple((0, 0) if part is None else part.stride() for part in told)
-    common = {
-        "C": channels,
-        "C1": parts[0].shape[1],
-        "PAD_Z": pad if x.ndim == 5 else 0,
-        "PAD": pad,
-        "REPLICATE": pad_mode == "replicate",
-        "SILU": silu,
-    }
+    common = {"C": channels, "C1": parts[0].shape[1], "PAD_Z": pad if x.ndim == 5 else 0, "PAD": pad}
+    common |= {"REPLICATE": pad_mode == "replicate", "SILU": silu}
     inputs = (parts[0], _strides(parts[0]), parts[-1], _strides(parts[-1]))
     if groups is None:
         block, config = triton.next_power_of_2(channels), config or LAYER
         rows = max(config.constants["TILE"] // block, 1) * config.constants["STEPS"]
         grid = (triton.cdiv(places, rows), samples)
-        launch(
-            _norm_act_layer_kernel,
-            grid,
-            out,
-            *inputs,
-            told,
-            told_strides,
-            sizes,
-            places,
-            eps,
-            BLOCK_C=block,
-            config=config,
-            **common,
-        )
+        arguments = (out, *inputs, told, told_strides, sizes, places, eps)
+        launch(_norm_act_layer_kernel, grid, *arguments, BLOCK_C=block, config=config, **common)
         return
     config, chunk = config or APPLY, PARTIAL.constants["BLOCK_V"] * PARTIAL.constants["STEPS"]
     chunks = triton.cdiv(voxels, chunk)
@@ -360,26 +339,13 @@ def norm_act(
     for part in parts:
         own = part.shape[1]
         grid = (chunks, triton.cdiv(own, PARTIAL.constants["BLOCK_C"]), samples)
-        arguments = (centre, partial, part, _strides(part), sizes, voxels, first)
-        launch(_norm_act_partial_kernel, grid, *arguments, C=channels, OWN=own, config=PARTIAL)
+        partials = (centre, partial, part, _strides(part), sizes, voxels, first)
+        launch(_norm_act_partial_kernel, grid, *partials, C=channels, OWN=own, config=PARTIAL)
         first += own
-    launch(
-        _norm_act_finalise_kernel,
-        (groups, samples),
-        fold,
-        centre,
-        partial,
-        told,
-        told_strides,
-        voxels,
-        chunks,
-        eps,
-        C=channels,
-        EACH=channels // groups,
-        BLOCK_E=triton.next_power_of_2(channels // groups),
-        CHUNK=chunk,
-        config=FINALISE,
-    )
+    arguments = (fold, centre, partial, told, told_strides, voxels, chunks, eps)
+    each = channels // groups
+    fixed = {"C": channels, "EACH": each, "BLOCK_E": triton.next_power_of_2(each), "CHUNK": chunk}
+    launch(_norm_act_finalise_kernel, (groups, samples), *arguments, config=FINALISE, **fixed)
     rows = config.constants["BLOCK_V"] * config.constants["STEPS"]
     grid = (triton.cdiv(places, rows), triton.cdiv(channels, config.constants["BLOCK_C"]), samples)
     launch(_norm_act_apply_kernel, grid, out, *inputs, centre, fold, sizes, places, config=config, **common)

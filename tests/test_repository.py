@@ -84,7 +84,7 @@ def test_no_file_without_a_subject() -> None:
     assert not [path for path in files() if path.stem in ("utils", "util", "helpers", "misc", "common")]
 
 
-SHARED = ("__init__", "backends", "decompositions", "device", "packed_weight", "view")
+SHARED = ("__init__", "backends", "device", "packed_weight")
 OPS = sorted(path.stem for path in (ROOT / "scorefusion/ops").glob("*.py") if path.stem not in SHARED)
 
 

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError, unknown_name
-from scorefusion.ops.backends import choose
+from scorefusion.ops.backends import implementation, needs_torch, operation, views
 from scorefusion.ops.reference import ensemble_features as reference
 from scorefusion.ops.reference.planes import AXIS
-from scorefusion.ops.view import view
-
-IMPLEMENTED = ("torch", "cpp", "triton")
 
 
 def ensemble_features(
@@ -56,7 +53,7 @@ def ensemble_features(
     weight = weight.to(features.dtype)
     if torch.is_grad_enabled():
         if features.requires_grad:
-            choose("ensemble_features with gradients of the features", total.device, backend, ("torch",))
+            needs_torch("ensemble_features with gradients of the features", total, backend)
             return reference.ensemble_features(total, features, weight, plane, start)
         if total.requires_grad or weight.requires_grad:
             return _new_total(total, features, weight, plane, start, backend)
@@ -111,82 +108,76 @@ def _check(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: i
         )
 
 
-@torch.library.custom_op("scorefusion::ensemble_features_", mutates_args={"total"})
-def _add_slab(
-    total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int, backend: str | None
-) -> None:
-    chosen = choose(
-        "ensemble_features", total.device, backend, IMPLEMENTED, [total.dtype, features.dtype, weight.dtype]
-    )
-    if 0 in (total.numel(), features.numel(), weight.numel()):
-        return
-    first = start // weight.shape[2]
-    if chosen == "torch":
-        reference.ensemble_features_(total, features, weight, plane, start)
-    elif chosen == "cpp":
-        from scorefusion import _C
-
-        _C.ensemble_features(
-            view(total), view(features), view(weight), AXIS[plane], first, torch.get_num_threads()
-        )
-    else:
-        from scorefusion.kernels.ensemble_features import ensemble_features as kernel
-
-        kernel(total, features, weight, AXIS[plane], first)
+_SIGNATURE = "Tensor features, Tensor weight, str plane, SymInt start, str? backend"
 
 
-@_add_slab.register_fake
-def _(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int, backend: str | None) -> None:
-    return None
+def _cpp(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int) -> None:
+    from scorefusion import _C
+
+    first, threads = start // weight.shape[2], torch.get_num_threads()
+    _C.ensemble_features(*views(total, features, weight), AXIS[plane], first, threads)
 
 
-@torch.library.custom_op("scorefusion::ensemble_features", mutates_args=())
-def _new_total(
-    total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int, backend: str | None
-) -> Tensor:
+def _triton(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int) -> None:
+    from scorefusion.kernels.ensemble_features import ensemble_features as kernel
+
+    kernel(total, features, weight, AXIS[plane], start // weight.shape[2])
+
+
+IMPLEMENTATIONS = {"torch": reference.ensemble_features_, "cpp": _cpp, "triton": _triton}
+
+
+@operation(f"ensemble_features_(Tensor(a!) total, {_SIGNATURE}) -> ()", lambda *_: None)
+def _add_slab(total: Tensor, features: Tensor, weight: Tensor, *rest: Any) -> None:
+    run = implementation("ensemble_features", (total, features, weight), rest[-1], IMPLEMENTATIONS)
+    if 0 not in (total.numel(), features.numel(), weight.numel()):
+        run(total, features, weight, *rest[:-1])
+
+
+@operation(f"ensemble_features(Tensor total, {_SIGNATURE}) -> Tensor", lambda total, *_: total.clone())
+def _new_total(total: Tensor, *rest: Any) -> Tensor:
     out = total.clone()
-    _add_slab(out, features, weight, plane, start, backend)
+    _add_slab(out, *rest)
     return out
 
 
-@_new_total.register_fake
-def _(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int, backend: str | None) -> Tensor:
-    return total.clone()
+def _torch_backward(out: Tensor, grad: Tensor, features: Tensor, plane: str, start: int) -> None:
+    out.copy_(reference.ensemble_features_backward(grad, features, plane, start, out.shape[2]))
 
 
-@torch.library.custom_op("scorefusion::ensemble_features_backward", mutates_args=())
-def _weight_gradient(
-    grad: Tensor, features: Tensor, plane: str, start: int, scale: int, backend: str | None
-) -> Tensor:
-    chosen = choose("ensemble_features", grad.device, backend, IMPLEMENTED, [grad.dtype, features.dtype])
-    outputs, inputs = grad.shape[1], features.shape[1]
+def _cpp_backward(out: Tensor, grad: Tensor, features: Tensor, plane: str, start: int) -> None:
+    from scorefusion import _C
+
+    first, threads = start // out.shape[2], torch.get_num_threads()
+    _C.ensemble_features_backward(*views(out, grad, features), AXIS[plane], first, threads)
+
+
+def _triton_backward(out: Tensor, grad: Tensor, features: Tensor, plane: str, start: int) -> None:
+    from scorefusion.kernels.ensemble_features import ensemble_features_backward as kernel
+
+    kernel(out, grad, features, AXIS[plane], start // out.shape[2])
+
+
+_BACKWARD = {"torch": _torch_backward, "cpp": _cpp_backward, "triton": _triton_backward}
+
+
+def _empty_gradient(grad: Tensor, features: Tensor, plane: str, start: int, scale: int, _: Any) -> Tensor:
+    dtype = torch.float64 if torch.float64 in (grad.dtype, features.dtype) else torch.float32
+    return grad.new_empty((grad.shape[1], features.shape[1], scale), dtype=dtype)
+
+
+@operation(
+    "ensemble_features_backward(Tensor grad, Tensor features, str plane, SymInt start, SymInt scale, "
+    "str? backend) -> Tensor",
+    _empty_gradient,
+)
+def _weight_gradient(grad: Tensor, features: Tensor, plane: str, start: int, *rest: Any) -> Tensor:
+    run = implementation("ensemble_features", (grad, features), rest[-1], _BACKWARD)
+    out = _empty_gradient(grad, features, plane, start, *rest)
     if 0 in (grad.numel(), features.numel()):
-        return grad.new_zeros((outputs, inputs, scale), dtype=_gradient_dtype(grad, features))
-    if chosen == "torch":
-        return reference.ensemble_features_backward(grad, features, plane, start, scale).contiguous()
-    out = torch.empty((outputs, inputs, scale), dtype=torch.float32, device=grad.device)
-    first = start // scale
-    if chosen == "cpp":
-        from scorefusion import _C
-
-        _C.ensemble_features_backward(
-            view(out), view(grad), view(features), AXIS[plane], first, torch.get_num_threads()
-        )
-    else:
-        from scorefusion.kernels.ensemble_features import ensemble_features_backward as kernel
-
-        kernel(out, grad, features, AXIS[plane], first)
+        return out.zero_()
+    run(out, grad, features, plane, start)
     return out
-
-
-@_weight_gradient.register_fake
-def _(grad: Tensor, features: Tensor, plane: str, start: int, scale: int, backend: str | None) -> Tensor:
-    shape = (grad.shape[1], features.shape[1], scale)
-    return grad.new_empty(shape, dtype=_gradient_dtype(grad, features))
-
-
-def _gradient_dtype(grad: Tensor, features: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (grad.dtype, features.dtype) else torch.float32
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import choose
+from scorefusion.ops.backends import definition, implementation, kernel, needs_torch, operation, view, views
 from scorefusion.ops.reference import fuse_scores as reference
-from scorefusion.ops.view import view
 
-IMPLEMENTED = ("torch", "cpp", "triton")
 MAX_BRANCHES = 32
 
 
@@ -38,7 +36,8 @@ def fuse_scores(
 
     Each score keeps the order its slices were made in: a stack of coronal slices [B, H, C, D, W] is given as
     its view in volume order, `stack.movedim(1, 3)`, and read in place. Differentiable in `maps`; if a score
-    needs a gradient too, the PyTorch reference runs.
+    needs a gradient too, the PyTorch reference runs. Training fuses with it; inference does so inside
+    `fuse_step`, never with this operation alone.
 
     Args:
         scores: K views [B, C, D, H, W] of one dtype (float32, bfloat16, float16; float64 with PyTorch),
@@ -54,12 +53,12 @@ def fuse_scores(
     Raises:
         ScoreFusionError: if shapes, dtypes or devices disagree, or the backend cannot run.
     """
-    views, weights = list(scores), [float(weight) for weight in base]
-    check_scores("fuse_scores", views, maps, weights)
-    if torch.is_grad_enabled() and any(score.requires_grad for score in views):
-        choose("fuse_scores with gradients of the scores", views[0].device, backend, ("torch",))
-        return reference.fuse_scores(views, maps, weights, gain)
-    return _fuse_scores(views, maps, weights, float(gain), backend)
+    stacks, weights = list(scores), [float(weight) for weight in base]
+    check_scores("fuse_scores", stacks, maps, weights)
+    if torch.is_grad_enabled() and any(score.requires_grad for score in stacks):
+        needs_torch("fuse_scores with gradients of the scores", stacks[0], backend)
+        return reference.fuse_scores(stacks, maps, weights, gain)
+    return _fuse_scores(stacks, maps, weights, float(gain), backend)
 
 
 def check_scores(op: str, scores: list[Tensor], maps: Tensor | None, base: list[float]) -> None:
@@ -92,63 +91,60 @@ def check_scores(op: str, scores: list[Tensor], maps: Tensor | None, base: list[
             )
 
 
-def _result_dtype(scores: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if scores[0].dtype == torch.float64 else torch.float32
+def _empty(scores: list[Tensor], *_: Any) -> Tensor:
+    dtype = torch.float64 if scores[0].dtype == torch.float64 else torch.float32
+    return scores[0].new_empty(scores[0].shape, dtype=dtype)
 
 
-@torch.library.custom_op("scorefusion::fuse_scores", mutates_args=())
-def _fuse_scores(
-    scores: list[Tensor], maps: Tensor | None, base: list[float], gain: float, backend: str | None
-) -> Tensor:
-    dtypes = [scores[0].dtype] + ([] if maps is None else [maps.dtype])
-    chosen = choose("fuse_scores", scores[0].device, backend, IMPLEMENTED, dtypes)
-    if chosen == "torch" or scores[0].numel() == 0:
-        return reference.fuse_scores(scores, maps, base, gain)
-    out = torch.empty(scores[0].shape, dtype=torch.float32, device=scores[0].device)
-    if chosen == "cpp":
-        from scorefusion import _C
+def _cpp(out: Tensor, scores: list[Tensor], maps: Tensor | None, *rest: Any) -> None:
+    from scorefusion import _C
 
-        described = None if maps is None else view(maps)
-        _C.fuse_scores(
-            view(out), [view(score) for score in scores], described, base, gain, torch.get_num_threads()
-        )
-    else:
-        from scorefusion.kernels.fuse_scores import fuse_scores as kernel
+    _C.fuse_scores(view(out), views(*scores), view(maps), *rest, torch.get_num_threads())
 
-        kernel(out, scores, maps, base, gain)
+
+IMPLEMENTATIONS = {
+    "torch": definition(reference.fuse_scores),
+    "cpp": _cpp,
+    "triton": kernel("fuse_scores", "fuse_scores"),
+}
+
+
+@operation(
+    "fuse_scores(Tensor[] scores, Tensor? maps, float[] base, float gain, str? backend) -> Tensor", _empty
+)
+def _fuse_scores(scores: list[Tensor], maps: Tensor | None, *rest: Any) -> Tensor:
+    run, out = implementation("fuse_scores", (scores[0], maps), rest[-1], IMPLEMENTATIONS), _empty(scores)
+    if out.numel():
+        run(out, scores, maps, *rest[:-1])
     return out
 
 
-@_fuse_scores.register_fake
-def _(
-    scores: list[Tensor], maps: Tensor | None, base: list[float], gain: float, backend: str | None
-) -> Tensor:
-    return scores[0].new_empty(scores[0].shape, dtype=_result_dtype(scores))
-
-
-@torch.library.custom_op("scorefusion::fuse_scores_backward", mutates_args=())
-def _fuse_scores_backward(grad: Tensor, scores: list[Tensor], gain: float, backend: str | None) -> Tensor:
-    chosen = choose("fuse_scores", grad.device, backend, IMPLEMENTED, [grad.dtype, scores[0].dtype])
-    if chosen == "torch" or grad.numel() == 0:
-        return reference.fuse_scores_backward(grad, scores, gain)
-    shape = (grad.shape[0], len(scores), *grad.shape[2:])
-    out = torch.empty(shape, dtype=torch.float32, device=grad.device)
-    if chosen == "cpp":
-        from scorefusion import _C
-
-        _C.fuse_scores_backward(
-            view(out), view(grad), [view(score) for score in scores], gain, torch.get_num_threads()
-        )
-    else:
-        from scorefusion.kernels.fuse_scores import fuse_scores_backward as kernel
-
-        kernel(out, grad, scores, gain)
-    return out
-
-
-@_fuse_scores_backward.register_fake
-def _(grad: Tensor, scores: list[Tensor], gain: float, backend: str | None) -> Tensor:
+def _empty_gradient(grad: Tensor, scores: list[Tensor], *_: Any) -> Tensor:
     return grad.new_empty((grad.shape[0], len(scores), *grad.shape[2:]))
+
+
+def _cpp_backward(out: Tensor, grad: Tensor, scores: list[Tensor], gain: float) -> None:
+    from scorefusion import _C
+
+    _C.fuse_scores_backward(view(out), view(grad), views(*scores), gain, torch.get_num_threads())
+
+
+_BACKWARD = {
+    "torch": definition(reference.fuse_scores_backward),
+    "cpp": _cpp_backward,
+    "triton": kernel("fuse_scores", "fuse_scores_backward"),
+}
+
+
+@operation(
+    "fuse_scores_backward(Tensor grad, Tensor[] scores, float gain, str? backend) -> Tensor", _empty_gradient
+)
+def _fuse_scores_backward(grad: Tensor, scores: list[Tensor], gain: float, backend: str | None) -> Tensor:
+    run = implementation("fuse_scores", (grad, scores[0]), backend, _BACKWARD)
+    out = _empty_gradient(grad, scores)
+    if out.numel():
+        run(out, grad, scores, gain)
+    return out
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

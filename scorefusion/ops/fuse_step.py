@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import choose
+from scorefusion.ops.backends import implementation, kernel, needs_torch, operation, view, views
 from scorefusion.ops.fuse_scores import check_scores
 from scorefusion.ops.noise import check_box
 from scorefusion.ops.reference import fuse_step as reference
-from scorefusion.ops.view import view
 
-IMPLEMENTED = ("torch", "cpp", "triton", "cuda")
+_SIGNATURE = (
+    "Tensor[] scores, Tensor? maps, float[] base, float gain, Tensor x_t, Tensor x0_prev, Tensor rows, "
+    "Tensor index, Tensor keys, float? clamp, SymInt[] factor, Tensor? measured, str? backend"
+)
 CUDA_EDGE = 32  # of a block in y and x: the CUDA kernel's tile
 COLUMNS = ("P", "Q", "A", "B", "C", "S")
 KEYS = ("seed", "sample", "z", "y", "x")
@@ -76,20 +78,20 @@ def fuse_step(
         ScoreFusionError: if shapes, dtypes or devices disagree, a number is out of range, `out` is given
             where a gradient is needed, or the backend cannot run.
     """
-    views, weights = list(scores), [float(weight) for weight in base]
+    stacks, weights = list(scores), [float(weight) for weight in base]
     edges = [int(edge) for edge in factor]
-    check_scores("fuse_step", views, maps, weights)
-    _check_volumes(views[0], x_t, x0_prev)
+    check_scores("fuse_step", stacks, maps, weights)
+    _check_volumes(stacks[0], x_t, x0_prev)
     _check_table(x_t, rows, index, keys)
     _check_projection(x_t, clamp, edges, measured)
     limit = None if clamp is None else float(clamp)
-    fused = (views, maps, weights, float(gain), x_t, x0_prev, rows, index, keys)
+    fused = (stacks, maps, weights, float(gain), x_t, x0_prev, rows, index, keys)
     arguments: tuple[Any, ...] = (*fused, limit, edges, measured)
-    tensors = (*views, x_t, x0_prev, *(tensor for tensor in (maps, measured) if tensor is not None))
+    tensors = (*stacks, x_t, x0_prev, *(tensor for tensor in (maps, measured) if tensor is not None))
     if out is not None:
         _check_out(out, x_t, tensors)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        choose("fuse_step with gradients", x_t.device, backend, ("torch",))
+        needs_torch("fuse_step with gradients", x_t, backend)
         if out is not None:
             raise ScoreFusionError("fuse_step has no gradient where it writes into out")
         _check_values(x_t, rows, index, keys)
@@ -188,129 +190,58 @@ def _check_projection(x_t: Tensor, clamp: float | None, factor: list[int], measu
         )
 
 
-@torch.library.custom_op("scorefusion::fuse_step", mutates_args=())
-def _fuse_step(
-    scores: list[Tensor],
-    maps: Tensor | None,
-    base: list[float],
-    gain: float,
-    x_t: Tensor,
-    x0_prev: Tensor,
-    rows: Tensor,
-    index: Tensor,
-    keys: Tensor,
-    clamp: float | None,
-    factor: list[int],
-    measured: Tensor | None,
-    backend: str | None,
-) -> tuple[Tensor, Tensor]:
-    x_next, x0 = (torch.empty(x_t.shape, dtype=x_t.dtype, device=x_t.device) for _ in range(2))
-    fused = (scores, maps, base, gain, x_t, x0_prev, rows, index, keys)
-    _write(x_next, x0, *fused, clamp, factor, measured, backend)
-    return x_next, x0
+def _torch(x_next: Tensor, x0: Tensor, *arguments: Any) -> None:
+    for volume, values in zip((x_next, x0), reference.fuse_step(*arguments), strict=True):
+        volume.copy_(values)
 
 
-@torch.library.custom_op("scorefusion::fuse_step_into", mutates_args={"x_next", "x0"})
-def _fuse_step_into(
-    x_next: Tensor,
-    x0: Tensor,
-    scores: list[Tensor],
-    maps: Tensor | None,
-    base: list[float],
-    gain: float,
-    x_t: Tensor,
-    x0_prev: Tensor,
-    rows: Tensor,
-    index: Tensor,
-    keys: Tensor,
-    clamp: float | None,
-    factor: list[int],
-    measured: Tensor | None,
-    backend: str | None,
-) -> None:
-    fused = (scores, maps, base, gain, x_t, x0_prev, rows, index, keys)
-    _write(x_next, x0, *fused, clamp, factor, measured, backend)
+def _cpp(*arguments: Any) -> None:
+    from scorefusion import _C
+
+    _C.fuse_step(*_described(*arguments), torch.get_num_threads())
 
 
-def _write(
-    x_next: Tensor,
-    x0: Tensor,
-    scores: list[Tensor],
-    maps: Tensor | None,
-    base: list[float],
-    gain: float,
-    x_t: Tensor,
-    x0_prev: Tensor,
-    rows: Tensor,
-    index: Tensor,
-    keys: Tensor,
-    clamp: float | None,
-    factor: list[int],
-    measured: Tensor | None,
-    backend: str | None,
-) -> None:
-    dtypes = [scores[0].dtype, x_t.dtype, *(extra.dtype for extra in (maps, measured) if extra is not None)]
-    implemented = IMPLEMENTED if max(factor[1:]) <= CUDA_EDGE else IMPLEMENTED[:-1]
-    chosen = choose("fuse_step", x_t.device, backend, implemented, dtypes)
+def _cuda(x_next: Tensor, *arguments: Any) -> None:
+    from scorefusion import _cuda
+
+    with torch.cuda.device(x_next.device):
+        _cuda.fuse_step(*_described(x_next, *arguments), torch.cuda.current_stream().cuda_stream)
+
+
+def _described(x_next: Tensor, x0: Tensor, scores: list[Tensor], maps: Tensor | None, *rest: Any) -> Any:
+    """Return the arguments as the extensions take them."""
+    base, gain, x_t, x0_prev, rows, index, keys, clamp, factor, measured = rest
+    volumes, pointers = views(x_t, x0_prev), [tensor.data_ptr() for tensor in (rows, index, keys)]
+    fused = (view(x_next), view(x0), views(*scores), view(maps), base, gain)
+    return *fused, *volumes, *pointers, clamp, factor, view(measured)
+
+
+IMPLEMENTATIONS = {"torch": _torch, "cpp": _cpp, "triton": kernel("fuse_step", "fuse_step"), "cuda": _cuda}
+_WIDE = {name: run for name, run in IMPLEMENTATIONS.items() if name != "cuda"}
+
+
+def _write(x_next: Tensor, x0: Tensor, *arguments: Any) -> None:
+    *fused, rows, index, keys, clamp, factor, measured, backend = arguments
+    scores, maps, _, _, x_t, _ = fused
+    implementations = IMPLEMENTATIONS if max(factor[1:]) <= CUDA_EDGE else _WIDE
+    run = implementation("fuse_step", (scores[0], x_t, maps, measured), backend, implementations)
     _check_values(x_t, rows, index, keys)
-    if x_t.numel() == 0:
-        return
-    rows, keys = rows.contiguous(), keys.contiguous()
-    fused = (scores, maps, base, gain, x_t, x0_prev, rows, index, keys)
-    plain: tuple[Any, ...] = (*fused, clamp, factor, measured)
-    if chosen == "torch":
-        for volume, found in zip((x_next, x0), reference.fuse_step(*plain), strict=True):
-            volume.copy_(found)
-        return
-    if chosen == "triton":
-        from scorefusion.kernels.fuse_step import fuse_step as kernel
-
-        kernel(x_next, x0, *plain)
-        return
-    arguments = (
-        view(x_next),
-        view(x0),
-        [view(score) for score in scores],
-        None if maps is None else view(maps),
-        base,
-        gain,
-        view(x_t),
-        view(x0_prev),
-        *(tensor.data_ptr() for tensor in (rows, index, keys)),
-        clamp,
-        factor,
-        None if measured is None else view(measured),
-    )
-    if chosen == "cpp":
-        from scorefusion import _C
-
-        _C.fuse_step(*arguments, torch.get_num_threads())
-    else:
-        from scorefusion import _cuda
-
-        with torch.cuda.device(x_t.device):
-            _cuda.fuse_step(*arguments, torch.cuda.current_stream().cuda_stream)
+    if x_t.numel():
+        run(x_next, x0, *fused, rows.contiguous(), index, keys.contiguous(), clamp, factor, measured)
 
 
-@_fuse_step.register_fake
-def _(
-    scores: list[Tensor],
-    maps: Tensor | None,
-    base: list[float],
-    gain: float,
-    x_t: Tensor,
-    x0_prev: Tensor,
-    rows: Tensor,
-    index: Tensor,
-    keys: Tensor,
-    clamp: float | None,
-    factor: list[int],
-    measured: Tensor | None,
-    backend: str | None,
-) -> tuple[Tensor, Tensor]:
+def _empty(*arguments: Any) -> tuple[Tensor, Tensor]:
+    x_t = arguments[4]
     return x_t.new_empty(x_t.shape), x_t.new_empty(x_t.shape)
 
 
-@_fuse_step_into.register_fake
-def _(*arguments: object) -> None:
-    return None
+@operation(f"fuse_step({_SIGNATURE}) -> (Tensor, Tensor)", _empty)
+def _fuse_step(*arguments: Any) -> tuple[Tensor, Tensor]:
+    results = _empty(*arguments)
+    _write(*results, *arguments)
+    return results
+
+
+_fuse_step_into = operation(
+    f"fuse_step_into(Tensor(a!) x_next, Tensor(b!) x0, {_SIGNATURE}) -> ()", lambda *_: None
+)(_write)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError, unknown_name
-from scorefusion.ops.backends import choose
+from scorefusion.ops.backends import implementation, needs_torch, operation, views
 from scorefusion.ops.reference import gather_slices as reference
 from scorefusion.ops.reference.planes import AXIS
-from scorefusion.ops.view import view
 
-IMPLEMENTED = ("torch", "cpp", "triton")
+_SIGNATURE = (
+    "Tensor x_t, Tensor condition, Tensor? common, str plane, SymInt start, SymInt stop, SymInt[]? channels, "
+    "SymInt context, str order"
+)
 ORDERS = ("modality", "slice")
 
 
@@ -65,49 +68,35 @@ def gather_slices(
     _check(x_t, condition, common, plane, start, stop, seen, context, order, dtype)
     if seen == list(range(condition.shape[1])):
         seen = None
-    volumes = [x_t, condition] if common is None else [x_t, condition, common]
+    arguments = (x_t, condition, common, plane, start, stop, seen, context, order)
     if out is not None:
-        _check_out(out, (x_t, condition, common, plane, stop - start, seen, context, dtype))
-    if torch.is_grad_enabled() and any(volume.requires_grad for volume in volumes):
+        _check_out(out, *arguments, dtype)
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x_t, condition, common)):
         if out is not None:
             raise ScoreFusionError("gather_slices has no gradient where it writes into out")
-        choose("gather_slices with gradients", x_t.device, backend, ("torch",))
-        return reference.gather_slices(
-            x_t, condition, common, plane, start, stop, seen, context, order, dtype
-        )
+        needs_torch("gather_slices with gradients", x_t, backend)
+        return reference.gather_slices(*arguments, dtype)
     if out is None:
-        return _gather_slices(
-            x_t, condition, common, plane, start, stop, seen, context, order, dtype, backend
-        )
-    _gather_slices_into(out, x_t, condition, common, plane, start, stop, seen, context, order, backend)
+        return _gather_slices(*arguments, dtype, backend)
+    _gather_slices_into(out, *arguments, backend)
     return out
 
 
-def _check_out(out: Tensor, arguments: tuple) -> None:
+def _check_out(out: Tensor, *arguments: Any) -> None:
     """Raise unless out is laid out as the result would be."""
-    shape, dtype = _shape(*arguments[:-1]), arguments[-1]
-    if list(out.shape) != shape or out.dtype != dtype or out.device != arguments[0].device:
+    shape, dtype, device = _shape(*arguments[:-1]), arguments[-1], arguments[0].device
+    if list(out.shape) != shape or out.dtype != dtype or out.device != device:
         raise ScoreFusionError(
-            f"gather_slices needs out {shape} in {dtype} on {arguments[0].device}; "
+            f"gather_slices needs out {shape} in {dtype} on {device}; "
             f"got {list(out.shape)} in {out.dtype} on {out.device}"
         )
     if not out.is_contiguous(memory_format=torch.channels_last):
         raise ScoreFusionError(f"gather_slices needs out channels last; got strides {list(out.stride())}")
 
 
-def _check(
-    x_t: Tensor,
-    condition: Tensor,
-    common: Tensor | None,
-    plane: str,
-    start: int,
-    stop: int,
-    channels: list[int] | None,
-    context: int,
-    order: str,
-    dtype: torch.dtype,
-) -> None:
+def _check(x_t: Tensor, condition: Tensor, common: Tensor | None, *rest: Any) -> None:
     """Raise unless the volumes fit each other and hold what is asked for."""
+    plane, start, stop, channels, context, order, dtype = rest
     if plane not in AXIS:
         raise unknown_name("plane", plane, AXIS)
     if order not in ORDERS:
@@ -139,112 +128,60 @@ def _check(
         raise ScoreFusionError(f"gather_slices needs a floating dtype for its result, got {dtype}")
 
 
-def _shape(
-    x_t: Tensor,
-    condition: Tensor,
-    common: Tensor | None,
-    plane: str,
-    slices: int,
-    channels: list[int] | None,
-    context: int,
-) -> list[int]:
-    seen = condition.shape[1] if channels is None else len(channels)
-    depth = (2 * context + 1) * seen + (0 if common is None else common.shape[1]) + x_t.shape[1]
+def _shape(x_t: Tensor, condition: Tensor, common: Tensor | None, *rest: Any) -> list[int]:
+    plane, start, stop, channels, context, _ = rest
+    depth = (2 * context + 1) * len(_seen(condition, channels))
+    depth += x_t.shape[1] + (0 if common is None else common.shape[1])
     size = [length for axis, length in enumerate(x_t.shape) if axis not in (0, 1, AXIS[plane])]
-    return [x_t.shape[0] * slices, depth, *size]
+    return [x_t.shape[0] * (stop - start), depth, *size]
 
 
-def _empty(x_t: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=x_t.device, memory_format=torch.channels_last)
+def _seen(condition: Tensor, channels: list[int] | None) -> list[int]:
+    return list(range(condition.shape[1])) if channels is None else channels
 
 
-@torch.library.custom_op("scorefusion::gather_slices", mutates_args=())
-def _gather_slices(
-    x_t: Tensor,
-    condition: Tensor,
-    common: Tensor | None,
-    plane: str,
-    start: int,
-    stop: int,
-    channels: list[int] | None,
-    context: int,
-    order: str,
-    dtype: torch.dtype,
-    backend: str | None,
-) -> Tensor:
-    out = _empty(x_t, _shape(x_t, condition, common, plane, stop - start, channels, context), dtype)
-    _write(out, x_t, condition, common, plane, start, stop, channels, context, order, backend)
+def _torch(out: Tensor, *arguments: Any) -> None:
+    arguments += (out.dtype,)
+    out.copy_(reference.gather_slices(*arguments))
+
+
+def _cpp(out: Tensor, *arguments: Any) -> None:
+    from scorefusion import _C
+
+    *volumes, plane, start, stop, channels, context, order = arguments
+    span = (_seen(volumes[1], channels), AXIS[plane], start, stop, context, order == "slice")
+    _C.gather_slices(*views(out, *volumes), *span, torch.get_num_threads())
+
+
+def _triton(out: Tensor, *arguments: Any) -> None:
+    from scorefusion.kernels.gather_slices import gather_slices as kernel
+
+    *volumes, plane, start, stop, channels, context, order = arguments
+    kernel(out, *volumes, AXIS[plane], start, stop, _seen(volumes[1], channels), context, order)
+
+
+IMPLEMENTATIONS = {"torch": _torch, "cpp": _cpp, "triton": _triton}
+
+
+def _write(out: Tensor, *arguments: Any) -> None:
+    run = implementation("gather_slices", (*arguments[:3], out), arguments[-1], IMPLEMENTATIONS)
+    if out.numel():
+        run(out, *arguments[:-1])
+
+
+def _empty(*arguments: Any) -> Tensor:
+    *cut, dtype, _ = arguments
+    shape, device = _shape(*cut), cut[0].device
+    return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+
+
+@operation(f"gather_slices({_SIGNATURE}, ScalarType dtype, str? backend) -> Tensor", _empty)
+def _gather_slices(*arguments: Any) -> Tensor:
+    out = _empty(*arguments)
+    _write(out, *arguments[:-2], arguments[-1])
     return out
 
 
-@torch.library.custom_op("scorefusion::gather_slices_into", mutates_args={"out"})
-def _gather_slices_into(
-    out: Tensor,
-    x_t: Tensor,
-    condition: Tensor,
-    common: Tensor | None,
-    plane: str,
-    start: int,
-    stop: int,
-    channels: list[int] | None,
-    context: int,
-    order: str,
-    backend: str | None,
-) -> None:
-    _write(out, x_t, condition, common, plane, start, stop, channels, context, order, backend)
-
-
-def _write(
-    out: Tensor,
-    x_t: Tensor,
-    condition: Tensor,
-    common: Tensor | None,
-    plane: str,
-    start: int,
-    stop: int,
-    channels: list[int] | None,
-    context: int,
-    order: str,
-    backend: str | None,
-) -> None:
-    dtypes = [x_t.dtype, condition.dtype, out.dtype] + ([] if common is None else [common.dtype])
-    chosen = choose("gather_slices", x_t.device, backend, IMPLEMENTED, dtypes)
-    if out.numel() == 0:
-        return
-    seen = list(range(condition.shape[1])) if channels is None else channels
-    if chosen == "torch":
-        plain = (x_t, condition, common, plane, start, stop, channels, context, order, out.dtype)
-        out.copy_(reference.gather_slices(*plain))
-    elif chosen == "cpp":
-        from scorefusion import _C
-
-        shared = None if common is None else view(common)
-        sources = view(x_t), view(condition), shared, seen
-        by_slice, threads = order == "slice", torch.get_num_threads()
-        _C.gather_slices(view(out), *sources, AXIS[plane], start, stop, context, by_slice, threads)
-    else:
-        from scorefusion.kernels.gather_slices import gather_slices as kernel
-
-        kernel(out, x_t, condition, common, AXIS[plane], start, stop, seen, context, order)
-
-
-@_gather_slices.register_fake
-def _(
-    x_t: Tensor,
-    condition: Tensor,
-    common: Tensor | None,
-    plane: str,
-    start: int,
-    stop: int,
-    channels: list[int] | None,
-    context: int,
-    order: str,
-    dtype: torch.dtype,
-    backend: str | None,
-) -> Tensor:
-    return _empty(x_t, _shape(x_t, condition, common, plane, stop - start, channels, context), dtype)
-
-
-@_gather_slices_into.register_fake
-def _(*arguments: object) -> None:
-    return None
+_gather_slices_into = operation(
+    f"gather_slices_into(Tensor(a!) out, {_SIGNATURE}, str? backend) -> ()", lambda *_: None
+)(_write)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import choose
+from scorefusion.ops.backends import choose, kernel
 from scorefusion.ops.reference import noise as reference
 
 
@@ -50,24 +51,27 @@ def normal(
     samples = each_sample(sample, len(keys))
     step, device = int(step), torch.device(device)
     _check(box, keys, step, start, samples)
-    chosen = choose("noise", device, backend, ("torch", "cpp", "triton"))
-    if 0 in box:
-        return torch.empty(box, dtype=torch.float32, device=device)
-    if chosen == "torch":
-        # The reference needs float64, which MPS has not.
-        home = torch.device("cpu") if device.type == "mps" else device
-        return reference.normal(box, keys, step, start, samples, home).to(device)
+    run = IMPLEMENTATIONS[choose("noise", device, backend, IMPLEMENTATIONS)]
     out = torch.empty(box, dtype=torch.float32, device=device)
-    if chosen == "cpp":
-        from scorefusion import _C
-
-        words = [key % 2**64 for key in keys]
-        _C.normal(out.data_ptr(), box, words, step, start, samples, torch.get_num_threads())
-    else:
-        from scorefusion.kernels.noise import fill_normal
-
-        fill_normal(out, keys, step, start, samples)
+    if out.numel():
+        run(out, keys, step, start, samples)
     return out
+
+
+def _torch(out: Tensor, keys: list[int], step: int, start: list[int], samples: list[int]) -> None:
+    # The reference needs float64, which MPS has not.
+    home = torch.device("cpu") if out.device.type == "mps" else out.device
+    out.copy_(reference.normal(out.shape, keys, step, start, samples, home))
+
+
+def _cpp(out: Tensor, keys: list[int], *rest: Any) -> None:
+    from scorefusion import _C
+
+    words = [key % 2**64 for key in keys]
+    _C.normal(out.data_ptr(), list(out.shape), words, *rest, torch.get_num_threads())
+
+
+IMPLEMENTATIONS = {"torch": _torch, "cpp": _cpp, "triton": kernel("noise", "fill_normal")}
 
 
 def noise_keys(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import choose
+from scorefusion.ops.backends import choose, implementation, operation, views
 from scorefusion.ops.reference import norm_act as reference
-from scorefusion.ops.view import view
 
-IMPLEMENTED = ("torch", "cpp", "triton")
 WITH_GRADIENTS = ("torch", "cpp")
 ACTIVATIONS = ("silu", "none")
 PAD_MODES = ("zeros", "replicate")
@@ -64,35 +63,35 @@ def norm_act(
     Raises:
         ScoreFusionError: if shapes, dtypes, devices or options are wrong, or the backend cannot run.
     """
-    tensors = [x, other, weight, bias, scale, shift, add]
     _check(x, other, groups, weight, bias, {"scale": scale, "shift": shift, "add": add}, act, pad, pad_mode)
-    options = (groups, float(eps), act, pad, pad_mode)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        dtypes = [tensor.dtype for tensor in tensors if tensor is not None]
-        chosen = choose("norm_act with gradients", x.device, backend, WITH_GRADIENTS, dtypes)
-        groups, eps, act, pad, pad_mode = options
-        if chosen == "torch" or torch._C._are_functorch_transforms_active():
-            return reference.norm_act(
-                x, other, groups, weight, bias, eps, scale, shift, add, act, pad, pad_mode
-            )
-        plain: Tensor = _Differentiable.apply(*tensors, groups, eps, act)
-        edges = (pad,) * (2 * (x.ndim - 2))
-        return F.pad(plain, edges, mode="constant" if pad_mode == "zeros" else pad_mode) if pad else plain
-    return _norm_act(x, other, weight, bias, scale, shift, add, *options, backend)
+    tensors = (x, other, weight, bias, scale, shift, add)
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in given):
+        return _norm_act(*tensors, groups, float(eps), act, pad, pad_mode, backend)
+    dtypes = [tensor.dtype for tensor in given]
+    chosen = choose("norm_act with gradients", x.device, backend, WITH_GRADIENTS, dtypes)
+    if chosen == "torch" or torch._C._are_functorch_transforms_active():
+        return _definition(*tensors, groups, float(eps), act, pad, pad_mode)
+    plain: Tensor = _Differentiable.apply(*tensors, groups, float(eps), act)
+    edges = (pad,) * (2 * (x.ndim - 2))
+    return F.pad(plain, edges, mode="constant" if pad_mode == "zeros" else pad_mode) if pad else plain
 
 
-def _check(
-    x: Tensor,
-    other: Tensor | None,
-    groups: int | None,
-    weight: Tensor,
-    bias: Tensor,
-    told: dict[str, Tensor | None],
-    act: str,
-    pad: int,
-    pad_mode: str,
-) -> None:
+def decompositions() -> dict[Any, Callable[..., Tensor]]:
+    """Return the table that `torch.export`'s `run_decompositions` takes, PyTorch's defaults included.
+
+    A network exported by `torch.export` holds `scorefusion::norm_act`; after
+    `program.run_decompositions(decompositions())` it holds PyTorch's operations alone, as ONNX and TensorRT
+    need it.
+    """
+    table = torch.export.default_decompositions()
+    table[torch.ops.scorefusion.norm_act.default] = lambda *arguments: _definition(*arguments[:-1])
+    return table
+
+
+def _check(x: Tensor, other: Tensor | None, groups: int | None, *rest: Any) -> None:
     """Raise unless everything fits x."""
+    weight, bias, told, act, pad, pad_mode = rest
     if x.ndim not in (4, 5) or not x.is_floating_point():
         raise ScoreFusionError(
             f"norm_act needs floating x [N, C, H, W] or [N, C, D, H, W]; got {list(x.shape)} of {x.dtype}"
@@ -127,146 +126,83 @@ def _check(
         )
 
 
-def _computed(
-    x: Tensor,
-    other: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    add: Tensor | None,
-    groups: int | None,
-    eps: float,
-    act: str,
-    pad: int,
-    pad_mode: str,
-    backend: str | None,
-) -> Tensor:
-    dtypes = [tensor.dtype for tensor in (x, weight, bias, scale, shift, add) if tensor is not None]
-    chosen = choose("norm_act", x.device, backend, IMPLEMENTED, dtypes)
-    if 0 in (*x.shape[2:], x.shape[0], weight.numel()):
-        return _empty(x, other, pad).zero_()
-    if chosen == "torch":
-        return reference.norm_act(x, other, groups, weight, bias, eps, scale, shift, add, act, pad, pad_mode)
-    out = _empty(x, other, pad)
-    if chosen == "cpp":
-        from scorefusion import _C
-
-        optional = [None if tensor is None else view(tensor) for tensor in (other, scale, shift, add)]
-        _C.norm_act(
-            view(out),
-            view(x),
-            optional[0],
-            view(weight),
-            view(bias),
-            *optional[1:],
-            groups or 0,
-            eps,
-            act == "silu",
-            pad,
-            pad_mode == "replicate",
-            torch.get_num_threads(),
-        )
-    else:
-        from scorefusion.kernels.norm_act import norm_act as kernel
-
-        kernel(out, x, other, weight, bias, scale, shift, add, groups, eps, act == "silu", pad, pad_mode)
-    return out
+_SIGNATURE = (
+    "Tensor x, Tensor? other, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, Tensor? add, "
+    "SymInt? groups, float eps, str act"
+)
 
 
-_norm_act = torch.library.custom_op("scorefusion::norm_act", _computed, mutates_args=())
+def _definition(x: Tensor, other: Tensor | None, *rest: Any) -> Tensor:
+    weight, bias, scale, shift, add, groups, eps, *options = rest
+    return reference.norm_act(x, other, groups, weight, bias, eps, scale, shift, add, *options)
 
 
-def _empty(x: Tensor, other: Tensor | None, pad: int) -> Tensor:
+def _empty(x: Tensor, other: Tensor | None, pad: int = 0) -> Tensor:
     """Return the output's buffer: channels-last memory as strides, whatever the sizes."""
     channels = x.shape[1] + (0 if other is None else other.shape[1])
     shape = (x.shape[0], *(size + 2 * pad for size in x.shape[2:]), channels)
     return torch.empty(shape, dtype=x.dtype, device=x.device).movedim(-1, 1)
 
 
-@_norm_act.register_fake
-def _(
-    x: Tensor,
-    other: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    add: Tensor | None,
-    groups: int | None,
-    eps: float,
-    act: str,
-    pad: int,
-    pad_mode: str,
-    backend: str | None,
-) -> Tensor:
-    return _empty(x, other, pad)
+def _cpp(*arguments: Any) -> Tensor:
+    from scorefusion import _C
+
+    *tensors, groups, eps, act, pad, pad_mode = arguments
+    out, options = _empty(tensors[0], tensors[1], pad), (act == "silu", pad, pad_mode == "replicate")
+    _C.norm_act(*views(out, *tensors), groups or 0, eps, *options, torch.get_num_threads())
+    return out
 
 
-def _computed_backward(
-    gradient: Tensor,
-    x: Tensor,
-    other: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    add: Tensor | None,
-    groups: int | None,
-    eps: float,
-    act: str,
-) -> list[Tensor]:
-    """Return the gradients by x, other, weight, bias, scale, shift and add, of those that are given."""
-    given = (x, other, weight, bias, scale, shift, add)
-    results = _gradients(given)
+def _triton(*arguments: Any) -> Tensor:
+    from scorefusion.kernels.norm_act import norm_act as kernel
+
+    *tensors, groups, eps, act, pad, pad_mode = arguments
+    out = _empty(tensors[0], tensors[1], pad)
+    kernel(out, *tensors, groups, eps, act == "silu", pad, pad_mode)
+    return out
+
+
+IMPLEMENTATIONS = {"torch": _definition, "cpp": _cpp, "triton": _triton}
+
+
+def _computed(x: Tensor, other: Tensor | None, weight: Tensor, *rest: Any) -> Tensor:
+    run = implementation("norm_act", (x, weight, *rest[:4]), rest[-1], IMPLEMENTATIONS)
     if 0 in (*x.shape[2:], x.shape[0], weight.numel()):
+        return _empty(x, other, rest[-3]).zero_()
+    return run(x, other, weight, *rest[:-1])
+
+
+_norm_act = operation(
+    f"norm_act({_SIGNATURE}, SymInt pad, str pad_mode, str? backend) -> Tensor",
+    lambda x, other, *rest: _empty(x, other, rest[-3]),
+)(_computed)
+
+
+def _gradients(_: Tensor, *arguments: Any) -> list[Tensor]:
+    """Return buffers like what is given, dense: x and other channels-last, the others row by row."""
+    x, other, *others = arguments[:7]
+    large = [_empty(tensor, None) for tensor in (x, other) if tensor is not None]
+    return large + [tensor.new_empty(tensor.shape) for tensor in others if tensor is not None]
+
+
+def _computed_backward(gradient: Tensor, *arguments: Any) -> list[Tensor]:
+    """Return the gradients by x, other, weight, bias, scale, shift and add, of those that are given."""
+    *tensors, groups, eps, act = arguments
+    x, results = tensors[0], _gradients(gradient, *arguments)
+    if 0 in (*x.shape[2:], x.shape[0], tensors[2].numel()):
         return [result.zero_() for result in results]
     from scorefusion import _C
 
     left = iter(results)
-    _C.norm_act_backward(
-        [None if tensor is None else view(next(left)) for tensor in given],
-        view(gradient),
-        *(None if tensor is None else view(tensor) for tensor in given),
-        groups or 0,
-        eps,
-        act == "silu",
-        torch.get_num_threads(),
-    )
+    targets = views(*(None if tensor is None else next(left) for tensor in tensors))
+    options = (groups or 0, eps, act == "silu", torch.get_num_threads())
+    _C.norm_act_backward(targets, *views(gradient, *tensors), *options)
     return results
 
 
-_norm_act_backward = torch.library.custom_op(
-    "scorefusion::norm_act_backward", _computed_backward, mutates_args=()
+_norm_act_backward = operation(f"norm_act_backward(Tensor gradient, {_SIGNATURE}) -> Tensor[]", _gradients)(
+    _computed_backward
 )
-
-
-def _gradients(given: tuple[Tensor | None, ...]) -> list[Tensor]:
-    """Return buffers like what is given, dense: x and other channels-last, the others row by row."""
-    return [
-        _empty(tensor, None, 0)
-        if index < 2
-        else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        for index, tensor in enumerate(given)
-        if tensor is not None
-    ]
-
-
-@_norm_act_backward.register_fake
-def _(
-    gradient: Tensor,
-    x: Tensor,
-    other: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    add: Tensor | None,
-    groups: int | None,
-    eps: float,
-    act: str,
-) -> list[Tensor]:
-    return _gradients((x, other, weight, bias, scale, shift, add))
 
 
 def _holds_numbers(tensor: Tensor) -> bool:
@@ -282,28 +218,16 @@ class _Differentiable(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        other: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        add: Tensor | None,
-        groups: int | None,
-        eps: float,
-        act: str,
-    ) -> Tensor:
-        ctx.save_for_backward(x, other, weight, bias, scale, shift, add)
-        ctx.options = (groups, eps, act)
-        run = _computed if _holds_numbers(x) else _norm_act
-        return run(x, other, weight, bias, scale, shift, add, groups, eps, act, 0, "zeros", "cpp")
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        ctx.save_for_backward(*arguments[:7])
+        ctx.options = arguments[7:]
+        run = _computed if _holds_numbers(arguments[0]) else _norm_act
+        return run(*arguments, 0, "zeros", "cpp")
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         given = ctx.saved_tensors
         again = torch.is_grad_enabled()  # to be differentiated once more, which the operation refuses
         run = _computed_backward if _holds_numbers(gradient) and not again else _norm_act_backward
-        found = iter(run(gradient, *given, *ctx.options))
-        return (*(None if tensor is None else next(found) for tensor in given), None, None, None)
+        results = iter(run(gradient, *given, *ctx.options))
+        return (*(None if tensor is None else next(results) for tensor in given), None, None, None)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scorefusion.errors import ScoreFusionError
 from scorefusion.ops.backends import missing
 
 PRODUCTS = (torch.float32, torch.bfloat16)
@@ -81,6 +82,50 @@ class PackedWeight:
             pieces.append(self.values[start : start + math.prod(shape)].view(shape))
             start += math.prod(shape)
         return pieces
+
+    def check(
+        self, op: str, x: Tensor, bias: Tensor | None, given: Mapping[str, tuple[Tensor | None, tuple]]
+    ) -> None:
+        """Raise unless the bias, and each tensor by name with its shape, go with x."""
+        if bias is not None and (tuple(bias.shape) != (self.outputs,) or not bias.is_floating_point()):
+            raise ScoreFusionError(
+                f"{op} needs a floating bias [{self.outputs}]; got {list(bias.shape)} of {bias.dtype}"
+            )
+        for name, (tensor, shape) in given.items():
+            if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != x.dtype):
+                raise ScoreFusionError(
+                    f"{op} needs {name} {list(shape)} of {x.dtype}; "
+                    f"got {list(tensor.shape)} of {tensor.dtype}"
+                )
+        for name, (tensor, _) in {"bias": (bias, ()), **given}.items():
+            if tensor is not None and tensor.device != x.device:
+                raise ScoreFusionError(f"{op} needs {name} on {x.device}, where x is; got {tensor.device}")
+
+    def pairs(self, op: str, x: Tensor) -> bool:
+        """Return whether C++ multiplies pairs of bfloat16; raise where it cannot multiply at all."""
+        from scorefusion import _C
+
+        pairs = self.products == torch.bfloat16
+        if pairs and not _C.winograd_pairs():
+            raise ScoreFusionError(
+                "this processor does not multiply bfloat16 (no AVX512-BF16); pack with products=torch.float32"
+            )
+        if x.dtype == torch.float16:
+            raise ScoreFusionError(
+                f"{op} needs x in float32 or bfloat16 for backend 'cpp'; got torch.float16"
+            )
+        return pairs
+
+
+def check_weight(op: str, weight: Tensor, products: torch.dtype) -> None:
+    """Raise unless a weight [O, C, ...] can be packed."""
+    outputs, inputs = weight.shape[:2]
+    if 0 in (inputs, outputs):
+        raise ScoreFusionError(f"{op} needs channels; got {inputs} in and {outputs} out")
+    if weight.device.type != "cpu":
+        raise ScoreFusionError(f"{op} runs on CPUs; the weight is on {weight.device}")
+    if products not in PRODUCTS:
+        raise ScoreFusionError(f"{op} multiplies float32 or bfloat16; got products={products}")
 
 
 def blank(outputs: int, inputs: int, tile: tuple[int, ...], products: torch.dtype) -> PackedWeight:

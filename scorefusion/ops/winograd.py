@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import choose
-from scorefusion.ops.packed_weight import PRODUCTS, PackedWeight, blank, channels_last, has_rows
+from scorefusion.ops.backends import implementation, views
+from scorefusion.ops.packed_weight import PackedWeight, blank, channels_last, check_weight, has_rows
 from scorefusion.ops.reference import winograd as reference
-from scorefusion.ops.view import view
 
-IMPLEMENTED = ("torch", "cpp")
 PAD_MODES = ("zeros", "replicate")
 TILES: dict[int, tuple[tuple[int, ...], ...]] = {
     2: ((2, 2), (2, 4), (4, 4)),
@@ -38,16 +38,11 @@ def pack(weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch
             f"winograd needs a floating weight [O, C, 3, 3] or [O, C, 3, 3, 3]; "
             f"got {list(weight.shape)} of {weight.dtype}"
         )
-    outputs, inputs = weight.shape[:2]
-    if 0 in (inputs, outputs):
-        raise ScoreFusionError(f"winograd needs channels; got {inputs} in and {outputs} out")
-    if weight.device.type != "cpu":
-        raise ScoreFusionError(f"winograd runs on CPUs; the weight is on {weight.device}")
+    check_weight("winograd", weight, products)
     if tuple(tile) not in TILES[dims]:
-        known = ", ".join(str(each) for each in TILES[dims])
+        known = ", ".join(map(str, TILES[dims]))
         raise ScoreFusionError(f"winograd has tiles {known} for a {dims}D weight; got {tile}")
-    if products not in PRODUCTS:
-        raise ScoreFusionError(f"winograd multiplies float32 or bfloat16; got products={products}")
+    outputs, inputs = weight.shape[:2]
     packed = blank(outputs, inputs, tile, products)
     packed.fill(lambda start, stop: reference.transformed(weight[start:stop], _tile3(tile)))
     return packed
@@ -95,79 +90,45 @@ def winograd(
         ScoreFusionError: if shapes, dtypes, devices or options are wrong, or the backend cannot run.
     """
     shape = _check(x, packed, bias, residual, rows, pad_mode, out)
-    dtypes = (x.dtype,) if bias is None else (x.dtype, bias.dtype)
-    chosen = choose("winograd", x.device, backend, IMPLEMENTED, dtypes)
+    run = implementation("winograd", (x, bias), backend, IMPLEMENTATIONS)
     if out is None:
         out = x.new_empty((shape[0], *shape[2:], packed.outputs)).movedim(-1, 1)
-    if 0 in out.shape:
-        return out
-    with torch.no_grad():
-        if chosen == "torch":
-            weights, tile = packed.unpacked(), _tile3(packed.tile)
-            found = reference.winograd(x, weights, bias, residual, tile, packed.products, rows, pad_mode)
-            return out.copy_(found)
-        return _cpp(out, x, packed, bias, residual, 0 if rows is None else rows[0], pad_mode)
-
-
-def _cpp(
-    out: Tensor,
-    x: Tensor,
-    packed: PackedWeight,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    first: int,
-    pad_mode: str,
-) -> Tensor:
-    from scorefusion import _C
-
-    pairs = packed.products == torch.bfloat16
-    if pairs and not _C.winograd_pairs():
-        raise ScoreFusionError(
-            "this processor does not multiply bfloat16 (no AVX512-BF16); pack with products=torch.float32"
-        )
-    if x.dtype == torch.float16:
-        raise ScoreFusionError("winograd needs x in float32 or bfloat16 for backend 'cpp'; got torch.float16")
-    bias = packed.filled_bias(bias)
-    x = channels_last(x)
-    residual = None if residual is None else channels_last(residual)
-    deep, high, wide = _tile3(packed.tile)
-    _C.winograd(
-        view(out),
-        view(x),
-        view(packed.values),
-        view(bias),
-        None if residual is None else view(residual),
-        pairs,
-        deep,
-        high,
-        wide,
-        first,
-        pad_mode == "replicate",
-        torch.get_num_threads(),
-    )
+    if 0 not in out.shape:
+        with torch.no_grad():
+            run(out, x, packed, bias, residual, rows, pad_mode)
     return out
 
 
-def _check(
-    x: Tensor,
-    packed: PackedWeight,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    rows: tuple[int, int] | None,
-    pad_mode: str,
-    out: Tensor | None,
-) -> tuple[int, ...]:
+def _torch(out: Tensor, x: Tensor, packed: PackedWeight, bias: Tensor | None, *rest: Any) -> None:
+    residual, rows, pad_mode = rest
+    products, tile = packed.products, _tile3(packed.tile)
+    weights = packed.unpacked()
+    out.copy_(reference.winograd(x, weights, bias, residual, tile, products, rows, pad_mode))
+
+
+def _cpp(out: Tensor, x: Tensor, packed: PackedWeight, bias: Tensor | None, *rest: Any) -> None:
+    from scorefusion import _C
+
+    residual, rows, pad_mode = rest
+    pairs, bias = packed.pairs("winograd", x), packed.filled_bias(bias)
+    x, residual = channels_last(x), None if residual is None else channels_last(residual)
+    tensors = views(out, x, packed.values, bias, residual)
+    first, threads = 0 if rows is None else rows[0], torch.get_num_threads()
+    _C.winograd(*tensors, pairs, *_tile3(packed.tile), first, pad_mode == "replicate", threads)
+
+
+IMPLEMENTATIONS = {"torch": _torch, "cpp": _cpp}
+
+
+def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, *rest: Any) -> tuple[int, ...]:
     """Return the result's shape; raise unless everything fits the packed weight."""
+    residual, rows, pad_mode, out = rest
     dims = len(packed.tile)
     if x.ndim != dims + 2 or not x.is_floating_point() or x.shape[1] != packed.inputs:
         expected = ["N", packed.inputs, *"DHW"[3 - dims :]]
         raise ScoreFusionError(
             f"winograd needs floating x [{', '.join(map(str, expected))}] for this weight; "
             f"got {list(x.shape)} of {x.dtype}"
-        )
-    if bias is not None and (tuple(bias.shape) != (packed.outputs,) or not bias.is_floating_point()):
-        raise ScoreFusionError(
-            f"winograd needs a floating bias [{packed.outputs}]; got {list(bias.shape)} of {bias.dtype}"
         )
     shape = (x.shape[0], packed.outputs, *x.shape[2:])
     if rows is not None:
@@ -176,19 +137,11 @@ def _check(
                 f"winograd needs rows within 0 and the depth of a volume; got {rows} of {list(x.shape)}"
             )
         shape = (*shape[:2], rows[1] - rows[0], *shape[3:])
-    for name, tensor in {"residual": residual, "out": out}.items():
-        if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != x.dtype):
-            raise ScoreFusionError(
-                f"winograd needs {name} {list(shape)} of {x.dtype}; "
-                f"got {list(tensor.shape)} of {tensor.dtype}"
-            )
+    packed.check("winograd", x, bias, {"residual": (residual, shape), "out": (out, shape)})
     if out is not None and not has_rows(out):
         raise ScoreFusionError(
             f"winograd needs out in channels-last memory; got strides {out.stride()} of {list(out.shape)}"
         )
-    for name, tensor in {"bias": bias, "residual": residual, "out": out}.items():
-        if tensor is not None and tensor.device != x.device:
-            raise ScoreFusionError(f"winograd needs {name} on {x.device}, where x is; got {tensor.device}")
     if pad_mode not in PAD_MODES:
         raise ScoreFusionError(f"winograd needs pad_mode one of {', '.join(PAD_MODES)}; got {pad_mode!r}")
     return shape

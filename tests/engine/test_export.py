@@ -9,7 +9,7 @@ from torch import Tensor
 from scorefusion.engine.tensorrt.build import SliceNetwork
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.ops.decompositions import decompositions
+from scorefusion.ops.norm_act import decompositions
 
 
 def network() -> SliceNetwork:

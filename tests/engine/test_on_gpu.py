@@ -16,7 +16,7 @@ import torch
 
 from scorefusion import Pipeline
 from scorefusion.ops import backends
-from scorefusion.ops.fuse_step import CUDA_EDGE, IMPLEMENTED
+from scorefusion.ops.fuse_step import CUDA_EDGE, IMPLEMENTATIONS
 from scorefusion.ops.noise import normal
 from scorefusion.train.loop import train
 from scorefusion.train.report import read_rows
@@ -102,7 +102,7 @@ def test_fuse_step_there(there: None, backend: str, device: torch.device, name: 
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)
 def test_fuse_step_draws_and_skips(there: None, backend: str, device: torch.device) -> None:
-    assert backend in IMPLEMENTED
+    assert backend in IMPLEMENTATIONS
     test_fuse_step.check_noise(backend)
     test_fuse_step.check_skipping(backend)
 
