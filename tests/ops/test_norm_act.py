@@ -19,9 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops import backends
-from scorefusion.ops import norm_act as op
-from scorefusion.ops.norm_act import norm_act
+from scorefusion.ops import backends, norm_act
 
 CPU_BACKENDS = [
     "torch",
@@ -319,7 +317,7 @@ def test_opcheck(backend: str, name: str) -> None:
     given = arguments(name)
     tensors = [given.get(key) for key in ("x", "other", "weight", "bias", "scale", "shift", "add")]
     options = (given["groups"], 1e-5, "silu", given.get("pad", 0), given.get("pad_mode", "zeros"), backend)
-    torch.library.opcheck(op._norm_act, (*tensors, *options))
+    torch.library.opcheck(torch.ops.scorefusion.norm_act.default, (*tensors, *options))
 
 
 @pytest.mark.parametrize(

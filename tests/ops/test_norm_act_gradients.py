@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from scorefusion.ops import backends
-from scorefusion.ops import norm_act as op
-from scorefusion.ops.norm_act import norm_act
+from scorefusion.ops import backends, norm_act
 from tests.ops.test_norm_act import CASES, CPU_BACKENDS, LAYOUTS, arguments, poisoned, widened
 
 needs_cpp = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
@@ -218,4 +216,6 @@ def test_opcheck(name: str) -> None:
     given = {**arguments(name), "pad": 0}
     options = (given["groups"], 1e-5, "silu")
     tensors = [given.get(key) for key in LEAVES]
-    torch.library.opcheck(op._norm_act_backward, (upstream_of(given), *tensors, *options))
+    torch.library.opcheck(
+        torch.ops.scorefusion.norm_act_backward.default, (upstream_of(given), *tensors, *options)
+    )
