@@ -37,12 +37,10 @@ from scorefusion.engine.planning.fit import parse_memory
 from scorefusion.engine.planning.forecast import forecast
 from scorefusion.engine.planning.memory import keep_freed_memory
 from scorefusion.engine.pool import EnginePool
-from scorefusion.evaluate.demo import BOX, make_case
+from scorefusion.evaluate.demo import BOX, pooled_case
 from scorefusion.evaluate.tune import table_of
 from scorefusion.io.nifti import read_scan
-from scorefusion.metrics.image import psnr, ssim
-from scorefusion.metrics.patches import patch_distance
-from scorefusion.metrics.spectrum import compare_spectra
+from scorefusion.metrics import METRICS, Pair, measure
 from scorefusion.models.config import SamplingConfig
 from scorefusion.models.folder import channels_last
 from scorefusion.models.score_fusion import ScoreFusion
@@ -217,7 +215,7 @@ def volume(file: Path, box: Sequence[int], steps: int, turns: int) -> list[dict[
     """The bundled model on a held-out volume: plainly with many ancestral steps, and as pipelines draw."""
     model = ScoreFusion.from_pretrained("t1-sr4")
     config, fast = model.config, copy.deepcopy(model)
-    case = make_case(read_scan(file), config, size=box)
+    case = pooled_case(read_scan(file), config, size=box)
     prepared, where = case.prepared, case.box
     condition = prepared.condition[where.index]
     inputs = model.prepare(prepared.condition[where.index], origin=where.start, full=prepared.base.shape[2:])
@@ -243,7 +241,8 @@ def volume(file: Path, box: Sequence[int], steps: int, turns: int) -> list[dict[
     bodies = [("engine, first", len(table_for(config)), partial(engine, config.sampling))]
     for what, way in ways.items():
         bodies += [(what, len(table_of(config, way)), partial(engine, way))] * turns
-    truth = case.truth[where.index][0, 0].numpy()
+    truth = case.target[where.index][0, 0].numpy()
+    data_range = float(case.target.max() - case.target.min())
     found: list[dict[str, Any]] = []
     for what, evaluations, body in [*bodies, ("plain float32", steps, plainly)]:
         start = time.perf_counter()
@@ -251,13 +250,11 @@ def volume(file: Path, box: Sequence[int], steps: int, turns: int) -> list[dict[
         seconds = time.perf_counter() - start
         fine = prepared.base[where.index] + config.residual.scale * residual
         result = prepared.intensity.denormalise(fine)[0, 0].float().numpy()
-        spectra = compare_spectra(result, truth)
+        figures = measure(Pair(result, truth, data_range), "tune")
         found.append({
             "what": what, "size": "×".join(map(str, where.size)), "seconds": seconds,
             "evaluations": evaluations,
-            "PSNR": psnr(result, truth, case.data_range), "SSIM": ssim(result, truth, case.data_range),
-            "spectrum error": spectra.error, "shell correlation": spectra.upper_correlation,
-            "patch distance": patch_distance(result, truth),
+            **{METRICS[name].title: value for name, value in figures.items()},
         })  # fmt: skip
         print(json.dumps(found[-1], ensure_ascii=False), flush=True)
     for what in ways:

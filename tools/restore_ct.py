@@ -21,7 +21,7 @@ from scorefusion import Pipeline
 from scorefusion.data import interpolate
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.nifti import read_scan
-from scorefusion.metrics.image import psnr, ssim
+from scorefusion.metrics import psnr, ssim
 from scorefusion.optional import need
 from scorefusion.pipeline.figures import save_figure
 

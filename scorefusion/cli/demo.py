@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from typer import Option
 
 from scorefusion.cli.options import Device, Model, Only, Output, Place, Quiet, opt, parse_box
 from scorefusion.pipeline.options import OWN, Options
-
-if TYPE_CHECKING:
-    from scorefusion.models.config import ModelConfig, SamplingConfig
 
 
 @dataclass
@@ -51,8 +48,10 @@ def demo(
     from scorefusion.cli.streams import note
     from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import BadInput, ScoreFusionError
-    from scorefusion.evaluate.demo import make_case, run_demo
-    from scorefusion.evaluate.demo_report import check_folder, notes, table_text, write_results
+    from scorefusion.evaluate import demo as demonstration
+    from scorefusion.evaluate.demo import notes, pooled_case, run_demo, table_text, write_results
+    from scorefusion.evaluate.methods import other_sampling
+    from scorefusion.evaluate.output import check_folder
     from scorefusion.io.nifti import read_scan
     from scorefusion.models.table import table_for
     from scorefusion.pipeline import Pipeline
@@ -66,11 +65,14 @@ def demo(
         raise BadInput(data, "does not exist", "For the default data run `python tools/fetch_data.py demo`.")
     keep_freed_memory()
     pipeline = Pipeline(model, **machine)
-    other = other_sampling(pipeline.config, sampling["solver"], where.sigma_min, where.rho)
+    levels = {"sigma_min": where.sigma_min, "rho": where.rho}
+    other = other_sampling(pipeline.config, sampling["solver"], None, levels)
     table_for(pipeline.config.model_copy(update={"sampling": other}), steps=steps)
     scan = read_scan(data, nan=sampling["nan"])
-    case = make_case(scan, pipeline.config, coarsen=where.coarsen, size=size, start=start).to(pipeline.device)
-    folder = check_folder(output)
+    case = pooled_case(
+        scan, pipeline.config, coarsen=where.coarsen, size=size, start=start, device=pipeline.device
+    )
+    folder = check_folder(output, demonstration.FILES, demonstration.NEEDED, "the demonstration")
     with progress("translating", quiet=quiet) as report:
         result = run_demo(pipeline.model, case, sampling=other, steps=steps, seed=seed, callback=report)
     seconds = time.perf_counter() - began
@@ -82,23 +84,3 @@ def demo(
         computed = f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}"
         print(f"\n{notes(case, result, model=name, seed=seed)}")
         print(f"{time.perf_counter() - began:.0f} s in all, in {computed}; see {folder / 'report.png'}")
-
-
-def other_sampling(
-    config: ModelConfig, solver: str | None, sigma_min: float | None, rho: float | None
-) -> SamplingConfig:
-    """The model's sampling, changed where something is given; another solver takes no eta or spread.
-
-    Raises:
-        ScoreFusionError: for noise levels of a model whose schedule is fixed.
-    """
-    from scorefusion.errors import ScoreFusionError
-
-    changes: dict[str, Any] = {} if solver is None else {"solver": solver, "eta": None, "spread": None}
-    levels = {name: value for name, value in (("sigma_min", sigma_min), ("rho", rho)) if value is not None}
-    if levels and config.sampling.schedule != "karras":
-        raise ScoreFusionError(
-            f"--{next(iter(levels)).replace('_', '-')} is for the karras schedule; model '{config.name}' "
-            f"has '{config.sampling.schedule}'"
-        )
-    return config.sampling.model_copy(update=changes | levels)

@@ -34,7 +34,7 @@ def denoise_error(
     from scorefusion.cli.bars import progress
     from scorefusion.cli.streams import require_stdout
     from scorefusion.engine.planning.memory import keep_freed_memory
-    from scorefusion.evaluate.demo import make_case
+    from scorefusion.evaluate.demo import pooled_case
     from scorefusion.evaluate.denoise_error import denoising_errors
     from scorefusion.io.nifti import read_scan
     from scorefusion.pipeline import Pipeline
@@ -43,22 +43,21 @@ def denoise_error(
     keep_freed_memory()
     pipeline = Pipeline(model, **machine)
     scan = read_scan(data, nan=options["nan"])
-    case = make_case(scan, pipeline.config, coarsen=where.coarsen, size=size, start=start).to(pipeline.device)
-    prepared, index = case.prepared, case.box.index
-    truth = prepared.intensity.normalise(case.truth[index])
-    residual = (truth - prepared.base[index]) / pipeline.config.residual.scale
+    case = pooled_case(
+        scan, pipeline.config, coarsen=where.coarsen, size=size, start=start, device=pipeline.device
+    )
     with progress("denoising", quiet=quiet) as report:
         found = denoising_errors(
             pipeline.model,
-            residual,
-            prepared.condition[index],
+            case.residual(),
+            case.prepared.condition[case.box.index],
             origin=case.box.start,
-            full=prepared.base.shape[2:],
+            full=case.prepared.base.shape[2:],
             seed=options["seed"],
             progress=report,
         )
     at = ", ".join(str(n) for n in case.box.start)
     size_text = " × ".join(str(n) for n in case.box.size)
-    print(f"{case.name}, {size_text} voxels at ({at}), {str(pipeline.dtype).removeprefix('torch.')}\n")
+    print(f"{case.file}, {size_text} voxels at ({at}), {str(pipeline.dtype).removeprefix('torch.')}\n")
     print(found.table())
     require_stdout()

@@ -12,10 +12,11 @@ from scorefusion.cli.options import Device, Levels, ModelArgument, Only, Output,
 from scorefusion.pipeline.options import Options
 
 if TYPE_CHECKING:
-    from scorefusion.evaluate.case import Where
+    from scorefusion.evaluate.cases import Where
     from scorefusion.evaluate.methods import Contender, Method
     from scorefusion.evaluate.run import Results, Settings
     from scorefusion.evaluate.store import Store
+    from scorefusion.evaluate.table import Table
 
 
 @dataclass
@@ -101,11 +102,11 @@ def evaluate(
     from scorefusion.cli.streams import note
     from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
-    from scorefusion.evaluate import contenders, report
-    from scorefusion.evaluate.baselines import fit_regression
-    from scorefusion.evaluate.case import find_cases, is_synthetic
+    from scorefusion.evaluate import methods as models
+    from scorefusion.evaluate import report
+    from scorefusion.evaluate.cases import find_cases, is_synthetic, read_case
     from scorefusion.evaluate.features import feature_network
-    from scorefusion.evaluate.methods import check_names, choose_baselines, choose_rows, own_strategy
+    from scorefusion.evaluate.output import check_folder
     from scorefusion.evaluate.run import Settings
     from scorefusion.evaluate.run import evaluate as run_all
     from scorefusion.evaluate.store import Store
@@ -120,23 +121,22 @@ def evaluate(
     where = _where(place)
     networks = [feature_network(name.strip()) for name in measures.features.split(",")]
     keep_freed_memory()
-    change = {name: value for name, value in asdict(levels).items() if value is not None}
     device, dtype = str(machine["device"]), machine["dtype"]
-    main = contenders.load_main(
+    main = models.load_main(
         model,
         rows.strategies,
         solver=sampling["solver"],
         steps=sampling["steps"],
-        levels=change,
+        levels=asdict(levels),
         device=device,
         dtype=dtype,
     )
-    others = [contenders.load_other(text, main, device=device, dtype=dtype) for text in rows.against or ()]
-    own = own_strategy(main.config)
-    methods = choose_baselines(rows.baselines, main.config, fitted=who.fit is not None)
-    methods += contenders.rows_of(main, others, rows.without_consistency)
-    check_names(methods)
-    learnt = choose_rows(measures.segment_on, methods, own) if measures.segmenter else []
+    others = [models.load_other(text, main, device=device, dtype=dtype) for text in rows.against or ()]
+    own = models.own_strategy(main.config)
+    methods = models.choose_baselines(rows.baselines, main.config, fitted=who.fit is not None)
+    methods += models.rows_of(main, others, rows.without_consistency)
+    models.check_names(methods)
+    learnt = models.choose_rows(measures.segment_on, methods, own) if measures.segmenter else []
     found = find_cases(
         data,
         main.config,
@@ -145,12 +145,13 @@ def evaluate(
         split=who.split,
         fractions=_shares(who.fractions),
     )
-    folder = report.check_folder(output)
+    folder = check_folder(output, report.FILES, report.NEEDED, "an evaluation")
     store = Store(folder / report.CACHE)
     settings = Settings(sampling["seed"], sampling["samples"], measures.denoise)
     regression = None
     if who.fit is not None:
-        regression = fit_regression(find_cases(who.fit, main.config), main.config, where)
+        training = (read_case(subject, main.config, where) for subject in find_cases(who.fit, main.config))
+        regression = models.Regression.fit(training)
     with progress("evaluating", quiet=quiet) as tell:
         results = run_all(
             main, others, methods, found, store, where=where, settings=settings, regression=regression,
@@ -163,15 +164,17 @@ def evaluate(
     dice = None
     if measures.segmenter:
         dice = _dice(main, methods, results, store, where, settings, measures, learnt, head, quiet)
-    notes = contenders.notes(main, others, results, networks, data=str(data), settings=settings, where=where)
+    notes = report.notes(main, others, results, networks, data=str(data), settings=settings, where=where)
     console = Console()
     wide = console if console.is_terminal else Console(width=240)
     wide.print(rich_table(summary, head, f"{main.config.name} on {data}"))
     if dice is not None:
-        wide.print("\n".join("  ".join(cell for cell in row) for row in (dice[0], *dice[1])), markup=False)
+        wide.print(
+            "\n".join("  ".join(cell for cell in row) for row in (dice.titles, *dice.rows)), markup=False
+        )
     problem = report.write_report(
         folder, summary, results, store, head=head, title=f"{main.config.name} on {data.name}", notes=notes,
-        facts=contenders.facts(main, others, networks, data=str(data), synthetic=made_up, settings=settings),
+        facts=report.facts(main, others, networks, data=str(data), synthetic=made_up, settings=settings),
         segmentation=dice,
     )  # fmt: skip
     note(problem)
@@ -194,7 +197,7 @@ def _shares(fractions: str | None) -> list[float] | None:
 def _where(place: Place) -> Where:
     """Read --box, --region and --coarsen."""
     from scorefusion.errors import ScoreFusionError
-    from scorefusion.evaluate.case import Where
+    from scorefusion.evaluate.cases import Where
 
     size = None
     if place.box != "whole":
@@ -222,12 +225,12 @@ def _dice(
     learnt: list[Method],
     head: str,
     quiet: bool,
-) -> tuple[list[str], list[list[str]]]:
+) -> Table:
     """Train segmenters on true and translated subjects, and return the table of their scores."""
     from dataclasses import replace
 
     from scorefusion.cli.bars import progress
-    from scorefusion.evaluate.case import find_cases, label_names
+    from scorefusion.evaluate.cases import find_cases, label_names
     from scorefusion.evaluate.run import evaluate as run_all
     from scorefusion.evaluate.segment import SegmenterSettings, dice_table, segment
 

@@ -61,8 +61,9 @@ def tune(
     from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
     from scorefusion.evaluate import tune as tuning
-    from scorefusion.evaluate.known_truth import read_subjects
-    from scorefusion.evaluate.tune_report import check_folder, table_text, verdict, write_results
+    from scorefusion.evaluate.cases import make_cases
+    from scorefusion.evaluate.output import check_folder
+    from scorefusion.evaluate.tune_report import FILES, NEEDED, table_text, verdict, write_results
     from scorefusion.models.folder import find_folder, write_config
     from scorefusion.models.strategies import require_strategy
     from scorefusion.pipeline import Pipeline
@@ -84,7 +85,7 @@ def tune(
         sigma_max=numbers("--sigma-max", tried.sigma_max),
         rho=numbers("--rho", tried.rho, signed=True),
     )
-    subjects = read_subjects(
+    subjects = make_cases(
         data,
         config,
         coarsen=tried.coarsen,
@@ -93,7 +94,7 @@ def tune(
         nan=options["nan"],
         device=pipeline.device,
     )
-    folder = check_folder(output)
+    folder = check_folder(output, FILES, NEEDED, "tuning")
     with progress("tuning", quiet=quiet) as report:
         curve = tuning.tune(
             pipeline.model,

@@ -1,66 +1,39 @@
-"""The demonstration: pool a held-out volume, translate it with every strategy, and measure each result."""
+"""The demonstration: pool a held-out volume, translate it with every strategy, measure and picture each."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.data import BASELINES, Box, Prepared, foreground_box, interpolate, prepare_conditions
-from scorefusion.degradations import Factor, block_edges, block_mean
-from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.evaluate.shared_start import SharedStart, plane_row, strategy_runs
-from scorefusion.io.nifti import Scan
-from scorefusion.metrics.image import power_spectrum_error, psnr, ssim
+from scorefusion.data import BASELINES, Box, interpolate
+from scorefusion.errors import ScoreFusionError
+from scorefusion.evaluate.cases import Case, as_array, coarser_affine, make_case
+from scorefusion.evaluate.output import aligned, write_text
+from scorefusion.evaluate.run import Work
+from scorefusion.evaluate.shared_start import SharedStart, first_rows, plane_row, strategy_runs
+from scorefusion.io.nifti import Scan, save_image
+from scorefusion.metrics import METRICS, Pair, measure, shown
 from scorefusion.models.config import ModelConfig, SamplingConfig
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.models.strategies import STRATEGIES
+from scorefusion.models.strategies import ALTERNATE, STRATEGIES
 from scorefusion.models.table import table_for
+from scorefusion.pipeline.figures import save_figure, side_by_side, try_to_write
 
 BOX = (80, 96, 96)
 """Default size (z, y, x) of the box that is translated, in voxels."""
 
-_LEAST = 8
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A volume with its truth, and the box of it that is translated.
-
-    Attributes:
-        name: the file, and how it was coarsened.
-        truth: float32 ``[1, 1, D, H, W]``, RAS order, the image's units: the whole volume.
-        pooled: ``[1, 1, D/rz, H/ry, W/rx]``, what is measured of it: the model's input.
-        prepared: what sampling needs, on the truth's grid.
-        box: the box.
-        affine: float64 ``[4, 4]``, (x, y, z) index of ``truth`` to millimetres.
-        factors: (z, y, x), by which ``pooled`` is coarser.
-    """
-
-    name: str
-    truth: Tensor
-    pooled: Tensor
-    prepared: Prepared
-    box: Box
-    affine: np.ndarray
-    factors: tuple[int, int, int]
-
-    @property
-    def data_range(self) -> float:
-        """White less black for PSNR and SSIM: greatest less least value of the whole true volume."""
-        return float(self.truth.max() - self.truth.min())
-
-    def to(self, device: torch.device) -> Case:
-        """The same case with all tensors on a device."""
-        truth, pooled = self.truth.to(device), self.pooled.to(device)
-        return replace(self, truth=truth, pooled=pooled, prepared=self.prepared.to(device))
+VOLUMES = ("truth.nii.gz", "input.nii.gz", "output.nii.gz")
+FILES = (*VOLUMES, "report.png", "table.txt", "table.json")
+NEEDED = ("matplotlib", "scipy.ndimage", "skimage.metrics")
+"""Optional packages that measure and draw."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +42,11 @@ class Row:
 
     Attributes:
         name: the method.
-        psnr: dB.
-        ssim: 1 is perfect.
-        spectrum: error of the radial power spectrum's upper half; 0 is perfect.
+        figures: metric to value, in the image's units.
     """
 
     name: str
-    psnr: float
-    ssim: float
-    spectrum: float
+    figures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -87,33 +56,28 @@ class Result:
     Attributes:
         rows: in the order they are printed.
         volumes: name to float32 ``[D, H, W]`` of the box, RAS order, the image's units; ``truth`` is one.
+        data_range: greatest less least value of the whole true volume, for PSNR and SSIM.
         steps: network evaluations of a sample.
         solver: its name.
     """
 
     rows: tuple[Row, ...]
     volumes: dict[str, np.ndarray]
+    data_range: float
     steps: int
     solver: str
 
 
-def make_case(
+def pooled_case(
     scan: Scan,
     config: ModelConfig,
     *,
     coarsen: int = 1,
     size: Sequence[int] = BOX,
     start: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Case:
-    """Pool a volume as the model expects its input, and choose the box.
-
-    Args:
-        scan: the volume; voxels beyond a whole number of blocks are left out.
-        config: the model; it takes one condition that is block-pooled.
-        coarsen: average blocks of this edge first: the truth is that many times coarser than ``scan``.
-        size: of the box (z, y, x), rounded down to what the model takes and what there is.
-        start: the box's first voxel (z, y, x) on the truth's grid, rounded down to a whole block; by default
-            the box is in the middle of the head.
+    """Pool a volume as the model expects its input, and choose the box; see :func:`.cases.make_case`.
 
     Raises:
         ScoreFusionError: for a model of another task, or numbers out of range.
@@ -124,44 +88,7 @@ def make_case(
             f"the demonstration pools one volume and restores it; model '{config.name}' has degradation "
             f"'{config.degradation.kind}' and {len(config.conditions)} conditions"
         )
-    if coarsen < 1 or min(size) < 1 or (start is not None and min(start) < 0):
-        raise ScoreFusionError(f"coarsen {coarsen}, box {tuple(size)} at {start}: a number is out of range")
-    factors = config.degradation.factors
-    block = math.lcm(*factors)
-    multiple = math.lcm(block, config.multiple)
-    volume = torch.from_numpy(scan.values)[None, None]
-    kept = [n // (coarsen * r) * coarsen * r for n, r in zip(volume.shape[2:], factors, strict=True)]
-    if min(kept) // coarsen < max(multiple, _LEAST):
-        shape = " × ".join(str(n) for n in scan.values.shape)
-        problem = f"has {shape} voxels, too few to coarsen {coarsen} times and to pool {block} times"
-        raise BadInput(scan.name, problem, "Give a larger volume.")
-    truth = block_mean(volume[:, :, : kept[0], : kept[1], : kept[2]], coarsen)
-    pooled = config.degradation.image(truth, seed=0)
-    prepared = prepare_conditions([pooled], config)
-    return Case(
-        name=f"{scan.name}{f' averaged over {coarsen}×{coarsen}×{coarsen} voxels' if coarsen > 1 else ''}",
-        truth=truth,
-        pooled=pooled,
-        prepared=prepared,
-        box=choose_box(prepared.condition, size, start, multiple, block),
-        affine=coarser_affine(scan.ras_affine, coarsen),
-        factors=factors,
-    )
-
-
-def coarser_affine(affine: np.ndarray, factor: Factor) -> np.ndarray:
-    """The affine of the grid whose voxels are blocks of ``affine``'s, of one edge or of edges (z, y, x)."""
-    edges = np.array(block_edges(factor)[::-1], dtype=np.float64)
-    step = np.diag([*edges, 1.0])
-    step[:3, 3] = (edges - 1.0) / 2.0
-    return affine @ step
-
-
-def box_affine(affine: np.ndarray, box: Box) -> np.ndarray:
-    """The affine of a box, given that of the whole volume in RAS order."""
-    step = np.eye(4)
-    step[:3, 3] = box.start[::-1]
-    return affine @ step
+    return make_case([scan], config, coarsen=coarsen, size=size, start=start, device=device)
 
 
 def run_demo(
@@ -171,13 +98,13 @@ def run_demo(
     sampling: SamplingConfig | None = None,
     steps: int | None = None,
     seed: int = 0,
-    callback: Progress | None = None,
+    callback: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Translate the box with every strategy of the model and every baseline, and measure them.
 
     Args:
-        model: in evaluation mode, on the device of ``case.prepared``.
-        case: from :func:`make_case`.
+        model: in evaluation mode, on the device of ``case``.
+        case: from :func:`pooled_case`.
         sampling: solver and noise levels; the model's own when None.
         steps: of the solver; those of ``sampling`` when None.
         seed: of the noise, the same for every strategy.
@@ -199,89 +126,136 @@ def run_demo(
         for run, _ in runs
         if not STRATEGIES[run.strategy].takes_planes
     ]
-    truth = _array(case.truth[box.index])
-    volumes = {"truth": truth}
+    volumes = {"truth": as_array(case.target[box.index])}
     for name in BASELINES:
-        volumes[name] = _array(
-            interpolate(case.pooled, name, case.factors, case.prepared.operator)[box.index]
-        )
+        fine = interpolate(case.measured, name, config.degradation.factors, case.prepared.operator)
+        volumes[name] = as_array(fine[box.index])
     sampler = SharedStart(model, case.prepared, box, seed)
-    done, total = 0, SharedStart.COST + sum(run.cost * (len(rows) - 1) for run, rows in runs)
-
-    def tell(cost: int, step: int, steps: int, x0: Tensor) -> None:
-        nonlocal done
-        work = cost if step > 1 else SharedStart.COST if done == 0 else 0
-        done += work
-        if callback is not None and work:
-            callback(done, total)
-
+    work = Work(callback, SharedStart.COST + sum(run.cost * (len(rows) - 1) for run, rows in runs))
     for run, rows in runs:
-        residual = sampler.draw(run, rows, partial(tell, run.cost))
-        fine = case.prepared.base[box.index] + config.residual.scale * residual
-        volumes[run.name] = _array(case.prepared.intensity.denormalise(fine))
-    return Result(_rows(volumes, truth, case.data_range), volumes, len(table), table.name)
+
+        def tell(step: int, steps: int, x0: Tensor, cost: int = run.cost) -> None:
+            work.add(cost if step > 1 else SharedStart.COST * (work.done == 0))
+
+        volumes[run.name] = case.intensity.denormalise(case.volume(sampler.draw(run, rows, tell)))
+    data_range = float(case.target.max() - case.target.min())
+    return Result(_rows(volumes, data_range), volumes, data_range, len(table), table.name)
 
 
-def _rows(volumes: dict[str, np.ndarray], truth: np.ndarray, data_range: float) -> tuple[Row, ...]:
+def _rows(volumes: dict[str, np.ndarray], data_range: float) -> tuple[Row, ...]:
     """Measure every volume but the truth; after the single planes comes their mean."""
-    rows: list[Row] = []
-    planes: list[Row] = []
+    rows: dict[str, dict[str, float]] = {}
     for name, volume in volumes.items():
         if name == "truth":
             continue
         if not np.isfinite(volume).all():
             raise ScoreFusionError(f"the result of '{name}' is not finite; compute in float32")
-        if planes and plane_row(name) != plane_row(planes[-1].name):
-            rows.append(_mean_row(plane_row(planes[-1].name), planes))
-            planes = []
-        row = Row(
-            name,
-            psnr(volume, truth, data_range),
-            ssim(volume, truth, data_range),
-            power_spectrum_error(volume, truth),
-        )
-        rows.append(row)
-        if plane_row(name):
-            planes.append(row)
-    if planes:
-        rows.append(_mean_row(plane_row(planes[-1].name), planes))
-    return tuple(rows)
+        figures = measure(Pair(volume, volumes["truth"], data_range), "demo")
+        rows[name] = {key: value for key, value in figures.items() if value is not None}
+        strategy = plane_row(name)
+        planes = [each for each in volumes if plane_row(each) == strategy]
+        if strategy and name == planes[-1]:
+            rows[strategy] = {key: float(np.mean([rows[p][key] for p in planes])) for key in rows[name]}
+    return tuple(Row(name, figures) for name, figures in rows.items())
 
 
-def _mean_row(name: str, rows: Sequence[Row]) -> Row:
-    columns = zip(*((row.psnr, row.ssim, row.spectrum) for row in rows), strict=True)
-    return Row(name, *(float(np.mean(column)) for column in columns))
+def table_text(rows: Sequence[Row]) -> str:
+    """The rows as aligned columns: name, PSNR in dB, SSIM, error of the power spectrum's upper half."""
+    metrics = [metric for metric in shown("demo") if any(metric.name in row.figures for row in rows)]
+    lines = [["", *(metric.head for metric in metrics)]]
+    for row in rows:
+        cells = [metric.format(row.figures[metric.name], narrow=True) for metric in metrics]
+        lines.append([row.name, *cells])
+    return aligned(lines, [-max(len(row.name) for row in rows), *(max(10, len(m.head) + 2) for m in metrics)])
 
 
-def _array(volume: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(volume[0, 0].float().cpu().numpy())
+def notes(case: Case, result: Result, *, model: str, seed: int) -> str:
+    """What the figures were measured on, in a few lines."""
+    z, y, x = ([a, b] for a, b in zip(case.box.start, case.box.stop, strict=True))
+    size = "×".join(str(n) for n in case.box.size)
+    whole = "×".join(str(n) for n in case.target.shape[2:])
+    voxel = "×".join(f"{length:g}" for length in np.round(case.spacing[::-1], 3))
+    pooled = "×".join(str(n) for n in case.config.degradation.factors)
+    return (
+        f"{case.file}: {voxel} mm voxels, pooled {pooled}, restored by {model}\n"
+        f"box of {size} voxels (z, y, x) of {whole}: z {z[0]}..{z[1]}, y {y[0]}..{y[1]}, x {x[0]}..{x[1]}\n"
+        f"PSNR and SSIM take white less black from the whole volume: {result.data_range:g}; "
+        "'single' is the mean of its planes\n"
+        f"sampled with {result.solver}, {result.steps} steps, seed {seed}; "
+        "one-step is one evaluation from pure noise\n"
+        "spectrum: mean |log10(power / true power)| over the upper half of the frequencies; 0 is perfect"
+    )
 
 
-def choose_box(
-    condition: Tensor, size: Sequence[int], start: Sequence[int] | None, multiple: int, block: int
-) -> Box:
-    """A box of about ``size``, aligned to blocks: at ``start``, or in the middle of the head.
+def write_results(
+    folder: Path, case: Case, result: Result, *, model: str, strategy: str, seed: int, seconds: float
+) -> str | None:
+    """Write truth, input and output, the table as text and JSON, and the picture.
 
     Args:
-        condition: normalised ``[1, C, D, H, W]``.
-        size: (z, y, x), rounded down to ``multiple`` and to what there is.
-        start: the box's first voxel, rounded down to ``block``.
-        multiple: of the box's size.
-        block: of the box's first voxel.
+        folder: from :func:`~scorefusion.evaluate.output.check_folder`.
+        case: the volume.
+        result: what came out.
+        model: its name.
+        strategy: whose result is ``output.nii.gz`` (for ``single``, of the first plane).
+        seed: of the noise.
+        seconds: what the whole took.
+
+    Returns:
+        Why the picture could not be drawn, which is last; None if it was.
 
     Raises:
-        ScoreFusionError: if the box would be too small.
+        BadInput: if another file cannot be written.
     """
-    whole = condition.shape[2:]
-    size = [min(n, most) // multiple * multiple for n, most in zip(size, whole, strict=True)]
-    if min(size) < max(multiple, _LEAST):
-        least = f"at least {max(multiple, _LEAST)} voxels along each axis"
-        raise ScoreFusionError(f"a box needs {least}, and no more than the volume has; got {tuple(size)}")
-    if start is None:
-        head = foreground_box(condition, margin=0)
-        start = [(a + b - n) // 2 for a, b, n in zip(head.start, head.stop, size, strict=True)]
-    first = [
-        max(0, min(at, most - n)) // block * block for at, most, n in zip(start, whole, size, strict=True)
-    ]
-    last = [at + n for at, n in zip(first, size, strict=True)]
-    return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
+    factors = case.config.degradation.factors
+    fine = box_affine(case.affine, case.box)
+    pooled = as_array(case.measured[case.box.coarser(factors).index])
+    output = next(volume for name, volume in result.volumes.items() if name.split(" ")[0] == strategy)
+    volumes = ((result.volumes["truth"], fine), (pooled, coarser_affine(fine, factors)), (output, fine))
+    for name, (volume, affine) in zip(VOLUMES, volumes, strict=True):
+        image = nib.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine)
+        image.header.set_xyzt_units("mm")
+        save_image(image, folder / name)
+    content = {
+        "data": case.file,
+        "model": model,
+        "output": strategy,
+        "box": {"start": case.box.start, "stop": case.box.stop, "whole": list(case.target.shape[2:])},
+        "data_range": result.data_range,
+        "solver": result.solver,
+        "steps": result.steps,
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "rows": [{"name": row.name, **row.figures} for row in result.rows],
+    }
+    text = f"{table_text(result.rows)}\n\n{notes(case, result, model=model, seed=seed)}\n"
+    write_text(folder / "table.txt", text)
+    write_text(folder / "table.json", json.dumps(content, indent=2) + "\n")
+    picture = folder / "report.png"
+    return try_to_write(picture, lambda: save_figure(report_figure(case, result), picture))
+
+
+def report_figure(case: Case, result: Result) -> Any:
+    """Three planes, a zoom of the axial one, and its error, of a few baselines and strategies.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    pictured = ("nearest", "trilinear+consistency", *first_rows(), "truth")
+    names = [name for name in pictured if name in result.volumes and name != ALTERNATE.name]
+    labels = {name: name for name in names} | {"nearest": "input (nearest)"}
+    psnr = METRICS["psnr"]
+    scores = {
+        labels[row.name]: f"{psnr.format(row.figures['psnr'])} {psnr.unit}"
+        for row in result.rows
+        if row.name in labels
+    }
+    volumes = {label: result.volumes[name] for name, label in labels.items()}
+    return side_by_side(volumes, case.spacing, result.data_range, scores)
+
+
+def box_affine(affine: np.ndarray, box: Box) -> np.ndarray:
+    """The affine of a box, given that of the whole volume in RAS order."""
+    step = np.eye(4)
+    step[:3, 3] = box.start[::-1]
+    return affine @ step

@@ -1,7 +1,7 @@
-"""How well a model denoises, strategy by strategy and noise level by noise level.
+"""The denoising error of each strategy at each noise level.
 
-This is the figure that shows fusion working: a better denoiser draws sharper samples, and sharper samples
-cost PSNR, so the PSNR of a sample hides what the denoising error shows.
+It shows what fusing gains, where the PSNR of a sample hides it: a better denoiser draws sharper samples, and
+sharpness costs PSNR.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scorefusion.diffusion.level import NoiseLevel, add_noise, prediction_coefficients
 from scorefusion.diffusion.schedule import sigma_to_abar
+from scorefusion.evaluate.output import grid
 from scorefusion.models.score_fusion import ScoreFusion, no_scores
 from scorefusion.models.strategies import AVERAGE, PAPER_ORDER, SINGLE, STRATEGIES, strategies_of
 from scorefusion.ops.fuse_scores import fuse_scores
@@ -29,7 +30,7 @@ class DenoisingErrors:
 
     Attributes:
         sigmas: noise levels, sqrt((1 - abar) / abar), with the residual's unit the model's.
-        errors: for each strategy one number a level; ``single`` is the mean over the planes.
+        errors: for each strategy one number per level; ``single`` is the mean over the planes.
     """
 
     sigmas: tuple[float, ...]
@@ -40,14 +41,12 @@ class DenoisingErrors:
         return float(np.exp(np.mean(np.log(np.array(self.errors[strategy]) / np.array(self.errors[other])))))
 
     def table(self) -> str:
-        """Markdown: a row a strategy, a column a level, and the ratios of the geometric means."""
-        rows = ["| sigma | " + " | ".join(f"{sigma:g}" for sigma in self.sigmas) + " |"]
-        rows.append("| --- " * (len(self.sigmas) + 1) + "|")
-        for name, values in self.errors.items():
-            rows.append(f"| {name} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
+        """Markdown with one row per strategy, one column per noise level, and ratios of geometric means."""
+        rows = [[name, *(f"{value:.4f}" for value in values)] for name, values in self.errors.items()]
+        table = grid(["sigma", *(f"{sigma:g}" for sigma in self.sigmas)], rows)
         order = [name for name in PAPER_ORDER if name in self.errors]
         ratios = [f"{b} / {a}: {self.ratio(b, a):.3f}" for a, b in zip(order, order[1:], strict=False)]
-        return "\n".join([*rows, "", "geometric means: " + ", ".join(ratios)])
+        return f"{table}\n\ngeometric means: {', '.join(ratios)}"
 
 
 @torch.no_grad()
@@ -62,7 +61,7 @@ def denoising_errors(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> DenoisingErrors:
-    """Add noise to a known residual at each level, and see how far from it every strategy lands.
+    """Return the squared error of every strategy's estimate of a known residual at each noise level.
 
     Args:
         model: of any strategies; those it was trained for are measured, and every branch by itself.

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
 
-from scorefusion.data import BASELINES
+import numpy as np
+import torch
+
+from scorefusion.data import BASELINES, interpolate
 from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError, unknown_name
-from scorefusion.evaluate.known_truth import makes_its_input
+from scorefusion.evaluate.cases import Case, as_array, makes_its_input
 from scorefusion.evaluate.shared_start import StrategyRun, strategy_runs
 from scorefusion.models.config import ModelConfig, SamplingConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.strategies import AVERAGE, STRATEGIES, require_strategy, strategies_of
 from scorefusion.models.table import table_for
+from scorefusion.pipeline import Pipeline
 
 Kind = Literal["baseline", "sample", "one-step"]
+
+REGRESSION = "intensity regression"
+DEGREE = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,19 +37,26 @@ class Contender:
         model: in evaluation mode, on its device.
         strategies: which of its strategies make rows.
         sampling: solver and noise levels.
-        digest: of its weights and configuration.
     """
 
     name: str
     model: ScoreFusion
     strategies: tuple[str, ...]
     sampling: SamplingConfig
-    digest: str
 
     @property
     def config(self) -> ModelConfig:
         """The model's description."""
         return self.model.config
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights, their dtype, and what of the configuration they are used by."""
+        digest = hashlib.sha256(self.config.model_dump_json(exclude={"sampling", "name"}).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def table(self, steps: int | None = None) -> Table:
         """The solver's table."""
@@ -64,23 +80,100 @@ class Method:
     contender: Contender | None = None
     run: StrategyRun | None = None
     sampled: str | None = None
-    _tables: dict[str, Table] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def table(self) -> Table:
         """The solver's table."""
         assert self.contender is not None
-        if "own" not in self._tables:
-            self._tables["own"] = self.contender.table(1 if self.kind == "one-step" else None)
-        return self._tables["own"]
+        return self.contender.table(1 if self.kind == "one-step" else None)
 
 
-def check_contender(contender: Contender, main: ModelConfig) -> None:
-    """See that another model does the same task, from the same conditions or some of them.
+def other_sampling(
+    config: ModelConfig, solver: str | None, steps: int | None, levels: Mapping[str, float | None]
+) -> SamplingConfig:
+    """The model's sampling, changed where something is given; another solver takes no eta or spread.
+
+    Args:
+        config: the model.
+        solver: its name.
+        steps: of the solver.
+        levels: ``sigma_min``, ``sigma_max`` and ``rho``.
 
     Raises:
-        ScoreFusionError: naming what differs.
+        ScoreFusionError: for noise levels of a model whose schedule is fixed.
     """
+    changes: dict[str, Any] = {} if solver is None else {"solver": solver, "eta": None, "spread": None}
+    changes |= {} if steps is None else {"steps": steps}
+    given = {name: value for name, value in levels.items() if value is not None}
+    if given and config.sampling.schedule != "karras":
+        raise ScoreFusionError(
+            f"--{next(iter(given)).replace('_', '-')} is for the karras schedule; model '{config.name}' has "
+            f"'{config.sampling.schedule}'"
+        )
+    return config.sampling.model_copy(update=changes | given)
+
+
+def load_main(
+    model: str,
+    strategies: str | None,
+    *,
+    solver: str | None = None,
+    steps: int | None = None,
+    levels: Mapping[str, float | None] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Contender:
+    """Load the model that is evaluated.
+
+    Args:
+        model: a bundled model's name, or a folder.
+        strategies: names with commas between them; all of the model's when None.
+        solver: in place of the model's own; without eta and spread.
+        steps: in place of the model's own.
+        levels: ``sigma_min``, ``sigma_max`` and ``rho`` in place of the model's own.
+        device: as :class:`~scorefusion.pipeline.pipeline.Pipeline` takes it.
+        dtype: likewise.
+
+    Raises:
+        ScoreFusionError: for unknown names or numbers out of range.
+    """
+    pipeline = Pipeline(model, device=device, dtype=dtype)
+    config = pipeline.config
+    sampling = other_sampling(config, solver, steps, levels or {})
+    main = Contender("", pipeline.model, choose_strategies(strategies, config), sampling)
+    main.table()
+    return main
+
+
+def load_other(text: str, main: Contender, *, device: str = "auto", dtype: str = "auto") -> Contender:
+    """Load what ``NAME=MODEL`` or ``NAME=MODEL:STRATEGY`` says.
+
+    It is sampled as the main model is (solver, steps, noise levels), where both have the same kind of
+    schedule; else as it says itself. Without a strategy it is its own.
+
+    Raises:
+        ScoreFusionError: for another form, an unknown name, or a model of another task.
+    """
+    name, equals, place = text.partition("=")
+    if not (name.strip() and equals and place):
+        raise ScoreFusionError(f"--against needs NAME=MODEL or NAME=MODEL:STRATEGY, got '{text}'")
+    folder, colon, strategy = place.rpartition(":")
+    if not colon or strategy not in STRATEGIES:
+        folder, strategy = place, ""
+    pipeline = Pipeline(folder, device=device, dtype=dtype)
+    config, sampling = pipeline.config, pipeline.config.sampling
+    strategy = require_strategy(strategy or own_strategy(config), config).name
+    if sampling.schedule == main.sampling.schedule:
+        shared = ("solver", "steps", "sigma_max", "sigma_min", "rho", "eta", "spread")
+        sampling = sampling.model_copy(update={key: getattr(main.sampling, key) for key in shared})
+    other = Contender(name.strip(), pipeline.model, (strategy,), sampling)
+    _check_task(other, main.config)
+    other.table()
+    return other
+
+
+def _check_task(contender: Contender, main: ModelConfig) -> None:
+    """Check that another model does the same task, from the same conditions or some of them."""
     config = contender.config
     unknown = [name for name in config.conditions if name not in main.conditions]
     if config.target != main.target or unknown:
@@ -88,12 +181,11 @@ def check_contender(contender: Contender, main: ModelConfig) -> None:
             f"--against {contender.name}: makes {config.target} of {', '.join(config.conditions)}; "
             f"'{main.name}' makes {main.target} of {', '.join(main.conditions)}"
         )
-    shared = [name for name in config.conditions if name == main.conditions[0]]
     same = config.degradation == main.degradation and makes_its_input(config) == makes_its_input(main)
-    if shared and not same:
+    if main.conditions[0] in config.conditions and not same:
         raise ScoreFusionError(
-            f"--against {contender.name}: its {shared[0]} is degraded by {config.degradation.model_dump()}, "
-            f"that of '{main.name}' by {main.degradation.model_dump()}"
+            f"--against {contender.name}: its {main.conditions[0]} is degraded by "
+            f"{config.degradation.model_dump()}, that of '{main.name}' by {main.degradation.model_dump()}"
         )
 
 
@@ -101,6 +193,10 @@ def own_strategy(config: ModelConfig) -> str:
     """The strategy a model is sampled with by default; the last it was trained for, if not for that."""
     trained = [name for name in strategies_of(config) if name in config.strategies]
     return config.sampling.strategy if config.sampling.strategy in trained else trained[-1]
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def choose_strategies(text: str | None, config: ModelConfig) -> tuple[str, ...]:
@@ -111,8 +207,42 @@ def choose_strategies(text: str | None, config: ModelConfig) -> tuple[str, ...]:
     """
     if text is None:
         return strategies_of(config)
-    names = [part.strip() for part in text.split(",")]
-    return tuple(dict.fromkeys(require_strategy(name, config).name for name in names))
+    return tuple(dict.fromkeys(require_strategy(name, config).name for name in _names(text)))
+
+
+def rows_of(main: Contender, others: Sequence[Contender], without_consistency: str | None) -> list[Method]:
+    """The rows of all models, each of a name of its own.
+
+    Args:
+        main: the model that is evaluated.
+        others: those beside it.
+        without_consistency: strategies that are also sampled without projection, with commas between them;
+            the model's own when None, no one for ``none``.
+
+    Raises:
+        ScoreFusionError: for a strategy without a row, or two rows of one name.
+    """
+    if without_consistency is None:
+        ablated: tuple[str, ...] = (own_strategy(main.config),)
+    else:
+        ablated = () if without_consistency == "none" else choose_strategies(without_consistency, main.config)
+    methods = model_methods(main, without_consistency=ablated)
+    for other in others:
+        methods += model_methods(other)
+    check_names(methods)
+    return methods
+
+
+def check_names(methods: Sequence[Method]) -> None:
+    """Check that every row has a name of its own.
+
+    Raises:
+        ScoreFusionError: for a name that occurs twice.
+    """
+    names = [method.name for method in methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise ScoreFusionError(f"two rows are called '{name}'; choose another name for --against")
 
 
 def model_methods(contender: Contender, *, without_consistency: Sequence[str] = ()) -> list[Method]:
@@ -123,24 +253,22 @@ def model_methods(contender: Contender, *, without_consistency: Sequence[str] = 
         without_consistency: strategies that are also sampled without projecting each step onto what was
             measured; ignored for a model that measures nothing.
     """
-    config, found = contender.config, []
+    config = contender.config
     runs = [run for run in strategy_runs(config) if run.strategy in contender.strategies]
     if not contender.name:
         runs = [each for run in runs for each in (run, *_by_condition(run, config))]
-    full = [Method(_named(contender, run.name), "sample", contender, run) for run in runs]
-    found += full
-    if config.degradation.measures:
-        for method in full:
-            if method.run and method.run.strategy in without_consistency and not method.run.branches:
-                name = f"{method.name} without consistency"
-                found.append(Method(name, "sample", contender, replace(method.run, consistent=False)))
+    full = [Method(_row_name(contender, run.name), "sample", contender, run) for run in runs]
+    rows = list(full)
+    for method in full if config.degradation.measures else ():
+        if method.run and method.run.strategy in without_consistency and not method.run.branches:
+            name, run = f"{method.name} without consistency", replace(method.run, consistent=False)
+            rows.append(Method(name, "sample", contender, run))
     for method in full:
         # A single evaluation from pure noise is the posterior mean.
         if method.run and not STRATEGIES[method.run.strategy].takes_planes and len(method.table) > 1:
-            found.append(
-                Method(f"one-step {method.name}", "one-step", contender, method.run, sampled=method.name)
-            )
-    return found
+            name = f"one-step {method.name}"
+            rows.append(Method(name, "one-step", contender, method.run, sampled=method.name))
+    return rows
 
 
 def _by_condition(run: StrategyRun, config: ModelConfig) -> list[StrategyRun]:
@@ -148,44 +276,19 @@ def _by_condition(run: StrategyRun, config: ModelConfig) -> list[StrategyRun]:
     seen = dict.fromkeys(branch.conditions for branch in config.branches)
     if run.strategy != AVERAGE.name or len(seen) < 2:
         return []
-    found = []
+    runs = []
     for conditions in seen:
         chosen = tuple(k for k, branch in enumerate(config.branches) if branch.conditions == conditions)
         name = f"{AVERAGE} [{'+'.join(config.conditions[k] for k in conditions)}]"
-        found.append(StrategyRun(name, AVERAGE.name, None, len(chosen), branches=chosen))
-    return found
+        runs.append(StrategyRun(name, AVERAGE.name, None, len(chosen), branches=chosen))
+    return runs
 
 
-def baseline_names(config: ModelConfig, *, fitted: bool = False) -> tuple[str, ...]:
-    """The baselines of a model's task.
-
-    Args:
-        config: the model.
-        fitted: whether there are subjects to fit a regression of intensities on.
-    """
-    degradation = config.degradation
-    if degradation.coarse:
-        return BASELINES if degradation.inverse_is_nearest else (*BASELINES, "pseudo-inverse")
-    if degradation.measures:
-        return ("pseudo-inverse",)
-    return ("input", "intensity regression") if fitted else ("input",)
-
-
-def choose_baselines(text: str | None, config: ModelConfig, *, fitted: bool = False) -> list[Method]:
-    """Read names with commas between them; all baselines of the task when None, none for ``none``.
-
-    Raises:
-        ScoreFusionError: for a name that is no baseline of the model's task.
-    """
-    valid = baseline_names(config, fitted=fitted)
-    if text is None:
-        names: Sequence[str] = valid
-    else:
-        names = [] if text == "none" else [part.strip() for part in text.split(",")]
-    for name in names:
-        if name not in valid:
-            raise unknown_name("baseline", name, (*valid, "none"))
-    return [Method(name, "baseline") for name in dict.fromkeys(names)]
+def _row_name(contender: Contender, name: str) -> str:
+    """The strategy's for the main model; else the contender's, with the strategy where it is needed."""
+    if contender.name and len(contender.strategies) == 1 and name in contender.strategies:
+        return contender.name
+    return f"{contender.name} {name}".strip()
 
 
 def choose_rows(text: str | None, methods: Sequence[Method], own: str) -> list[Method]:
@@ -198,35 +301,106 @@ def choose_rows(text: str | None, methods: Sequence[Method], own: str) -> list[M
     if text == "none":
         return []
     if text is None:
-        sampled = [method.name for method in methods if method.kind == "sample"]
-        names = [own] if own in valid else sampled[-1:]
+        names = [own] if own in valid else [m.name for m in methods if m.kind == "sample"][-1:]
     else:
-        names = [name.strip() for name in text.split(",")]
+        names = _names(text)
     for name in names:
         if name not in valid:
             raise unknown_name("row", name, (*valid, "none"))
     return [method for method in methods if method.name in names]
 
 
-def check_names(methods: Sequence[Method]) -> None:
-    """See that every row has a name of its own.
+def baseline_names(config: ModelConfig, *, fitted: bool = False) -> tuple[str, ...]:
+    """The baselines of a model's task; ``fitted`` if there are subjects to fit a regression on."""
+    degradation = config.degradation
+    if not degradation.measures:
+        return ("input", REGRESSION) if fitted else ("input",)
+    inverse = () if degradation.inverse_is_nearest else ("pseudo-inverse",)
+    return (*(BASELINES if degradation.coarse else ()), *inverse)
+
+
+def choose_baselines(text: str | None, config: ModelConfig, *, fitted: bool = False) -> list[Method]:
+    """Read names with commas between them; all baselines of the task when None, none for ``none``.
 
     Raises:
-        ScoreFusionError: for a name that occurs twice.
+        ScoreFusionError: for a name that is no baseline of the model's task.
     """
-    seen: set[str] = set()
-    for method in methods:
-        if method.name in seen:
-            raise ScoreFusionError(f"two rows are called '{method.name}'; choose another name for --against")
-        seen.add(method.name)
+    valid = baseline_names(config, fitted=fitted)
+    names = valid if text is None else [] if text == "none" else _names(text)
+    for name in names:
+        if name not in valid:
+            raise unknown_name("baseline", name, (*valid, "none"))
+    return [Method(name, "baseline") for name in dict.fromkeys(names)]
 
 
-def _named(contender: Contender, name: str) -> str:
-    """A row's name: the strategy's for the main model; else the contender's, with the strategy if needed."""
-    if not contender.name:
-        return name
-    return (
-        contender.name
-        if len(contender.strategies) == 1 and name in contender.strategies
-        else f"{contender.name} {name}"
-    )
+def baseline_volume(name: str, case: Case, regression: Regression | None = None) -> np.ndarray:
+    """A baseline's result.
+
+    Args:
+        name: one of :func:`baseline_names`.
+        case: the subject.
+        regression: for the baseline of that name.
+
+    Returns:
+        float32 ``[d, h, w]`` of the box, normalised.
+    """
+    degradation = case.config.degradation
+    if name in (*BASELINES, "pseudo-inverse") and degradation.coarse:
+        given = case.measured.float()
+        fine = interpolate(given, name, degradation.factors, case.prepared.operator)
+        return as_array(case.intensity.normalise(fine)[case.box.index])
+    if name == REGRESSION:
+        assert regression is not None
+        return regression(_conditions(case))
+    # What the pseudo-inverse makes of a measurement, or an input that is not degraded.
+    return as_array(case.prepared.condition[:, :1][case.box.index])
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """The target's intensity as a polynomial of the conditions', the same everywhere.
+
+    Attributes:
+        weights: float64 ``[1 + DEGREE · C]``: a constant, then for each condition its powers 1, 2, 3.
+    """
+
+    weights: np.ndarray
+
+    @classmethod
+    def fit(cls, cases: Iterable[Case]) -> Regression:
+        """Fit by least squares over all voxels of the boxes of a training set.
+
+        Raises:
+            ScoreFusionError: for no case.
+        """
+        square, product, count = 0.0, 0.0, 0
+        for case in cases:
+            terms = _terms(_conditions(case))
+            square = square + terms.T @ terms
+            product = product + terms.T @ case.truth.ravel().astype(np.float64)
+            count += 1
+        if not count:
+            raise ScoreFusionError("a regression of intensities needs at least one subject")
+        weights, *_ = np.linalg.lstsq(np.asarray(square), np.asarray(product), rcond=None)
+        return cls(weights)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        return hashlib.sha256(self.weights.tobytes()).hexdigest()
+
+    def __call__(self, conditions: np.ndarray) -> np.ndarray:
+        """Predict a normalised volume ``[d, h, w]`` from conditions ``[C, d, h, w]``."""
+        return (_terms(conditions) @ self.weights).reshape(conditions.shape[1:]).astype(np.float32)
+
+
+def _conditions(case: Case) -> np.ndarray:
+    """The conditions ``[C, d, h, w]`` of the box, normalised."""
+    return case.prepared.condition[case.box.index][0].float().cpu().numpy()
+
+
+def _terms(conditions: np.ndarray) -> np.ndarray:
+    """``[N, 1 + DEGREE · C]`` of conditions ``[C, d, h, w]`` of N voxels."""
+    rows = conditions.reshape(len(conditions), -1).astype(np.float64)
+    powers = [values**n for values in rows for n in range(1, DEGREE + 1)]
+    return np.stack([np.ones(rows.shape[1]), *powers], axis=1)

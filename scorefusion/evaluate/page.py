@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from scorefusion.evaluate import pictures, table
+from scorefusion.evaluate import pictures
 from scorefusion.evaluate.run import Results
 from scorefusion.evaluate.shared_start import plane_row
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary
+from scorefusion.evaluate.table import Table
 from scorefusion.io.pages import data_url, render
+from scorefusion.metrics import METRICS
 from scorefusion.pipeline.figures import side_by_side
-
-Table = tuple[list[str], list[list[str]]]
 
 
 def report_page(
@@ -26,26 +26,19 @@ def report_page(
     head: str,
     title: str,
     notes: Sequence[str],
-    segmentation: Table | None,
+    tables: Sequence[Table],
 ) -> str:
     """Return one HTML page that refers to nothing outside itself; see :func:`.report.write_report`."""
     rows = pictures.columns_of([line.name for line in summary.lines], summary.main)
-    columns = (*table.set_columns(summary), *table.REALISM, *table.COST)
-    costs, by_row = table.measured(summary, columns, head, flop=True), pictures.figures_by_row(summary)
-    sections: list[dict[str, Any]] = [
-        {"title": "How close to the truth", "table": table.measured(summary, table.CLOSENESS, head)},
-        {"title": "How much like true volumes, and at what cost", "table": costs, "image": _image(by_row)},
-    ]
-    if segmentation is not None:
-        sections.append({"title": "Dice of a segmenter", "table": segmentation})
-    if summary.order:
-        sections.append({"title": "The paper's order", "table": table.tested(summary.order, head)})
-    if summary.against:
-        differences = table.tested(summary.against, head)
-        sections.append({"title": f"Every row less {summary.main}", "table": differences})
-    if summary.denoising:
-        curves, errors = _image(pictures.denoising_curves(summary)), table.denoising(summary, head)
-        sections.append({"title": "Denoising error by noise level", "table": errors, "image": curves})
+    images = {
+        "How much like true volumes, and at what cost": pictures.figures_by_row,
+        "Denoising error by noise level": pictures.denoising_curves,
+    }
+    sections: list[dict[str, Any]] = []
+    for heading, titles, lines in tables:
+        sections.append({"title": heading, "table": (titles, lines)})
+        if heading in images:
+            sections[-1]["image"] = _image(images[heading](summary))
     sections.append({"title": "By spatial frequency", "image": _image(pictures.spectra(summary, rows))})
     for label, number in chosen_subjects(summary, results):
         case, image = results.cases[number], _image(_subject_picture(results, number, store, rows))
@@ -73,9 +66,9 @@ def _belongs(name: str, main: str) -> bool:
 
 def _subject_picture(results: Results, number: int, store: Store, rows: Sequence[str]) -> Any:
     keys, case, record = results.keys[number], results.cases[number], results.records[number]
-    names = [name for name in rows if name in record]
+    names, psnr = [name for name in rows if name in record], METRICS["psnr"]
     volumes = {name: store.volume(keys[name]) for name in (*names, "truth")}
-    scores = {name: f"{record[name]['psnr']:.2f} dB" for name in names}
+    scores = {name: f"{psnr.format(record[name]['psnr'])} {psnr.unit}" for name in names}
     z, y, x = case["spacing"]
     return side_by_side(volumes, (z, y, x), case["data_range"], scores)
 

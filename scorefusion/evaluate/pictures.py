@@ -9,8 +9,8 @@ import numpy as np
 
 from scorefusion.evaluate.denoise_error import SIGMAS
 from scorefusion.evaluate.shared_start import first_rows, plane_row
-from scorefusion.evaluate.statistics import Estimate
 from scorefusion.evaluate.summary import Summary
+from scorefusion.metrics import shown
 from scorefusion.models.strategies import ALTERNATE, AVERAGE
 from scorefusion.optional import need
 
@@ -31,18 +31,19 @@ def columns_of(rows: Sequence[str], main: str) -> list[str]:
 
 
 def figures_by_row(summary: Summary) -> Any:
-    """PSNR, its difference from the main row, SSIM, spectrum error, and bars of the first distance of sets.
+    """Metrics shown with intervals, PSNR's difference from the main row, bars of the first set distance.
 
     A dot is a person, the bar reaches from quartile to quartile, the tick is the median.
     """
     sets = next((name for line in summary.lines for name in line.sets), None)
     values = summary.values
     panels = [
-        ("PSNR, dB", {name: np.array(each["psnr"]) for name, each in values.items()}),
-        ("SSIM", {name: np.array(each["ssim"]) for name, each in values.items()}),
-        ("spectrum error", {name: np.array(each["spectrum"]) for name, each in values.items()}),
+        (metric.label, {name: np.array(each[metric.name]) for name, each in values.items()})
+        for metric in shown("intervals")
+        if all(metric.name in each for each in values.values())
     ]
-    apart = {name: each - panels[0][1][summary.main] for name, each in panels[0][1].items()}
+    close = {name: np.array(each["psnr"]) for name, each in values.items()}
+    apart = {name: each - close[summary.main] for name, each in close.items()}
     panels.insert(1, (f"PSNR less {summary.main}'s, dB", apart))
     names = [line.name for line in summary.lines]
     height = 0.9 + 0.24 * len(names)
@@ -57,15 +58,18 @@ def figures_by_row(summary: Summary) -> Any:
             axis.plot(numbers[name], [place] * len(numbers[name]), ".", color=colour, markersize=3)
             axis.plot(middle, place, "|", color="black", markersize=9, markeredgewidth=1.5)
         axis.set_xlabel(label)
-    close = [apart[line.name] for line in summary.lines if line.kind != "baseline"]
-    if close:  # Baselines may lie beyond the edge.
-        low, high = float(np.min(close)), float(np.max(close))
+    sampled = [apart[line.name] for line in summary.lines if line.kind != "baseline"]
+    if sampled:  # Baselines may lie beyond the edge.
+        low, high = float(np.min(sampled)), float(np.max(sampled))
         margin = 0.05 * (high - low) or 0.1
         axes[1].set_xlim(low - margin, high + margin)
     if sets is not None:
         estimates = [line.sets[sets] for line in summary.lines]
         axes[-1].barh(places, [each.mean for each in estimates], color=colours, height=0.6)
-        _whiskers(axes[-1], places, estimates)
+        for place, each in zip(places, estimates, strict=True):
+            if np.isfinite(each.low):
+                ends = [max(each.low, 0.0), each.high]
+                axes[-1].plot(ends, [place, place], color="black", linewidth=0.8)
         axes[-1].set_xlabel(sets.replace("fid", "FID,"))
     axes[0].set_yticks(places, labels=names, fontsize=8)
     for axis in axes:
@@ -73,41 +77,39 @@ def figures_by_row(summary: Summary) -> Any:
     return figure
 
 
-def _whiskers(axis: Any, places: np.ndarray, estimates: Sequence[Estimate]) -> None:
-    for place, each in zip(places, estimates, strict=True):
-        if np.isfinite(each.low):
-            axis.plot([max(each.low, 0.0), each.high], [place, place], color="black", linewidth=0.8)
-
-
 def spectra(summary: Summary, rows: Sequence[str]) -> Any:
     """Power ratio and Fourier shell correlation by spatial frequency."""
-    figure = need("matplotlib.figure", "a figure").Figure(figsize=(12, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, left, right = _two_panels("spatial frequency, cycles per voxel")
     for name in rows:
         frequency, ratio, correlation = summary.bands[name]
         left.plot(frequency, ratio, linewidth=1.3, label=name)
         right.plot(frequency, correlation, linewidth=1.3, label=name)
     left.axhline(0.0, color="black", linewidth=0.6)
-    left.set(xlabel="spatial frequency, cycles a voxel", ylabel="log10(power / true power)")
-    right.set(
-        xlabel="spatial frequency, cycles a voxel", ylabel="Fourier shell correlation", ylim=(-0.05, 1.05)
-    )
+    left.set(ylabel="log10(power / true power)")
+    right.set(ylabel="Fourier shell correlation", ylim=(-0.05, 1.05))
     right.legend(fontsize=7)
     return figure
 
 
 def denoising_curves(summary: Summary) -> Any:
     """Squared error of the denoised residual against noise level, and over that of the average."""
-    figure = need("matplotlib.figure", "a figure").Figure(figsize=(12, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, left, right = _two_panels("noise level sigma")
     names = [name for name in summary.denoising if not plane_row(name)]
     base = summary.denoising.get(AVERAGE.name) or next(iter(summary.denoising.values()))
     for name in names:
         values = summary.denoising[name]
         left.loglog(SIGMAS, values, marker="o", markersize=3, linewidth=1.3, label=name)
         right.semilogx(SIGMAS, np.divide(values, base), marker="o", markersize=3, linewidth=1.3, label=name)
-    left.set(xlabel="noise level sigma", ylabel="mean squared error of the residual")
-    right.set(xlabel="noise level sigma", ylabel="the same over the average's")
+    left.set(ylabel="mean squared error of the residual")
+    right.set(ylabel="the same over the average's")
     right.axhline(1.0, color="black", linewidth=0.6)
     right.legend(fontsize=7)
     return figure
+
+
+def _two_panels(xlabel: str) -> tuple[Any, Any, Any]:
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=(12, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis in (left, right):
+        axis.set_xlabel(xlabel)
+    return figure, left, right

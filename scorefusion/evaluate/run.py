@@ -9,26 +9,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from scorefusion.data import Intensity, Prepared, Subject
+from scorefusion.data import Subject
 from scorefusion.engine.planning.forecast import forecast
 from scorefusion.engine.planning.plan import plan
-from scorefusion.evaluate.baselines import Regression, baseline_volume
-from scorefusion.evaluate.case import Case, Where, read_case
+from scorefusion.errors import ScoreFusionError
+from scorefusion.evaluate.cases import Case, Where, read_case
 from scorefusion.evaluate.denoise_error import SIGMAS, denoising_errors
-from scorefusion.evaluate.measure import VERSION, measure
-from scorefusion.evaluate.methods import Contender, Method
+from scorefusion.evaluate.methods import Contender, Method, Regression, baseline_volume
 from scorefusion.evaluate.shared_start import SharedStart
 from scorefusion.evaluate.store import Store
-from scorefusion.models.config import ModelConfig
-from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.metrics import METRICS
+from scorefusion.metrics import measure as measure_pair
 from scorefusion.pipeline.sample import missing_voxels
 
 Progress = Callable[[int, int], None]
 
 DENOISE_COST = 4 * len(SIGMAS)
+
+VERSION = 3
+"""Goes up when a figure's definition changes: stored results are then measured again."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Results:
         records: for each subject, row name to its figures.
         keys: for each subject, row name (and ``truth``, ``labels``) to the stored volume.
         denoising: for each subject, contender name to strategy to errors by noise level.
-        flop: row name to floating-point operations a volume, in the mean over subjects.
+        flop: row name to floating-point operations per volume, in the mean over subjects.
     """
 
     subjects: tuple[Subject, ...]
@@ -65,6 +66,48 @@ class Results:
     keys: tuple[dict[str, str], ...]
     denoising: tuple[dict[str, dict[str, list[float]]], ...]
     flop: Mapping[str, float]
+
+    @property
+    def persons(self) -> list[str]:
+        """The person of each subject."""
+        return [str(case["person"]) for case in self.cases]
+
+
+class Work:
+    """Counts work done for a progress callback ``(done, total)``."""
+
+    def __init__(self, callback: Progress | None, total: int) -> None:
+        self.callback, self.total, self.done = callback, total, 0
+
+    def add(self, cost: int = 1) -> None:
+        """Count work of a cost."""
+        self.done += cost
+        if self.callback is not None and cost:
+            self.callback(min(self.done, self.total), self.total)
+
+
+class Clock:
+    """Times the evaluations of one sample, of which the first may be shared with other samples.
+
+    Args:
+        done: called with the number of each evaluation, from 1.
+    """
+
+    def __init__(self, done: Callable[[int], None] | None = None) -> None:
+        self.done, self.ticks = done, [time.perf_counter()]
+
+    def __call__(self, step: int, steps: int, x0: Tensor) -> None:
+        """An evaluation is done."""
+        # A device computes on after the call returns: reading one voxel waits for it.
+        float(x0.flatten()[0])
+        self.ticks.append(time.perf_counter())
+        if self.done is not None:
+            self.done(step)
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds of each evaluation."""
+        return [float(seconds) for seconds in np.diff(self.ticks)]
 
 
 def evaluate(
@@ -85,7 +128,7 @@ def evaluate(
         main: the model whose task it is.
         others: models beside it.
         methods: the rows.
-        subjects: from :func:`~scorefusion.evaluate.case.find_cases`.
+        subjects: from :func:`~scorefusion.evaluate.cases.find_cases`.
         store: of finished results.
         where: which part of each volume.
         settings: how to sample.
@@ -96,22 +139,21 @@ def evaluate(
         BadInput: for a file that cannot be used.
         ScoreFusionError: if a result is not finite.
     """
-    each = sum(_cost(method, settings) for method in methods)
-    each += DENOISE_COST * (1 + len(others)) * settings.denoise
-    work = _Work(callback, max(1, each * len(subjects)))
+    cost = sum(_cost(method, settings) for method in methods)
+    cost += DENOISE_COST * (1 + len(others)) * settings.denoise
+    work = Work(callback, max(1, cost * len(subjects)))
     cases, records, keys = [], [], []
     denoising: list[dict[str, dict[str, list[float]]]] = []
     device = next(main.model.parameters()).device
     for subject in subjects:
-        case = read_case(subject, main.config, where, device=device)
-        turn = _Turn(case, store, settings, regression)
-        found: dict[str, dict[str, Any]] = {}
+        turn = _Turn(read_case(subject, main.config, where, device=device), store, settings, regression)
+        measured: dict[str, dict[str, Any]] = {}
         stored = turn.truth()
         for method in methods:
-            found[method.name], stored[method.name] = turn.run(method, found)
+            measured[method.name], stored[method.name] = turn.run(method, measured)
             work.add(_cost(method, settings))
-        cases.append(describe_case(case))
-        records.append(found)
+        cases.append(describe_case(turn.case))
+        records.append(measured)
         keys.append(stored)
         denoising.append({})
         if settings.denoise:
@@ -123,16 +165,45 @@ def evaluate(
     return Results(tuple(subjects), tuple(cases), tuple(records), tuple(keys), tuple(denoising), flop)
 
 
+def figure_names() -> tuple[str, ...]:
+    """What a line of subjects.csv holds beside its names; docs/evaluation.md defines each."""
+    return (*METRICS, "seconds")
+
+
+def measure(volume: np.ndarray, case: Case) -> dict[str, Any]:
+    """Measure a result on a subject.
+
+    Args:
+        volume: float32 ``[d, h, w]`` of the box, normalised.
+        case: the subject.
+
+    Returns:
+        Every metric, floats or None where there is nothing to measure; and ``frequency``,
+        ``log_power_ratio`` and ``shell_correlation``, lists of floats.
+
+    Raises:
+        ScoreFusionError: if the result is not finite.
+    """
+    if not np.isfinite(volume).all():
+        raise ScoreFusionError("the result is not finite; compute in float32 (--dtype float32)")
+    pair = case.pair(volume)
+    return {
+        **measure_pair(pair),
+        "frequency": pair.spectra.frequency.round(6).tolist(),
+        "log_power_ratio": pair.spectra.log_ratio.round(6).tolist(),
+        "shell_correlation": pair.spectra.correlation.round(6).tolist(),
+    }
+
+
 def describe_case(case: Case) -> dict[str, Any]:
     """What a report says of a subject."""
-    box = case.known.box
     return {
         "name": case.name,
-        "person": case.subject.group,
-        "file": case.known.name,
-        "size": list(box.size),
-        "start": list(box.start),
-        "whole": list(case.known.target.shape[2:]),
+        "person": case.subject.group if case.subject else case.name,
+        "file": case.file,
+        "size": list(case.box.size),
+        "start": list(case.box.start),
+        "whole": list(case.target.shape[2:]),
         "spacing": list(case.spacing),
         "data_range": case.data_range,
         "foreground": float(case.inside.mean()),
@@ -154,62 +225,45 @@ def flop_of(method: Method, size: Sequence[int], settings: Settings) -> float:
     return flop * len(method.table) * settings.samples
 
 
-def model_digest(model: ScoreFusion, config: ModelConfig) -> str:
-    """SHA-256 of a model's weights, their dtype, and what of its configuration they are used by."""
-    found = hashlib.sha256(config.model_dump_json(exclude={"sampling", "name"}).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
-class _Work:
-    def __init__(self, callback: Progress | None, total: int) -> None:
-        self.callback, self.total, self.done = callback, total, 0
-
-    def add(self, cost: int) -> None:
-        self.done += cost
-        if self.callback is not None and cost:
-            self.callback(self.done, self.total)
-
-
 class _Turn:
     """One subject's turn: what its rows share."""
 
-    def __init__(
-        self, case: Case, store: Store, settings: Settings, regression: Regression | None = None
-    ) -> None:
+    def __init__(self, case: Case, store: Store, settings: Settings, regression: Regression | None) -> None:
         self.case, self.store, self.settings, self.regression = case, store, settings, regression
         self.starts: dict[tuple[str, int], SharedStart] = {}
-        self.given: dict[str, tuple[Prepared, Intensity]] = {}
+        self.views: dict[str, Case] = {}
+        # What of the main model decides how the truth is normalised and measured.
+        config = case.config
+        task = (config.conditions, config.target, config.degradation, config.intensity, config.multiple)
+        self.parts = {"case": case.digest, "main": repr(task)}
 
     def truth(self) -> dict[str, str]:
         """Store the truth, and the label map if there is one; returns their keys by name."""
-        parts = {"case": self.case.digest, "main": self._task()}
-        keys = {"truth": self.store.key(f"{self.case.name} truth", **parts)}
+        keys = {"truth": self.store.key(f"{self.case.name} truth", **self.parts)}
         if self.store.record(keys["truth"]) is None:
             self.store.put(keys["truth"], describe_case(self.case), self.case.truth)
         if self.case.labels is not None:
-            keys["labels"] = self.store.key(f"{self.case.name} labels", **parts)
+            keys["labels"] = self.store.key(f"{self.case.name} labels", **self.parts)
             if self.store.array(keys["labels"]) is None:
                 self.store.put_array(keys["labels"], self.case.labels.astype(np.int32))
         return keys
 
-    def run(self, method: Method, found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    def run(self, method: Method, measured: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """A row's figures, and the key of its volume."""
         key = self.store.key(f"{self.case.name} {method.name}", **self._parts(method))
         record = self.store.record(key)
         if record is None:
             volume, seconds, each = self._volume(method)
-            like = found.get(method.sampled or "", {}).get("each")
-            if like is not None:
+            shared = measured.get(method.sampled or "", {}).get("each")
+            if shared is not None:
                 # Its only evaluation is shared with other rows; it takes as long as the sample's others.
-                seconds = like * self.settings.samples
+                seconds = shared * self.settings.samples
             record = {**measure(volume, self.case), "seconds": seconds, "each": each, "version": VERSION}
             self.store.put(key, record, volume)
-        elif record.get("version") != VERSION:
+        elif record.get("version") != VERSION or not METRICS.keys() <= record.keys():
             # Stored volumes are rounded to 16 bits, too coarse for consistency alone.
-            kept = {name: record[name] for name in ("consistency", "seconds", "each")}
+            valid = record if record.get("version") == VERSION else ("consistency", "seconds", "each")
+            kept = {name: record[name] for name in valid}
             record = {**measure(self.store.volume(key), self.case), **kept, "version": VERSION}
             self.store.put(key, record)
         return record, key
@@ -222,26 +276,23 @@ class _Turn:
         )  # fmt: skip
         record = self.store.record(key)
         if record is None:
-            prepared, intensity = self._prepared(contender)
-            known, box, model = self.case.known, self.case.known.box, self._start(contender, 0).model
-            truth = intensity.normalise(known.target[box.index])
-            residual = (truth - prepared.base[box.index]) / contender.config.residual.scale
+            case, model = self._view(contender), self._start(contender, 0).model
             errors = denoising_errors(
-                model, residual, prepared.condition[box.index],
-                origin=box.start, full=prepared.base.shape[2:], seed=self.settings.seed,
+                model, case.residual(), case.prepared.condition[case.box.index],
+                origin=case.box.start, full=case.prepared.base.shape[2:], seed=self.settings.seed,
             )  # fmt: skip
             record = {"errors": {name: list(values) for name, values in errors.errors.items()}}
             self.store.put(key, record)
         return dict(record["errors"])
 
     def _parts(self, method: Method) -> dict[str, Any]:
-        parts: dict[str, Any] = {"case": self.case.digest, "main": self._task(), "method": method.name}
+        parts = self.parts | {"method": method.name}
         if method.contender is None:
             return parts | {"regression": None if self.regression is None else self.regression.digest}
         assert method.run is not None
         run = method.run
         # Stored results of such boxes may be from when the noise was repeated there; all others hold.
-        if any(missing_voxels(method.contender.config, self.case.known.box)):
+        if any(missing_voxels(method.contender.config, self.case.box)):
             parts["noise"] = "drawn beyond the box"
         return parts | {
             "model": method.contender.digest,
@@ -250,80 +301,42 @@ class _Turn:
             "settings": (self.settings.seed, self.settings.samples),
         }
 
-    def _task(self) -> str:
-        """What of the main model decides how the truth is normalised and measured."""
-        config = self.case.config
-        return repr((config.conditions, config.target, config.degradation, config.intensity, config.multiple))
-
     def _volume(self, method: Method) -> tuple[np.ndarray, float | None, float | None]:
-        """A row's volume, normalised as the truth is; seconds, and seconds an evaluation, where measured."""
+        """A row's volume, normalised as the truth is; seconds, and seconds per evaluation, where measured."""
         if method.contender is None:
             begin = time.perf_counter()
             volume = baseline_volume(method.name, self.case, self.regression)
             return volume, time.perf_counter() - begin, None
-        total, elapsed, times = None, 0.0, []
+        assert method.run is not None
+        contender, case = method.contender, self._view(method.contender)
+        total, elapsed, own = np.zeros(()), 0.0, []
         for sample in range(self.settings.samples):
-            clock = _Clock()
-            drawn = self._draw(method, sample, clock)
-            total = drawn if total is None else total + drawn
-            elapsed += clock.elapsed
-            times += clock.own
-        assert total is not None
-        each = float(np.median(times)) if times else None
-        count = len(method.table) * self.settings.samples
-        return total / self.settings.samples, elapsed if each is None else each * count, each
+            start, clock = self._start(contender, sample), Clock()
+            drawn = case.volume(start.draw(method.run, method.table, clock))
+            if case.intensity != self.case.intensity:
+                drawn = self.case.intensity.normalise(case.intensity.denormalise(drawn))
+            total = total + drawn
+            elapsed += sum(clock.times)
+            own += clock.times[1:]  # The first may be shared with other rows.
+        volume = (total / self.settings.samples).astype(np.float32)
+        each = float(np.median(own)) if own else None
+        evaluations = len(method.table) * self.settings.samples
+        return volume, elapsed if each is None else each * evaluations, each
 
-    def _draw(self, method: Method, sample: int, clock: _Clock) -> np.ndarray:
-        assert method.contender is not None and method.run is not None
-        contender, known = method.contender, self.case.known
-        prepared, intensity = self._prepared(contender)
-        start = self._start(contender, sample)
-        clock.start()
-        residual = start.draw(method.run, method.table, clock.tick)
-        fine = prepared.base[known.box.index] + contender.config.residual.scale * residual
-        if intensity != known.intensity:
-            fine = known.intensity.normalise(intensity.denormalise(fine))
-        return np.ascontiguousarray(fine[0, 0].float().cpu().numpy())
-
-    def _prepared(self, contender: Contender) -> tuple[Prepared, Intensity]:
-        if contender.name not in self.given:
-            self.given[contender.name] = self.case.prepared_for(contender.config)
-        return self.given[contender.name]
+    def _view(self, contender: Contender) -> Case:
+        """The case as a contender sees it."""
+        if contender.name not in self.views:
+            self.views[contender.name] = self.case.seen_by(contender.config)
+        return self.views[contender.name]
 
     def _start(self, contender: Contender, sample: int) -> SharedStart:
         """Where a contender's rows begin; made when it is first needed."""
         place = (contender.name, sample)
         if place not in self.starts:
-            prepared, _ = self._prepared(contender)
-            box, seed = self.case.known.box, self.settings.seed
-            self.starts[place] = SharedStart(contender.model, prepared, box, seed, sample)
+            case, seed = self._view(contender), self.settings.seed
+            self.starts[place] = SharedStart(contender.model, case.prepared, case.box, seed, sample)
         return self.starts[place]
 
 
-class _Clock:
-    """Times evaluations: the first may be shared with other rows, so it is not among ``own``."""
-
-    def __init__(self) -> None:
-        self.ticks: list[float] = []
-
-    def start(self) -> None:
-        self.ticks = [time.perf_counter()]
-
-    def tick(self, step: int, steps: int, x0: Tensor) -> None:
-        if x0.is_cuda:
-            torch.cuda.synchronize(x0.device)
-        self.ticks.append(time.perf_counter())
-
-    @property
-    def elapsed(self) -> float:
-        return self.ticks[-1] - self.ticks[0]
-
-    @property
-    def own(self) -> list[float]:
-        return [after - before for before, after in zip(self.ticks[1:], self.ticks[2:], strict=False)]
-
-
 def _cost(method: Method, settings: Settings) -> int:
-    if method.run is None:
-        return 0
-    return method.run.cost * len(method.table) * settings.samples
+    return 0 if method.run is None else method.run.cost * len(method.table) * settings.samples

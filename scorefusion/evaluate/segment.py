@@ -18,11 +18,14 @@ from scorefusion.errors import ScoreFusionError, out_of_memory
 from scorefusion.evaluate.run import Results
 from scorefusion.evaluate.statistics import Estimate, by_person, interval
 from scorefusion.evaluate.store import Store
+from scorefusion.evaluate.table import Table, interval_text
 from scorefusion.io.atomic import written_beside
+from scorefusion.metrics import Metric
 from scorefusion.optional import need
 
 Progress = Callable[[int, int], None]
 TRUTH = "truth"
+DICE = Metric("dice", "Dice", lambda pair: None)
 VERSION = 2
 """Goes up when training changes, which makes stored segmenters void."""
 
@@ -88,9 +91,7 @@ def segment(
         ScoreFusionError: without MONAI; for subjects without labels; for subjects in both sets.
     """
     need("monai", "a segmenter")
-    both = sorted(
-        {str(case["person"]) for case in training.cases} & {str(c["person"]) for c in testing.cases}
-    )
+    both = sorted({*training.persons} & {*testing.persons})
     if both:
         raise ScoreFusionError(
             f"a segmenter is trained on other subjects; {', '.join(both[:3])} is in both sets"
@@ -116,23 +117,17 @@ def segment(
     return found
 
 
-def dice_table(
-    rows: Sequence[DiceRow], head: str, names: Mapping[int, str]
-) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows of a table of Dice scores with their intervals."""
+def dice_table(rows: Sequence[DiceRow], head: str, names: Mapping[int, str]) -> Table:
+    """A table of Dice scores with their intervals."""
     labels = list(dict.fromkeys(label for row in rows for label in row.scores))
     titles = [f"{head}: trained on", "scored on", *(names.get(label, f"label {label}") for label in labels)]
     lines = []
     for row in rows:
         cells = [row.trained, row.scored]
         for label in labels:
-            each = row.scores.get(label)
-            text = "" if each is None else f"{each.mean:.3f}"
-            if each is not None and np.isfinite(each.low):
-                text += f" [{each.low:.3f}, {each.high:.3f}]"
-            cells.append(text)
+            cells.append(interval_text(row.scores[label], DICE) if label in row.scores else "")
         lines.append(cells)
-    return titles, lines
+    return Table("Dice of a segmenter", titles, lines)
 
 
 def dice(found: np.ndarray, true: np.ndarray, label: int) -> float | None:
@@ -242,13 +237,12 @@ def _load(network: nn.Module, file: Path) -> bool:
 def _score(
     network: nn.Module, testing: Results, target: str, labels: Sequence[int], store: Store
 ) -> dict[int, Estimate]:
-    people = [str(case["person"]) for case in testing.cases]
     maps = [find_labels(network, store.volume(each[target])) for each in testing.keys]
     true = [_numbered(_labels(store, each), labels) for each in testing.keys]
     found = {}
     for number, label in enumerate(labels, start=1):
         each = [dice(one, other, number) for one, other in zip(maps, true, strict=True)]
-        kept = [(value, who) for value, who in zip(each, people, strict=True) if value is not None]
+        kept = [(value, who) for value, who in zip(each, testing.persons, strict=True) if value is not None]
         if kept:
             found[label] = interval(by_person([value for value, _ in kept], [who for _, who in kept]))
     return found

@@ -7,17 +7,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from scorefusion.evaluate.case import FOREGROUND
+from scorefusion.evaluate.cases import FOREGROUND
 from scorefusion.evaluate.features import FeatureNetwork
 from scorefusion.evaluate.statistics import Estimate, jackknife, left_out
 from scorefusion.evaluate.store import Store
-from scorefusion.metrics.features import (
-    Moments,
-    discrepancy,
-    frechet_distance,
-    paired_terms,
-    squared_distances,
-)
+from scorefusion.metrics import Moments, discrepancy, frechet_distance, paired_terms, squared_distances
 
 Keys = Sequence[Mapping[str, str]]
 Crowds = list[np.ndarray]

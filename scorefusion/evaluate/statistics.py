@@ -53,18 +53,18 @@ class Comparison:
 
 
 def interval(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The mean of one number a subject, and its bootstrap interval; see :func:`intervals`."""
+    """The mean of one number per subject, and its bootstrap interval; see :func:`intervals`."""
     return intervals([values], seed=seed)[0]
 
 
 def intervals(rows: Sequence[Sequence[float]], *, seed: int = 0) -> list[Estimate]:
-    """The means of several rows of one number a subject, and their bootstrap intervals over subjects.
+    """The means of several rows of one number per subject, and their bootstrap intervals over subjects.
 
     Bias-corrected and accelerated (BCa, Efron 1987), by scipy; percentiles where that is not defined, as for
     very few or equal values. All rows are resampled by the same subjects.
 
     Args:
-        rows: of finite values, one a subject, all in one order.
+        rows: of finite values, one per subject, all in one order.
         seed: of the resampling.
 
     Raises:
@@ -155,7 +155,7 @@ def compare(
     """Compare pairs of methods on the same subjects; Holm's correction is over the pairs.
 
     Args:
-        values: for each method one number a subject, all in one order.
+        values: for each method one number per subject, all in one order.
         pairs: (one, other): the difference is one less other.
         seed: of the resampling.
 
@@ -177,7 +177,7 @@ def compare(
 
 
 def by_person(values: Sequence[float], groups: Sequence[str]) -> list[float]:
-    """One number a person: the mean over a person's sessions, in the order the persons first appear."""
+    """One number per person: the mean over a person's sessions, in the order the persons first appear."""
     members: dict[str, list[float]] = {}
     for value, group in zip(values, groups, strict=True):
         members.setdefault(group, []).append(value)

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from scorefusion.evaluate.features import FeatureNetwork
-from scorefusion.evaluate.measure import FIGURES
 from scorefusion.evaluate.methods import Method
-from scorefusion.evaluate.run import Results
+from scorefusion.evaluate.run import Results, figure_names
 from scorefusion.evaluate.sets import set_distances
+from scorefusion.evaluate.shared_start import plane_row
 from scorefusion.evaluate.statistics import Comparison, Estimate, by_person, compare, intervals
 from scorefusion.evaluate.store import Store
+from scorefusion.metrics import shown
 from scorefusion.models.strategies import PAPER_ORDER
-
-COMPARED = ("psnr", "ssim", "psnr_inside", "ssim_inside", "spectrum", "correlation", "patches")
-"""Figures that rows are tested on."""
 
 Values = dict[str, dict[str, list[float]]]
 
@@ -29,10 +27,10 @@ class Line:
     Attributes:
         name: the method's.
         kind: ``baseline``, ``sample`` or ``one-step``.
-        figures: of :data:`~scorefusion.evaluate.measure.FIGURES` those that were measured.
+        figures: by name, metrics and ``seconds`` where they were measured.
         sets: distances of the set of results from the set of truths: ``fid NETWORK``, ``mmd NETWORK``,
             ``mmd voxels``.
-        flop: a volume; None for a baseline.
+        flop: per volume; None for a baseline.
     """
 
     name: str
@@ -48,7 +46,7 @@ class Summary:
 
     Attributes:
         lines: the rows, in order.
-        values: row to figure to one number a person.
+        values: row to figure to one number per person.
         order: by figure, each strategy of :data:`.strategies.PAPER_ORDER` against the one before.
         against: every other row against the main one, by figure.
         main: the row that others are compared with.
@@ -84,16 +82,16 @@ def summarise(
         networks: for FID and MMD.
         main: the strategy that others are compared with, or the first row if it is none of them.
     """
-    groups = [str(case["person"]) for case in results.cases]
+    groups = results.persons
     people = len(dict.fromkeys(groups))
-    members = {method.name: [method.name] for method in methods}
+    members: dict[str, list[str]] = {}
     kinds = {method.name: str(method.kind) for method in methods}
-    for strategy in dict.fromkeys(method.run.strategy for method in methods if method.run):
-        alone = [m for m in methods if m.run and m.run.planes and m.run.strategy == strategy]
-        planes = [m.name for m in alone if m.run and m.name == m.run.name]
-        if len(planes) > 1:
-            members = _after(members, planes[-1], strategy, planes)
-            kinds[strategy] = "sample"
+    for method in methods:
+        members[method.name] = [method.name]
+        strategy = plane_row(method.name)
+        planes = [each.name for each in methods if plane_row(each.name) == strategy]
+        if strategy and len(planes) > 1 and method.name == planes[-1]:
+            members[strategy], kinds[strategy] = planes, "sample"
     values = {name: _values(results, of, groups) for name, of in members.items()}
     rows = [method.name for method in methods]
     sets = set_distances(results.keys, rows, store, networks, persons=groups)
@@ -122,20 +120,10 @@ def summarise(
     )
 
 
-def _after(members: dict[str, list[str]], last: str, name: str, of: list[str]) -> dict[str, list[str]]:
-    """The same with one more entry after another."""
-    found: dict[str, list[str]] = {}
-    for key, value in members.items():
-        found[key] = value
-        if key == last:
-            found[name] = of
-    return found
-
-
 def _values(results: Results, rows: Sequence[str], groups: Sequence[str]) -> dict[str, list[float]]:
-    """Figure to one number a person: the mean over the rows, and over a person's sessions."""
+    """Figure to one number per person: the mean over the rows, and over a person's sessions."""
     found = {}
-    for figure in FIGURES:
+    for figure in figure_names():
         each = [[record[row][figure] for row in rows] for record in results.records]
         if all(value is not None for numbers in each for value in numbers):
             found[figure] = by_person([float(np.mean(numbers)) for numbers in each], groups)
@@ -145,7 +133,7 @@ def _values(results: Results, rows: Sequence[str], groups: Sequence[str]) -> dic
 def _estimates(values: Values) -> dict[str, dict[str, Estimate]]:
     """Row to figure to its mean with an interval."""
     found: dict[str, dict[str, Estimate]] = {name: {} for name in values}
-    for figure in FIGURES:
+    for figure in figure_names():
         names = [name for name in values if figure in values[name]]
         if names:
             estimates = intervals([values[name][figure] for name in names])
@@ -156,7 +144,7 @@ def _estimates(values: Values) -> dict[str, dict[str, Estimate]]:
 
 def _comparisons(values: Values, pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[Comparison, ...]]:
     found = {}
-    for figure in COMPARED:
+    for figure in (metric.name for metric in shown("tested")):
         able = [pair for pair in pairs if all(figure in values[name] for name in pair)]
         if able:
             found[figure] = compare({name: each.get(figure, []) for name, each in values.items()}, able)

@@ -1,28 +1,24 @@
 """Quality against network evaluations: sample volumes with known truth by many solvers, and choose.
 
-PSNR alone would choose one evaluation, the posterior mean, which is too smooth; so a setting is also held to
-the power spectrum and to the Fourier shell correlation of its samples, and all to a reference: many ancestral
-steps of the same model.
+PSNR alone would choose one evaluation, the posterior mean, which is too smooth; so every metric that has a
+slack is compared with a reference: many ancestral steps of the same model.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from scorefusion.diffusion.solvers import SOLVERS, Table
 from scorefusion.errors import ScoreFusionError, unknown_name
-from scorefusion.evaluate.known_truth import KnownTruth
+from scorefusion.evaluate.cases import Case
+from scorefusion.evaluate.run import Clock, Progress, Work
 from scorefusion.evaluate.shared_start import SharedStart, StrategyRun, strategy_runs
-from scorefusion.metrics.image import psnr, ssim
-from scorefusion.metrics.patches import patch_distance
-from scorefusion.metrics.spectrum import compare_spectra
+from scorefusion.metrics import METRICS, Pair, measure, shown
 from scorefusion.models.config import ModelConfig, SamplingConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.strategies import require_strategy
@@ -31,25 +27,6 @@ from scorefusion.models.table import table_for
 EVALUATIONS = (1, 2, 3, 4, 6, 8, 12)
 SOLVERS_TRIED = ("ddpm", "ddim", "ddim:0.5", "ddim:0:0.2", "dpmpp_2m")
 REFERENCE_STEPS = 50
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Slack:
-    """By how much a setting may be worse than the reference and still count as no worse.
-
-    Attributes:
-        psnr: dB.
-        spectrum: of the mean |log10 power ratio|.
-        patches: of the patch distance.
-        correlation: of the mean Fourier shell correlation.
-    """
-
-    psnr: float = 0.02
-    spectrum: float = 0.01
-    patches: float = 2e-4
-    correlation: float = 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +37,8 @@ class Point:
         sampling: solver, steps and noise levels.
         evaluations: of the network, for one sample.
         seconds: evaluations times the median time of one, averaged over the subjects.
-        psnr: dB.
-        ssim: 1 is perfect.
-        spectrum: mean |log10 power ratio| of the upper half of the bands; 0 is perfect.
-        bias: the same with its sign; below 0 is too smooth.
-        patches: distance of the patches from the truth's; 0 is perfect.
-        correlation: mean Fourier shell correlation of the upper half with the truth; 1 is perfect.
-        frequency: ``[bands]``, cycles a voxel.
+        figures: metric to value.
+        frequency: ``[bands]``, cycles per voxel.
         log_ratio: ``[bands]``, log10 power ratio.
         shells: ``[bands]``, Fourier shell correlation.
     """
@@ -74,23 +46,17 @@ class Point:
     sampling: SamplingConfig
     evaluations: int
     seconds: float
-    psnr: float
-    ssim: float
-    spectrum: float
-    bias: float
-    patches: float
-    correlation: float
+    figures: Mapping[str, float]
     frequency: np.ndarray
     log_ratio: np.ndarray
     shells: np.ndarray
 
-    def no_worse(self, other: Point, slack: Slack) -> bool:
-        """Whether PSNR, spectrum, patches and correlation are all no worse than another's, to the slack."""
-        return (
-            self.psnr >= other.psnr - slack.psnr
-            and self.spectrum <= other.spectrum + slack.spectrum
-            and self.patches <= other.patches + slack.patches
-            and self.correlation >= other.correlation - slack.correlation
+    def no_worse(self, other: Point, slack: Mapping[str, float] | None = None) -> bool:
+        """Whether all metrics that have a slack, or the given ones, are no worse than another point's."""
+        slack = {m.name: m.slack for m in shown("tune") if m.slack is not None} if slack is None else slack
+        return all(
+            METRICS[name].no_worse(self.figures[name], other.figures[name], most)
+            for name, most in slack.items()
         )
 
 
@@ -209,13 +175,13 @@ def table_of(config: ModelConfig, sampling: SamplingConfig) -> Table:
 
 def tune(
     model: ScoreFusion,
-    subjects: Sequence[KnownTruth],
+    subjects: Sequence[Case],
     tried: Sequence[SamplingConfig],
     *,
     reference: SamplingConfig | None = None,
     strategy: str | None = None,
     seeds: Sequence[int] = (0,),
-    slack: Slack | None = None,
+    slack: Mapping[str, float] | None = None,
     callback: Progress | None = None,
 ) -> Curve:
     """Sample every subject in every way, measure, and choose.
@@ -224,12 +190,12 @@ def tune(
 
     Args:
         model: in evaluation mode, on the subjects' device.
-        subjects: from :func:`scorefusion.evaluate.known_truth.read_subjects`.
+        subjects: from :func:`scorefusion.evaluate.cases.make_cases`.
         tried: from :func:`candidates`.
         reference: from :func:`reference_sampling`.
         strategy: how scores are fused; the model's own by default.
         seeds: a sample for each.
-        slack: what counts as no worse.
+        slack: by how much each metric may be worse than the reference's; the metrics' own by default.
         callback: called with (network evaluations done, in all).
 
     Raises:
@@ -241,58 +207,41 @@ def tune(
     ways = list(dict.fromkeys([reference, config.sampling, *tried]))
     tables = {way: table_of(config, way) for way in ways}
     ways.sort(key=lambda way: tables[way].abar_start)
-    work = _Work(callback, len(subjects) * len(seeds) * _evaluations(tables[way] for way in ways))
-    found: dict[SamplingConfig, list[Point]] = {way: [] for way in ways}
+    work = Work(callback, len(subjects) * len(seeds) * _evaluations(tables[way] for way in ways))
+    points: dict[SamplingConfig, list[Point]] = {way: [] for way in ways}
     for subject in subjects:
-        work.times = []
-        rows: list[tuple[SamplingConfig, Point]] = []
+        times: list[float] = []
+        rows: list[Point] = []
         for seed in seeds:
             sampler = SharedStart(model, subject.prepared, subject.box, seed)
             start = None
             for way in ways:
                 table = tables[way]
-                work.begin(shared=start == table.abar_start)
-                residual = sampler.draw(run, table, work.tell)
+                shared = start == table.abar_start
+
+                def done(step: int, shared: bool = shared) -> None:
+                    work.add(step > 1 or not shared)
+
+                clock = Clock(done)
+                volume = subject.volume(sampler.draw(run, table, clock))
+                times += clock.times[shared:]
                 start = table.abar_start
-                rows.append((way, _measure(subject, subject.volume(residual, config), way, len(table))))
-        each = float(np.median(work.times))
-        for way, point in rows:
-            found[way].append(replace(point, seconds=each * point.evaluations))
-    means = {way: _mean(points) for way, points in found.items()}
-    points = tuple(means[way] for way in tried)
-    chosen = choose(points, means[reference], slack or Slack())
-    return Curve(points, means[reference], means[config.sampling], chosen)
+                rows.append(_measure(subject, volume, way, len(table)))
+        each = float(np.median(times))
+        for point in rows:
+            points[point.sampling].append(replace(point, seconds=each * point.evaluations))
+    means = {way: _mean(several) for way, several in points.items()}
+    results = tuple(means[way] for way in tried)
+    chosen = choose(results, means[reference], slack)
+    return Curve(results, means[reference], means[config.sampling], chosen)
 
 
-def choose(points: Iterable[Point], reference: Point, slack: Slack) -> Point | None:
+def choose(
+    points: Iterable[Point], reference: Point, slack: Mapping[str, float] | None = None
+) -> Point | None:
     """The cheapest point no worse than the reference; of equally cheap ones that of the best spectrum."""
     good = [point for point in points if point.no_worse(reference, slack)]
-    return min(good, key=lambda point: (point.evaluations, point.spectrum), default=None)
-
-
-class _Work:
-    """Counts evaluations for a progress bar, and times those that are not shared."""
-
-    def __init__(self, callback: Progress | None, total: int) -> None:
-        self.callback, self.total, self.done = callback, total, 0
-        self.times: list[float] = []
-        self.shared, self.last = False, 0.0
-
-    def begin(self, *, shared: bool) -> None:
-        """A sample begins; ``shared`` if its first evaluation is another's."""
-        self.shared, self.last = shared, time.perf_counter()
-
-    def tell(self, step: int, steps: int, x0: Tensor) -> None:
-        """An evaluation is done."""
-        # A device computes on after the call returns: reading one voxel waits for it.
-        float(x0.flatten()[0])
-        now = time.perf_counter()
-        if step > 1 or not self.shared:
-            self.times.append(now - self.last)
-            self.done += 1
-            if self.callback is not None:
-                self.callback(min(self.done, self.total), self.total)
-        self.last = now
+    return min(good, key=lambda point: (point.evaluations, point.figures["spectrum"]), default=None)
 
 
 def _evaluations(tables: Iterator[Table]) -> int:
@@ -311,49 +260,29 @@ def _run_of(config: ModelConfig, strategy: str | None) -> StrategyRun:
     return next((run for run in runs if run.planes == own), runs[0])
 
 
-def _measure(subject: KnownTruth, volume: np.ndarray, way: SamplingConfig, evaluations: int) -> Point:
+def _measure(subject: Case, volume: np.ndarray, way: SamplingConfig, evaluations: int) -> Point:
     if not np.isfinite(volume).all():
         name, steps = solver_name(way), way.steps
         raise ScoreFusionError(f"the result of {name} with {steps} steps is not finite; compute in float32")
-    spectra = compare_spectra(volume, subject.truth)
-    return Point(
-        sampling=way,
-        evaluations=evaluations,
-        seconds=0.0,
-        psnr=psnr(volume, subject.truth, subject.data_range),
-        ssim=ssim(volume, subject.truth, subject.data_range),
-        spectrum=spectra.error,
-        bias=spectra.bias,
-        patches=patch_distance(volume, subject.truth),
-        correlation=spectra.upper_correlation,
-        frequency=spectra.frequency,
-        log_ratio=spectra.log_ratio,
-        shells=spectra.correlation,
-    )
+    pair = Pair(volume, subject.truth, subject.data_range)
+    figures = {name: value for name, value in measure(pair, "tune").items() if value is not None}
+    spectra = pair.spectra
+    bands = spectra.frequency, spectra.log_ratio, spectra.correlation
+    return Point(way, evaluations, 0.0, figures, *bands)
 
 
 def _mean(points: Sequence[Point]) -> Point:
     """The mean over subjects and seeds; spectra of other box sizes are read off at the first's bands."""
-    at = points[0].frequency
-
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(point, name) for point in points]))
+    first = points[0]
 
     def curve(name: str) -> np.ndarray:
-        read = [np.interp(at, point.frequency, getattr(point, name)) for point in points]
+        read = [np.interp(first.frequency, point.frequency, getattr(point, name)) for point in points]
         return np.asarray(np.mean(read, axis=0))
 
-    return Point(
-        sampling=points[0].sampling,
-        evaluations=points[0].evaluations,
-        seconds=mean("seconds"),
-        psnr=mean("psnr"),
-        ssim=mean("ssim"),
-        spectrum=mean("spectrum"),
-        bias=mean("bias"),
-        patches=mean("patches"),
-        correlation=mean("correlation"),
-        frequency=at,
+    return replace(
+        first,
+        seconds=float(np.mean([point.seconds for point in points])),
+        figures={name: float(np.mean([point.figures[name] for point in points])) for name in first.figures},
         log_ratio=curve("log_ratio"),
         shells=curve("shells"),
     )

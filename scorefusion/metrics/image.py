@@ -1,4 +1,4 @@
-"""How close a volume is to the truth: PSNR, SSIM, and the error of its radial power spectrum."""
+"""How close a volume is to the truth: PSNR, SSIM, and the distance of small patches."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import math
 import numpy as np
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.metrics.spectrum import compare_spectra
+from scorefusion.metrics.sets import discrepancy, squared_distances
+from scorefusion.metrics.spectrum import check_shapes
 from scorefusion.optional import need
 
 WINDOW = 7
 """Voxels along an edge of the window that SSIM compares; scikit-image's default."""
+
+MARGIN = WINDOW // 2
 
 
 def psnr(
@@ -21,17 +24,14 @@ def psnr(
     *,
     inside: np.ndarray | None = None,
 ) -> float:
-    """Peak signal-to-noise ratio: how far the error lies below the range of intensities, in dB.
-
-    ``20 log10(L / e)``, where e is the root of the mean squared difference over all voxels that count, taken
-    together: of a volume there is one figure, not a mean of its slices'.
+    """Peak signal-to-noise ratio ``20 log10(L / e)``, e the root mean squared difference of all voxels.
 
     Args:
         volume: any shape.
         truth: the same shape and units.
-        data_range: L, the span of intensities that can occur, such as white less black of the whole image
-            that ``truth`` is a part of; the greatest less the least value of ``truth`` if not given.
-        inside: bool, the same shape: the voxels that count; all of them if not given.
+        data_range: L, the span of intensities that can occur, such as that of the whole image that ``truth``
+            is a part of; the greatest less the least value of ``truth`` by default.
+        inside: bool, the same shape: the voxels that count; all by default.
 
     Returns:
         dB; infinite for equal volumes.
@@ -56,17 +56,14 @@ def ssim(
 
     In a window with means m and n, variances v and w and covariance c it is
     ``(2mn + C1)(2c + C2) / ((m² + n² + C1)(v + w + C2))``, C1 = (0.01 L)², C2 = (0.03 L)². Windows are cubes
-    of :data:`WINDOW` voxels, or squares of as many pixels, with equal weights; variances have the divisor
-    N - 1. These are the defaults of scikit-image, which computes it. Wang et al. weigh 11 pixels by a
-    Gaussian; of cubes as large, fewer lie wholly inside a box.
-
-    Intensities should begin at 0: the same constant added to both volumes changes the means' factor.
+    (squares) of :data:`WINDOW` voxels, equal weights; variances have the divisor N - 1: scikit-image's
+    defaults, which computes it. Intensities should begin at 0: a constant added to both changes the result.
 
     Args:
         volume: 2D or 3D, at least :data:`WINDOW` voxels along each axis.
         truth: the same shape and units.
         data_range: L, as :func:`psnr` takes it.
-        inside: bool, the same shape: the windows whose middle voxels count; all of them if not given.
+        inside: bool, the same shape: the windows whose middle voxels count; all by default.
 
     Returns:
         1 for equal volumes, less for all others.
@@ -86,29 +83,67 @@ def ssim(
         data_range=peak,
         full=True,
     )
-    whole = (slice(WINDOW // 2, -(WINDOW // 2)),) * truth.ndim
+    whole = (slice(MARGIN, -MARGIN),) * truth.ndim
     return float(_counted(alike[whole], None if inside is None else inside[whole]).mean())
 
 
-def power_spectrum_error(volume: np.ndarray, truth: np.ndarray) -> float:
-    """Mean ``|log10(power / true power)|`` over the upper half of the radial bands: too smooth or too grainy.
+def patch_distance(
+    volume: np.ndarray, truth: np.ndarray, *, size: int = 5, count: int = 1000, draws: int = 4, seed: int = 0
+) -> float:
+    """Squared maximum mean discrepancy (Gretton et al. 2012, equation 3, unbiased) of small patches.
 
-    Bands are shells of spatial frequency |f| of equal width from 0 to the Nyquist frequency of 0.5 cycles a
-    voxel, as many as half the shortest axis has voxels; power is the mean of |DFT|² over a shell. The upper
-    half begins at 0.25 cycles a voxel. 0 is perfect; 1 is ten times too much or too little, on average.
+    A figure of realism, that too smooth and too grainy a volume both raise. Each patch is taken less its
+    mean. The kernel is exp(-|a - b|²/h), h the median of |a - b|² among the truth's patches. Patches of the
+    volume are compared with the truth's at other places, so that fidelity does not count. Places lie where
+    the truth exceeds its 20th percentile.
 
     Args:
         volume: 2D or 3D.
-        truth: the same shape.
+        truth: the same shape and units.
+        size: edge of a patch, voxels.
+        count: patches of either kind; fewer where there are not so many.
+        draws: how often places are drawn anew; the mean is returned.
+        seed: of the places: the same for every volume of a shape, so that differences are less noisy.
+
+    Returns:
+        0 in the mean for patches alike (the estimate may be a little below); about 2 for nothing in common.
 
     Raises:
-        ScoreFusionError: for different shapes, or axes shorter than 8.
+        ScoreFusionError: for different shapes, fewer than 8 places for patches, or a truth without texture.
     """
-    return compare_spectra(volume, truth).error
+    check_shapes(volume, truth)
+    if size < 2 or min(truth.shape) < size:
+        raise ScoreFusionError(f"patches of edge {size} do not fit into shape {list(truth.shape)}")
+    middle = tuple(slice(size // 2, length - size + 1 + size // 2) for length in truth.shape)
+    places = np.argwhere(truth[middle] > np.percentile(truth, 20.0))
+    if len(places) < 8:
+        raise ScoreFusionError(f"found {len(places)} places for patches of edge {size}, need at least 8")
+    views = [
+        np.lib.stride_tricks.sliding_window_view(np.asarray(array, np.float64), (size,) * truth.ndim)
+        for array in (volume, truth)
+    ]
+    random = np.random.default_rng(seed)
+    half = min(count, len(places) // 2)
+    distances = []
+    for _ in range(draws):
+        drawn = random.permutation(len(places))[: 2 * half]
+        here, there = (tuple(places[part].T) for part in (drawn[:half], drawn[half:]))
+        true = [_centred(views[1][at]) for at in (here, there)]
+        width = float(np.median(squared_distances(true[0], true[1])))
+        if not width > 0.0:
+            raise ScoreFusionError("the truth's patches are all alike; it has no texture to compare with")
+        for at, other in ((here, true[1]), (there, true[0])):
+            distances.append(discrepancy(_centred(views[0][at]), other, width))
+    return float(np.mean(distances))
+
+
+def _centred(patches: np.ndarray) -> np.ndarray:
+    """Patches ``[n, ...]`` as rows, less the mean of each."""
+    rows = patches.reshape(len(patches), -1)
+    return np.asarray(rows - rows.mean(axis=1, keepdims=True))
 
 
 def _counted(values: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
-    """The values that count."""
     if inside is None:
         return values
     if inside.shape != values.shape or not inside.any():
@@ -120,13 +155,8 @@ def _counted(values: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
 
 
 def _range(volume: np.ndarray, truth: np.ndarray, data_range: float | None) -> float:
-    _same(volume, truth)
+    check_shapes(volume, truth)
     span = float(np.max(truth) - np.min(truth)) if data_range is None else float(data_range)
     if not span > 0.0:
         raise ScoreFusionError(f"the data range must be positive, got {span:g}")
     return span
-
-
-def _same(volume: np.ndarray, truth: np.ndarray) -> None:
-    if volume.shape != truth.shape:
-        raise ScoreFusionError(f"volume has shape {list(volume.shape)}, truth {list(truth.shape)}")

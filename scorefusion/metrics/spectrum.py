@@ -1,14 +1,12 @@
-"""A volume and the truth compared frequency by frequency: power, and how far the phases agree.
+"""Compare a volume with the truth by spatial frequency: power ratio and Fourier shell correlation.
 
-A radial band is a shell of spatial frequency |f|. In each, with V and T the discrete Fourier transforms of
-the volume and of the truth,
+In each radial band of |f|, with V and T the discrete Fourier transforms of volume and truth,
 
     power ratio = sum |V|² / sum |T|²
     Fourier shell correlation = Re sum V conj(T) / sqrt(sum |V|² · sum |T|²)
 
 The ratio says whether a volume is too smooth or too sharp, and cannot tell detail from grain; the correlation
-(Harauz and van Heel 1986) counts only what is in the right place, and cannot tell how strong it is: it is
-highest for the posterior mean, which is smooth. So a sample is judged by both.
+(Harauz and van Heel 1986) counts only what is in the right place: it is highest for the posterior mean.
 """
 
 from __future__ import annotations
@@ -24,13 +22,12 @@ _LEAST = 8
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
-    """A volume's radial spectrum beside the truth's.
+    """Radial spectra of a volume and the truth, in bands of equal width up to 0.5 cycles per voxel.
 
-    Bands have equal width from 0 to the Nyquist frequency of 0.5 cycles a voxel, as many as half the shortest
-    axis has voxels.
+    There are half as many bands as the shortest axis has voxels.
 
     Attributes:
-        frequency: float64 ``[bands]``, the middle of each band, cycles a voxel.
+        frequency: float64 ``[bands]``, the middle of each band, cycles per voxel.
         power: float64 ``[bands]``, mean of |DFT|² of the volume over the band.
         true_power: the same of the truth.
         correlation: float64 ``[bands]``, Fourier shell correlation, -1..1; 0 where either has no power.
@@ -49,7 +46,7 @@ class Spectra:
 
     @property
     def upper(self) -> slice:
-        """The upper half of the bands, from 0.25 cycles a voxel."""
+        """The upper half of the bands, from 0.25 cycles per voxel."""
         return slice(len(self.frequency) // 2, None)
 
     @property
@@ -68,8 +65,14 @@ class Spectra:
         return float(self.correlation[self.upper].mean())
 
 
+def check_shapes(volume: np.ndarray, truth: np.ndarray) -> None:
+    """Raise a ScoreFusionError unless both have one shape."""
+    if volume.shape != truth.shape:
+        raise ScoreFusionError(f"volume has shape {list(volume.shape)}, truth {list(truth.shape)}")
+
+
 def compare_spectra(volume: np.ndarray, truth: np.ndarray) -> Spectra:
-    """Compare a volume with the truth, band by band.
+    """Compare a volume with the truth in every band.
 
     Args:
         volume: 2D or 3D.
@@ -78,9 +81,8 @@ def compare_spectra(volume: np.ndarray, truth: np.ndarray) -> Spectra:
     Raises:
         ScoreFusionError: for different shapes, or axes shorter than 8.
     """
+    check_shapes(volume, truth)
     shape = truth.shape
-    if volume.shape != shape:
-        raise ScoreFusionError(f"volume has shape {list(volume.shape)}, truth {list(shape)}")
     if min(shape) < _LEAST:
         raise ScoreFusionError(
             f"a power spectrum needs at least {_LEAST} voxels an axis, got shape {list(shape)}"

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.video import clip_frames, clip_image
-from scorefusion.metrics.image import psnr, ssim
+from scorefusion.metrics import METRICS, psnr, ssim
 from scorefusion.models.config import ModelConfig
 from scorefusion.pipeline.figures import panels
 from scorefusion.pipeline.pipeline import Pipeline
 
 WHITE = 255.0
-SCORES = ("PSNR dB", "SSIM", "change dB")
+SCORES = (METRICS["psnr"].head, METRICS["ssim"].head, "change dB")
 
 
 def degraded(frames: np.ndarray, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.diffusion.sample import sample
 from scorefusion.errors import one_line
 from scorefusion.io.atomic import written_beside
-from scorefusion.metrics.image import psnr
+from scorefusion.metrics import Pair, measure
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.domain import made_for
 from scorefusion.models.score_fusion import Inputs, ScoreFusion
@@ -199,22 +199,17 @@ def look(model: ScoreFusion, boxes: Sequence[Crop], stage: StageConfig) -> list[
 
 
 def judge(restored: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Return means over the boxes of the PSNR, white less black being 2, in dB.
+    """Return means over the boxes of the metrics of early looks, white less black being 2.
 
-    They are ``psnr_base``, ``psnr_one_step`` and ``psnr`` of the sample.
+    For each there are the base's (``psnr_base``), one step's (``psnr_one_step``) and a sample's (``psnr``).
     """
-    named = zip(("psnr_base", "psnr_one_step", "psnr"), list(restored[0])[1:], strict=True)
-    return {
-        name: round(
-            float(
-                np.mean(
-                    [psnr(each[label].numpy(), each["truth"].numpy(), WHITE_LESS_BLACK) for each in restored]
-                )
-            ),
-            4,
-        )
-        for name, label in named
-    }
+    means = {}
+    for ending, label in zip(("_base", "_one_step", ""), list(restored[0])[1:], strict=True):
+        pairs = [(each[label][0, 0].numpy(), each["truth"][0, 0].numpy()) for each in restored]
+        measured = [measure(Pair(*pair, WHITE_LESS_BLACK), "look") for pair in pairs]
+        for name in measured[0]:
+            means[f"{name}{ending}"] = round(float(np.mean([figures[name] for figures in measured])), 4)
+    return means
 
 
 def restore(model: ScoreFusion, crop: Crop, stage: StageConfig, seed: int) -> dict[str, Tensor]:

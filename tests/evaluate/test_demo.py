@@ -16,11 +16,11 @@ from scorefusion.cli import app
 from scorefusion.data import Box
 from scorefusion.degradations import block_mean
 from scorefusion.errors import ScoreFusionError
-from scorefusion.evaluate.demo import Case, Result, make_case, run_demo
-from scorefusion.evaluate.demo_report import FILES, table_text
+from scorefusion.evaluate.cases import Case
+from scorefusion.evaluate.demo import FILES, Result, pooled_case, run_demo, table_text
 from scorefusion.evaluate.shared_start import SharedStart, strategy_runs
 from scorefusion.io.nifti import read_scan
-from scorefusion.metrics.image import psnr
+from scorefusion.metrics import psnr
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.pipeline import Pipeline
@@ -64,7 +64,7 @@ def model() -> ScoreFusion:
 
 @pytest.fixture(scope="module")
 def case(model: ScoreFusion) -> Case:
-    return make_case(read_scan(head()), model.config, size=(10, 12, 14), start=(2, 4, 6))
+    return pooled_case(read_scan(head()), model.config, size=(10, 12, 14), start=(2, 4, 6))
 
 
 @pytest.fixture(scope="module")
@@ -79,33 +79,36 @@ def test_rows(result: Result, case: Case) -> None:
     assert [row.name for row in result.rows] == NAMES
     rows = {row.name: row for row in result.rows}
     planes = [rows[f"single {plane}"] for plane in ("axial", "coronal", "sagittal")]
-    assert rows["single"].psnr == pytest.approx(np.mean([row.psnr for row in planes]))
-    assert rows["single"].ssim == pytest.approx(np.mean([row.ssim for row in planes]))
+    for name in ("psnr", "ssim"):
+        mean = np.mean([row.figures[name] for row in planes])
+        assert rows["single"].figures[name] == pytest.approx(mean)
     truth = result.volumes["truth"]
-    np.testing.assert_array_equal(truth, case.truth[case.box.index][0, 0])
+    np.testing.assert_array_equal(truth, case.target[case.box.index][0, 0])
     # The range is the whole volume's: the pattern on black, not just what the box has of it.
-    assert case.data_range == pytest.approx(float(np.ptp(head().get_fdata()[:22, :24, :18])), rel=1e-3)
-    assert rows["fuse"].psnr == pytest.approx(psnr(result.volumes["fuse"], truth, case.data_range))
-    assert len({row.psnr for row in result.rows}) == len(NAMES)
+    assert result.data_range == pytest.approx(float(np.ptp(head().get_fdata()[:22, :24, :18])), rel=1e-3)
+    assert rows["fuse"].figures["psnr"] == pytest.approx(
+        psnr(result.volumes["fuse"], truth, result.data_range)
+    )
+    assert len({row.figures["psnr"] for row in result.rows}) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", [*SAMPLED, "trilinear+consistency", "nearest"])
 def test_block_means_are_the_input(result: Result, case: Case, name: str) -> None:
     means = block_mean(torch.from_numpy(result.volumes[name])[None, None], 2)
-    measured = case.pooled[case.box.coarser(2).index]
+    measured = case.measured[case.box.coarser(2).index]
     assert (means - measured).abs().max() < 1e-4 * measured.max()
 
 
 def test_it_is_what_the_pipeline_gives(model: ScoreFusion) -> None:
-    case = make_case(read_scan(head((16, 14, 18), np.eye(4))), model.config, size=(99, 99, 99))
+    case = pooled_case(read_scan(head((16, 14, 18), np.eye(4))), model.config, size=(99, 99, 99))
     assert case.box == Box.whole((18, 14, 16))
     result = run_demo(model, case, steps=3, seed=5)
-    pooled = nib.Nifti1Image(case.pooled[0, 0].numpy().transpose(2, 1, 0), np.diag([2.0, 2, 2, 1]))
+    pooled = nib.Nifti1Image(case.measured[0, 0].numpy().transpose(2, 1, 0), np.diag([2.0, 2, 2, 1]))
     pipeline = Pipeline(model, device="cpu", dtype="float32")
     for strategy in ("alternate", "average", "fuse", "fuse+features"):
         volume = pipeline(pooled, strategy=strategy, steps=3, seed=5, crop=False).volume
         np.testing.assert_allclose(
-            result.volumes[strategy], volume.transpose(2, 1, 0), atol=1e-5 * case.data_range
+            result.volumes[strategy], volume.transpose(2, 1, 0), atol=1e-5 * result.data_range
         )
 
 
@@ -135,16 +138,16 @@ def test_before_training_fusing_is_averaging(case: Case) -> None:
 def test_the_default_box_is_in_the_middle_of_the_head(model: ScoreFusion) -> None:
     image = np.zeros((40, 30, 30), np.float32)
     image[20:36, 4:20, 10:26] = np.arange(16)[:, None, None] + 1
-    case = make_case(read_scan(nib.Nifti1Image(image, np.eye(4))), model.config, size=(8, 8, 8))
+    case = pooled_case(read_scan(nib.Nifti1Image(image, np.eye(4))), model.config, size=(8, 8, 8))
     assert case.box == Box((14, 8, 24), (22, 16, 32))
 
 
 def test_coarsening_averages_the_truth_and_its_affine(model: ScoreFusion) -> None:
     image = head((40, 33, 37), np.eye(4))
-    case = make_case(read_scan(image), model.config, coarsen=2, size=(8, 8, 8))
-    assert case.truth.shape[2:] == (18, 16, 20) and "averaged over 2×2×2" in case.name
+    case = pooled_case(read_scan(image), model.config, coarsen=2, size=(8, 8, 8))
+    assert case.target.shape[2:] == (18, 16, 20) and "averaged over 2×2×2" in case.file
     first = image.get_fdata()[20:22, 16:18, 18:20].mean()
-    assert float(case.truth[0, 0, 9, 8, 10]) == pytest.approx(first, rel=1e-5)
+    assert float(case.target[0, 0, 9, 8, 10]) == pytest.approx(first, rel=1e-5)
     np.testing.assert_allclose(case.affine @ [10, 8, 9, 1], [20.5, 16.5, 18.5, 1])
 
 
@@ -154,7 +157,9 @@ def test_the_table_begins_with_psnr(result: Result) -> None:
     for line, row in zip(lines[1:], result.rows, strict=True):
         assert line.startswith(row.name)
         numbers = re.findall(r"-?\d+\.\d+", line)
-        assert numbers[0] == f"{row.psnr:.2f}" and numbers[1] == f"{row.ssim:.3f}" and len(numbers) == 3
+        assert (
+            numbers[:2] == [f"{row.figures['psnr']:.2f}", f"{row.figures['ssim']:.3f}"] and len(numbers) == 3
+        )
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +206,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_table(
     def broken(*_: object) -> None:
         raise RuntimeError("no font")
 
-    monkeypatch.setattr("scorefusion.evaluate.demo_report.report_figure", broken)
+    monkeypatch.setattr("scorefusion.evaluate.demo.report_figure", broken)
     done = CliRunner().invoke(app, command(folder, "-o", str(tmp_path / "out"), "--quiet"))
     assert done.exit_code == 0 and "PSNR dB" in done.stdout, (done.output, done.exception)
     picture = tmp_path / "out" / "report.png"

@@ -9,19 +9,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scorefusion.evaluate.case import Where, find_cases
-from scorefusion.evaluate.demo import make_case, run_demo
+from scorefusion.evaluate.cases import Where, find_cases
+from scorefusion.evaluate.demo import pooled_case, run_demo
 from scorefusion.evaluate.features import feature_network
 from scorefusion.evaluate.methods import Contender, Method, choose_baselines, model_methods
 from scorefusion.evaluate.page import chosen_subjects
-from scorefusion.evaluate.run import Results, Settings, evaluate, flop_of, model_digest
+from scorefusion.evaluate.run import Results, Settings, evaluate, flop_of
 from scorefusion.evaluate.shared_start import SharedStart
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary, summarise
 from scorefusion.io.nifti import read_scan
-from scorefusion.metrics.features import Moments, frechet_distance
-from scorefusion.metrics.image import psnr, ssim
-from scorefusion.metrics.spectrum import compare_spectra
+from scorefusion.metrics import Moments, compare_spectra, frechet_distance, psnr, ssim
 from scorefusion.models.score_fusion import ScoreFusion
 from tests.evaluate.test_evaluate_case import write_subjects
 from tests.evaluate.test_evaluate_sets import paired_loop, width_of
@@ -38,7 +36,7 @@ ROWS = [
 
 def contender(model: ScoreFusion, name: str = "") -> Contender:
     config = model.config
-    return Contender(name, model, config.strategies, config.sampling, model_digest(model, config))
+    return Contender(name, model, config.strategies, config.sampling)
 
 
 def rows(main: Contender) -> list[Method]:
@@ -78,15 +76,15 @@ def test_rows_and_figures_are_those_of_the_demonstration(
     results, methods, store = found
     assert [method.name for method in methods] == ROWS and list(results.records[0]) == ROWS
     scan = read_scan(folder / "data/sub-001/sub-001_t1.nii.gz")
-    case = make_case(scan, main.config, size=WHERE.size or ())
+    case = pooled_case(scan, main.config, size=WHERE.size or ())
     shown = run_demo(main.model, case, seed=3)
-    span = case.data_range
+    span = shown.data_range
     for row in shown.rows:
         if row.name in ROWS:
             record = results.records[1][row.name]
-            assert record["psnr"] == pytest.approx(row.psnr, abs=1e-3), row.name
-            assert record["ssim"] == pytest.approx(row.ssim, abs=1e-4)
-            assert record["spectrum"] == pytest.approx(row.spectrum, abs=1e-4)
+            assert record["psnr"] == pytest.approx(row.figures["psnr"], abs=1e-3), row.name
+            assert record["ssim"] == pytest.approx(row.figures["ssim"], abs=1e-4)
+            assert record["spectrum"] == pytest.approx(row.figures["spectrum"], abs=1e-4)
     volume, truth = shown.volumes["fuse"], shown.volumes["truth"]
     intensity = case.prepared.intensity
     inside = intensity.normalise(truth) > -0.95
@@ -245,9 +243,9 @@ def test_samples_are_averaged(main: Contender, folder: Path, tmp_path: Path) -> 
     case = case_of(folder / "data", main.config, WHERE)
     drawn = []
     for number in range(2):
-        start = SharedStart(main.model, case.known.prepared, case.known.box, 3, number)
+        start = SharedStart(main.model, case.prepared, case.box, 3, number)
         assert methods[0].run is not None
-        drawn.append(case.known.volume(start.draw(methods[0].run, methods[0].table), main.config))
+        drawn.append(case.volume(start.draw(methods[0].run, methods[0].table)))
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
     found = store.volume(results.keys[0]["average"])
     np.testing.assert_allclose(found, np.mean(drawn, axis=0), atol=2e-3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scorefusion.evaluate.case import find_cases
+from scorefusion.evaluate.cases import find_cases
 from scorefusion.evaluate.methods import check_names, model_methods
 from scorefusion.evaluate.run import Settings, evaluate, flop_of
 from scorefusion.evaluate.shared_start import SharedStart
@@ -43,7 +43,7 @@ def test_averaging_branches_is_the_mean_of_their_outputs(folder: Path) -> None: 
     """One evaluation is linear in the outputs: [t1] and [t2] average to all six."""
     main = contender(tiny_model(BOTH.model_copy(update={"strategies": ("average",)})))
     case = case_of(folder / "data", main.config, WHERE)
-    start = SharedStart(main.model, case.known.prepared, case.known.box, seed=1)
+    start = SharedStart(main.model, case.prepared, case.box, seed=1)
     drawn = {
         m.name: start.draw(m.run, m.table) for m in model_methods(main) if m.run and m.kind == "one-step"
     }

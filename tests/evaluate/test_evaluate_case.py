@@ -12,10 +12,17 @@ import torch
 from scorefusion.data import DatasetConfig, Subject, find_subjects
 from scorefusion.degradations import Measurement, block_mean
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.evaluate.baselines import baseline_volume, fit_regression
-from scorefusion.evaluate.case import Case, Where, find_cases, is_synthetic, label_names, read_case
-from scorefusion.evaluate.known_truth import files_needed
-from scorefusion.evaluate.measure import measure
+from scorefusion.evaluate.cases import (
+    Case,
+    Where,
+    files_needed,
+    find_cases,
+    is_synthetic,
+    label_names,
+    read_case,
+)
+from scorefusion.evaluate.methods import Regression, baseline_volume
+from scorefusion.evaluate.run import measure
 from scorefusion.models.config import BranchConfig, ModelConfig, ResidualConfig
 from tests.support.tiny import same_grid_config, tiny_config
 
@@ -76,17 +83,16 @@ def test_the_input_is_made_of_the_truth(folder: Path) -> None:
     case = case_of(folder, config)
     whole = torch.from_numpy(head(0).transpose(2, 1, 0).copy())[None, None]
     pooled = block_mean(whole, 2)
-    torch.testing.assert_close(case.known.given["t1"], pooled)
+    torch.testing.assert_close(case.given["t1"], pooled)
     lo, hi = float(pooled.min()), float(pooled.max())
     expected = 2 * (whole - lo) / (hi - lo) - 1
-    np.testing.assert_allclose(case.truth, expected[case.known.box.index][0, 0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(case.truth, expected[case.box.index][0, 0].numpy(), atol=1e-6)
     assert case.data_range == pytest.approx(float(expected.max() - expected.min()))
-    assert case.known.box.size == (12, 14, 16) and case.spacing == pytest.approx((2.0, 1.5, 1.0))
+    assert case.box.size == (12, 14, 16) and case.spacing == pytest.approx((2.0, 1.5, 1.0))
     np.testing.assert_array_equal(case.inside, case.truth > -0.95)
     assert case.labels is not None and case.labels.shape == (12, 14, 16)
-    assert 0.3 < case.inside.mean() <= 1.0 and case.deep_inside
-    residual = case.known.residual(config)
-    np.testing.assert_allclose(case.known.volume(residual, config), case.truth, atol=1e-6)
+    assert 0.3 < case.inside.mean() <= 1.0
+    np.testing.assert_allclose(case.volume(case.residual()), case.truth, atol=1e-6)
 
 
 def test_consistency_is_the_greatest_difference_from_what_was_measured(folder: Path) -> None:
@@ -103,28 +109,29 @@ def test_both_conditions(folder: Path) -> None:
     assert files_needed(BOTH) == ("t2", "t1") and files_needed(tiny_config()) == ("t1",)
     case = case_of(folder, BOTH)
     fine = torch.from_numpy(np.asarray(nib.load(folder / "sub-000/sub-000_t2.nii.gz").dataobj))
-    np.testing.assert_allclose(case.known.given["t2"][0, 0].numpy(), fine.numpy().transpose(2, 1, 0))
-    assert case.known.given["t1"].shape == (1, 1, 12, 11, 10)
-    single, intensity = case.prepared_for(tiny_config())
-    torch.testing.assert_close(single.condition, case.known.prepared.condition[:, :1])
-    assert intensity == case.known.intensity
+    np.testing.assert_allclose(case.given["t2"][0, 0].numpy(), fine.numpy().transpose(2, 1, 0))
+    assert case.given["t1"].shape == (1, 1, 12, 11, 10)
+    single = case.seen_by(tiny_config())
+    torch.testing.assert_close(single.prepared.condition, case.prepared.condition[:, :1])
+    assert single.intensity == case.intensity
 
 
 def test_a_model_of_one_condition_beside_one_of_two(folder: Path) -> None:
     """From the T2 alone: results are normalised by the target's own intensities, not the pooled input's."""
     case = case_of(folder, BOTH)
     config = same_grid_config(conditions=("t2",), target="t1", branches=tiny_config().branches)
-    prepared, intensity = case.prepared_for(config)
-    assert prepared.condition.shape[1] == 1 and intensity.lo == pytest.approx(float(case.known.target.min()))
-    assert intensity != case.known.intensity
+    other = case.seen_by(config)
+    assert other.prepared.condition.shape[1] == 1
+    assert other.intensity.lo == pytest.approx(float(case.target.min())) and other.intensity != case.intensity
+    np.testing.assert_allclose(other.volume(other.residual()), other.truth, atol=1e-6)
 
 
 def test_translation(folder: Path) -> None:
     config = same_grid_config()
     case = case_of(folder, config)
-    assert case.known.intensity.hi == pytest.approx(float(case.known.target.max()))
+    assert case.intensity.hi == pytest.approx(float(case.target.max()))
     assert case.truth.max() <= 1.0 and case.data_range == pytest.approx(2.0)
-    first = case.known.prepared.condition[case.known.box.index][0, 0].numpy()
+    first = case.prepared.condition[case.box.index][0, 0].numpy()
     np.testing.assert_array_equal(baseline_volume("input", case), first)
 
 
@@ -163,20 +170,20 @@ def test_a_regression_of_intensities_finds_a_polynomial(folder: Path) -> None:
     """FLAIR is T1 squared here, and both are normalised linearly."""
     config = same_grid_config(conditions=("t1",), branches=tiny_config().branches)
     subjects = find_cases(folder, config)
-    regression = fit_regression(subjects[:1], config, Where((12, 14, 16)))
+    regression = Regression.fit([read_case(subjects[0], config, Where((12, 14, 16)))])
     case = case_of(folder, config, number=0)
     found = baseline_volume("intensity regression", case, regression)
     np.testing.assert_allclose(found, case.truth, atol=1e-3)
     with pytest.raises(ScoreFusionError, match="at least one subject"):
-        fit_regression([], config, Where())
+        Regression.fit([])
 
 
 def test_boxes_and_slabs(folder: Path) -> None:
     config = tiny_config()
-    assert case_of(folder, config, Where(None)).known.box.size == (24, 22, 20)
-    box = case_of(folder, config, Where((8, 8, 8), slab=(11, 24))).known.box
+    assert case_of(folder, config, Where(None)).box.size == (24, 22, 20)
+    box = case_of(folder, config, Where((8, 8, 8), slab=(11, 24))).box
     assert box.start[0] >= 12 and box.stop[0] <= 24 and box.size == (8, 8, 8)
-    box = case_of(folder, config, Where(None, slab=(3, 17))).known.box
+    box = case_of(folder, config, Where(None, slab=(3, 17))).box
     assert (box.start[0], box.stop[0]) == (4, 16) and box.size[1:] == (22, 20)
     for slab in ((0, 25), (5, 5)):
         with pytest.raises(ScoreFusionError, match="not inside the volume, which has 24"):
@@ -208,7 +215,7 @@ def test_every_degradation(folder: Path, degradation: dict[str, object]) -> None
     inverse = baseline_volume("pseudo-inverse", case)
     assert inverse.shape == case.truth.shape and case.consistency(inverse) < 1e-3
     if degradation["kind"] == "k-space":
-        assert case.known.box.size == (24, 22, 20)
+        assert case.box.size == (24, 22, 20)
 
 
 def test_what_a_digest_depends_on(folder: Path) -> None:

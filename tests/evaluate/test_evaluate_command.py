@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from scorefusion.cli import app
 from scorefusion.errors import ScoreFusionError
-from scorefusion.evaluate.contenders import load_main, load_other, rows_of
-from scorefusion.evaluate.methods import check_names
+from scorefusion.evaluate.methods import check_names, load_main, load_other, rows_of
 from scorefusion.evaluate.report import FILES
 from scorefusion.models.config import ModelConfig
 from tests.evaluate.test_evaluate_case import write_subjects

@@ -13,7 +13,7 @@ import torch
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.features import NAMES, feature_network
-from scorefusion.metrics.features import Moments, discrepancy, frechet_distance
+from scorefusion.metrics import Moments, discrepancy, frechet_distance
 
 RNG = np.random.default_rng(0)
 ONE = RNG.normal(size=(60, 7)) @ RNG.normal(size=(7, 7))

@@ -115,7 +115,7 @@ def test_scores_by_label_and_resuming(tmp_path: Path) -> None:
     again = segment(training, testing, store, **arguments)
     assert [row.scores for row in again] == [row.scores for row in rows] and len(kept) == 2
     assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.glob("segmenter*")}
-    titles, lines = dice_table(rows, "synthetic, 3 subjects", {3: "fluid"})
+    _, titles, lines = dice_table(rows, "synthetic, 3 subjects", {3: "fluid"})
     assert titles == ["synthetic, 3 subjects: trained on", "scored on", "fluid", "label 6"]
     assert lines[0][:2] == ["truth", "truth"] and "[" in lines[0][2]
 

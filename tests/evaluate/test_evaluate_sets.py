@@ -10,7 +10,7 @@ import torch
 
 from scorefusion.evaluate.sets import set_distances
 from scorefusion.evaluate.store import Store
-from scorefusion.metrics.features import discrepancy, paired_terms
+from scorefusion.metrics import discrepancy, paired_terms
 
 distance = pytest.importorskip("scipy.spatial.distance")
 RNG = np.random.default_rng(0)

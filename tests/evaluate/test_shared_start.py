@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scorefusion.data import Box, prepare_conditions
-from scorefusion.evaluate.case import Where, find_cases
+from scorefusion.evaluate.cases import Where, find_cases
 from scorefusion.evaluate.methods import model_methods
 from scorefusion.evaluate.run import Settings, evaluate
 from scorefusion.evaluate.shared_start import SharedStart, strategy_runs
@@ -67,8 +67,8 @@ def test_another_model_of_larger_patches(model: ScoreFusion, folder: Path, tmp_p
     subjects, store = find_cases(folder / "data", main.config, count=1), Store(tmp_path)
     settings = Settings(seed=3, denoise=False)
     results = evaluate(main, [other], methods, subjects, store, where=where, settings=settings)
-    known = case_of(folder / "data", main.config, where).known
+    known = case_of(folder / "data", main.config, where)
     plain = drawn(model, known.prepared, known.box, methods[0].table, strategy="average", seed=3)
     found = store.volume(results.keys[0]["other average"])
     assert found.shape == size == known.box.size
-    np.testing.assert_allclose(found, known.volume(plain, model.config), atol=2e-3)
+    np.testing.assert_allclose(found, known.seen_by(model.config).volume(plain), atol=2e-3)

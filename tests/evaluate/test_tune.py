@@ -15,11 +15,10 @@ from typer.testing import CliRunner
 
 from scorefusion.cli import app
 from scorefusion.errors import ScoreFusionError
-from scorefusion.evaluate.known_truth import KnownTruth, read_subjects
+from scorefusion.evaluate.cases import Case, make_cases
 from scorefusion.evaluate.tune import (
     Curve,
     Point,
-    Slack,
     candidates,
     choose,
     noise_range,
@@ -29,7 +28,7 @@ from scorefusion.evaluate.tune import (
     table_of,
     tune,
 )
-from scorefusion.metrics.image import power_spectrum_error, psnr, ssim
+from scorefusion.metrics import compare_spectra, psnr, ssim
 from scorefusion.models.config import SamplingConfig
 from scorefusion.models.folder import from_pretrained
 from scorefusion.models.presets import preset
@@ -64,13 +63,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model: ScoreFusion) -> Path
 
 
 @pytest.fixture(scope="module")
-def subjects(folder: Path, model: ScoreFusion) -> list[KnownTruth]:
+def subjects(folder: Path, model: ScoreFusion) -> list[Case]:
     files = [folder / "0.nii.gz", folder / "1.nii.gz"]
-    return read_subjects(files, model.config, size=(10, 12, 14))
+    return make_cases(files, model.config, size=(10, 12, 14))
 
 
 @pytest.fixture(scope="module")
-def curve(model: ScoreFusion, subjects: list[KnownTruth]) -> Curve:
+def curve(model: ScoreFusion, subjects: list[Case]) -> Curve:
     calls: list[tuple[int, int]] = []
     tried = candidates(model.config, solvers=("ddpm", "ddim"), evaluations=(1, 3), sigma_min=(0.2, 1.0))
     reference = reference_sampling(model.config, 5)
@@ -120,28 +119,27 @@ def test_the_reference_is_ancestral_over_the_models_own_range(model: ScoreFusion
     assert sigma[0] == pytest.approx(5.0) and sigma[-1] == pytest.approx(0.2)
 
 
-def test_figures_are_those_of_plain_sampling(
-    curve: Curve, model: ScoreFusion, subjects: list[KnownTruth]
-) -> None:
+def test_figures_are_those_of_plain_sampling(curve: Curve, model: ScoreFusion, subjects: list[Case]) -> None:
     point = curve.points[-1]
     assert point.sampling.solver == "ddim" and point.evaluations == 3
     found = []
     for subject in subjects:
         table = table_of(model.config, point.sampling)
         residual = drawn(model, subject.prepared, subject.box, table, strategy="fuse")
-        found.append(subject.volume(residual, model.config))
+        found.append(subject.volume(residual))
     pairs = [(volume, subject.truth) for volume, subject in zip(found, subjects, strict=True)]
     spans = [subject.data_range for subject in subjects]
     close = [psnr(*pair, span) for pair, span in zip(pairs, spans, strict=True)]
     alike = [ssim(*pair, span) for pair, span in zip(pairs, spans, strict=True)]
-    assert point.psnr == pytest.approx(np.mean(close), abs=1e-4)
-    assert point.ssim == pytest.approx(np.mean(alike), abs=1e-5)
-    assert point.spectrum == pytest.approx(np.mean([power_spectrum_error(*pair) for pair in pairs]), abs=1e-5)
-    assert point.spectrum >= abs(point.bias) and -1.0 <= point.correlation <= 1.0
+    figures, errors = point.figures, [compare_spectra(*pair).error for pair in pairs]
+    assert figures["psnr"] == pytest.approx(np.mean(close), abs=1e-4)
+    assert figures["ssim"] == pytest.approx(np.mean(alike), abs=1e-5)
+    assert figures["spectrum"] == pytest.approx(np.mean(errors), abs=1e-5)
+    assert figures["spectrum"] >= abs(figures["spectrum_signed"]) and -1.0 <= figures["correlation"] <= 1.0
     assert point.seconds == pytest.approx(3 / 5 * curve.reference.seconds)
 
 
-def test_pooling_measures_in_the_images_own_range(subjects: list[KnownTruth], folder: Path) -> None:
+def test_pooling_measures_in_the_images_own_range(subjects: list[Case], folder: Path) -> None:
     whole = nib.load(folder / "0.nii.gz").get_fdata()
     half_range = subjects[0].prepared.intensity.half_range
     assert subjects[0].data_range * half_range == pytest.approx(np.ptp(whole), rel=1e-5)
@@ -151,32 +149,33 @@ def test_pooling_measures_in_the_images_own_range(subjects: list[KnownTruth], fo
 def test_conditions_and_their_target(folder: Path) -> None:
     config = same_grid_config()
     files = [folder / f"{number}.nii.gz" for number in range(3)]
-    subject = read_subjects(files, config, size=(8, 10, 12))[0]
+    subject = make_cases(files, config, size=(8, 10, 12))[0]
     assert subject.prepared.condition.shape == (1, 2, 22, 20, 18) and subject.truth.shape == (8, 10, 12)
     assert subject.data_range == pytest.approx(2.0)
-    nothing = subject.volume(torch.zeros(1, 1, 8, 10, 12), config)
+    nothing = subject.volume(torch.zeros(1, 1, 8, 10, 12))
     np.testing.assert_array_equal(nothing, subject.prepared.condition[:, :1][subject.box.index][0, 0])
     with pytest.raises(ScoreFusionError, match=r"3 files each \(t1, t2, flair\); got 2 files"):
-        read_subjects(files[:2], config, size=(8, 8, 8))
+        make_cases(files[:2], config, size=(8, 8, 8))
 
 
 def point(evaluations: int, psnr: float, spectrum: float, patches: float, correlation: float = 0.5) -> Point:
     none = np.zeros(1)
-    quality = (psnr, 0.9, spectrum, -spectrum, patches, correlation)
-    return Point(SAMPLING, evaluations, 1.0, *quality, none, none, none)
+    figures = {"psnr": psnr, "spectrum": spectrum, "patches": patches, "correlation": correlation}
+    return Point(SAMPLING, evaluations, 1.0, figures, none, none, none)
 
 
 def test_the_cheapest_that_is_no_worse_is_chosen() -> None:
     reference = point(50, 30.0, 0.2, 2e-3)
     blurred, grainy = point(1, 31.0, 0.5, 4e-3, 0.6), point(2, 30.5, 0.1, 1e-3, 0.4)
     good, better, dear = point(4, 30.0, 0.2, 2e-3), point(4, 30.0, 0.15, 2e-3), point(6, 31.0, 0.0, 0.0)
-    assert choose([dear, blurred, good, better, grainy], reference, Slack()) is better
-    assert choose([blurred, grainy], reference, Slack()) is None
-    nearly = replace(reference, psnr=29.99, spectrum=0.209, patches=2.1e-3, correlation=0.48)
-    exact = Slack(0.0, 0.0, 0.0, 0.0)
-    assert nearly.no_worse(reference, Slack()) and reference.no_worse(reference, exact)
+    assert choose([dear, blurred, good, better, grainy], reference) is better
+    assert choose([blurred, grainy], reference) is None
+    nearly = point(50, 29.99, 0.209, 2.1e-3, 0.48)
+    exact = dict.fromkeys(reference.figures, 0.0)
+    assert nearly.no_worse(reference) and reference.no_worse(reference, exact)
+    assert not nearly.no_worse(reference, exact)
     for worse in ({"psnr": 29.0}, {"spectrum": 0.3}, {"patches": 3e-3}, {"correlation": 0.4}):
-        assert not replace(reference, **worse).no_worse(reference, Slack())
+        assert not replace(reference, figures={**reference.figures, **worse}).no_worse(reference)
 
 
 def test_parse_solver() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.metrics.patches import patch_distance as full_patch_distance
+from scorefusion.metrics import patch_distance as full_patch_distance
 
 patch_distance = functools.partial(full_patch_distance, count=400)
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.metrics.spectrum import compare_spectra
+from scorefusion.metrics import compare_spectra
 
 RNG = np.random.default_rng(0)
 SHAPE = (32, 36, 40)

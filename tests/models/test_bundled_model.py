@@ -13,7 +13,7 @@ from scorefusion import Pipeline
 from scorefusion.data import interpolate
 from scorefusion.degradations import block_mean
 from scorefusion.io.nifti import read_scan
-from scorefusion.metrics.image import psnr
+from scorefusion.metrics import psnr
 from scorefusion.models.domain import made_for
 from scorefusion.models.folder import ASSETS, load_config
 from scorefusion.models.presets import preset

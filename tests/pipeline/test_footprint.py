@@ -445,7 +445,7 @@ def test_other_errors_are_not(error: Exception) -> None:
     ("verb", "arguments", "target", "fix"),
     [
         ("plan", ["--shape", "8", "8", "8"], "scorefusion.engine.planning.fit.fit", "plan"),
-        ("demo", ["--data", "{image}", "-o", "{out}"], "scorefusion.evaluate.demo.make_case", "--box"),
+        ("demo", ["--data", "{image}", "-o", "{out}"], "scorefusion.evaluate.demo.pooled_case", "--box"),
         (
             "evaluate",
             ["{model}", "{folder}", "-o", "{out}"],

@@ -1,7 +1,4 @@
-"""How far two crowds of feature vectors are apart: Fréchet distance (FID) and maximum mean discrepancy (MMD).
-
-Both ask whether translated volumes look like true ones, not whether each is the right one.
-"""
+"""Distances between two sets of feature vectors: Fréchet distance (FID), maximum mean discrepancy (MMD)."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from scorefusion.errors import ScoreFusionError
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Sums over a crowd, from which mean and covariance of any union of crowds follow.
+    """Sums over a set of vectors, from which mean and covariance of any union of sets follow.
 
     Attributes:
         count: of vectors.
@@ -28,7 +25,7 @@ class Moments:
 
     @classmethod
     def of(cls, vectors: np.ndarray) -> Moments:
-        """Of feature vectors ``[N, F]``."""
+        """The sums of feature vectors ``[N, F]``."""
         if vectors.ndim != 2:
             raise ScoreFusionError(f"feature vectors must be [N, F], got shape {list(vectors.shape)}")
         rows = np.asarray(vectors, np.float64)
@@ -42,7 +39,7 @@ class Moments:
 
     @property
     def mean(self) -> np.ndarray:
-        """``[F]``."""
+        """Of the vectors, ``[F]``."""
         return self.total / self.count
 
     @property
@@ -54,19 +51,18 @@ class Moments:
 def frechet_distance(one: Moments, other: Moments) -> float:
     """Squared Fréchet distance of the two normal distributions that fit best (Heusel et al. 2017).
 
-    ``|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^(1/2))``, the trace of the root being that of
-    ``(R S2 R)^(1/2)`` with R the root of S1, which is symmetric and so has real eigenvalues.
+    ``|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^(1/2))``; the root's trace is that of ``(R S2 R)^(1/2)``, R² = S1.
 
     Args:
-        one: a crowd of at least 2 vectors.
-        other: the same, of vectors as long.
+        one: sums over at least 2 vectors.
+        other: the same, of vectors of the same length.
 
     Raises:
         ScoreFusionError: for fewer vectors, or vectors of other lengths.
     """
     if min(one.count, other.count) < 2 or one.total.shape != other.total.shape:
         raise ScoreFusionError(
-            f"a Fréchet distance needs two crowds of at least 2 vectors as long; got {one.count} of "
+            f"a Fréchet distance needs two sets of at least 2 vectors as long; got {one.count} of "
             f"{len(one.total)} and {other.count} of {len(other.total)} numbers"
         )
     first, second = one.covariance, other.covariance
@@ -84,7 +80,7 @@ def squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def discrepancy(one: np.ndarray, other: np.ndarray, width: float) -> float:
-    """Squared maximum mean discrepancy (Gretton et al. 2012, equation 3, unbiased) of two crowds.
+    """Squared maximum mean discrepancy (Gretton et al. 2012, equation 3, unbiased) of two sets.
 
     Args:
         one: ``[N, F]``, N at least 2.
@@ -99,7 +95,7 @@ def discrepancy(one: np.ndarray, other: np.ndarray, width: float) -> float:
     """
     if min(len(one), len(other)) < 2 or not width > 0.0:
         raise ScoreFusionError(
-            f"a discrepancy needs two crowds of at least 2 vectors and a positive kernel width; "
+            f"a discrepancy needs two sets of at least 2 vectors and a positive kernel width; "
             f"got {len(one)}, {len(other)} and {width:g}"
         )
 
@@ -113,11 +109,11 @@ def discrepancy(one: np.ndarray, other: np.ndarray, width: float) -> float:
 
 
 def paired_terms(one: np.ndarray, other: np.ndarray, across: np.ndarray, width: float) -> np.ndarray:
-    """What the squared maximum mean discrepancy of N pairs is the mean of (Gretton et al. 2012, equation 4).
+    """Terms of the squared maximum mean discrepancy of N pairs (Gretton et al. 2012, equation 4).
 
-    The terms are ``k(a_i, a_j) + k(b_i, b_j) - k(a_i, b_j) - k(a_j, b_i)``, with k the kernel of
-    :func:`discrepancy`; their mean over all i ≠ j is unbiased whatever binds a_i to b_i, as a translation is
-    bound to its truth. :func:`discrepancy` takes the crowds for independent, and is below 0 for equal ones.
+    They are ``k(a_i, a_j) + k(b_i, b_j) - k(a_i, b_j) - k(a_j, b_i)``, with k the kernel of
+    :func:`discrepancy`; their mean over all i ≠ j is unbiased even where b_i depends on a_i, as a translation
+    does on its truth. :func:`discrepancy` takes the sets for independent, and is below 0 for equal ones.
 
     Args:
         one: squared distances ``[N, N]`` of all a_i to all a_j.
