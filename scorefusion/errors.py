@@ -142,20 +142,6 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> ScoreFusionError
     names = sorted(valid)
     folded = {candidate.lower(): candidate for candidate in names}
     near = difflib.get_close_matches(str(name).lower(), list(folded), n=5, cutoff=0.5)
-    nearest = min(near, key=lambda candidate: _typing_slips(str(name).lower(), candidate), default=None)
+    nearest = min(near, key=lambda candidate: sorted(candidate) != sorted(str(name).lower()), default=None)
     hint = ";" if nearest is None else f"; did you mean '{folded[nearest]}'?"
     return ScoreFusionError(f"unknown {kind} '{name}'{hint} valid: {', '.join(names)}")
-
-
-def _typing_slips(typed: str, meant: str) -> int:
-    """Return how many letters were added, left out, replaced or swapped with a neighbour."""
-    before: list[int] = []
-    row = list(range(len(meant) + 1))
-    for i, letter in enumerate(typed, start=1):
-        before, last, row = row, before, [i]
-        for j, wanted in enumerate(meant, start=1):
-            slips = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != wanted))
-            if i > 1 and j > 1 and letter == meant[j - 2] and typed[i - 2] == wanted:
-                slips = min(slips, last[j - 2] + 1)
-            row.append(slips)
-    return row[-1]

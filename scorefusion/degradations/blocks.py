@@ -87,11 +87,9 @@ class Pooling(LinearOperator):
         return block_mean(x, self.factor)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """See :class:`~scorefusion.degradations.operator.Operator`."""
         return upsample_blocks(y, self.factor) / math.prod(self.factor)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """See :class:`~scorefusion.degradations.operator.Operator`."""
         return upsample_blocks(y, self.factor)
 
     def bounded(self, x: Tensor, y: Tensor, lo: float, hi: float) -> Tensor:

@@ -43,11 +43,9 @@ class Inpainting(LinearOperator):
         return torch.where(self.known.to(x.device), x, 0)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """See :class:`~scorefusion.degradations.operator.Operator`."""
         return self.A(y)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """See :class:`~scorefusion.degradations.operator.Operator`."""
         return self.A(y)
 
     @property
@@ -56,7 +54,6 @@ class Inpainting(LinearOperator):
         return float(self.known.double().mean())
 
     def inside(self, index: tuple[Any, ...]) -> Inpainting:
-        """See :class:`~scorefusion.degradations.operator.LinearOperator`."""
         return Inpainting(self.known[index])
 
 
@@ -77,7 +74,6 @@ class Inpaint(Measurement):
     seed: int | None = None
 
     def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> Inpainting:
-        """Make the operator with its mask."""
         known = known_outside_boxes(size, hole=self.hole, holes=self.holes, seed=seed)
         return Inpainting(known.to(device))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from scorefusion.degradations.measurement import AXES, Axis, Measurement, Share, Shares, at_least, register
+from scorefusion.degradations.measurement import AXES, Axis, Measurement, Share, register
 from scorefusion.degradations.operator import LinearOperator
 from scorefusion.errors import ScoreFusionError
 
@@ -63,7 +63,6 @@ class KSpace(LinearOperator):
         return self._inverse(y * self.mask.to(y.device))
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """See :class:`~scorefusion.degradations.operator.Operator`."""
         return self._inverse(y * self.weight.to(y.real))
 
     @property
@@ -84,7 +83,7 @@ class LowFrequencies(Measurement):
     """
 
     kind: Literal["k-space"] = "k-space"
-    fraction: Shares = 0.5
+    fraction: Share | tuple[Share, Share, Share] = 0.5
 
     @model_validator(mode="after")
     def _check(self) -> LowFrequencies:
@@ -99,12 +98,10 @@ class LowFrequencies(Measurement):
 
     @property
     def whole(self) -> tuple[bool, bool, bool]:
-        """The axes that are transformed."""
         z, y, x = (fraction < 1 for fraction in self.fractions)
         return z, y, x
 
     def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> KSpace:
-        """Make the operator with its mask."""
         lengths = [length if whole else 1 for length, whole in zip(size, self.whole, strict=True)]
         axes = [axis for axis, whole in enumerate(self.whole) if whole]
         return KSpace(central_box(lengths, self.fractions).to(device), axes)
@@ -124,18 +121,16 @@ class CompressedSensing(Measurement):
 
     kind: Literal["cs-mri"] = "cs-mri"
     axis: Axis | None = None
-    acceleration: Annotated[float, at_least(1)]
+    acceleration: float = Field(ge=1)
     centre: Share = 0.08
     seed: int | None = None
 
     @property
     def whole(self) -> tuple[bool, bool, bool]:
-        """The axes that are transformed."""
         z, y, x = (axis != self.axis for axis in AXES)
         return z, y, x
 
     def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> KSpace:
-        """Make the operator with its mask."""
         axes = [axis for axis, whole in enumerate(self.whole) if whole]
         encoded = axes[:-1]  # along the last axis a line is read out
         lines = random_lines(

@@ -12,18 +12,17 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     ModelWrapValidatorHandler,
-    ValidationInfo,
     model_serializer,
     model_validator,
 )
 from torch import Tensor
 
 from scorefusion.degradations.blocks import Pooling, block_edges, upsample_blocks
-from scorefusion.degradations.operator import LinearOperator, Operator, add_noise, linear_operator
+from scorefusion.degradations.operator import LinearOperator, Operator, add_noise
 from scorefusion.errors import ScoreFusionError, unknown_name
 
 Axis = Literal["z", "y", "x"]
@@ -34,26 +33,8 @@ MEASUREMENTS: dict[str, type[Measurement]] = {}
 Kind = TypeVar("Kind", bound="Measurement")
 
 
-def at_least(least: float) -> AfterValidator:
-    """Return a validator for numbers, or tuples of them, that are at least ``least``, or None."""
-
-    def check(value: Any, info: ValidationInfo) -> Any:
-        if value is not None and min(value if isinstance(value, tuple) else (value,)) < least:
-            raise ValueError(f"'{info.field_name}' is at least {least:g}, got {value}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _share(value: Any, info: ValidationInfo) -> Any:
-    if not all(0 < share <= 1 for share in (value if isinstance(value, tuple) else (value,))):
-        raise ValueError(f"'{info.field_name}' is a share above 0 and at most 1, got {value}")
-    return value
-
-
-Count = Annotated[int, at_least(1)]
-Share = Annotated[float, AfterValidator(_share)]
-Shares = Annotated[float | tuple[float, float, float], AfterValidator(_share)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Degraded(NamedTuple):
@@ -94,7 +75,7 @@ class Measurement(BaseModel):
     traceable: ClassVar[bool] = True
 
     kind: str = ""
-    noise: Annotated[float, at_least(0)] = 0.0
+    noise: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -152,15 +133,12 @@ class Measurement(BaseModel):
     def operator(
         self, size: Sequence[int], *, seed: int | None = None, device: torch.device | str = "cpu"
     ) -> LinearOperator | None:
-        """Return the operator for volumes of one size.
+        """Return the operator for volumes of one size, without noise; None where nothing is measured.
 
         Args:
             size: (z, y, x) of the target's grid.
             seed: of what is random, such as lines or holes; the measurement's own if None.
             device: of the operator's tensors.
-
-        Returns:
-            The operator, without noise; None where nothing is measured.
 
         Raises:
             ScoreFusionError: for a size that cannot be measured.
@@ -173,68 +151,53 @@ class Measurement(BaseModel):
                 )
         return self.make_operator(size, getattr(self, "seed", None) if seed is None else seed, device)
 
-    def measure(
-        self, target: Tensor, *, seed: int | None = None, operator: Operator | None = None
-    ) -> tuple[LinearOperator | None, Tensor]:
-        """Measure a target, with noise.
-
-        Args:
-            target: ``[B, 1, D, H, W]``; in normalised intensity if there is noise.
-            seed: of noise and of what is random in the operator; the measurement's own, or 0, if None.
-            operator: made before, or an object of deepinv's that stands in for it; else :meth:`operator`'s.
-
-        Returns:
-            The operator, and what it measures: of its own shape, complex for k-space. None and the target
-            where nothing is measured.
-
-        Raises:
-            ScoreFusionError: for a size that cannot be measured.
-        """
-        if operator is None:
-            operator = self.operator(target.shape[2:], seed=seed, device=target.device)
+    def _measure(self, target: Tensor, seed: int | None) -> tuple[LinearOperator | None, Tensor]:
+        """Return the operator and what it measures with noise; None and the target if nothing is measured."""
+        operator = self.operator(target.shape[2:], seed=seed, device=target.device)
         if operator is None:
             return None, target
+        seed = getattr(self, "seed", None) if seed is None else seed
         measured = operator.A(target)
-        if self.noise:
-            measured = add_noise(
-                measured, self.noise, getattr(self, "seed", None) or 0 if seed is None else seed
-            )
-        return linear_operator(operator), measured
+        return operator, add_noise(measured, self.noise, seed or 0) if self.noise else measured
 
-    def image(self, target: Tensor, *, seed: int | None = None, operator: Operator | None = None) -> Tensor:
-        """Return what a pipeline is given where a target is known; arguments as for :meth:`measure`.
+    def image(self, target: Tensor, *, seed: int | None = None) -> Tensor:
+        """Return what a pipeline is given where a target is known.
+
+        Args:
+            target: ``[B, 1, D, H, W]``, any units; in normalised intensity if there is noise.
+            seed: of noise, random lines and holes; the measurement's own, or 0, if None.
 
         Returns:
             The measured image: ``[B, 1, d, h, w]`` if it is coarser, else ``[B, 1, D, H, W]``, put back by
             the pseudo-inverse.
+
+        Raises:
+            ScoreFusionError: for a size that cannot be measured.
         """
-        given, measured = self.measure(target, seed=seed, operator=operator)
-        return measured if self.coarse or given is None else given.A_dagger(measured)
+        operator, measured = self._measure(target, seed)
+        return measured if self.coarse or operator is None else operator.A_dagger(measured)
 
     def degrade(
-        self,
-        target: Tensor,
-        *,
-        base: str = "trilinear+consistency",
-        seed: int | None = None,
-        operator: Operator | None = None,
+        self, target: Tensor, *, base: str = "trilinear+consistency", seed: int | None = None
     ) -> Degraded:
-        """Measure a target and bring the measurement back to its grid; arguments as for :meth:`measure`.
+        """Measure a target and bring the measurement back to its grid.
 
         Args:
-            target: a crop must be whole along the axes of :attr:`whole`.
+            target: ``[B, 1, D, H, W]``, normalised; a crop must be whole along the axes of :attr:`whole`.
             base: ``config.residual.base`` of a model; see :func:`base_volume`.
-            seed: see :meth:`measure`.
-            operator: see :meth:`measure`.
+            seed: as for :meth:`image`.
 
         Returns:
             Where nothing is measured the target itself is the condition.
+
+        Raises:
+            ScoreFusionError: for a size that cannot be measured, or an unknown base.
         """
-        given, measured = self.measure(target, seed=seed, operator=operator)
-        if given is None:
+        operator, measured = self._measure(target, seed)
+        if operator is None:
             return Degraded(None, target)
-        image = measured if self.coarse else given.A_dagger(measured)
-        return Degraded(measured, base_volume(image, base, self.factors, given))
+        image = measured if self.coarse else operator.A_dagger(measured)
+        return Degraded(measured, base_volume(image, base, self.factors, operator))
 
     def base_agrees(self, base: str, operator: LinearOperator) -> bool:
         """Whether a base of that name measures as the first condition does, to rounding."""
@@ -274,7 +237,7 @@ class Nothing(Measurement):
     kind: Literal["none"] = "none"
 
     def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> None:
-        """Return None: there is none."""
+        return None
 
 
 @register
@@ -290,7 +253,7 @@ class BlockMean(Measurement):
     inverse_is_nearest: ClassVar[bool] = True
     kind: Literal["block-mean"] = "block-mean"
     factor: Count = 1
-    edges: Annotated[tuple[int, int, int] | None, at_least(1)] = None
+    edges: tuple[Count, Count, Count] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> BlockMean:
@@ -300,16 +263,13 @@ class BlockMean(Measurement):
 
     @property
     def factors(self) -> tuple[int, int, int]:
-        """The blocks' edges."""
         return self.edges or (self.factor,) * 3
 
     @property
     def blocks(self) -> tuple[int, int, int]:
-        """The blocks' edges."""
         return self.factors
 
     def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> Pooling:
-        """Make the pooling operator."""
         return Pooling(self.factors)
 
 

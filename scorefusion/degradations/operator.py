@@ -34,7 +34,7 @@ class Operator(Protocol):
         ...
 
 
-class LinearOperator:
+class LinearOperator(Operator):
     """An :class:`Operator` with the properties that normalisation, sampling and reports ask for.
 
     The defaults hold for any operator. An object with only the three functions is wrapped by
@@ -53,18 +53,6 @@ class LinearOperator:
     known: Tensor | None = None
     local = False
     exact_inverse = False
-
-    def A(self, x: Tensor) -> Tensor:
-        """See :class:`Operator`."""
-        raise NotImplementedError
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        """See :class:`Operator`."""
-        raise NotImplementedError
-
-    def A_dagger(self, y: Tensor) -> Tensor:
-        """See :class:`Operator`."""
-        raise NotImplementedError
 
     @property
     def share(self) -> float:
@@ -88,8 +76,16 @@ class _Foreign(LinearOperator):
     """An object with the three functions of an operator, such as a physics object of deepinv."""
 
     def __init__(self, operator: Operator) -> None:
-        for name in ("A", "A_adjoint", "A_dagger"):
-            setattr(self, name, getattr(operator, name))
+        self.operator = operator
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.operator.A(x)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return self.operator.A_adjoint(y)
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return self.operator.A_dagger(y)
 
 
 def linear_operator(operator: Operator) -> LinearOperator:
@@ -207,15 +203,12 @@ class Chain(LinearOperator):
         self.second, self.first, self.iterations = second, first, iterations
 
     def A(self, x: Tensor) -> Tensor:
-        """See :class:`Operator`."""
         return self.second.A(self.first.A(x))
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """See :class:`Operator`."""
         return self.first.A_adjoint(self.second.A_adjoint(y))
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """See :class:`Operator`."""
         return conjugate_gradients(self, y, iterations=self.iterations)
 
 

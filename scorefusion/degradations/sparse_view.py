@@ -69,7 +69,6 @@ class SparseView(LinearOperator):
         return self._apply(y, True).reshape(*y.shape[:3], *self.size)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """See :class:`~scorefusion.degradations.operator.Operator`."""
         return conjugate_gradients(self, y, iterations=self.iterations, weigh=self._weigh)
 
     def filtered_back_projection(self, y: Tensor) -> Tensor:
@@ -118,11 +117,9 @@ class FewViews(Measurement):
 
     @property
     def whole(self) -> tuple[bool, bool, bool]:
-        """Within slices every voxel matters."""
         return False, True, True
 
     def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> SparseView:
-        """Make the operator for slices of that size."""
         return SparseView(self.views, size[1], size[2], detector=self.detector)
 
 

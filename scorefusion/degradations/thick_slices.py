@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from scorefusion.degradations.blocks import Pooling
-from scorefusion.degradations.measurement import AXES, Axis, Count, Measurement, at_least, register
+from scorefusion.degradations.measurement import AXES, Axis, Count, Measurement, register
 from scorefusion.degradations.operator import LinearOperator
 from scorefusion.errors import ScoreFusionError, unknown_name
 
@@ -82,12 +83,10 @@ class ThickSlices(LinearOperator):
         return (steps * self._along(x)).sum(dim=axis + 1)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """See :class:`~scorefusion.degradations.operator.Operator`."""
         axis = self.axis + 2
         return (y.unsqueeze(axis + 1) * self._along(y)).flatten(axis, axis + 1)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """See :class:`~scorefusion.degradations.operator.Operator`."""
         return self.A_adjoint(y) / self.norm
 
     def _along(self, like: Tensor) -> Tensor:
@@ -113,24 +112,21 @@ class SliceAverages(Measurement):
     kind: Literal["thick-slices"] = "thick-slices"
     axis: Axis
     thickness: Count
-    gap: Annotated[int, at_least(0)] = 0
+    gap: int = Field(default=0, ge=0)
     profile: Literal["box", "gaussian"] = "box"
 
     @property
     def factors(self) -> tuple[int, int, int]:
-        """The step from slice to slice along the axis."""
         z, y, x = (self.thickness + self.gap if axis == self.axis else 1 for axis in AXES)
         return z, y, x
 
     @property
     def blocks(self) -> tuple[int, int, int] | None:
-        """The slices, where they are plain means without gaps."""
         return self.factors if self.gap == 0 and self.profile == "box" else None
 
     def make_operator(
         self, size: Sequence[int], seed: int | None, device: torch.device | str
     ) -> Pooling | ThickSlices:
-        """Make the operator: block means where there are no gaps."""
         if self.blocks is not None:
             return Pooling(self.blocks)
         return ThickSlices(AXES.index(self.axis), self.thickness, self.gap, self.profile)
