@@ -3,48 +3,21 @@
 A name is imported from its module when it is first used, so that importing the package brings no nibabel.
 """
 
-# ruff: noqa: F401
+# ruff: noqa: F403
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scorefusion.io.atomic import (
-        check_output,
-        folder_written_beside,
-        output_target,
-        replace_file,
-        written_beside,
-    )
-    from scorefusion.io.formats import (
-        FORMATS,
-        LISTED,
-        READABLE,
-        WRITABLE,
-        check_ending,
-        check_volume_output,
-        companions,
-        format_of,
-        read_header,
-        volume_stem,
-    )
-    from scorefusion.io.grid import Grid, corner_distance, ras_grid, read_grid
-    from scorefusion.io.header import MAX_VOXELS
-    from scorefusion.io.kinds import Affine, Image, affines_for, listed, scan_of, shape_of
-    from scorefusion.io.nifti import (
-        NAN_CHOICES,
-        OUTPUT_DTYPES,
-        Scan,
-        check_same_grid,
-        fine_affine,
-        make_image,
-        ras_order,
-        read_scan,
-        save_image,
-    )
-    from scorefusion.io.placeholders import check_fetched
-    from scorefusion.io.video import CLIP_ENDINGS, clip_frames, clip_image, read_clip, write_clip
+    from scorefusion.io.atomic import *
+    from scorefusion.io.formats import *
+    from scorefusion.io.grid import *
+    from scorefusion.io.header import *
+    from scorefusion.io.kinds import *
+    from scorefusion.io.nifti import *
+    from scorefusion.io.placeholders import *
+    from scorefusion.io.video import *
 
 _NAMES = {
     "atomic": "check_output folder_written_beside output_target replace_file written_beside",

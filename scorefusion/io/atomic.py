@@ -1,4 +1,4 @@
-"""Files that appear under their final name whole or not at all."""
+"""Atomic writes: files and folders appear under their final name whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scorefusion.errors import BadInput
@@ -20,47 +20,48 @@ PathLike = str | os.PathLike[str]
 def output_target(path: PathLike) -> Path:
     """Return the file that a write to ``path`` replaces: ``path`` itself, or what it links to.
 
-    A symbolic link is written through, as by any program that opens it: the link stays, its target is
-    replaced, or created if only the target's folder exists. Other hard links to a replaced file keep the old
-    content.
+    A symbolic link stays, and its target is replaced, or created if the target's folder exists. Other hard
+    links to a replaced file keep the old content.
 
     Raises:
         BadInput: for a git-annex link, whose target must not change; a link in a loop or into a folder that
             does not exist; a target that is not a regular file.
     """
-    final = Path(path)
+    target = final = Path(path)
+    with _writing(final):
+        if final.is_symlink():
+            target = Path(os.path.realpath(final))
+            if is_annex_link(final):
+                fix = f"Run: git annex unlock {shlex.quote(final.name)}, or choose another name."
+                raise BadInput(final, "is a git-annex link, whose content must not be replaced", fix)
+            if target.is_symlink():
+                raise BadInput(final, "is a symbolic link that leads to itself", "Remove it.")
+            if not target.parent.is_dir():
+                problem = f"is a symbolic link into a folder that does not exist, {target.parent}"
+                raise BadInput(final, problem, "Create the folder, or remove the link.")
+        if target.exists() and not (target.is_file() or target.is_dir()):
+            raise BadInput(final, "is not a regular file", "Choose another name.")
+    return target
+
+
+@contextmanager
+def _writing(path: PathLike) -> Iterator[None]:
+    """Turn an OSError inside the block into a BadInput that names ``path``."""
     try:
-        return _target(final)
+        yield
     except OSError as error:
         fix = "Choose another folder, or free some space."
-        raise BadInput(final, f"could not be written ({error.strerror or error})", fix) from error
-
-
-def _target(final: Path) -> Path:
-    target = final
-    if final.is_symlink():
-        target = Path(os.path.realpath(final))
-        if is_annex_link(final):
-            fix = f"Run: git annex unlock {shlex.quote(final.name)}, or choose another name."
-            raise BadInput(final, "is a git-annex link, whose content must not be replaced", fix)
-        if target.is_symlink():
-            raise BadInput(final, "is a symbolic link that leads to itself", "Remove it.")
-        if not target.parent.is_dir():
-            problem = f"is a symbolic link into a folder that does not exist, {target.parent}"
-            raise BadInput(final, problem, "Create the folder, or remove the link.")
-    if target.exists() and not (target.is_file() or target.is_dir()):
-        raise BadInput(final, "is not a regular file", "Choose another name.")
-    return target
+        raise BadInput(path, f"could not be written ({error.strerror or error})", fix) from error
 
 
 @contextmanager
 def written_beside(path: PathLike) -> Iterator[Path]:
     """Yield a hidden name in the file's folder to write to; renamed to ``path`` when the block ends well.
 
-    Whatever ends the block early (an error, an interrupt) removes the hidden file; a kill leaves it under its
-    hidden name. ``path`` itself is either the old file or the new one, never a part. A replaced file's mode
-    is kept, and its owner and group where the system allows it; a new file's mode follows the umask. A
-    symbolic link is written through (:func:`output_target`).
+    An error or an interrupt inside the block removes the hidden file; a kill leaves it. ``path`` itself is
+    either the old file or the new one, never a part. A replaced file's mode is kept, and its owner and group
+    where the system allows it; a new file's mode follows the umask. A symbolic link is written through
+    (:func:`output_target`).
 
     Args:
         path: the final name. The hidden one keeps its ending, for writers that choose a format by it.
@@ -72,15 +73,13 @@ def written_beside(path: PathLike) -> Iterator[Path]:
     final = output_target(path)
     beside = final.with_name(f".{secrets.token_hex(4)}.{Path(path).name}")
     try:
-        if final.is_file():  # nobody may read what is being written who may not read the old file
-            os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        yield beside
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        replace_file(beside, final)
-    except OSError as error:
-        fix = "Choose another folder, or free some space."
-        raise BadInput(path, f"could not be written ({error.strerror or error})", fix) from error
+        with _writing(path):
+            if final.is_file():  # nobody may read what is being written who may not read the old file
+                os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            yield beside
+            with open(beside, "rb+") as file:
+                os.fsync(file.fileno())
+            replace_file(beside, final)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -110,7 +109,7 @@ def _keep_access(new: Path, old: Path) -> None:
                 break
             except OSError:
                 continue
-        else:  # another group than before: it may do what everybody may
+        else:  # another group than before: it gets the rights of others
             mode = (mode & ~0o070) | ((mode & 0o007) << 3)
     new.chmod(mode)
 
@@ -119,12 +118,12 @@ def _keep_access(new: Path, old: Path) -> None:
 def folder_written_beside(path: PathLike) -> Iterator[Path]:
     """Yield a hidden folder to write files into; renamed to ``path`` when the block ends well.
 
-    A folder that is there is replaced whole, its mode and those of files of the same names kept. Whatever
-    ends the block early removes the hidden folder and leaves the old one; a kill may leave hidden folders
-    beside it. A symbolic link is written through.
+    An existing folder is replaced whole; its mode and those of files of the same names are kept. An error or
+    an interrupt inside the block removes the hidden folder and leaves the old one; a kill may leave hidden
+    folders beside it. A symbolic link is written through.
 
     Args:
-        path: the final name; folders above it are made.
+        path: the final name; its parent folders are made.
 
     Raises:
         BadInput: if the system refuses to write, naming ``path`` and the system's reason.
@@ -133,24 +132,22 @@ def folder_written_beside(path: PathLike) -> Iterator[Path]:
     token = secrets.token_hex(4)
     beside, old = (final.with_name(f".{token}.{kind}.{final.name}") for kind in ("new", "old"))
     try:
-        beside.mkdir(parents=True)
-        yield beside
-        for file in (path for path in beside.rglob("*") if path.is_file()):
-            with open(file, "rb+") as stream:
-                os.fsync(stream.fileno())
-            _keep_access(file, final / file.relative_to(beside))
-        if final.exists():
-            _keep_access(beside, final)
-            final.rename(old)
-        try:
-            beside.rename(final)
-        except OSError:
-            if old.exists():
-                old.rename(final)
-            raise
-    except OSError as error:
-        fix = "Choose another folder, or free some space."
-        raise BadInput(path, f"could not be written ({error.strerror or error})", fix) from error
+        with _writing(path):
+            beside.mkdir(parents=True)
+            yield beside
+            for file in (path for path in beside.rglob("*") if path.is_file()):
+                with open(file, "rb+") as stream:
+                    os.fsync(stream.fileno())
+                _keep_access(file, final / file.relative_to(beside))
+            if final.exists():
+                _keep_access(beside, final)
+                final.rename(old)
+            try:
+                beside.rename(final)
+            except OSError:
+                if old.exists():
+                    old.rename(final)
+                raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         if final.exists():
@@ -158,7 +155,7 @@ def folder_written_beside(path: PathLike) -> Iterator[Path]:
 
 
 def check_output(path: PathLike, endings: Iterable[str], inputs: Iterable[PathLike] = ()) -> Path:
-    """Find out before any work is done whether a file can be written.
+    """Check before any work is done that a file can be written.
 
     Args:
         path: the file to be written.
@@ -174,8 +171,8 @@ def check_output(path: PathLike, endings: Iterable[str], inputs: Iterable[PathLi
     """
     final, accepted = Path(path), tuple(endings)
     if not final.name.lower().endswith(accepted) or final.name.lower() in accepted:
-        endings_text = " or ".join(accepted)
-        raise BadInput(final, "has the wrong ending for this output", f"End its name in {endings_text}.")
+        fix = f"End its name in {' or '.join(accepted)}."
+        raise BadInput(final, "has the wrong ending for this output", fix)
     if final.is_dir():
         raise BadInput(final, "is a folder", "Name a file inside it.")
     target = output_target(final)
@@ -193,15 +190,9 @@ def check_output(path: PathLike, endings: Iterable[str], inputs: Iterable[PathLi
         reason = error.strerror or str(error)
         raise BadInput(final, f"cannot be written: {folder}: {reason}", "Choose another folder.") from None
     finally:
-        _remove(probe)
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
     return final
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        pass
 
 
 def _same_file(one: Path, other: Path) -> bool:

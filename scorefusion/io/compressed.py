@@ -23,19 +23,12 @@ _CHUNK = 2**22
 
 @dataclass(frozen=True)
 class Codec:
-    """A compression of files.
+    """A compression of files."""
 
-    Attributes:
-        name: for messages.
-        ending: of its files.
-        magic: their first bytes.
-        ratio: the most bytes that one byte of a file may hold; 0 if there is no such bound.
-    """
-
-    name: str
-    ending: str
-    magic: bytes
-    ratio: int = 0
+    name: str  # for messages
+    ending: str  # of its files
+    magic: bytes  # their first bytes
+    ratio: int = 0  # the most bytes that one byte of a file may hold; 0 if there is no such bound
 
     def reader(self, path: Path) -> Any:
         """Open a binary stream of a file's uncompressed content."""
@@ -71,30 +64,22 @@ def codec_for(name: str) -> Codec | None:
 
 @contextmanager
 def bad_input(name: str | Path, problem: str, fix: str = DAMAGED) -> Iterator[None]:
-    """Turn errors inside the block into a BadInput, except those of the user and of memory.
+    """Turn errors inside the block into a BadInput, ``problem`` with the error's message in parentheses.
 
-    Args:
-        name: the file.
-        problem: what is wrong with it; the error's message follows in parentheses.
-        fix: what to do about it.
+    Errors that the user can cause pass, and so do those of memory.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, ScoreFusionError) or out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[-200:] or type(error).__name__
         raise BadInput(name, f"{problem} ({reason})", fix) from None
 
 
 @contextmanager
 def reading(path: Path, codec: Codec | None) -> Iterator[BinaryIO]:
-    """Yield a binary stream of a file's uncompressed content.
-
-    Raises:
-        BadInput: for a damaged file, or one that the system refuses to read, inside the block as well.
-        ScoreFusionError: if the module that reads it is missing.
-    """
+    """Yield a binary stream of a file's uncompressed content; errors inside the block become BadInput too."""
     damaged = "cannot be read" if codec is None else f"is a truncated or damaged {codec.name} file"
     with bad_input(path, damaged, "Check its permissions." if codec is None else DAMAGED):
         try:
@@ -108,11 +93,7 @@ def reading(path: Path, codec: Codec | None) -> Iterator[BinaryIO]:
 
 
 def read_first(path: Path, count: int) -> tuple[bytes, Codec | None]:
-    """Return at most ``count`` bytes of a file's uncompressed content, and its compression.
-
-    Raises:
-        BadInput: as :func:`reading`.
-    """
+    """Return at most ``count`` bytes of a file's uncompressed content, and its compression."""
     with reading(path, None) as stream:
         magic = stream.read(4)
     codec = next((codec for codec in CODECS if magic.startswith(codec.magic)), None)
@@ -121,11 +102,7 @@ def read_first(path: Path, count: int) -> tuple[bytes, Codec | None]:
 
 
 def read_exactly(path: Path, length: int, codec: Codec | None) -> bytes:
-    """Return the first ``length`` bytes of a file's content; a compressed file is read to its checksum.
-
-    Raises:
-        BadInput: for a truncated or damaged file, or one that goes on for more than :data:`BEYOND` bytes.
-    """
+    """Return the first ``length`` bytes of a file's content; a compressed file is read to its checksum."""
     beyond = 0
     with reading(path, codec) as stream:
         data = stream.read(length)
@@ -141,11 +118,7 @@ def read_exactly(path: Path, length: int, codec: Codec | None) -> bytes:
 
 
 def check_room(path: Path, length: int, codec: Codec | None) -> None:
-    """Check that a file is large enough for what its header promises, before that is allocated.
-
-    Raises:
-        BadInput: if it is not.
-    """
+    """Check that a file is large enough for what its header promises, before that is allocated."""
     size = path.stat().st_size
     if codec is not None and codec.ratio and length > size * codec.ratio:
         problem = f"its header promises {length:,} bytes, a {codec.name} file of {size:,} holds at most"

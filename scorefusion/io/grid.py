@@ -21,17 +21,11 @@ from scorefusion.io.nifti_format import mend_orientation
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The voxel grid of a volume, its axes in RAS+ order.
+    """The voxel grid of a volume, its axes in RAS+ order."""
 
-    Attributes:
-        name: the file's name, for messages.
-        shape: voxels along (x, y, z).
-        affine: float64 ``[4, 4]``, (x, y, z) index to millimetres.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
-    affine: np.ndarray
+    name: str  # the file's name, for messages
+    shape: tuple[int, int, int]  # voxels along (x, y, z)
+    affine: np.ndarray  # float64 ``[4, 4]``, (x, y, z) index to millimetres
 
     @property
     def voxel(self) -> tuple[float, float, float]:
@@ -45,17 +39,11 @@ class Grid:
 
 
 class Placement(NamedTuple):
-    """The affine of an image's header.
+    """The affine of an image's header."""
 
-    Attributes:
-        affine: float64 ``[4, 4]``, (i, j, k) to millimetres; None where it has to be assumed.
-        code: NIfTI's code of the form that the affine was taken from.
-        note: what is unusual about the choice; else empty.
-    """
-
-    affine: np.ndarray | None
-    code: int
-    note: str = ""
+    affine: np.ndarray | None  # float64 ``[4, 4]``, (i, j, k) to millimetres; None where it has to be assumed
+    code: int  # NIfTI's code of the form that the affine was taken from
+    note: str = ""  # what is unusual about the choice; else empty
 
 
 def read_grid(
@@ -112,9 +100,6 @@ def find_affine(name: str, header: Any, affine: Any, assume: bool, unoriented: s
         affine: the affine that nibabel chose; None if it could not.
         assume: whether an affine may be assumed where neither form is valid.
         unoriented: the problem of a header without forms.
-
-    Raises:
-        BadInput: where neither form is valid and none may be assumed.
     """
     codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
     chosen = "sform" if codes["sform"] else "qform"
@@ -170,11 +155,7 @@ def _sizeless(name: str, header: Any) -> BadInput:
 
 
 def assumed_affine(name: str, header: Any, shape: Sequence[int]) -> np.ndarray:
-    """Return an affine with axes R, A, S, the voxel size of pixdim and the origin in the centre.
-
-    Raises:
-        BadInput: if pixdim is not three positive numbers.
-    """
+    """Return an affine with axes R, A, S, the voxel size of pixdim and the origin in the centre."""
     zooms = np.array(header.get_zooms()[:3], dtype=np.float64)
     good = all(math.isfinite(zoom) and zoom > 0 for zoom in zooms)
     if not good or not _has_axes(np.diag([*zooms, 1.0])):

@@ -20,21 +20,13 @@ _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 
 
 class Format:
-    """A file format of volumes. Its methods read and write nibabel's NIfTI headers and images.
+    """A file format of volumes. Its methods read and write nibabel's NIfTI headers and images."""
 
-    Attributes:
-        name: for messages.
-        endings: of files that are read and written.
-        detached: of files whose voxels are in a second one; these are only read.
-        single: the ending to write instead of a detached one.
-        unoriented: the problem of a file without orientation.
-    """
-
-    name: str
-    endings: tuple[str, ...] = ()
-    detached: tuple[str, ...] = ()
-    single: str
-    unoriented: str
+    name: str  # for messages
+    endings: tuple[str, ...] = ()  # of files that are read and written
+    detached: tuple[str, ...] = ()  # of files whose voxels are in a second one; these are only read
+    single: str  # the ending to write instead of a detached one
+    unoriented: str  # the problem of a file without orientation
 
     def read_header(self, path: Path, max_voxels: int) -> Any:
         """Return the header of one 3D volume of at most ``max_voxels`` voxels; no voxel is read."""
@@ -54,14 +46,7 @@ class Format:
 
 
 def check_shape(name: str | Path, shape: list[int], max_voxels: int) -> tuple[int, int, int]:
-    """Check that the header describes one 3D volume of at most ``max_voxels`` voxels.
-
-    Returns:
-        (x, y, z) in the file's own order.
-
-    Raises:
-        BadInput: naming the dimensions.
-    """
+    """Check that the header describes one 3D volume of at most ``max_voxels`` voxels; return (x, y, z)."""
     text = " × ".join(str(n) for n in shape)
     if any(n < 1 for n in shape):
         raise BadInput(name, f"its header gives impossible dimensions, {text}", DAMAGED)
@@ -77,11 +62,7 @@ def check_shape(name: str | Path, shape: list[int], max_voxels: int) -> tuple[in
 
 
 def check_voxel_type(name: str | Path, dtype: np.dtype) -> None:
-    """Check that voxels are single real numbers.
-
-    Raises:
-        BadInput: naming what they are, and what to save instead.
-    """
+    """Check that voxels are single real numbers."""
     if dtype.names is not None:
         fix = "Save one channel, or the mean of red, green and blue, as a grey volume first."
         problem = f"holds colours ({''.join(dtype.names)}), not one number for each voxel"
@@ -94,11 +75,7 @@ def check_voxel_type(name: str | Path, dtype: np.dtype) -> None:
 
 
 def check_contrast(name: str | Path, values: np.ndarray) -> None:
-    """Check that voxels differ.
-
-    Raises:
-        BadInput: naming their one value.
-    """
+    """Check that voxels differ."""
     if values.min() == values.max():
         value = float(values.flat[0])
         raise BadInput(name, f"is constant: every voxel is {value:g}", "Give a volume with contrast.")

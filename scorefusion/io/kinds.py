@@ -116,19 +116,12 @@ class TensorKind:
 
 @dataclass(frozen=True)
 class MetaTensorKind(TensorKind):
-    """A MONAI MetaTensor ``[1, i, j, k]`` or ``[i, j, k]``.
+    """A MONAI MetaTensor ``[1, i, j, k]`` or ``[i, j, k]``."""
 
-    Attributes:
-        channel: whether it has a channel axis.
-        lps: whether its affine leads to LPS+ instead of RAS+ millimetres.
-        meta: its dictionary.
-        applied: the transforms that MONAI recorded.
-    """
-
-    channel: bool
-    lps: bool
-    meta: dict[str, Any]
-    applied: list[Any]
+    channel: bool  # whether it has a channel axis
+    lps: bool  # whether its affine leads to LPS+ instead of RAS+ millimetres
+    meta: dict[str, Any]  # its dictionary
+    applied: list[Any]  # the transforms that MONAI recorded
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
         """Return a MetaTensor on the same device, with the result's affine and spatial shape.
@@ -153,21 +146,13 @@ class MetaTensorKind(TensorKind):
 
 @dataclass(frozen=True)
 class SimpleITKKind:
-    """A SimpleITK image.
+    """A SimpleITK image."""
 
-    Attributes:
-        origin: of the first voxel's centre, LPS+ millimetres.
-        spacing: millimetres along (i, j, k).
-        direction: cosines of the axes, row by row.
-        dtype: of its voxels.
-        metadata: its dictionary.
-    """
-
-    origin: tuple[float, ...]
-    spacing: tuple[float, ...]
-    direction: tuple[float, ...]
-    dtype: np.dtype
-    metadata: dict[str, str]
+    origin: tuple[float, ...]  # of the first voxel's centre, LPS+ millimetres
+    spacing: tuple[float, ...]  # millimetres along (i, j, k)
+    direction: tuple[float, ...]  # cosines of the axes, row by row
+    dtype: np.dtype  # of its voxels
+    metadata: dict[str, str]  # its dictionary
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
         """Return an image of the same direction, the spacing divided, the origin moved to the first voxel.

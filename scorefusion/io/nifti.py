@@ -46,36 +46,22 @@ _RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A volume as it was read.
+    """A volume as it was read."""
 
-    Attributes:
-        name: the file's name, or a description, for messages.
-        file: the file it was read from; None for an image in memory.
-        values: float32 ``[D, H, W]`` (z, y, x) in RAS+ order, in the image's units (slope and intercept
-            applied).
-        affine: float64 ``[4, 4]``, the input's own (i, j, k) to millimetres.
-        affine_assumed: whether the header has none.
-        shape: (i, j, k) in the input's own order.
-        header: the input's own NIfTI header.
-        dtype: the stored type.
-        slope: stored values are (value - intercept) / slope.
-        intercept: see ``slope``.
-        kind: how a result becomes what the caller handed in, a :class:`scorefusion.io.kinds.Kind`; None for
-            NIfTI.
-        warnings: one sentence for each part of the source that was not read, or read in an unusual way.
-    """
-
-    name: str
-    file: Path | None
+    name: str  # the file's name, or a description, for messages
+    file: Path | None  # the file it was read from; None for an image in memory
+    # float32 ``[D, H, W]`` (z, y, x) in RAS+ order, in the image's units (slope and intercept applied)
     values: np.ndarray
-    affine: np.ndarray
-    affine_assumed: bool
-    shape: tuple[int, int, int]
-    header: Any
-    dtype: np.dtype
-    slope: float = 1.0
-    intercept: float = 0.0
+    affine: np.ndarray  # float64 ``[4, 4]``, the input's own (i, j, k) to millimetres
+    affine_assumed: bool  # whether the header has none
+    shape: tuple[int, int, int]  # (i, j, k) in the input's own order
+    header: Any  # the input's own NIfTI header
+    dtype: np.dtype  # the stored type
+    slope: float = 1.0  # stored values are (value - intercept) / slope
+    intercept: float = 0.0  # see ``slope``
+    # how a result becomes what the caller handed in, a :class:`scorefusion.io.kinds.Kind`; None for NIfTI
     kind: Any = None
+    # one sentence for each part of the source that was not read, or read in an unusual way
     warnings: tuple[str, ...] = ()
 
     @property
@@ -299,7 +285,8 @@ def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
         values = np.asanyarray(image.get_fdata(caching="unchanged", dtype=np.float32))
     finite = np.isfinite(values)
     low, high = _range(values, finite)
-    if np.isinf(values).any() or not _is_ordinary(low, high):
+    largest = max(abs(low), abs(high))
+    if np.isinf(values).any() or largest > _LARGEST or high - low < max(_LEAST, _FINEST * largest):
         with np.errstate(all="ignore"):
             stored = np.asanyarray(image.dataobj).reshape(values.shape)
         finite = np.isfinite(stored)
@@ -341,12 +328,6 @@ def _range(values: np.ndarray, finite: np.ndarray) -> tuple[float, float]:
         return int(values.min()), int(values.max())
     low, high = np.min(values, initial=np.inf, where=finite), np.max(values, initial=-np.inf, where=finite)
     return float(low), float(high)
-
-
-def _is_ordinary(low: float, high: float) -> bool:
-    """Return whether float32 certainly holds values of a range and their differences."""
-    largest = max(abs(low), abs(high))
-    return largest <= _LARGEST and high - low >= max(_LEAST, _FINEST * largest)
 
 
 def _check_range(name: str, stored: np.ndarray, values: np.ndarray, finite: np.ndarray, slope: float) -> None:

@@ -112,32 +112,18 @@ class Pair(Nifti):
 
 
 class Promise(NamedTuple):
-    """What a header says is in the file.
+    """What a header says is in the file."""
 
-    Attributes:
-        header: as nibabel reads it.
-        pair: whether the voxels are in a second file, .img.
-        file: the file of the header.
-        voxels: the file of the voxels.
-        codec: the compression of the file of the voxels; None if it is not compressed.
-        length: bytes from the start of that (uncompressed) file to the end of its voxels.
-    """
-
-    header: Any
-    pair: bool
-    file: Path
-    voxels: Path
-    codec: Codec | None
-    length: int
+    header: Any  # as nibabel reads it
+    pair: bool  # whether the voxels are in a second file, .img
+    file: Path  # the file of the header
+    voxels: Path  # the file of the voxels
+    codec: Codec | None  # the compression of the file of the voxels; None if it is not compressed
+    length: int  # bytes from the start of that (uncompressed) file to the end of its voxels
 
 
 def check_header(path: Path, max_voxels: int = MAX_VOXELS) -> Promise:
-    """Read the first bytes of a file and check that it can be a volume.
-
-    Raises:
-        BadInput: if there is no such file, it is empty, damaged, no NIfTI, not one 3D volume, or its header
-            promises more than ``max_voxels`` or more than a file of its size can hold.
-    """
+    """Read the first bytes of a file and check that it can be one 3D volume of its size."""
     check_fetched(path)
     source = _pair_member(path, "img", "hdr")
     if not source.exists():

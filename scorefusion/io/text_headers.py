@@ -34,27 +34,17 @@ _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class Content(NamedTuple):
-    """What a header says.
+    """What a header says."""
 
-    Attributes:
-        shape: voxels along every axis, the fastest first.
-        dtype: of the stored numbers.
-        numbers: how many numbers each voxel has.
-        affine: ``[4, 4]``, (i, j, k) to RAS+ millimetres; None where the axes' directions are not given.
-        zooms: voxel size along (i, j, k), 1 where it is not given.
-        encoding: ``raw``, ``zlib`` (also gzip) or ``bz2``.
-        data: the name of the file of the voxels; None where they follow the header.
-        skip: bytes before the voxels; negative if they are the last bytes of the file.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    numbers: int
+    shape: tuple[int, ...]  # voxels along every axis, the fastest first
+    dtype: np.dtype  # of the stored numbers
+    numbers: int  # how many numbers each voxel has
+    # ``[4, 4]``, (i, j, k) to RAS+ millimetres; None where the axes' directions are not given
     affine: np.ndarray | None
-    zooms: tuple[float, ...]
-    encoding: str
-    data: str | None
-    skip: int
+    zooms: tuple[float, ...]  # voxel size along (i, j, k), 1 where it is not given
+    encoding: str  # ``raw``, ``zlib`` (also gzip) or ``bz2``
+    data: str | None  # the name of the file of the voxels; None where they follow the header
+    skip: int  # bytes before the voxels; negative if they are the last bytes of the file
 
     @property
     def length(self) -> int:

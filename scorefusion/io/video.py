@@ -4,47 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
-from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
+from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import written_beside
+from scorefusion.io.compressed import bad_input
 from scorefusion.optional import need
 
 CLIP_ENDINGS = (".mp4", ".gif")
 LUMA = (0.299, 0.587, 0.114)
-"""How much red, green and blue count (ITU-R BT.601)."""
+"""Weights of red, green and blue (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A clip in grey.
+    """A clip in grey."""
 
-    Attributes:
-        frames: float32 ``[T, H, W]``, luma from 0 to 255, row 0 at the top.
-        rate: frames a second.
-    """
-
-    frames: np.ndarray
-    rate: float
+    frames: np.ndarray  # float32 ``[T, H, W]``, luma from 0 to 255, row 0 at the top
+    rate: float  # frames per second
 
 
 def read_clip(
     path: str | os.PathLike[str], *, frames: tuple[int, int | None] = (0, None), pool: int = 1
 ) -> Clip:
-    """Read a video file, whatever ffmpeg can decode.
+    """Read a video file that ffmpeg can decode.
 
     Args:
         path: the file.
-        frames: (first, stop) of the frames that are kept; None for all that follow.
-        pool: average so many pixels along rows and columns into one; what is left over is cut off.
+        frames: (first, stop) of the frames to keep; None for all that follow.
+        pool: average this many pixels along rows and columns into one; the remainder is cut off.
 
     Raises:
         BadInput: for a file that ffmpeg cannot read, or without a frame in that range.
-        ScoreFusionError: without imageio-ffmpeg, naming the extra that brings them.
+        ScoreFusionError: without imageio-ffmpeg, naming the extra that brings it.
     """
     file, (first, stop) = Path(path), frames
     if pool < 1 or first < 0 or (stop is not None and stop <= first):
@@ -53,34 +51,24 @@ def read_clip(
         raise BadInput(file, "does not exist", "Give a video file.")
     ffmpeg = need("imageio_ffmpeg", "reading a clip")
     reader, kept = ffmpeg.read_frames(file), []
-    try:
-        told = next(reader)
-        (width, height), rate = told["size"], float(told["fps"])
-        for number, raw in enumerate(reader):
-            if number == stop:
-                break
-            if number >= first:
-                image = np.frombuffer(raw, np.uint8).reshape(height, width, 3)
-                kept.append(_pooled(image @ np.array(LUMA, np.float32), pool))
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        if out_of_memory(error):
-            raise
-        problem = f"cannot be read as a video ({' '.join(str(error).split())[-200:]})"
-        raise BadInput(file, problem, "Convert it with ffmpeg first.") from None
-    finally:
-        reader.close()
+    with closing(reader), bad_input(file, "cannot be read as a video", "Convert it with ffmpeg first."):
+        properties = next(reader)
+        (width, height), rate = properties["size"], float(properties["fps"])
+        for image in islice(reader, first, stop):
+            luma = np.frombuffer(image, np.uint8).reshape(height, width, 3) @ np.array(LUMA, np.float32)
+            kept.append(_pooled(luma, pool))
     if not kept or not kept[0].size:
         raise BadInput(file, f"has no frame of {pool} pixels from frame {first} on", "Choose other frames.")
     return Clip(np.stack(kept), rate)
 
 
 def write_clip(path: str | os.PathLike[str], frames: Sequence[np.ndarray] | np.ndarray, rate: float) -> Path:
-    """Write grey or RGB frames as .mp4 (H.264) or .gif, beside, then renamed.
+    """Write grey or RGB frames as .mp4 (H.264) or .gif; the file appears whole or not at all.
 
     Args:
         path: the file.
         frames: each ``[H, W]`` or ``[H, W, 3]``, 0 to 255; rounded, and for .mp4 padded to even sizes.
-        rate: frames a second; a .gif keeps it to the nearest hundredth of a second.
+        rate: frames per second; a .gif keeps it to the nearest hundredth of a second.
 
     Raises:
         BadInput: for another ending, or if it cannot be written.
@@ -88,9 +76,8 @@ def write_clip(path: str | os.PathLike[str], frames: Sequence[np.ndarray] | np.n
     """
     final = Path(path)
     if not final.name.lower().endswith(CLIP_ENDINGS):
-        raise BadInput(
-            final, "has the wrong ending for a clip", f"End its name in {' or '.join(CLIP_ENDINGS)}."
-        )
+        fix = f"End its name in {' or '.join(CLIP_ENDINGS)}."
+        raise BadInput(final, "has the wrong ending for a clip", fix)
     images = np.stack([np.rint(np.clip(frame, 0, 255)).astype(np.uint8) for frame in frames])
     with written_beside(final) as beside:
         if final.suffix.lower() == ".gif":
@@ -109,9 +96,8 @@ def _write_mp4(path: Path, images: np.ndarray, rate: float) -> None:
     images = np.pad(images, [(0, 0), *even, *[(0, 0)] * (images.ndim - 3)], mode="edge")
     _, height, width = images.shape[:3]
     form = "gray" if images.ndim == 3 else "rgb24"
-    writer = ffmpeg.write_frames(
-        path, (width, height), fps=rate, pix_fmt_in=form, quality=8, macro_block_size=2
-    )
+    options = {"pix_fmt_in": form, "quality": 8, "macro_block_size": 2}
+    writer = ffmpeg.write_frames(path, (width, height), fps=rate, **options)
     writer.send(None)
     for image in images:
         writer.send(np.ascontiguousarray(image))
@@ -119,11 +105,11 @@ def _write_mp4(path: Path, images: np.ndarray, rate: float) -> None:
 
 
 def clip_image(frames: np.ndarray, *, rate: float = 25.0) -> nibabel.Nifti1Image:
-    """A clip as a NIfTI image: axis i along a row, j down the rows, k from frame to frame, 1 each.
+    """Return a clip as a NIfTI image: axis i along a row, j down the rows, k from frame to frame, 1 each.
 
     Args:
-        frames: ``[T, H, W]``; float32 stays, uint8 stays.
-        rate: frames a second, told in the description.
+        frames: ``[T, H, W]``, float32 or uint8.
+        rate: frames per second, written into the description.
     """
     image = nibabel.Nifti1Image(np.ascontiguousarray(frames.transpose(2, 1, 0)), np.eye(4))
     image.header["descrip"] = f"clip, {rate:g} frames a second".encode()
@@ -131,7 +117,7 @@ def clip_image(frames: np.ndarray, *, rate: float = 25.0) -> nibabel.Nifti1Image
 
 
 def clip_frames(volume: np.ndarray) -> np.ndarray:
-    """The frames ``[T, H, W]`` of the voxels ``[i, j, k]`` of :func:`clip_image`."""
+    """Return the frames ``[T, H, W]`` of the voxels ``[i, j, k]`` of :func:`clip_image`."""
     return np.ascontiguousarray(volume.transpose(2, 1, 0))
 
 

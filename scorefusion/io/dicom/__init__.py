@@ -3,24 +3,17 @@
 A name is imported from its module when it is first used, so that importing the package brings no pydicom.
 """
 
-# ruff: noqa: F401
+# ruff: noqa: F403
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scorefusion.io.dicom.file import is_dicom
-    from scorefusion.io.dicom.find import (
-        PassedOver,
-        SeriesDescription,
-        choose_series,
-        find_series,
-        matching,
-        summaries,
-    )
-    from scorefusion.io.dicom.read import DicomScan, read_dicom_series
-    from scorefusion.io.dicom.write import WrittenSeries, save_dicom_series
+    from scorefusion.io.dicom.file import *
+    from scorefusion.io.dicom.find import *
+    from scorefusion.io.dicom.read import *
+    from scorefusion.io.dicom.write import *
 
 _NAMES = {
     "file": "is_dicom",

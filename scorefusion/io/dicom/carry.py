@@ -39,10 +39,9 @@ _OF_THE_OTHER = {"MR": set(_CT) - set(_MR), "CT": set(_MR) - set(_CT)}
 CARRIED = tuple(dict.fromkeys((*_COMMON, *_MR, *_CT)))
 """All that a derived series may take over; nothing else of a source, private attributes least of all."""
 
-ENHANCED = (
-    *("EchoPulseSequence", "InversionRecovery", "EchoPlanarPulseSequence", "ResonantNucleus"),
-    "AcquisitionDateTime",
-)
+ENHANCED = """
+    EchoPulseSequence InversionRecovery EchoPlanarPulseSequence ResonantNucleus AcquisitionDateTime
+""".split()
 """How enhanced objects describe an acquisition outside their functional groups."""
 
 CODES = {
@@ -60,25 +59,19 @@ CODES = {
 }
 """The coded attributes that stay when a series is de-identified, and the only values of them that do."""
 
-NUMBERS = tuple(
-    """
+NUMBERS = """
     RepetitionTime EchoTime EchoTrainLength EchoNumbers InversionTime FlipAngle NumberOfAverages
     ImagingFrequency MagneticFieldStrength PixelBandwidth KVP DataCollectionDiameter ReconstructionDiameter
     TableHeight ExposureTime XRayTubeCurrent Exposure LossyImageCompressionRatio
-    """.split()
-)
+""".split()
 """The numbers that stay when a series is de-identified."""
 
 
 def carry(source: Any, modality: str, *, deidentify: bool) -> Any:
     """Return a new Dataset with what a derived image takes over from an image of its source.
 
-    Values that DICOM does not allow in their attribute are left out.
-
-    Args:
-        source: the header of a classic object, or of :func:`~scorefusion.io.dicom.derived.classic_header`.
-        modality: ``CT`` or ``MR``, whose attributes of acquisition are taken.
-        deidentify: take only the numbers and codes of ``NUMBERS`` and ``CODES``.
+    Left out are values that DICOM does not allow in their attribute and the acquisition's attributes of the
+    other modality (``CT`` or ``MR``); with ``deidentify``, all but ``NUMBERS`` and ``CODES``.
     """
     carried = pydicom("dataset").Dataset()
     for keyword in CARRIED:
@@ -99,15 +92,10 @@ def carry(source: Any, modality: str, *, deidentify: bool) -> Any:
 
 @dataclass(frozen=True)
 class Names:
-    """UIDs and pseudonyms as functions of what they replace, so the same source gets the same ones again.
+    """UIDs and pseudonyms as functions of what they replace, so the same source gets the same ones again."""
 
-    Attributes:
-        hide: whether the source's own UIDs are replaced.
-        secret: without it, whoever has a source's UIDs can work out the replaced ones.
-    """
-
-    hide: bool = False
-    secret: str = ""
+    hide: bool = False  # whether the source's own UIDs are replaced
+    secret: str = ""  # without it, whoever has a source's UIDs can work out the replaced ones
 
     def new(self, *parts: str) -> str:
         """Return a UID (``2.25.`` and a UUID, PS3.5 B.2) that depends on ``parts`` and the secret alone."""

@@ -54,21 +54,13 @@ _SAMPLED = 100  # voxels along each axis that the window is taken from
 
 @dataclass(frozen=True)
 class Rescaling:
-    """How a volume is stored: values are stored 16-bit integers times ``slope`` plus ``intercept``.
+    """How a volume is stored: values are stored 16-bit integers times ``slope`` plus ``intercept``."""
 
-    Attributes:
-        slope: exactly what its shortest decimal text of at most 16 characters says.
-        intercept: likewise.
-        dtype: int16 or uint16.
-        center: of the window, in values.
-        width: of the window.
-    """
-
-    slope: float
-    intercept: float
-    dtype: np.dtype
-    center: float
-    width: float
+    slope: float  # exactly what its shortest decimal text of at most 16 characters says
+    intercept: float  # likewise
+    dtype: np.dtype  # int16 or uint16
+    center: float  # of the window, in values
+    width: float  # of the window
 
     def stored(self, values: np.ndarray) -> np.ndarray:
         """Return integers for ``values`` of any shape, rounded to the nearest."""
@@ -82,15 +74,6 @@ def choose_rescaling(volume: np.ndarray, *, slope: float, intercept: float, dtyp
 
     The source's steps are how finely it was measured. Where they do not suffice (floats, slices rescaled one
     by one, a wider range), the range is divided into at most 65,535 steps of two significant decimal digits.
-
-    Args:
-        volume: float32, any shape.
-        slope: of the source's slices, where they are all equal.
-        intercept: likewise.
-        dtype: what the source stores; floats where the slices are not equal.
-
-    Raises:
-        ScoreFusionError: if it holds NaN or infinities.
     """
     low, high = float(volume.min()), float(volume.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -114,44 +97,23 @@ def choose_rescaling(volume: np.ndarray, *, slope: float, intercept: float, dtyp
 
 @dataclass(frozen=True, eq=False)
 class Derivation:
-    """What all images of a derived series have in common.
+    """What all images of a derived series have in common."""
 
-    Attributes:
-        sources: the source series, that of the grid first.
-        names: how UIDs are made.
-        series_uid: of the derived series.
-        modality: ``CT`` or ``MR``.
-        affine: float64 ``[4, 4]``, (i, j, k) of the volume to RAS+ millimetres.
-        factors: how much finer the grid is along the source's own (i, j, k).
-        rescaling: how values are stored.
-        explanation: DerivationDescription.
-        description: SeriesDescription, or None.
-        model: name of the model.
-        same_contrast: whether the volume has the contrast of the source's acquisition.
-    """
-
-    sources: tuple[DicomScan, ...]
-    names: Names
-    series_uid: str
-    modality: str
-    affine: np.ndarray
-    factors: tuple[int, int, int]
-    rescaling: Rescaling
-    explanation: str
-    description: str | None
-    model: str
-    same_contrast: bool
+    sources: tuple[DicomScan, ...]  # the source series, that of the grid first
+    names: Names  # how UIDs are made
+    series_uid: str  # of the derived series
+    modality: str  # ``CT`` or ``MR``
+    affine: np.ndarray  # float64 ``[4, 4]``, (i, j, k) of the volume to RAS+ millimetres
+    factors: tuple[int, int, int]  # how much finer the grid is along the source's own (i, j, k)
+    rescaling: Rescaling  # how values are stored
+    explanation: str  # DerivationDescription
+    description: str | None  # SeriesDescription, or None
+    model: str  # name of the model
+    same_contrast: bool  # whether the volume has the contrast of the source's acquisition
 
 
 def derived_image(derivation: Derivation, values: np.ndarray, k: int, count: int) -> Any:
-    """Return a classic CT or MR image, without file meta information.
-
-    Args:
-        derivation: of the series.
-        values: float32 ``[i, j]``, slice ``k`` of the volume in the source's own order.
-        k: its number along the normal, from 0.
-        count: slices in all.
-    """
+    """Return a classic CT or MR image of ``values``, float32 ``[i, j]``: slice ``k`` of ``count``."""
     names, frames, modality = derivation.names, derivation.sources[0].frames, derivation.modality
     frame = frames[k // derivation.factors[2]]
     image = carry(classic_header(frame), modality, deidentify=names.hide)

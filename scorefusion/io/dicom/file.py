@@ -15,7 +15,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
+from scorefusion.errors import BadInput
+from scorefusion.io.compressed import bad_input
 from scorefusion.optional import need
 
 PathLike = str | os.PathLike[str]
@@ -55,11 +56,7 @@ def pydicom(module: str) -> Any:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a path leads to a DICOM file by its content, with or without preamble or gzip.
-
-    Raises:
-        BadInput: if it cannot be read.
-    """
+    """Return whether a path leads to a DICOM file by its content, with or without preamble or gzip."""
     return not why_not_dicom(path)
 
 
@@ -144,28 +141,13 @@ def _has_elements(head: bytes, implicit: bool, little: bool) -> bool:
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn whatever pydicom raises inside the block into a BadInput that names the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ScoreFusionError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise BadInput(path, f"is a damaged DICOM file ({reason})", DAMAGED) from None
+    with warnings.catch_warnings(), bad_input(path, "is a damaged DICOM file", DAMAGED):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def read_header(path: Path, keywords: Sequence[str]) -> Any:
-    """Read some attributes of a file; no pixel is read.
-
-    Args:
-        path: a file for which :func:`is_dicom` holds.
-        keywords: the attributes to read; sequences are read with all that they hold.
-
-    Returns:
-        A pydicom Dataset with its ``file_meta``, independent of the file.
+    """Return a Dataset of the named attributes and its ``file_meta``; no pixel is read.
 
     Raises:
         BadInput: for a damaged file, or one whose header is too large.
@@ -174,15 +156,9 @@ def read_header(path: Path, keywords: Sequence[str]) -> Any:
 
 
 def read_pixels(path: Path, keywords: Sequence[str], promised: int) -> Any:
-    """Read some attributes of a file and its undecoded pixels.
+    """Return a Dataset of the named attributes, the undecoded pixels among them.
 
-    Args:
-        path: as for :func:`read_header`.
-        keywords: as for :func:`read_header`; the pixels' are among them.
-        promised: the most bytes that the pixels may take; a deflated file is inflated no further.
-
-    Raises:
-        BadInput: as for :func:`read_header`.
+    A deflated file is inflated no further than its header and the ``promised`` bytes of pixels.
     """
     return _read(path, keywords, MAX_HEADER + promised, pixels=True)
 

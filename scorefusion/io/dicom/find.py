@@ -10,69 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from scorefusion.errors import BadInput
+from scorefusion.io.dicom import frames
 from scorefusion.io.dicom.file import DAMAGED, PathLike, pydicom, read_header, reading, why_not_dicom
-from scorefusion.io.dicom.frames import (
-    DICOMDIR,
-    OBJECT_TAGS,
-    family,
-    frame_count,
-    is_mosaic,
-    obstacle,
-    sop_class,
-)
 
-_TAGS = (*OBJECT_TAGS, "SeriesInstanceUID", "StudyInstanceUID", "SeriesDescription", "SeriesNumber")
+_TAGS = [*frames.OBJECT_TAGS, "SeriesInstanceUID", "StudyInstanceUID", "SeriesDescription", "SeriesNumber"]
 _LISTED = 12
 _TAIL = 4
 
 
 @dataclass(frozen=True)
 class PassedOver:
-    """A file that was found and not used.
+    """A file that was found and not used."""
 
-    Attributes:
-        file: where it is.
-        reason: such as ``is empty (0 bytes)``.
-    """
-
-    file: Path
-    reason: str
+    file: Path  # where it is
+    reason: str  # such as ``is empty (0 bytes)``
 
 
 @dataclass(frozen=True)
 class SeriesDescription:
-    """A series, as the headers of its files describe it.
+    """A series, as the headers of its files describe it."""
 
-    Attributes:
-        uid: SeriesInstanceUID.
-        study_uid: StudyInstanceUID.
-        folder: where it was looked for.
-        files: its files, by path.
-        modality: such as ``MR``.
-        number: SeriesNumber; None where there is none.
-        description: SeriesDescription, often the name of the protocol.
-        images: how many single-frame images and frames of multi-frame ones it has.
-        rows: pixels down a column, of the first file; 0 where it holds no image.
-        columns: pixels along a row.
-        problem: why it cannot be read as a volume; empty if the headers give no reason.
-        slices: files that hold slices of a volume, mosaics included; a series with a ``problem`` and no
-            slices is something else, such as a localizer or a report.
-        passed: files in the same folders that are not used.
-    """
-
-    uid: str
-    study_uid: str
-    folder: Path
-    files: tuple[Path, ...]
-    modality: str
-    number: int | None
-    description: str
-    images: int
-    rows: int
-    columns: int
-    problem: str
+    uid: str  # SeriesInstanceUID
+    study_uid: str  # StudyInstanceUID
+    folder: Path  # where it was looked for
+    files: tuple[Path, ...]  # its files, by path
+    modality: str  # such as ``MR``
+    number: int | None  # SeriesNumber; None where there is none
+    description: str  # SeriesDescription, often the name of the protocol
+    images: int  # how many single-frame images and frames of multi-frame ones it has
+    rows: int  # pixels down a column, of the first file; 0 where it holds no image
+    columns: int  # pixels along a row
+    problem: str  # why it cannot be read as a volume; empty if the headers give no reason
+    # files with slices of a volume, also mosaics; with a problem and none, it is a localizer, a report ...
     slices: int = 0
-    passed: tuple[PassedOver, ...] = ()
+    passed: tuple[PassedOver, ...] = ()  # files in the same folders that are not used
 
     def __str__(self) -> str:
         grid = f", {self.images} of {self.columns} × {self.rows}" if self.rows else ""
@@ -121,8 +92,8 @@ def find_series(
                 continue
             header = read_header(path, _TAGS)
             with reading(path):
-                kind, uid = sop_class(header), str(header.get("SeriesInstanceUID") or "")
-                if family(kind) and not uid:
+                kind, uid = frames.sop_class(header), str(header.get("SeriesInstanceUID") or "")
+                if frames.family(kind) and not uid:
                     raise BadInput(path, "is an image without SeriesInstanceUID", DAMAGED)
         except BadInput as error:
             if damaged is None:
@@ -130,7 +101,7 @@ def find_series(
             damaged.append(error)
             passed.append(PassedOver(path, error.problem))
             continue
-        if kind == DICOMDIR:
+        if kind == frames.DICOMDIR:
             passed.append(PassedOver(path, "is an index of other files (DICOMDIR)"))
         else:
             members[uid].append((path, header))
@@ -240,10 +211,10 @@ def _describe(
     images = slices = 0
     for path, header in members:
         with reading(path):
-            problem = obstacle(header)
+            problem = frames.obstacle(header)
             problems[problem].append(path)
-            images += frame_count(header)
-            slices += not problem or is_mosaic(header)
+            images += frames.frame_count(header)
+            slices += not problem or frames.is_mosaic(header)
     folders = {path.parent for path, _ in members}
     first_path, first = members[0]
     with reading(first_path):

@@ -13,18 +13,12 @@ from scorefusion.errors import BadInput
 from scorefusion.io.dicom.carry import CARRIED, ENHANCED
 from scorefusion.io.dicom.file import PRIVATE, pydicom, read_header, reading
 
-_CLASSIC_MR = "1.2.840.10008.5.1.4.1.1.4"
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_CLASSIC_MR = f"{_STORAGE}4"
 _FAMILIES = {
-    "1.2.840.10008.5.1.4.1.1.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
-    "1.2.840.10008.5.1.4.1.1.2.2": "CT",
-    _CLASSIC_MR: "MR",
-    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
-    "1.2.840.10008.5.1.4.1.1.4.4": "MR",
-    "1.2.840.10008.5.1.4.1.1.128": "PT",
-    "1.2.840.10008.5.1.4.1.1.130": "PT",
-    "1.2.840.10008.5.1.4.1.1.128.1": "PT",
-    "1.2.840.10008.5.1.4.1.1.7": "OT",
+    f"{_STORAGE}{ending}": name
+    for name, endings in {"CT": "2 2.1 2.2", "MR": "4 4.1 4.4", "PT": "128 130 128.1", "OT": "7"}.items()
+    for ending in endings.split()
 }
 """SOP classes that are read: CT, MR and PET Image Storage, classic, enhanced and legacy converted, and
 Secondary Capture Image Storage, which research tools write."""
@@ -32,76 +26,55 @@ Secondary Capture Image Storage, which research tools write."""
 DICOMDIR = "1.2.840.10008.1.3.10"
 """Media Storage Directory Storage: an index of files."""
 
-OBJECT_TAGS = (
-    *("SOPClassUID", "Modality", "ImageType", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
-    *("PhotometricInterpretation", "BitsAllocated", "ModalityLUTSequence", *PRIVATE),
-)
+OBJECT_TAGS = """
+    SOPClassUID Modality ImageType Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation
+    BitsAllocated ModalityLUTSequence
+""".split()
+OBJECT_TAGS += [*PRIVATE]
 """What :func:`obstacle` needs."""
 
-_OWN = ("SOPInstanceUID", "FrameOfReferenceUID", "InstanceNumber", "SeriesNumber", "SeriesDescription")
-_PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
-_VALUES = ("RescaleSlope", "RescaleIntercept", "BitsStored", "PixelRepresentation", "GantryDetectorTilt")
 _GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
 _TRAITS = {
-    "EchoTime": "",
-    "EffectiveEchoTime": "MREchoSequence",
-    "InversionTime": "",
-    "FlipAngle": "MRTimingAndRelatedParametersSequence",
-    "DiffusionBValue": "MRDiffusionSequence",
-    "ConvolutionKernel": "CTReconstructionSequence",
-    "StackID": "FrameContentSequence",
-    "FrameOfReferenceUID": "",
-    "PhotometricInterpretation": "",
-    "AcquisitionNumber": "",
-    "TemporalPositionIdentifier": "",
-    "TemporalPositionIndex": "FrameContentSequence",
-    "TriggerTime": "",
+    "": """
+        EchoTime InversionTime FrameOfReferenceUID PhotometricInterpretation AcquisitionNumber
+        TemporalPositionIdentifier TriggerTime
+    """,
+    "MREchoSequence": "EffectiveEchoTime",
+    "MRTimingAndRelatedParametersSequence": "FlipAngle",
+    "MRDiffusionSequence": "DiffusionBValue",
+    "CTReconstructionSequence": "ConvolutionKernel",
+    "FrameContentSequence": "StackID TemporalPositionIndex",
 }
-"""What distinguishes images at one position, each with its functional group in an enhanced object."""
+"""What distinguishes images at one position, by the functional group of an enhanced object."""
 
-_TAGS = tuple(
-    dict.fromkeys((*OBJECT_TAGS, *_OWN, *_PLACE, *_VALUES, *_GROUPS, *_TRAITS, *CARRIED, *ENHANCED))
-)
+_TAGS = """
+    SOPInstanceUID InstanceNumber SeriesNumber SeriesDescription ImagePositionPatient ImageOrientationPatient
+    PixelSpacing SliceThickness RescaleSlope RescaleIntercept BitsStored PixelRepresentation
+    GantryDetectorTilt
+""".split()
+_TAGS += [*OBJECT_TAGS, *_GROUPS, *" ".join(_TRAITS.values()).split(), *CARRIED, *ENHANCED]
 _PLACELESS = "Export it with its geometry, or convert it to NIfTI with a tool that knows this scanner."
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One image of a series.
-
-    Attributes:
-        file: its file.
-        index: its number among the file's frames, from 0.
-        sop_class: SOPClassUID of the file.
-        sop_instance: SOPInstanceUID of the file.
-        number: InstanceNumber of the file plus ``index``.
-        shape: (rows, columns).
-        position: float64 ``[3]``, centre of the first pixel in LPS+ millimetres.
-        orientation: float64 ``[2, 3]``, unit vectors along a row and down a column.
-        spacing: millimetres from row to row and from column to column.
-        thickness: SliceThickness in millimetres; None if it is not given.
-        slope: values are stored ones times ``slope`` plus ``intercept``.
-        intercept: see ``slope``.
-        stored: the type of the stored pixels.
-        traits: what distinguishes images at one position, such as EchoTime.
-        header: the attributes that a derived series takes over, and the functional groups.
-    """
+    """One image of a series."""
 
     file: Path
-    index: int
-    sop_class: str
-    sop_instance: str
-    number: int
-    shape: tuple[int, int]
-    position: np.ndarray
-    orientation: np.ndarray
-    spacing: tuple[float, float]
-    thickness: float | None
-    slope: float
-    intercept: float
-    stored: np.dtype
-    traits: dict[str, str]
-    header: Any
+    index: int  # its number among the file's frames, from 0
+    sop_class: str  # SOPClassUID
+    sop_instance: str  # SOPInstanceUID
+    number: int  # InstanceNumber of the file plus ``index``
+    shape: tuple[int, int]  # (rows, columns)
+    position: np.ndarray  # float64 ``[3]``, centre of the first pixel in LPS+ millimetres
+    orientation: np.ndarray  # float64 ``[2, 3]``, unit vectors along a row and down a column
+    spacing: tuple[float, float]  # millimetres from row to row and from column to column
+    thickness: float | None  # SliceThickness in millimetres; None if it is not given
+    slope: float  # values are stored ones times ``slope`` plus ``intercept``
+    intercept: float  # see ``slope``
+    stored: np.dtype  # the type of the stored pixels
+    traits: dict[str, str]  # what distinguishes images at one position, such as EchoTime
+    header: Any  # the attributes that a derived series takes over, and the functional groups
 
     def macro(self, name: str) -> Any:
         """Return a functional group of this frame or of all frames; a classic object's header itself."""
@@ -119,12 +92,7 @@ class Frame:
 
 
 def frames_of(path: Path, max_voxels: int) -> list[Frame]:
-    """Read the images of one file, without their pixels.
-
-    Raises:
-        BadInput: for an object that cannot be part of a volume, has no position, or claims more than
-            ``max_voxels``.
-    """
+    """Read the images of one file, without their pixels; refuse what cannot be part of a volume."""
     header = read_header(path, _TAGS)
     with reading(path):
         if problem := obstacle(header):
@@ -159,11 +127,7 @@ def frame_count(header: Any) -> int:
 
 
 def obstacle(header: Any) -> str:
-    """Return why an object cannot be part of a volume; empty if its header gives no reason.
-
-    Args:
-        header: a Dataset with ``OBJECT_TAGS`` and its ``file_meta``.
-    """
+    """Return why an object cannot be part of a volume; empty if the ``OBJECT_TAGS`` give no reason."""
     kind = sop_class(header)
     if family(kind) is None:
         return f"is no CT, MR or PET image but of SOP class {pydicom('uid').UID(kind).name or 'unknown'}"
@@ -281,9 +245,10 @@ def _rescale(path: Path, values: Any) -> tuple[float, float]:
 
 def _traits(header: Any, index: int) -> dict[str, str]:
     traits = {"ImageType": "\\".join(_image_type(header))}
-    for keyword, macro in _TRAITS.items():
+    for macro, keywords in _TRAITS.items():
         place = _macro(header, index, macro) if macro else header
-        value = None if place is None else place.get(keyword)
-        if value is not None and value != "":
-            traits[keyword] = f"{float(value):.6g}" if isinstance(value, float) else str(value)
+        for keyword in keywords.split():
+            value = None if place is None else place.get(keyword)
+            if value is not None and value != "":
+                traits[keyword] = f"{float(value):.6g}" if isinstance(value, float) else str(value)
     return traits

@@ -22,11 +22,10 @@ from scorefusion.errors import BadInput
 from scorefusion.io.dicom.file import DAMAGED, capacity, pydicom, read_pixels, reading
 from scorefusion.io.dicom.frames import Frame
 
-_TAGS = (
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
-    *("BitsStored", "HighBit", "PixelRepresentation", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
-    "PixelData",
-)
+_TAGS = """
+    Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit
+    PixelRepresentation ExtendedOffsetTable ExtendedOffsetTableLengths PixelData
+""".split()
 _DEFLATE_RATIO, _RLE_RATIO = 1032, 64
 _JPEG_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}
@@ -38,14 +37,7 @@ _START = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {__name
 
 
 def check_pixels(frames: Sequence[Frame]) -> None:
-    """Check, before anything is allocated, that a file can hold its frames and that they can be decoded.
-
-    Args:
-        frames: all frames of one file.
-
-    Raises:
-        BadInput: for a truncated file, or a compression that nothing here decodes, naming the package.
-    """
+    """Check, before anything is allocated, that a file can hold its frames and that they can be decoded."""
     path, syntax = frames[0].file, frames[0].header.file_meta.TransferSyntaxUID
     with reading(path):
         promised = _promised(frames)
@@ -61,15 +53,7 @@ def check_pixels(frames: Sequence[Frame]) -> None:
 
 
 def decoded(frames: Sequence[Frame], decoder: Decoder) -> Iterator[tuple[Frame, np.ndarray]]:
-    """Yield every frame of one file with its pixels as they are stored, ``[rows, columns]``.
-
-    Args:
-        frames: all frames of one file.
-        decoder: for compressed pixels.
-
-    Raises:
-        BadInput: for pixels that are missing, truncated or cannot be decoded.
-    """
+    """Yield all frames of one file with their pixels as they are stored, ``[rows, columns]``."""
     path, promised, shape = frames[0].file, _promised(frames), frames[0].shape
     data = read_pixels(path, _TAGS, promised)
     syntax = data.file_meta.TransferSyntaxUID
@@ -189,16 +173,13 @@ class Decoder:
     def decode(
         self, path: Path, keywords: Sequence[str], promised: int, shape: tuple[int, int]
     ) -> Iterator[np.ndarray]:
-        """Yield every frame of a file as its pixels are stored, in order.
+        """Yield the pixels of every frame of a file as they are stored, in order.
 
         Args:
             path: the file.
             keywords: attributes that decoding needs.
             promised: bytes of all frames.
             shape: (rows, columns) of each.
-
-        Raises:
-            BadInput: for pixels that cannot be decoded, or decode to another shape.
         """
         process = self._process = self._process or _started()
         assert process.stdin is not None and process.stdout is not None

@@ -31,17 +31,11 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True, eq=False)
 class DicomScan(Scan):
-    """A volume read from a DICOM series: axis i along a row, j down a column, k along the normal.
+    """A volume read from a DICOM series: axis i along a row, j down a column, k along the normal."""
 
-    Attributes:
-        folder: where the series was looked for.
-        series_uid: its SeriesInstanceUID.
-        frames: its images in the order of k.
-    """
-
-    folder: Path = Path()
-    series_uid: str = ""
-    frames: tuple[Frame, ...] = ()
+    folder: Path = Path()  # where the series was looked for
+    series_uid: str = ""  # its SeriesInstanceUID
+    frames: tuple[Frame, ...] = ()  # its images in the order of k
 
     @property
     def acquisition(self) -> dict[str, str]:
@@ -125,15 +119,10 @@ def read_dicom_series(
 
 
 def stack(name: str, frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], np.ndarray]:
-    """Put frames in order along their normal and check that they are one even grid.
-
-    Args:
-        name: the folder, for messages.
-        frames: in any order.
+    """Put frames in order along their normal (row × column direction) and check that they are one even grid.
 
     Returns:
-        The frames in order along the normal (row direction × column direction), and the float64 ``[4, 4]``
-        affine, (column, row, slice) index to RAS+ millimetres.
+        The ordered frames, and the affine, (column, row, slice) index to RAS+ millimetres.
 
     Raises:
         BadInput: naming the files, for images of several sizes, orientations or contrasts, for two at one

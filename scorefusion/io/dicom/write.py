@@ -31,21 +31,13 @@ IMPLEMENTATION = "2.25.299046374138190811285474829350154103"
 
 @dataclass(frozen=True)
 class WrittenSeries:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        folder: where it was written.
-        series_uid: SeriesInstanceUID.
-        files: the number of files.
-        slope: RescaleSlope; a stored value differs from the volume's by at most half of it.
-        intercept: RescaleIntercept.
-    """
-
-    folder: Path
-    series_uid: str
-    files: int
-    slope: float
-    intercept: float
+    folder: Path  # where it was written
+    series_uid: str  # SeriesInstanceUID
+    files: int  # the number of files
+    slope: float  # RescaleSlope; a stored value differs from the volume's by at most half of it
+    intercept: float  # RescaleIntercept
 
 
 def save_dicom_series(
