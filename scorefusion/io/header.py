@@ -16,6 +16,9 @@ from scorefusion.io.compressed import DAMAGED
 MAX_VOXELS = 2**30
 """The most voxels a volume may have, in or out, unless the caller says otherwise: 4 GiB in float32."""
 
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From LPS+ to RAS+ millimetres, and the other way round."""
+
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 
 

@@ -25,15 +25,13 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.dicom.file import is_dicom
 from scorefusion.io.dicom.read import read_dicom_series
 from scorefusion.io.formats import WRITABLE, read_header
-from scorefusion.io.header import MAX_VOXELS
+from scorefusion.io.header import LPS, MAX_VOXELS
 from scorefusion.io.nifti import Scan, read_scan
 
 Affine = np.ndarray | Tensor | Sequence[Sequence[float]]
 
 _NOT_IN_NIFTI = (np.dtype(np.bool_), np.dtype(np.float16))
 """Types that NIfTI lacks; their values are converted to types that hold them exactly."""
-
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _STALE_META = frozenset(
     "dim pixdim sform_code qform_code slice_code slice_start slice_end slice_duration bitpix datatype "
@@ -308,7 +306,7 @@ def _is_series(path: Path) -> bool:
 
 def _turned(affine: np.ndarray, lps: bool) -> np.ndarray:
     """Return an affine to RAS+ for one to LPS+, and the other way round."""
-    return _LPS @ affine if lps else affine
+    return LPS @ affine if lps else affine
 
 
 def _array(tensor: Tensor) -> np.ndarray:

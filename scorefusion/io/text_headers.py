@@ -20,7 +20,7 @@ import numpy as np
 
 from scorefusion.errors import BadInput, out_of_memory
 from scorefusion.io.compressed import BEYOND, DAMAGED, reading
-from scorefusion.io.header import Format, check_shape, nifti_header, nifti_image, plain_voxels
+from scorefusion.io.header import LPS, Format, check_shape, nifti_header, nifti_image, plain_voxels
 from scorefusion.io.placeholders import check_fetched
 
 _LONGEST = 2**16
@@ -29,8 +29,6 @@ _LONGEST = 2**16
 _CHUNK = 2**20
 _RATIOS = {"raw": 1, "zlib": 1032, "bz2": 0}
 """The most bytes that one byte of voxels may hold; 0 if there is no such bound."""
-
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class Content(NamedTuple):
@@ -172,9 +170,7 @@ class Nrrd(TextHeader):
         if int(fields.get("lineskip", "0")):
             problem = "has lines to be skipped before its voxels"
             raise BadInput("", problem, "Save it as one .nrrd file first.")
-        dimension, shape = int(fields["dimension"]), _whole(fields["sizes"])
-        if len(shape) != dimension:
-            raise ValueError(f"dimension {dimension}, but {len(shape)} sizes")
+        shape = _sizes(fields["dimension"], fields["sizes"])
         dtype = _type_of(_NRRD_TYPES, fields["type"].lower())
         if dtype.itemsize > 1:
             if fields["endian"].lower() not in ("little", "big"):
@@ -203,7 +199,7 @@ class Nrrd(TextHeader):
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
         """Return a whole file in LPS space, gzip-compressed."""
-        own = _LPS @ affine
+        own = LPS @ affine
         header = f"""\
 NRRD0004
 type: {_name_of(_NRRD_TYPES, values.dtype)}
@@ -237,9 +233,7 @@ class MetaImage(TextHeader):
                 fields[name.strip().lower()] = value.strip()
         data = fields["elementdatafile"]
         local = data.lower() == "local"
-        dimension, shape = int(fields["ndims"]), _whole(fields["dimsize"])
-        if len(shape) != dimension:
-            raise ValueError(f"NDims {dimension}, but {len(shape)} numbers in DimSize")
+        shape = _sizes(fields["ndims"], fields["dimsize"])
         if not _yes(fields.get("binarydata", "true")):
             raise BadInput("", "has its voxels as text", "Save it with binary data first.")
         large = _first(fields, "binarydatabyteordermsb", "elementbyteordermsb")
@@ -257,7 +251,7 @@ class MetaImage(TextHeader):
             tuple(shape),
             dtype.newbyteorder(">" if large and _yes(large) else "<"),
             int(fields.get("elementnumberofchannels", "1")),
-            _meta_affine(fields, dimension, zooms, unit),
+            _meta_affine(fields, len(shape), zooms, unit),
             zooms,
             encoding,
             None if local else data,
@@ -266,7 +260,7 @@ class MetaImage(TextHeader):
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
         """Return a whole file, zlib-compressed."""
-        own = _LPS @ affine
+        own = LPS @ affine
         zooms = np.linalg.norm(own[:3, :3], axis=0)
         towards = dict(zip("LRPASI", "RLAPIS", strict=True))  # it names where axes come from
         letters = "".join(towards[str(letter)] for letter in nib.aff2axcodes(affine))
@@ -306,13 +300,10 @@ _NRRD_TYPES = {
     }.items()
     for name in names.split(", ")
 }
+_META_NAMES = "CHAR UCHAR SHORT USHORT INT UINT LONG ULONG LONG_LONG ULONG_LONG FLOAT DOUBLE".split()
 _META_TYPES = {
     f"MET_{name}": dtype
-    for name, dtype in zip(
-        "CHAR UCHAR SHORT USHORT INT UINT LONG ULONG LONG_LONG ULONG_LONG FLOAT DOUBLE".split(),
-        "i1 u1 i2 u2 i4 u4 i4 u4 i8 u8 f4 f8".split(),
-        strict=True,
-    )
+    for name, dtype in zip(_META_NAMES, "i1 u1 i2 u2 i4 u4 i4 u4 i8 u8 f4 f8".split(), strict=True)
 }
 _SPACES = {"ras": (1, 1), "las": (-1, 1), "lps": (-1, -1)}
 """NRRD's spaces by the letters of their words: the signs of their first two axes in RAS+."""
@@ -346,7 +337,7 @@ def _meta_affine(
     affine[:3, :3] = rows.T * zooms[:3]
     origin = _numbers(_first(fields, "offset", "position", "origin") or "0 " * count, count)
     affine[:3, 3] = unit * np.array(origin[:3])
-    return _LPS @ affine
+    return LPS @ affine
 
 
 def _unit(name: str) -> float:
@@ -372,11 +363,11 @@ def _yes(text: str) -> bool:
     return text[:1].lower() in ("t", "1", "y")
 
 
-def _whole(text: str) -> list[int]:
-    numbers = [int(word) for word in text.split()]
-    if not 1 <= len(numbers) <= 16:
-        raise ValueError(f"{len(numbers)} sizes")
-    return numbers
+def _sizes(dimension: str, text: str) -> list[int]:
+    sizes = [int(word) for word in text.split()]
+    if not 1 <= len(sizes) <= 16 or len(sizes) != int(dimension):
+        raise ValueError(f"dimension {dimension}, but {len(sizes)} sizes")
+    return sizes
 
 
 def _numbers(text: str, count: int) -> list[float]:

@@ -15,6 +15,7 @@ from scorefusion.io.dicom.carry import Names, carry, decimals
 from scorefusion.io.dicom.file import pydicom
 from scorefusion.io.dicom.frames import Frame
 from scorefusion.io.dicom.read import DicomScan
+from scorefusion.io.header import LPS
 
 _SOP_CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
 _SLICE_NAMES = {"CT": "AXIAL", "MR": "OTHER"}
@@ -191,7 +192,7 @@ def _add_identity(image: Any, derivation: Derivation, frame: Frame) -> None:
 
 
 def _add_place(image: Any, derivation: Derivation, frame: Frame, k: int) -> None:
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ derivation.affine
+    affine = LPS @ derivation.affine
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     row, column, normal = (affine[:3, :3] / lengths).T
     position = affine[:3, 3] + k * affine[:3, 2]

@@ -16,7 +16,7 @@ from scorefusion.io.dicom.file import PathLike
 from scorefusion.io.dicom.find import SeriesDescription, choose_series, summaries
 from scorefusion.io.dicom.frames import Frame, frames_of
 from scorefusion.io.dicom.pixels import Decoder, check_pixels, decoded
-from scorefusion.io.header import MAX_VOXELS, check_contrast, check_shape, nifti_header
+from scorefusion.io.header import LPS, MAX_VOXELS, check_contrast, check_shape, nifti_header
 from scorefusion.io.nifti import Scan, ras_order
 
 _ACQUISITION = ("Modality", "SeriesDescription", "ProtocolName")
@@ -26,7 +26,6 @@ _SHIFT = 0.1  # pixels by which the whole stack may lean
 _MEASURED = ("EchoTime", "EffectiveEchoTime", "InversionTime", "FlipAngle", "DiffusionBValue")
 _ROUNDED = (0.005, 1e-3)  # ms, degrees or s/mm², and share: what scanners and archives round by
 _EXPLAIN_ONLY = ("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "TriggerTime")
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +147,7 @@ def stack(name: str, frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], np.nda
     down, along = ordered[0].spacing
     affine[:3, :3] = np.stack([row * along, column * down, normal * spacing], axis=1)
     affine[:3, 3] = ordered[0].position
-    return tuple(ordered), _LPS_TO_RAS @ affine
+    return tuple(ordered), LPS @ affine
 
 
 def _check_alike(frames: Sequence[Frame]) -> None:
