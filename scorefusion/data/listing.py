@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +68,19 @@ class Listing:
     def count(self) -> int:
         """How many files were understood."""
         return len(self.problems) + len({volume.path for volume in self.volumes})
+
+
+Layout = Callable[[Path, Sequence[Path], Sequence[str]], Listing]
+
+
+def layout(volumes: Callable[[Path, Sequence[Path], Sequence[str]], Iterable[Volume]]) -> Layout:
+    """Turn a generator of the volumes among ``files`` below ``root`` into a layout."""
+
+    @functools.wraps(volumes)
+    def listed(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Listing:
+        return Listing(tuple(volumes(root, files, contrasts)))
+
+    return listed
 
 
 def volume_files(

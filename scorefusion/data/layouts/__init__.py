@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from scorefusion.data.layouts.bids import list_bids
@@ -11,9 +11,7 @@ from scorefusion.data.layouts.fastmri import list_fastmri
 from scorefusion.data.layouts.folder import list_folder
 from scorefusion.data.layouts.hcp import list_hcp
 from scorefusion.data.layouts.ixi import list_ixi
-from scorefusion.data.listing import Listing
-
-Layout = Callable[[Path, Sequence[Path], Sequence[str]], Listing]
+from scorefusion.data.listing import Layout, Listing
 
 LAYOUTS: dict[str, Layout] = {
     "bids": list_bids,

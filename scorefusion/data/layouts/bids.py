@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scorefusion.data.listing import Listing, Volume, stem
+from scorefusion.data.listing import Volume, layout, stem
 from scorefusion.models.contrast import canonical
 
 _NAME = re.compile(
@@ -21,12 +21,9 @@ _NAME = re.compile(
 _OTHER = {"derivatives", "sourcedata", "code"}
 
 
-def list_bids(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Listing:
+@layout
+def list_bids(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Iterator[Volume]:
     """Anatomical volumes of BIDS; ``ce-`` T1w is ``t1c``; phase images (``part-phase``) are left out."""
-    return Listing(tuple(_volumes(root, files)))
-
-
-def _volumes(root: Path, files: Sequence[Path]) -> Iterator[Volume]:
     for path in files:
         parts = path.relative_to(root).parts
         match = _NAME.fullmatch(stem(path))

@@ -10,16 +10,14 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scorefusion.data.listing import Listing, Volume, stem
+from scorefusion.data.listing import Volume, layout, stem
 from scorefusion.models.contrast import canonical, is_known
 
 
-def list_folder(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Listing:
+@layout
+def list_folder(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Iterator[Volume]:
     """Volumes whose folder or name ends in a contrast: a usual one, or one of ``contrasts``."""
-    return Listing(tuple(_volumes(root, files, frozenset(contrasts))))
 
-
-def _volumes(root: Path, files: Sequence[Path], contrasts: frozenset[str]) -> Iterator[Volume]:
     def is_contrast(word: str) -> bool:
         return is_known(word) or canonical(word) in contrasts
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scorefusion.data.listing import Listing, Volume, stem
+from scorefusion.data.listing import Volume, layout, stem
 from scorefusion.models.contrast import LABELS, canonical
 
 _ALIGNED = re.compile(r"(T1w|T2w)_(acpc_dc_restore|acpc_dc_restore_brain|acpc_dc)", re.I)
@@ -20,12 +20,9 @@ _RAW = re.compile(r"(?P<person>.+)_[37]T_(?P<contrast>T1w|T2w)_(?:MPR|SPC)\d*", 
 _SEGMENTATION = "aparc+aseg"
 
 
-def list_hcp(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Listing:
+@layout
+def list_hcp(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Iterator[Volume]:
     """Structural volumes of the HCP (Young Adult and Lifespan)."""
-    return Listing(tuple(_volumes(files)))
-
-
-def _volumes(files: Sequence[Path]) -> Iterator[Volume]:
     for path in files:
         name, folder = stem(path), path.parent
         aligned, raw = _ALIGNED.fullmatch(name), _RAW.fullmatch(name)

@@ -6,21 +6,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scorefusion.data.listing import Listing, Volume, stem
+from scorefusion.data.listing import Volume, layout, stem
 from scorefusion.models.contrast import canonical
 
 _NAME = re.compile(r"(?P<scan>(?P<group>IXI\d+)-[a-z]+-\d+)-(?P<contrast>T1|T2|PD|MRA)", re.I)
 
 
-def list_ixi(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Listing:
+@layout
+def list_ixi(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Iterator[Volume]:
     """Volumes named as in the IXI dataset; its diffusion volumes (DTI) are left out."""
-    matches = ((path, _NAME.fullmatch(stem(path))) for path in files)
-    volumes = [
-        Volume(match["scan"], match["group"], canonical(match["contrast"]), path)
-        for path, match in matches
-        if match
-    ]
-    return Listing(tuple(volumes))
+    for path in files:
+        if match := _NAME.fullmatch(stem(path)):
+            yield Volume(match["scan"], match["group"], canonical(match["contrast"]), path)

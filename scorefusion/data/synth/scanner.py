@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from scorefusion.data.synth.anatomy import Anatomy, Field
 from scorefusion.errors import ScoreFusionError, unknown_name
 
+Values = np.ndarray | float
 TOP = 1000.0
 """The brightest voxels of an image, but for one in a thousand, are stored as this."""
 
@@ -64,7 +65,7 @@ class Sequence:
     ti: float = 0.0
     flip: float = 90.0
 
-    def signal(self, t1: np.ndarray | float, t2: np.ndarray | float, pd: np.ndarray | float) -> np.ndarray:
+    def signal(self, t1: Values, t2: Values, pd: Values) -> Any:
         """Magnitude for relaxation times in ms and a proton density; any shapes that broadcast."""
         if self.kind == "spin-echo":
             return spin_echo(t1, t2, pd, tr=self.tr, te=self.te)
@@ -97,29 +98,17 @@ def sequences_named(names: tuple[str, ...]) -> dict[str, Sequence]:
     return {name: SEQUENCES[name] for name in names}
 
 
-def spin_echo(
-    t1: np.ndarray | float, t2: np.ndarray | float, pd: np.ndarray | float, *, tr: float, te: float
-) -> np.ndarray:
+def spin_echo(t1: Values, t2: Values, pd: Values, *, tr: float, te: float) -> Any:
     """PD (1 - exp(-TR/T1)) exp(-TE/T2), for TE much shorter than TR; times in ms."""
     return pd * (1 - np.exp(-tr / t1)) * np.exp(-te / t2)
 
 
-def inversion_recovery(
-    t1: np.ndarray | float, t2: np.ndarray | float, pd: np.ndarray | float, *, tr: float, te: float, ti: float
-) -> np.ndarray:
+def inversion_recovery(t1: Values, t2: Values, pd: Values, *, tr: float, te: float, ti: float) -> Any:
     """PD abs(1 - 2 exp(-TI/T1) + exp(-TR/T1)) exp(-TE/T2), a magnitude image; times in ms."""
     return pd * np.abs(1 - 2 * np.exp(-ti / t1) + np.exp(-tr / t1)) * np.exp(-te / t2)
 
 
-def gradient_echo(
-    t1: np.ndarray | float,
-    t2: np.ndarray | float,
-    pd: np.ndarray | float,
-    *,
-    tr: float,
-    te: float,
-    flip: float,
-) -> np.ndarray:
+def gradient_echo(t1: Values, t2: Values, pd: Values, *, tr: float, te: float, flip: float) -> Any:
     """PD sin(a) (1 - E) / (1 - cos(a) E) exp(-TE/T2) with E = exp(-TR/T1), spoiled; T2 stands for T2*."""
     angle, recovered = np.deg2rad(flip), np.exp(-tr / t1)
     return pd * np.sin(angle) * (1 - recovered) / (1 - np.cos(angle) * recovered) * np.exp(-te / t2)
