@@ -20,9 +20,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from scorefusion.batch.files import identify
 from scorefusion.batch.queue import Queue
-from scorefusion.batch.run import Limits, Run
-from scorefusion.batch.sources import Wanted, list_folder
+from scorefusion.batch.run import Journal, Limits, Run
+from scorefusion.batch.sources import Query, list_folder
 from scorefusion.batch.worker import Work, Worker
 
 
@@ -54,11 +55,11 @@ def throughput(model: str, count: int, size: Sequence[int], steps: int, turns: i
         write_scans(place / "in", count, size)
         for turn in range(turns):
             out = place / f"out{turn}"
-            items = list_folder(place / "in", Wanted(out, ("t1",), "t1")).items
+            items = list_folder(place / "in", Query(out, ("t1",), "t1")).items
             (out / ".scorefusion").mkdir(parents=True)
             queue = Queue(out / ".scorefusion" / "queue.sqlite")
             queue.begin(items, out)
-            ready = [worker.read(item, worker.identify(item)) for item in items]
+            ready = [worker.read(item, identify(item, worker.recipe)) for item in items]
             worker.draw(ready[0])
             start = _now()
             for each in ready:
@@ -66,7 +67,7 @@ def throughput(model: str, count: int, size: Sequence[int], steps: int, turns: i
             draw_seconds.append(_since(start, count))
             del ready
             start = _now()
-            Run(worker, queue, out, limits=Limits()).go(items, {})
+            Run(worker, Journal(queue, out), limits=Limits()).go(items, {})
             folder_seconds.append(_since(start, count))
             queue.close()
     row: dict[str, Any] = {}
@@ -97,10 +98,10 @@ def at_once(model: str, size: Sequence[int], steps: int, turns: int) -> dict[str
     means = []
     with tempfile.TemporaryDirectory() as name:
         write_scans(Path(name) / "in", 1, size)
-        (item,) = list_folder(Path(name) / "in", Wanted(Path(name) / "out", ("t1",), "t1")).items
+        (item,) = list_folder(Path(name) / "in", Query(Path(name) / "out", ("t1",), "t1")).items
         for turn in range(turns + 1):
             for place, worker in enumerate(workers):
-                ready = worker.read(item, worker.identify(item))
+                ready = worker.read(item, identify(item, worker.recipe))
                 start = _now()
                 means.append(worker.draw(ready).ready.job.mean)
                 if turn:

@@ -15,9 +15,9 @@ import numpy as np
 
 from scorefusion.batch.items import StopFlag, Stopped
 from scorefusion.batch.queue import Queue
-from scorefusion.batch.run import Limits
+from scorefusion.batch.run import Journal, Limits
 from scorefusion.batch.run import Run as BatchRun
-from scorefusion.batch.sources import Wanted, list_folder
+from scorefusion.batch.sources import Query, list_folder
 from scorefusion.batch.worker import Work, Worker
 from scorefusion.errors import ScoreFusionError
 from scorefusion.pipeline import Pipeline
@@ -109,7 +109,7 @@ def folder(run: Run, model: str, boxes: Sequence[Box]) -> Results | str:
         worker = Worker(
             Work(model, dict(run.sizes.settings), device=str(run.device.place), dtype=run.sizes.dtype)
         )
-        items = list_folder(place / "in", Wanted(out, ("t1",), "t1")).items
+        items = list_folder(place / "in", Query(out, ("t1",), "t1")).items
         (out / ".scorefusion").mkdir(parents=True)
         queue = Queue(out / ".scorefusion" / "queue.sqlite")
         queue.begin(items, out)
@@ -117,7 +117,7 @@ def folder(run: Run, model: str, boxes: Sequence[Box]) -> Results | str:
         start, began = time.perf_counter(), time.time()
         with run.device.watched() as busy:
             try:
-                BatchRun(worker, queue, out, limits=Limits(), stop=stop).go(items, {})
+                BatchRun(worker, Journal(queue, out, stop=stop), limits=Limits()).go(items, {})
             except Stopped:
                 if stop.reason is not stop.met:
                     raise

@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,105 +25,30 @@ from scorefusion.io.placeholders import check_fetched
 from scorefusion.models.folder import CONFIG, WEIGHTS, find_folder
 
 STATE = ".scorefusion"
-"""The folder inside OUT where a batch keeps its books; folders that have it hold outputs, never inputs."""
-
+"""The folder inside OUT where a batch keeps its queue; folders that have it hold outputs, never inputs."""
 
 VOLUME = "volume"
 DICOM = "dicom"
 SIDES = ("sd", "planes", DICOM)
-"""What may lie beside a translation: deviation over samples, disagreement of the planes, a derived series."""
+"""What may be written beside a translation: deviation over samples, disagreement of planes, a series."""
 
 RESULTS = 2
 """Counts the changes of scorefusion that change results' bits; a batch made before one is made again."""
 
+LONGEST = 255 - len(".01234567.") - len("_planes")
+"""Bytes a file's name may have, so that the names derived from it fit into what file systems take."""
+
 Stamp = tuple[int, int, int]
 """(bytes, modification time in ns, inode): while it stays, so do a file's bytes."""
 
-
-def stamp_of(path: str | os.PathLike[str]) -> Stamp:
-    """The stamp of a file, with its companions, such as the .img of a .hdr; of a folder, of the files in it.
-
-    For several files it is the bytes in all, the latest change, and the inode of the first or of the folder.
-
-    Raises:
-        OSError: if it is not there.
-    """
-    status = os.stat(path)
-    if stat.S_ISDIR(status.st_mode):
-        files = [os.stat(file) for file in _files_in(path)]
-    else:
-        files = [status, *(os.stat(file) for file in companions(Path(path)))]
-    latest = max((each.st_mtime_ns for each in files), default=status.st_mtime_ns)
-    return sum(each.st_size for each in files), latest, status.st_ino
-
-
-def hash_file(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file's bytes, in hexadecimal; of several, over their hashes: a folder, a .hdr and its .img.
-
-    Raises:
-        BadInput: if it cannot be read.
-    """
-    if os.path.isdir(path):
-        return combine([[file.relative_to(path).as_posix(), hash_file(file)] for file in _files_in(path)])
-    if further := companions(Path(path)):
-        return combine([_hash(path), *(_hash(file) for file in further)])
-    return _hash(path)
-
-
-def _hash(path: str | os.PathLike[str]) -> str:
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb", buffering=0) as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-    except OSError as error:
-        known = "does not exist" if isinstance(error, FileNotFoundError) else None
-        problem = known or f"cannot be read ({error.strerror or error})"
-        raise BadInput(path, problem, "Check its name and permissions.") from error
-    return digest.hexdigest()
-
-
-def _files_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """The regular files of a folder at any depth, sorted; links that lead nowhere and pipes are none."""
-    return sorted(path for path in Path(folder).rglob("*") if path.is_file())
-
-
-def model_hash(model: str | os.PathLike[str]) -> str:
-    """sha256 over a model's configuration and weights.
-
-    Raises:
-        ScoreFusionError: for a name that is no model's.
-        BadInput: for a folder without its files.
-    """
-    folder = find_folder(model)
-    config = json.dumps(json.loads(Path(folder / CONFIG).read_text(encoding="utf-8")), sort_keys=True)
-    check_fetched(folder / WEIGHTS)
-    return combine([config, hash_file(folder / WEIGHTS)])
-
-
-def work_hash(inputs: Sequence[str], recipe: Mapping[str, Any]) -> str:
-    """sha256 of what decides an output: the inputs' hashes in order, and how they are translated."""
-    return combine([list(inputs), dict(recipe), RESULTS])
-
-
-def combine(parts: Any) -> str:
-    """sha256 of anything that JSON takes; mappings in any order are alike."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-LONGEST = 255 - len(".01234567.") - len("_planes")
-"""Bytes a file's name may have, so that the names made of it fit into what file systems take."""
+KnownHash = Callable[[Path, Stamp], str | None]
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.I)
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(.+)")
 
 
 def name_problem(name: str, ending: str) -> Problem | None:
-    """Why a name from a table cannot become a file's name; None if it can.
-
-    Args:
-        name: without ending and folder.
-        ending: what will be added.
-    """
+    """Return why a name from a table, without ending and folder, cannot name a file; None if it can."""
     fix = "Use letters, digits, '-', '_' and '.'."
     text = shown(name).encode("unicode_escape").decode("ascii")
     if not name or name.startswith("."):
@@ -136,11 +61,144 @@ def name_problem(name: str, ending: str) -> Problem | None:
 
 
 def length_problem(name: str) -> Problem | None:
-    """Why a file's name is too long; None if it is not."""
+    """Return why a file's name is too long; None if it is not."""
     length = len(os.fsencode(name))
     if length <= LONGEST:
         return None
     return Problem(f"its output's name would have {length} bytes, at most {LONGEST} fit", "Shorten it.")
+
+
+def side_path(output: Path, kind: str) -> Path:
+    """Return the path of a file of :attr:`.Outcome.outputs`: the item's output, or one beside it.
+
+    ``x_sd.nii.gz``, in BIDS ``..._desc-scorefusionsd_T1w``; a derived series is a folder, ``x_dicom``.
+    """
+    if kind == VOLUME:
+        return output
+    name = stem(output)
+    if kind == DICOM:
+        return output.with_name(f"{name}_{kind}")
+    ending = output.name[len(name) :]
+    if "_desc-scorefusion_" in name:
+        return output.with_name(name.replace("_desc-scorefusion_", f"_desc-scorefusion{kind}_") + ending)
+    return output.with_name(f"{name}_{kind}{ending}")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which bytes an item is made of.
+
+    Attributes:
+        stamps: of its files, from before they were read.
+        hashes: sha256 of each.
+        work: hash of all that decides its outputs.
+        seconds: time that hashing took.
+    """
+
+    stamps: tuple[Stamp, ...]
+    hashes: tuple[str, ...]
+    work: str
+    seconds: float
+
+
+def identify(item: Item, recipe: Mapping[str, Any], known: KnownHash | None = None) -> Identity:
+    """Hash the files of an item without a problem, and with them the recipe of its translation.
+
+    Args:
+        item: its files are hashed.
+        recipe: from :meth:`.Work.recipe`.
+        known: gives the hash of a file with this stamp, if it was hashed before.
+
+    Raises:
+        BadInput: for a file that does not exist or cannot be read.
+    """
+    start = time.perf_counter()
+    stamps = tuple(input_stamp(file) for file in item.files)
+    pairs = zip(item.files, stamps, strict=True)
+    hashes = tuple((known and known(file, stamp)) or hash_file(file) for file, stamp in pairs)
+    work = _combine([hashes, dict(recipe), RESULTS])
+    return Identity(stamps, hashes, work, time.perf_counter() - start)
+
+
+def input_stamp(file: Path) -> Stamp:
+    """Return the stamp of an input file.
+
+    Raises:
+        BadInput: if it does not exist or cannot be read.
+    """
+    check_fetched(file)
+    try:
+        return stamp_of(file)
+    except FileNotFoundError:
+        raise BadInput(file, "does not exist", "Check its name.") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(file, f"cannot be read ({error})", "Check its name and permissions.") from None
+
+
+def stamp_of(path: str | os.PathLike[str]) -> Stamp:
+    """Return the stamp of a file with its companions, such as the .img of a .hdr, or of a folder's files.
+
+    Of several files it is the bytes in all, the latest change, and the inode of the first or of the folder.
+
+    Raises:
+        OSError: if it does not exist.
+    """
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        files = [os.stat(file) for file in _files_in(path)]
+    else:
+        files = [status, *(os.stat(file) for file in companions(Path(path)))]
+    latest = max((file.st_mtime_ns for file in files), default=status.st_mtime_ns)
+    return sum(file.st_size for file in files), latest, status.st_ino
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """Return the sha256 of a file's bytes; of a folder or a .hdr and its .img, over the hashes of all files.
+
+    Raises:
+        BadInput: if it cannot be read.
+    """
+    if os.path.isdir(path):
+        return _combine([[file.relative_to(path).as_posix(), hash_file(file)] for file in _files_in(path)])
+    if further := companions(Path(path)):
+        return _combine([_hash(path), *(_hash(file) for file in further)])
+    return _hash(path)
+
+
+def model_hash(model: str | os.PathLike[str]) -> str:
+    """Return the sha256 over a model's configuration and weights.
+
+    Raises:
+        ScoreFusionError: for a name that is no model's.
+        BadInput: for a folder without its files.
+    """
+    folder = find_folder(model)
+    config = json.dumps(json.loads(Path(folder / CONFIG).read_text(encoding="utf-8")), sort_keys=True)
+    check_fetched(folder / WEIGHTS)
+    return _combine([config, hash_file(folder / WEIGHTS)])
+
+
+def _combine(parts: Any) -> str:
+    """Return the sha256 of anything that JSON takes; the order of mappings does not count."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _hash(path: str | os.PathLike[str]) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        problem = "does not exist" if missing else f"cannot be read ({error.strerror or error})"
+        raise BadInput(path, problem, "Check its name and permissions.") from error
+    return digest.hexdigest()
+
+
+def _files_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the regular files of a folder at any depth, sorted; no broken links, no pipes."""
+    return sorted(path for path in Path(folder).rglob("*") if path.is_file())
 
 
 def store_image(image: Any, path: Path, level: int = 1) -> tuple[int, str]:
@@ -152,26 +210,20 @@ def store_image(image: Any, path: Path, level: int = 1) -> tuple[int, str]:
         level: of compression, 0 to 9.
 
     Returns:
-        The file's bytes, and their sha256.
+        The file's size in bytes, and its sha256.
 
     Raises:
         BadInput: if it cannot be written, from the system's error.
     """
-    if not path.name.lower().endswith(".nii.gz"):
-        return _store_other(image, path, level)
-    with written_beside(path) as beside, beside.open("wb") as file:
-        sink = _Hashed(file)
-        with gzip.GzipFile("", "wb", level, sink, mtime=0) as stream:
-            image.to_stream(stream)
-        result = sink.count, sink.digest.hexdigest()
-    return result
-
-
-def _store_other(image: Any, path: Path, level: int) -> tuple[int, str]:
     with written_beside(path) as beside:
-        format_of(path).write(image, beside, level)
-        result = beside.stat().st_size, hash_file(beside)
-    return result
+        if not path.name.lower().endswith(".nii.gz"):
+            format_of(path).write(image, beside, level)
+            return beside.stat().st_size, hash_file(beside)
+        with beside.open("wb") as file:
+            sink = _Hashed(file)
+            with gzip.GzipFile("", "wb", level, sink, mtime=0) as stream:
+                image.to_stream(stream)
+    return sink.count, sink.digest.hexdigest()
 
 
 class _Hashed(io.RawIOBase):
@@ -191,17 +243,11 @@ class _Hashed(io.RawIOBase):
         return view.nbytes
 
 
-_BESIDE = re.compile(r"\.[0-9a-f]{8}\.(.+)")
-
-
-def remove_leftovers(outputs: Iterable[Path]) -> int:
-    """Remove the hidden files that outputs were being written to, and those of the volumes beside them.
+def remove_leftovers(outputs: Iterable[Path]) -> None:
+    """Remove the hidden files of a killed run that outputs, or volumes beside them, were written to.
 
     Args:
-        outputs: of the shard that is locked; others may be writing theirs.
-
-    Returns:
-        How many were removed.
+        outputs: of the shard that is locked; other processes may be writing theirs.
 
     Raises:
         OSError: if a folder cannot be read, or a file not removed.
@@ -214,75 +260,11 @@ def remove_leftovers(outputs: Iterable[Path]) -> int:
             names |= {name, f"new.{name}", f"old.{name}"}  # the last two are folders
             if path.is_symlink():  # written through
                 places.setdefault(Path(os.path.realpath(path)).parent, set()).add(name)
-    count = 0
     for folder, names in places.items():
         for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-            match = _BESIDE.fullmatch(shown(file.name))
+            match = _TEMPORARY.fullmatch(shown(file.name))
             if match and match[1] in names:
                 if file.is_dir() and not file.is_symlink():
                     shutil.rmtree(file)
                 else:
                     file.unlink(missing_ok=True)
-                count += 1
-    return count
-
-
-def output_path(output: Path, kind: str) -> Path:
-    """Where a file of :attr:`.Outcome.outputs` lies: the volume at the item's output, others beside it."""
-    return output if kind == VOLUME else side_path(output, kind)
-
-
-def side_path(output: Path, side: str) -> Path:
-    """Where what is beside a translation goes: ``x_sd.nii.gz``, in BIDS ``..._desc-scorefusionsd_T1w``.
-
-    A derived series is a folder: ``x_dicom``.
-    """
-    name = stem(output)
-    if side == DICOM:
-        return output.with_name(f"{name}_{side}")
-    ending = output.name[len(name) :]
-    if "_desc-scorefusion_" in name:
-        return output.with_name(name.replace("_desc-scorefusion_", f"_desc-scorefusion{side}_") + ending)
-    return output.with_name(f"{name}_{side}{ending}")
-
-
-KnownHash = Callable[[Path, Stamp], str | None]
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which bytes an item is made of.
-
-    Attributes:
-        stamps: of its files, from before they were read.
-        hashes: sha256 of each.
-        work: hash of all that decides its outputs.
-        seconds: that it took.
-    """
-
-    stamps: tuple[Stamp, ...]
-    hashes: tuple[str, ...]
-    work: str
-    seconds: float
-
-
-def identify(item: Item, recipe: dict[str, Any], known: KnownHash | None = None) -> Identity:
-    """Hash an item's files; see :meth:`Worker.identify`."""
-    start = time.perf_counter()
-    stamps, hashes = [], []
-    for file in item.files:
-        stamp = checked_stamp(file)
-        stamps.append(stamp)
-        hashes.append((known and known(file, stamp)) or hash_file(file))
-    return Identity(tuple(stamps), tuple(hashes), work_hash(hashes, recipe), time.perf_counter() - start)
-
-
-def checked_stamp(file: Path) -> Stamp:
-    """Return the stamp of an input, with errors that name it."""
-    check_fetched(file)
-    try:
-        return stamp_of(file)
-    except FileNotFoundError:
-        raise BadInput(file, "does not exist", "Check its name.") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(file, f"cannot be read ({error})", "Check its name and permissions.") from None

@@ -15,6 +15,28 @@ from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError
 if TYPE_CHECKING:
     from scorefusion.io.dicom.find import SeriesDescription
 
+_ITEM_ERRORS = {
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EILSEQ,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+}
+"""System errors while writing that another output of the batch need not meet."""
+
+_FIXES = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some of your quota",
+    errno.EROFS: "Make the file system writable",
+    errno.EACCES: "Restore the permission to write",
+    errno.EPERM: "Restore the permission to write",
+    errno.ENOENT: "Bring the folder back",
+    errno.EIO: "Check the disk",
+    errno.ESTALE: "Mount the file system again",
+}
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -25,7 +47,7 @@ class Problem:
 
     @classmethod
     def of(cls, error: BaseException) -> Problem:
-        """What an exception says, in one line."""
+        """Return what an exception says, in one line."""
         if isinstance(error, BadInput | OutOfMemory):
             name = error.file if isinstance(error, BadInput) else error.subject
             return cls(" ".join(f"{name}: {error.problem}".split()), " ".join(error.fix.split()))
@@ -38,11 +60,11 @@ class Item:
     """A scan, or the conditions of one subject.
 
     Attributes:
-        name: unique in its batch; what reports and events call it.
-        files: one a condition of the model, in its order; then the mask, if there is one.
+        name: unique in its batch; reports and events use it.
+        files: one for each condition of the model, in its order; then the mask, if there is one.
         output: where the translation goes.
         problem: why it cannot be translated, if that is known already.
-        series: where the conditions are DICOM series, these; ``files`` are then all of theirs, and the mask.
+        series: the DICOM series that are the conditions; ``files`` are then all of theirs, and the mask.
         masked: whether the last file is the mask of what is missing.
     """
 
@@ -55,49 +77,10 @@ class Item:
 
     @property
     def inputs(self) -> list[str]:
-        """The files, as text; for a series its folder and UID."""
+        """The files, as text; of a series its folder and UID."""
         if self.series:
             return [f"{shown(series.files[0].parent)} ({series.uid})" for series in self.series]
         return [shown(file) for file in self.files]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of several processes that share a batch: the ``number``-th, from 1, of ``count``."""
-
-    number: int
-    count: int
-
-    def __post_init__(self) -> None:
-        """Refuse a shard that is none."""
-        if not 1 <= self.number <= self.count:
-            raise ScoreFusionError(f"a shard is i/n with 1 ≤ i ≤ n, got {self}")
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Read ``3/8``.
-
-        Raises:
-            ScoreFusionError: for anything else.
-        """
-        number, _, count = text.partition("/")
-        try:
-            return cls(int(number), int(count))
-        except ValueError:
-            raise ScoreFusionError(f"a shard is i/n with 1 ≤ i ≤ n, such as 3/8; got '{text}'") from None
-
-    def holds(self, name: str) -> bool:
-        """Whether an item is this shard's; its name alone decides."""
-        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-        return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-
-def shown(path: str | Path) -> str:
-    """A path as text that any encoding of Unicode takes, bytes that are no UTF-8 as ``\\udc80``."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -106,13 +89,13 @@ class Outcome:
 
     Attributes:
         name: the item's.
-        work: hash of all that decides the outputs' bits; None if that was not found out.
-        outputs: (bytes, sha256) of what was written: ``volume``, and those of ``listing.SIDES`` beside it.
+        work: hash of all that decides the outputs' bits; None if it is not known.
+        outputs: (bytes, sha256) of what was written: ``volume``, and those of :data:`.files.SIDES` beside it.
         error: what went wrong, in one line.
         fix: what to do about it.
         seconds: by stage: hash, read, prepare, sample, finish, write.
-        residual: mean disagreement with what was measured, as a share of the input's range of intensities.
-        warnings: a sentence each.
+        residual: mean disagreement with the measurement, as a share of the input's data range.
+        warnings: one sentence each.
         numbers: other figures by name.
         before: small picture of the input.
         after: small picture of the result.
@@ -131,31 +114,42 @@ class Outcome:
     after: bytes | None = None
 
 
-_ITEMS = {
-    errno.EEXIST,
-    errno.EFBIG,
-    errno.EILSEQ,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.ENOTEMPTY,
-}
-"""Errors of the system while writing that another output of the batch need not meet."""
+@dataclass(frozen=True)
+class Shard:
+    """One of several processes that share a batch: the ``number``-th, from 1, of ``count``."""
 
-_FIXES = {
-    errno.ENOSPC: "Free some space",
-    errno.EDQUOT: "Free some of your quota",
-    errno.EROFS: "Make the file system writable",
-    errno.EACCES: "Restore the permission to write",
-    errno.EPERM: "Restore the permission to write",
-    errno.ENOENT: "Bring the folder back",
-    errno.EIO: "Check the disk",
-    errno.ESTALE: "Mount the file system again",
-}
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        """Validate the shard number."""
+        if not 1 <= self.number <= self.count:
+            raise ScoreFusionError(f"a shard is i/n with 1 ≤ i ≤ n, got {self}")
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read ``3/8``.
+
+        Raises:
+            ScoreFusionError: for anything else.
+        """
+        number, _, count = text.partition("/")
+        try:
+            return cls(int(number), int(count))
+        except ValueError:
+            raise ScoreFusionError(f"a shard is i/n with 1 ≤ i ≤ n, such as 3/8; got '{text}'") from None
+
+    def holds(self, name: str) -> bool:
+        """Return whether an item belongs to this shard; its name alone decides."""
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
 
 
 class Stopped(Exception):
-    """The batch must end here, and can be resumed; no item is to blame.
+    """The batch must end here and can be resumed; no item is to blame.
 
     Args:
         reason: why, in one line.
@@ -186,23 +180,27 @@ class StopFlag:
 
 
 def stop_for(error: BaseException, place: str) -> Stopped | None:
-    """What ends the batch, where an error met while writing is not the item's; else None.
+    """Classify an error met while writing: a system error stops the run, an item error gives None.
 
     Args:
-        error: as it was raised; a :class:`ScoreFusionError` made from a system's error counts as that one.
+        error: as it was raised; a :class:`ScoreFusionError` made from a system error counts as that one.
         place: what was being written to.
     """
     cause = error.__cause__ if isinstance(error, ScoreFusionError) else error
     if isinstance(cause, sqlite3.Error):
         return Stopped(f"the queue in {place} cannot be written ({cause})", "See that the disk is not full.")
-    if not isinstance(cause, OSError) or cause.errno in _ITEMS:
+    if not isinstance(cause, OSError) or cause.errno in _ITEM_ERRORS:
         return None
-    reason = cause.strerror or str(cause)
     fix = _FIXES.get(cause.errno or 0, "See what the system says about it")
-    return Stopped(f"{place} cannot be written ({reason})", f"{fix}.")
+    return Stopped(f"{place} cannot be written ({cause.strerror or cause})", f"{fix}.")
 
 
 def failure(item: Item, error: BaseException | Problem, work: str | None = None) -> Outcome:
-    """The outcome of an item that cannot be translated."""
+    """Return the outcome of an item that cannot be translated."""
     problem = error if isinstance(error, Problem) else Problem.of(error)
     return Outcome(item.name, work=work, error=shown(problem.error), fix=shown(problem.fix) or None)
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as text that any Unicode encoding takes, bytes that are not UTF-8 as ``\\udc80``."""
+    return str(path).encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The persistent queue of a batch in SQLite, and the lock on its folder."""
+"""The persistent queue of a batch in SQLite, and the lock that one process holds on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS files (
 );
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT);
 """
-_STATES = ("waiting", "running", "done", "failed")
+_JSON = ("outputs", "seconds", "warnings", "numbers", "inputs")
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Entry(Outcome):
 
 
 class Queue:
-    """One shard's books. Safe to use from several threads; one process at a time (see :mod:`.lock`).
+    """One shard's items. Safe to use from several threads, by one process at a time (:class:`FolderLock`).
 
     Args:
-        path: the database; made if missing. One that is damaged is put aside, and a new one begun.
+        path: the database; made if missing. A damaged one is renamed, and a new one begun.
 
     Raises:
         OSError, sqlite3.Error: if it cannot be written.
@@ -87,8 +87,8 @@ class Queue:
         What was running when the last run ended waits again.
         """
         rows = [
-            (item.name, number, json.dumps(item.inputs), _below(item.output, out))
-            for number, item in enumerate(items)
+            (item.name, place, json.dumps(item.inputs), _below(item.output, out))
+            for place, item in enumerate(items)
         ]
         with self._change() as db:
             db.execute("UPDATE items SET listed = 0")
@@ -99,21 +99,6 @@ class Queue:
                 "position = excluded.position, inputs = excluded.inputs, output = excluded.output",
                 rows,
             )
-
-    def add(self, item: Item, out: Path) -> None:
-        """List one more item, which waits, after all others."""
-        with self._change() as db:
-            db.execute(
-                "INSERT INTO items (name, position, listed, state, inputs, output, changed) "
-                "SELECT ?, COALESCE(MAX(position), -1) + 1, 1, 'waiting', ?, ?, ? FROM items",
-                (item.name, json.dumps(item.inputs), _below(item.output, out), time.time()),
-            )
-
-    def drop(self, name: str) -> None:
-        """Forget an item, and the fact under its name."""
-        with self._change() as db:
-            db.execute("DELETE FROM items WHERE name = ?", (name,))
-            db.execute("DELETE FROM facts WHERE key = ?", (name,))
 
     def adopt(self, other: Path) -> None:
         """Take over what another queue of the folder has done: a run in shards goes on where one did not.
@@ -136,55 +121,46 @@ class Queue:
                 self._db.execute("DETACH other")
 
     def mark(self, name: str, state: str) -> None:
-        """Say that an item is waiting or running."""
-        assert state in _STATES
+        """Record that an item is waiting or running."""
         with self._change() as db:
             db.execute("UPDATE items SET state = ?, changed = ? WHERE name = ?", (state, time.time(), name))
 
     def record(self, outcome: Outcome) -> None:
-        """Put down what came of an item; returns when it is on its way to the disk."""
+        """Record what became of an item; returns when it is on its way to the disk."""
+        values = {
+            "state": "failed" if outcome.error else "done",
+            "work": outcome.work,
+            "outputs": json.dumps(outcome.outputs),
+            "error": outcome.error,
+            "fix": outcome.fix,
+            "seconds": json.dumps(outcome.seconds),
+            "residual": outcome.residual,
+            "warnings": json.dumps(outcome.warnings),
+            "numbers": json.dumps(outcome.numbers),
+            "before": outcome.before,
+            "after": outcome.after,
+            "changed": time.time(),
+        }
+        assignments = ", ".join(f"{column} = ?" for column in values)
         with self._change() as db:
-            db.execute(
-                "UPDATE items SET state = ?, work = ?, outputs = ?, error = ?, fix = ?, seconds = ?, "
-                "residual = ?, warnings = ?, numbers = ?, before = ?, after = ?, changed = ? WHERE name = ?",
-                (
-                    "failed" if outcome.error else "done",
-                    outcome.work,
-                    json.dumps(outcome.outputs),
-                    outcome.error,
-                    outcome.fix,
-                    json.dumps(outcome.seconds),
-                    outcome.residual,
-                    json.dumps(outcome.warnings),
-                    json.dumps(outcome.numbers),
-                    outcome.before,
-                    outcome.after,
-                    time.time(),
-                    outcome.name,
-                ),
-            )
+            db.execute(f"UPDATE items SET {assignments} WHERE name = ?", (*values.values(), outcome.name))
 
     def entries(self, *, pictures: bool = False) -> list[Entry]:
-        """The listed items, in order.
-
-        Args:
-            pictures: with the small pictures, which are most of the database.
-        """
-        thumbnails = "before, after" if pictures else "NULL, NULL"
+        """Return the listed items, in order; the small pictures are most of the database."""
+        columns = ", ".join(field.name for field in fields(Entry))
+        if not pictures:
+            columns = columns.replace("before, after", "NULL, NULL")
         with self._lock:
-            rows = self._db.execute(
-                "SELECT name, state, inputs, output, changed, work, outputs, error, fix, seconds, residual, "
-                f"warnings, numbers, {thumbnails} FROM items WHERE listed = 1 ORDER BY position"
-            ).fetchall()
-        return [_entry(row) for row in rows]
+            query = f"SELECT {columns} FROM items WHERE listed = 1 ORDER BY position"
+            return [_entry(row) for row in self._db.execute(query).fetchall()]
 
     def outputs(self) -> list[str]:
-        """Every output that was ever listed, relative to the folder of the outputs."""
+        """Return every output that was ever listed, relative to the folder of the outputs."""
         with self._lock:
             return [row[0] for row in self._db.execute("SELECT output FROM items WHERE output IS NOT NULL")]
 
     def known_hash(self, path: Path, stamp: Stamp) -> str | None:
-        """The hash of a file that had this stamp when it was read; None if it was not."""
+        """Return the hash of a file that had this stamp when it was read; None if it was not."""
         with self._lock:
             row = self._db.execute(
                 "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime = ? AND inode = ?",
@@ -192,21 +168,21 @@ class Queue:
             ).fetchone()
         return None if row is None else row[0]
 
-    def keep_hashes(self, found: Iterable[tuple[Path, Stamp, str]]) -> None:
-        """Remember hashes of files, each with its stamp from before it was read."""
+    def keep_hashes(self, files: Iterable[tuple[Path, Stamp, str]]) -> None:
+        """Record hashes of files, each with its stamp from before it was read."""
         with self._change() as db:
             db.executemany(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
-                [(_bytes(path), *stamp, sha256) for path, stamp, sha256 in found],
+                [(_bytes(path), *stamp, sha256) for path, stamp, sha256 in files],
             )
 
     def set_facts(self, facts: dict[str, str]) -> None:
-        """Remember facts about the batch for the report."""
+        """Record facts about the batch for the report."""
         with self._change() as db:
             db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", list(facts.items()))
 
     def facts(self) -> dict[str, str]:
-        """The facts that were set."""
+        """Return the facts that were set."""
         with self._lock:
             return dict(self._db.execute("SELECT key, value FROM facts").fetchall())
 
@@ -217,17 +193,17 @@ class Queue:
 
 
 def queue_name(shard: Shard | None) -> str:
-    """The name of a shard's database."""
+    """Return the name of a shard's database."""
     return "queue.sqlite" if shard is None else f"queue-{shard.number}-of-{shard.count}.sqlite"
 
 
 def queue_files(state: Path) -> list[Path]:
-    """The databases of all shards in a folder of books."""
+    """Return the databases of all shards in a state folder."""
     return sorted(path for path in state.glob("queue*.sqlite") if path.is_file())
 
 
 def known_facts(state: Path) -> dict[str, str]:
-    """The facts of the queues in a folder of books that can be read, whoever may be writing them."""
+    """Return the facts of the readable queues in a state folder, whoever may be writing them."""
     facts: dict[str, str] = {}
     for path in queue_files(state):
         try:
@@ -238,8 +214,8 @@ def known_facts(state: Path) -> dict[str, str]:
     return facts
 
 
-def merged_entries(state: Path, *, pictures: bool = True) -> tuple[list[Entry], dict[str, str]]:
-    """The items of all queues in a folder, the latest word on each, and the facts.
+def merged_entries(state: Path) -> tuple[list[Entry], dict[str, str]]:
+    """Return the latest entry on each item from all queues in a state folder, and the facts.
 
     Raises:
         BadInput: if there is no queue, or one cannot be read.
@@ -254,7 +230,7 @@ def merged_entries(state: Path, *, pictures: bool = True) -> tuple[list[Entry], 
             queue = Queue(path)
             try:
                 facts |= queue.facts()
-                for entry in queue.entries(pictures=pictures):
+                for entry in queue.entries(pictures=True):
                     if entry.name not in latest or entry.changed >= latest[entry.name].changed:
                         latest[entry.name] = entry
             finally:
@@ -288,25 +264,14 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
 
 
 def _entry(row: Sequence[Any]) -> Entry:
-    name, state, inputs, output, changed, work, outputs, error, fix, seconds, residual, *rest = row
-    warnings, numbers, before, after = rest
-    return Entry(
-        name,
-        work=work,
-        outputs=json.loads(outputs or "{}"),
-        error=error,
-        fix=fix,
-        seconds=json.loads(seconds or "{}"),
-        residual=residual,
-        warnings=tuple(json.loads(warnings or "[]")),
-        numbers=json.loads(numbers or "{}"),
-        before=before,
-        after=after,
-        state=state,
-        inputs=tuple(json.loads(inputs or "[]")),
-        output=output or "",
-        changed=changed or 0.0,
-    )
+    """Return an entry from its columns in the order of its fields; NULL leaves a field's default."""
+    values = {field.name: value for field, value in zip(fields(Entry), row, strict=True) if value is not None}
+    for name in _JSON:
+        if name in values:
+            values[name] = json.loads(values[name])
+    for name in ("warnings", "inputs"):
+        values[name] = tuple(values.get(name, ()))
+    return Entry(**values)
 
 
 def _bytes(path: Path) -> bytes:
@@ -323,8 +288,9 @@ _UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, err
 class FolderLock:
     """Held from :meth:`take` to :meth:`release`, or until the process ends, however it ends.
 
-    Where the file system knows ``flock``, the system keeps it. Elsewhere a file made with ``O_EXCL`` does,
-    and one whose process is gone from this machine is taken over.
+    The system keeps it where the file system supports ``flock``. Elsewhere a file made with ``O_EXCL`` does,
+    and one whose process is gone from this machine is taken over. (filelock has no shared locks, and empties
+    the file that names the holder before it knows whether it is free.)
 
     Args:
         path: the lock's file; its folder exists.
@@ -339,42 +305,40 @@ class FolderLock:
         """Take the lock.
 
         Args:
-            flock: False to do as if the file system did not know it.
+            flock: False to act as if the file system did not support it.
             shared: together with others that share it.
 
         Returns:
-            A note about a run that ended without giving it back, or None.
+            A note about a run that ended without releasing it, or None.
 
         Raises:
-            BadInput: if another process has it, saying which.
+            BadInput: if another process has it, naming that process.
             OSError: if the file cannot be written.
         """
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            locked = flock and _flock(self._file, shared)
-        except BlockingIOError:
-            holder = self._holder()
-            self._close()
-            raise self._refusal(holder) from None
-        if not locked and not shared:
-            try:
+            if not (flock and _flock(self._file, shared)) and not shared:
                 self._take_exclusively()
-            except BaseException:
-                self._close()
-                raise
+        except BlockingIOError:
+            refusal = self._refusal(self._holder())
+            self._close()
+            raise refusal from None
+        except BaseException:
+            self._close()
+            raise
         if shared:
             return None
         left = self._holder()
-        mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
         os.ftruncate(self._file, 0)
         os.lseek(self._file, 0, os.SEEK_SET)
-        os.write(self._file, json.dumps(mine).encode())
+        os.write(self._file, json.dumps(holder).encode())
         if not left:
             return None
         return f"the last run here ({_who(left)}) ended without saying so; going on where it stopped"
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._file is None:
             return
         try:
@@ -388,32 +352,31 @@ class FolderLock:
 
     def _take_exclusively(self) -> None:
         """Make a file that must not exist; one left by a dead process of this machine is removed first."""
-        beside = self.path.with_name(self.path.name + ".held")
+        marker = self.path.with_name(self.path.name + ".held")
         for attempt in range(2):
             try:
-                os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-                self._exclusive = beside
+                os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+                self._exclusive = marker
                 return
             except FileExistsError:
                 holder = self._holder()
                 here = holder.get("host") == socket.gethostname()
                 if attempt or not here or _alive(int(holder.get("pid", 0))):
-                    raise self._refusal(holder, beside) from None
-                beside.unlink(missing_ok=True)
+                    raise self._refusal(holder, f"If that process is gone, remove {marker}.") from None
+                marker.unlink(missing_ok=True)
 
     def _holder(self) -> dict[str, Any]:
         assert self._file is not None
         os.lseek(self._file, 0, os.SEEK_SET)
         try:
-            found = json.loads(os.read(self._file, 4096) or b"{}")
+            holder = json.loads(os.read(self._file, 4096) or b"{}")
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return holder if isinstance(holder, dict) else {}
 
-    def _refusal(self, holder: dict[str, Any], beside: Path | None = None) -> BadInput:
-        fix = "Wait for it, or choose another folder."
-        if beside is not None:
-            fix = f"If that process is gone, remove {beside}."
+    def _refusal(
+        self, holder: dict[str, Any], fix: str = "Wait for it, or choose another folder."
+    ) -> BadInput:
         return BadInput(self.path.parent.parent, f"is being written to by another run ({_who(holder)})", fix)
 
     def _close(self) -> None:
@@ -423,19 +386,17 @@ class FolderLock:
 
 
 def _flock(file: int, shared: bool) -> bool:
-    """Lock with the system's help; False where it has none.
+    """Lock with the system's help; return False where it has none.
 
     Raises:
         BlockingIOError: if another process has it.
     """
     try:
         import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except ImportError:  # Windows
         return False
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
@@ -451,14 +412,12 @@ def _who(holder: dict[str, Any]) -> str:
 
 
 def _alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    if os.name == "nt":  # where a signal of 0 is not a question
-        return True
+    if pid <= 0 or os.name == "nt":  # where signal 0 is not a question
+        return pid > 0
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        return True
+        pass
     return True

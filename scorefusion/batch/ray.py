@@ -1,10 +1,11 @@
-"""A batch computed by Ray workers on one machine or a cluster."""
+"""A batch computed by Ray workers on one machine or a cluster; the queue stays in the process that asks."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections import Counter, deque
@@ -17,21 +18,31 @@ from typing import Any
 import scorefusion
 from scorefusion.batch.files import Identity, identify
 from scorefusion.batch.items import Item, Outcome, Problem, StopFlag, Stopped, failure
-from scorefusion.batch.queue import Entry, Queue
-from scorefusion.batch.run import Books, Teller, is_current
+from scorefusion.batch.queue import Entry
+from scorefusion.batch.run import Journal, is_current
 from scorefusion.batch.worker import Work, Worker
 from scorefusion.engine.planning.memory import keep_freed_memory
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.optional import need
 
+AHEAD = 2
+"""Items sent to a worker: the one it works on, and the next."""
+LOSSES = 3
+"""Workers an item may have cost before it counts as failed."""
+GRACE = 30.0
+"""Seconds for workers to finish what they write when a run is stopped."""
+_PATIENCE = 60.0
+_OBJECTS = 80 * 2**20
+"""Bytes of Ray's object store: only items and outcomes pass through it. Ray asks for 75 MiB at least."""
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker says of an item.
+    """What a worker returns for an item.
 
     Attributes:
-        outcome: what came of it; None if the worker had to stop.
-        identity: which bytes it was made of, if that was found out.
+        outcome: what became of it; None if the worker had to stop.
+        identity: which bytes it was made of, if that is known.
         stopped: (reason, fix) where all must stop.
     """
 
@@ -44,7 +55,7 @@ class RayWorker:
     """The actor. ``ready`` comes first; ``stop`` may come while ``translate`` runs, from another thread.
 
     Args:
-        work: how; its dtype is not ``auto``.
+        work: how items are translated; its dtype is not ``auto``.
         out: the folder of the outputs, the same on all machines.
         recipe: what decides the outputs' bits where the batch was started.
         version: of scorefusion there.
@@ -56,17 +67,11 @@ class RayWorker:
         self._worker: Worker | None = None
 
     def ready(self) -> int:
-        """Load the model.
-
-        Returns:
-            This process's id.
+        """Load the model; return this process's id.
 
         Raises:
             ScoreFusionError: where this machine would write something else than the one that asks.
         """
-        import os
-        import socket
-
         here = socket.gethostname()
         if self.version != scorefusion.__version__:
             raise ScoreFusionError(f"{here} has scorefusion {scorefusion.__version__}, not {self.version}")
@@ -80,12 +85,12 @@ class RayWorker:
         return os.getpid()
 
     def translate(self, item: Item) -> Answer:
-        """Read, draw and write one item."""
+        """Read, sample and write one item."""
         assert self._worker is not None
         identity = None
         try:
             self._stop.check()
-            identity = self._worker.identify(item)
+            identity = identify(item, self.recipe)
             return Answer(self._worker.translate(item, self._stop.check, identity), identity)
         except Stopped as stop:
             return Answer(None, identity, (stop.reason, stop.fix))
@@ -93,12 +98,8 @@ class RayWorker:
             return Answer(failure(item, error), identity)
 
     def stop(self) -> None:
-        """End what is being drawn, and whatever comes after it."""
+        """End what is being sampled, and whatever comes after it."""
         self._stop.set(Stopped("the batch was stopped"))
-
-
-_OBJECTS = 80 * 2**20
-"""Bytes of Ray's object store: only items and outcomes pass through it. Ray asks for 75 MiB at least."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,15 @@ class Cluster:
         return "cuda" if self.gpus else "cpu"
 
     def work(self, work: Work) -> Work:
-        """The work as it is sent: with this device, and paths that do not depend on a current folder."""
+        """Return the work as it is sent: with this device, and without relative paths."""
         model, engines = (
-            str(Path(each).absolute()) if each is not None and Path(each).is_dir() else each
-            for each in (work.model, work.engines)
+            str(Path(path).absolute()) if path is not None and Path(path).is_dir() else path
+            for path in (work.model, work.engines)
         )
         return replace(work, device=self.device, model=model or work.model, engines=engines)
 
     def recipe(self, work: Work) -> dict[str, Any]:
-        """``work.recipe()`` as it is on a machine with the workers' device.
+        """Return ``work.recipe()`` as it is on a machine with the workers' device.
 
         Raises:
             ScoreFusionError: for what the model or that machine cannot do.
@@ -144,6 +145,10 @@ class Cluster:
             return ray.get(task.remote(work))
         except ray.exceptions.RayTaskError as error:
             raise ScoreFusionError(f"a machine of the Ray cluster cannot do it ({error.cause})") from error
+
+
+def _recipe(work: Work) -> dict[str, Any]:
+    return work.recipe()
 
 
 @contextmanager
@@ -161,7 +166,7 @@ def connected(
         workers: how many at most; None for one on each GPU, without GPUs one on each machine.
 
     Raises:
-        ScoreFusionError: if Ray is not installed, the cluster does not answer, or has not what is asked for.
+        ScoreFusionError: if Ray is not installed, the cluster does not answer, or lacks what is asked for.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ScoreFusionError(f"with Ray a device is auto, cpu or cuda; Ray chooses which; got '{device}'")
@@ -204,10 +209,10 @@ def _start(ray: Any, address: str, folder: str | None) -> None:
 
 
 def _plan(nodes: Sequence[dict[str, Any]], device: str, workers: int | None, *, elsewhere: bool) -> Cluster:
-    """How many workers of what size, from what Ray says of its machines."""
+    """Choose how many workers of what size fit, from what Ray reports of its machines."""
     resources = [node["Resources"] for node in nodes if node["Alive"]]
-    gpus = [int(each.get("GPU", 0)) for each in resources]
-    cores = [int(each.get("CPU", 0)) for each in resources]
+    gpus = [int(node.get("GPU", 0)) for node in resources]
+    cores = [int(node.get("CPU", 0)) for node in resources]
     if device == "cuda" and not sum(gpus):
         raise ScoreFusionError("no machine of the Ray cluster has a GPU; leave --device out, or give cpu")
     if sum(gpus) and device != "cpu":
@@ -215,27 +220,14 @@ def _plan(nodes: Sequence[dict[str, Any]], device: str, workers: int | None, *, 
         return Cluster(min(workers or sum(gpus), sum(gpus)), max(1, share), 1, elsewhere)
     if not sum(cores):
         raise ScoreFusionError("no machine of the Ray cluster has a core to spare")
-    wanted = min(workers or sum(core > 0 for core in cores), sum(cores))
-    share = max(n for n in range(1, max(cores) + 1) if sum(core // n for core in cores) >= wanted)
-    return Cluster(wanted, share, 0, elsewhere)
-
-
-def _recipe(work: Work) -> dict[str, Any]:
-    return work.recipe()
-
-
-AHEAD = 2
-"""Items sent to a worker: the one it works on, and the next."""
-LOSSES = 3
-"""Workers an item may have cost before it counts as failed."""
-GRACE = 30.0
-"""Seconds for workers to end what they write when a run is stopped."""
-_PATIENCE = 60.0
+    count = min(workers or sum(core > 0 for core in cores), sum(cores))
+    share = max(n for n in range(1, max(cores) + 1) if sum(core // n for core in cores) >= count)
+    return Cluster(count, share, 0, elsewhere)
 
 
 @dataclass(eq=False)
 class _Seat:
-    """A worker: its actor, the answer that it is ready, once it is asked for, and what it was sent."""
+    """A worker: its actor, the answer that it is up, until that comes, and what it was sent."""
 
     actor: Any
     opening: Any
@@ -243,20 +235,17 @@ class _Seat:
 
 
 class RayRun:
-    """Translates items of one queue by Ray's actors, and writes down what they answer.
+    """Translates items of one queue by Ray actors, and records what they answer.
 
     A worker gets items once it is up. Ray starts one that died again, where there is room, and after its
-    third death there is a new one; what it was sent goes back to the front of the line at once. An item at
+    third death there is a new one; what it was sent goes back to the front of the queue at once. An item at
     which three workers died has failed.
 
     Args:
         cluster: connected.
-        work: as :meth:`.Cluster.work` gives it.
+        work: from :meth:`Cluster.work`.
         recipe: of the work.
-        queue: takes what came of each.
-        out: the folder of the outputs.
-        tell: gets events.
-        stop: ends the run when it is set.
+        journal: records what becomes of the items; its flag ends the run.
         verify: hash what is there, whatever its stamps say.
         between: called again and again.
     """
@@ -266,19 +255,14 @@ class RayRun:
         cluster: Cluster,
         work: Work,
         recipe: dict[str, Any],
-        queue: Queue,
-        out: Path,
+        journal: Journal,
         *,
-        tell: Teller | None = None,
-        stop: StopFlag | None = None,
         verify: bool = False,
         between: Callable[[], None] | None = None,
     ):
         self.ray = need("ray", "--ray")
-        self.cluster, self.recipe, self.out = cluster, recipe, out.absolute()
+        self.cluster, self.recipe, self.journal = cluster, recipe, journal
         self.work = replace(work, dtype=str(recipe["dtype"]))
-        self.queue, self.tell, self.stop = queue, tell or Teller(), stop or StopFlag()
-        self.books = Books(queue, out, self.tell, self.stop)
         self.verify, self.between = verify, between
         self._seats: list[_Seat] = []
         self._waiting: deque[Item] = deque()
@@ -294,44 +278,47 @@ class RayRun:
         """Translate items.
 
         Args:
-            items: what; those whose outputs turn out to be there already are kept.
+            items: those whose outputs turn out to be there already are kept.
             before: the queue's entries by name.
 
         Raises:
             Stopped: if the run has to end.
         """
-        self._waiting = deque(items)
-        begun, patient = time.monotonic(), True
+        self._waiting, stop = deque(items), self.journal.stop
+        start, patient = time.monotonic(), True
         try:
             while self._feed(before):
-                self.stop.check()
+                stop.check()
                 asked = {seat.opening: seat for seat in self._seats if seat.opening is not None}
                 asked |= {answer: seat for seat in self._seats for answer, _ in seat.flights}
                 answers, _ = self.ray.wait(list(asked), timeout=0.5)
                 for answer in answers:
                     self._take(answer, asked[answer])
-                if patient and len(asked) == len(self._seats) and time.monotonic() > begun + _PATIENCE:
+                if patient and len(asked) == len(self._seats) and time.monotonic() > start + _PATIENCE:
                     patient = False
                     if all(seat.opening is not None for seat in self._seats):
-                        self.tell("note", text="no worker is up yet; the Ray cluster may be full")
+                        text = "no worker is up yet; the Ray cluster may be full"
+                        self.journal.events.emit("note", text=text)
                 if self.between is not None:
                     self.between()
         except BaseException as error:
             if isinstance(error, Stopped):
-                self.stop.set(error)
+                stop.set(error)
             self._land()
             raise
         finally:
             for seat in self._seats:
                 self.ray.kill(seat.actor)
-        self.stop.check()
+        stop.check()
 
     def _feed(self, before: Mapping[str, Entry]) -> bool:
-        """Send items to workers that are up; start and dismiss workers. Whether anything is left to do."""
+        """Send items to workers that are up; start and dismiss workers. Return whether anything is left."""
         for depth in range(1, AHEAD + 1):
             for seat in self._seats:
                 if seat.opening is None and len(seat.flights) < depth and (item := self._next(before)):
-                    self._send(seat, item)
+                    seat.flights.append((seat.actor.translate.remote(_absolute(item)), item))
+                    if len(seat.flights) == 1:
+                        self.journal.started(item)
         left = len(self._waiting) + sum(len(seat.flights) for seat in self._seats)
         for seat in [seat for seat in self._seats if not seat.flights]:
             if len(self._seats) > left:
@@ -342,24 +329,25 @@ class RayRun:
         return left > 0
 
     def _next(self, before: Mapping[str, Entry]) -> Item | None:
-        """The next item that is not done."""
+        """Return the next item that is not done."""
         while self._waiting:
-            self.stop.check()
+            self.journal.stop.check()
             item = self._waiting.popleft()
             if not self._is_kept(item, before.get(item.name)):
                 return item
-            self.books.kept(item)
+            self.journal.kept(item)
         return None
 
     def _is_kept(self, item: Item, entry: Entry | None) -> bool:
         if entry is None or entry.state != "done":
             return False
+        queue = self.journal.queue
         try:
-            identity = identify(item, self.recipe, None if self.verify else self.queue.known_hash)
+            identity = identify(item, self.recipe, None if self.verify else queue.known_hash)
         except ScoreFusionError:
             return False  # The worker says what is wrong.
-        self.books.identified(item, identity)
-        return is_current(entry, item, identity.work, self.queue, hashing=True, verify=self.verify)
+        self.journal.identified(item, identity)
+        return is_current(entry, item, identity.work, queue, hashing=True, verify=self.verify)
 
     def _start(self) -> _Seat:
         kind = self.ray.remote(
@@ -369,32 +357,27 @@ class RayRun:
             max_task_retries=0,
             concurrency_groups={"control": 1},
         )(RayWorker)
-        actor = kind.remote(self.work, self.out, self.recipe, scorefusion.__version__)
+        actor = kind.remote(self.work, self.journal.out.absolute(), self.recipe, scorefusion.__version__)
         return _Seat(actor, self._open(actor))
 
     def _open(self, actor: Any) -> Any:
         """Ask a worker whether it is up; the answer outlives its restarts."""
         return actor.ready.options(max_task_retries=-1).remote()
 
-    def _send(self, seat: _Seat, item: Item) -> None:
-        sent = _absolute(item)
-        seat.flights.append((seat.actor.translate.remote(sent), item))
-        if len(seat.flights) == 1:
-            self.books.started(item)
-
     def _take(self, answer: Any, seat: _Seat) -> None:
-        """Put down an answer that is there."""
-        errors = self.ray.exceptions
-        if seat not in self._seats or (answer is not seat.opening and not self._in_flight(answer, seat)):
+        """Record an answer that is there."""
+        errors, opening = self.ray.exceptions, answer is seat.opening
+        if seat not in self._seats or not (opening or any(answer is flight for flight, _ in seat.flights)):
             return  # Its worker died meanwhile.
         try:
-            found = self.ray.get(answer)
+            value = self.ray.get(answer)
         except errors.RayTaskError as error:
-            if answer is seat.opening:
+            if opening:
                 raise Stopped(f"a worker cannot start: {error.cause}") from error
-            self.books.failed(self._landed(answer, seat), error.cause or error)
+            item = self._landed(answer, seat)
+            self.journal.ended(item, failure(item, error.cause or error))
         except errors.RayError as error:
-            if answer is not seat.opening:
+            if not opening:
                 self._lose(seat, error)
                 return
             self._seats.remove(seat)  # Ray does not start it again; another one may do better.
@@ -402,25 +385,19 @@ class RayRun:
             if self._stillborn == LOSSES:
                 raise Stopped(f"workers die when they start: {_line(error)}") from error
         else:
-            if answer is seat.opening:
+            if opening:
                 seat.opening, self._stillborn = None, 0
             else:
-                self._put_down(self._landed(answer, seat), found)
+                self._record(self._landed(answer, seat), value)
 
-    def _put_down(self, item: Item, answer: Answer) -> None:
+    def _record(self, item: Item, answer: Answer) -> None:
         if answer.identity is not None:
-            self.books.identified(item, answer.identity)
+            self.journal.identified(item, answer.identity)
         if answer.stopped is not None:
-            self.books.put_back(item)
+            self.journal.requeued(item)
             raise Stopped(*answer.stopped)
         assert answer.outcome is not None
-        if answer.outcome.error is None:
-            self.books.done(item, answer.outcome)
-        else:
-            self.books.refused(answer.outcome)
-
-    def _in_flight(self, answer: Any, seat: _Seat) -> bool:
-        return any(answer is flight for flight, _ in seat.flights)
+        self.journal.ended(item, answer.outcome)
 
     def _landed(self, answer: Any, seat: _Seat) -> Item:
         """Take an item off its worker's list; the next one begins."""
@@ -428,7 +405,7 @@ class RayRun:
         _, item = seat.flights[place]
         del seat.flights[place]
         if place == 0 and seat.flights:
-            self.books.started(seat.flights[0][1])
+            self.journal.started(seat.flights[0][1])
         return item
 
     def _lose(self, seat: _Seat, error: Exception) -> None:
@@ -437,37 +414,37 @@ class RayRun:
         seat.flights.clear()
         seat.opening = self._open(seat.actor)
         for item in reversed(items):
-            self.books.put_back(item)
+            self.journal.requeued(item)
             self._waiting.appendleft(item)
         if not items:
             return
         first = self._waiting[0]
         self._lost[first.name] += 1
         if self._lost[first.name] < LOSSES:
-            self.tell("note", text=f"a worker died at {first.name}, which is put back")
+            self.journal.events.emit("note", text=f"a worker died at {first.name}, which is put back")
             return
         self._waiting.popleft()
         problem = f"{LOSSES} workers died at it, the last one: {_line(error)}"
-        self.books.failed(first, Problem(problem, "It may need more memory: use fewer, or --max-memory."))
+        fix = "It may need more memory: use fewer, or --max-memory."
+        self.journal.ended(first, failure(first, Problem(problem, fix)))
 
     def _land(self) -> None:
-        """Stop the workers, and put down what they still bring to an end."""
-        flights = [(answer, seat) for seat in self._seats for answer, _ in seat.flights]
+        """Stop the workers, and record what they still bring to an end."""
+        flights = [(answer, item) for seat in self._seats for answer, item in seat.flights]
         for seat in self._seats:
             if seat.opening is None:
                 seat.actor.stop.options(concurrency_group="control").remote()
         end = time.monotonic() + GRACE
-        for answer, seat in flights:
-            _, item = next(flight for flight in seat.flights if flight[0] is answer)
+        for answer, item in flights:
             try:
-                self._put_down(item, self.ray.get(answer, timeout=max(0.0, end - time.monotonic())))
+                self._record(item, self.ray.get(answer, timeout=max(0.0, end - time.monotonic())))
             except (Stopped, self.ray.exceptions.RayError):
-                self.books.put_back(item)
+                self.journal.requeued(item)
 
 
 def _absolute(item: Item) -> Item:
-    """The item for a process with another current folder."""
-    series = (replace(each, files=tuple(file.absolute() for file in each.files)) for each in item.series)
+    """Return the item for a process with another current folder."""
+    series = (replace(one, files=tuple(file.absolute() for file in one.files)) for one in item.series)
     files = tuple(file.absolute() for file in item.files)
     return replace(item, files=files, output=item.output.absolute(), series=tuple(series))
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from scorefusion.batch.files import VOLUME, Identity, hash_file, output_path, stamp_of
-from scorefusion.batch.items import Item, Outcome, Problem, StopFlag, Stopped, failure, shown, stop_for
+from scorefusion.batch.files import VOLUME, Identity, hash_file, identify, side_path, stamp_of
+from scorefusion.batch.items import Item, Outcome, StopFlag, Stopped, failure, shown, stop_for
 from scorefusion.batch.queue import Entry, Queue
 from scorefusion.batch.worker import Ready, Sample, Worker
 from scorefusion.errors import BadInput, Cancelled, ScoreFusionError, one_line, out_of_memory
@@ -26,9 +26,11 @@ from scorefusion.io.formats import read_header
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
+_RETRIED = Entry("", state="retried")
 
-class Teller:
-    """Passes events on to a listener, from any thread, one at a time, with the time.
+
+class Events:
+    """Passes events to a listener, from any thread, one at a time, with the time.
 
     A listener that raises gets no further events, and the batch goes on; :class:`Stopped` and
     :class:`Cancelled` end the batch as they are meant to.
@@ -39,7 +41,7 @@ class Teller:
 
     Attributes:
         counts: events so far by name.
-        unreported: what could not be reported, and why; a sentence each.
+        unreported: what could not be reported, and why; one sentence each.
     """
 
     def __init__(self, listener: Listener | None = None):
@@ -47,7 +49,7 @@ class Teller:
         self.counts: Counter[str] = Counter()
         self.unreported: list[str] = []
 
-    def __call__(self, event: str, **fields: Any) -> None:
+    def emit(self, event: str, **fields: Any) -> None:
         """Pass one event on."""
         with self._lock:
             self.counts[event] += 1
@@ -62,47 +64,51 @@ class Teller:
                 self.unreported.append(f"no event after '{event}' was passed on ({one_line(error)})")
 
 
-class Books:
-    """The queue and the listener of a run, kept in step. Safe to use from several threads.
+class Journal:
+    """Records in the queue what becomes of the items, and emits the events. Safe to use from several threads.
 
     Args:
-        queue: takes what came of each item.
+        queue: takes what became of each item.
         out: the folder of the outputs.
-        tell: gets events.
+        events: as above.
         stop: set where the queue cannot be written.
     """
 
-    def __init__(self, queue: Queue, out: Path, tell: Teller, stop: StopFlag):
-        self.queue, self.out, self.tell, self.stop = queue, out, tell, stop
+    def __init__(self, queue: Queue, out: Path, events: Events | None = None, stop: StopFlag | None = None):
+        self.queue, self.out = queue, out
+        self.events, self.stop = events or Events(), stop or StopFlag()
 
     def identified(self, item: Item, identity: Identity) -> None:
-        """Remember the hashes of an item's files."""
-        found = zip(item.files, identity.stamps, identity.hashes, strict=True)
+        """Record the hashes of an item's files."""
         with self._guard():
-            self.queue.keep_hashes(list(found))
+            self.queue.keep_hashes(list(zip(item.files, identity.stamps, identity.hashes, strict=True)))
 
     def kept(self, item: Item) -> None:
-        """An item's outputs are there already."""
-        self.tell("item-kept", name=item.name, output=shown(item.output))
+        """Emit that an item's outputs are there already."""
+        self.events.emit("item-kept", name=item.name, output=shown(item.output))
 
     def started(self, item: Item) -> None:
-        """An item is being computed."""
+        """Record that an item is being computed."""
         with self._guard():
             self.queue.mark(item.name, "running")
-        self.tell("item-started", name=item.name, inputs=item.inputs)
+        self.events.emit("item-started", name=item.name, inputs=item.inputs)
 
-    def put_back(self, item: Item) -> None:
-        """An item is not being computed any more, and will be."""
+    def requeued(self, item: Item) -> None:
+        """Record that an item is no longer being computed, and will be."""
         with self._guard():
             self.queue.mark(item.name, "waiting")
 
-    def done(self, item: Item, outcome: Outcome) -> None:
-        """An item's outputs are on the disk."""
+    def ended(self, item: Item, outcome: Outcome) -> None:
+        """Record what became of an item; its outputs are on the disk unless it failed."""
         with self._guard():
-            written = [(output_path(item.output, kind), sha) for kind, (_, sha) in outcome.outputs.items()]
-            self.queue.keep_hashes([(path, stamp_of(path), sha256) for path, sha256 in written])
+            if outcome.error is None:
+                written = ((side_path(item.output, kind), sha) for kind, (_, sha) in outcome.outputs.items())
+                self.queue.keep_hashes([(path, stamp_of(path), sha256) for path, sha256 in written])
             self.queue.record(outcome)
-        self.tell(
+        if outcome.error is not None:
+            self.events.emit("item-failed", name=item.name, error=outcome.error, fix=outcome.fix)
+            return
+        self.events.emit(
             "item-done",
             name=item.name,
             output=shown(item.output),
@@ -113,57 +119,19 @@ class Books:
             numbers=outcome.numbers,
         )
 
-    def failed(self, item: Item, error: BaseException | Problem, work: str | None = None) -> None:
-        """An item cannot be translated."""
-        self.refused(failure(item, error, work))
-
-    def refused(self, outcome: Outcome) -> None:
-        """The same, from an outcome that says why."""
-        with self._guard():
-            self.queue.record(outcome)
-        self.tell("item-failed", name=outcome.name, error=outcome.error, fix=outcome.fix)
-
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """Around changes of the queue: what goes wrong there ends the run."""
+        """Let a failed change of the queue end the run."""
         try:
             yield
         except Stopped:
             raise
         except Exception as error:
-            found = stop_for(error, shown(self.out))
-            if found is None:
+            stop = stop_for(error, shown(self.out))
+            if stop is None:
                 raise
-            self.stop.set(found)
-            raise found from error
-
-
-@contextmanager
-def side_threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of threads whose operations in PyTorch run on one core each.
-
-    So they do not wait at the barriers of the sampling's threads, and what they compute is the same however
-    many cores there are. PyTorch keeps a number of threads for each thread that runs, and one for those to
-    come; the latter is put back.
-
-    Args:
-        count: how many.
-        name: of the threads.
-    """
-    usual = torch.get_num_threads()
-    started = threading.Barrier(count + 1)
-
-    def begin() -> None:
-        torch.get_num_threads()  # takes the number for new threads, which would otherwise be taken later
-        torch.set_num_threads(1)
-        started.wait()
-
-    with ThreadPoolExecutor(count, name) as pool:
-        for _ in range(count):
-            pool.submit(begin)
-        started.wait()
-        torch.set_num_threads(usual)
-        yield pool
+            self.stop.set(stop)
+            raise stop from error
 
 
 @dataclass(frozen=True)
@@ -190,36 +158,29 @@ class Limits:
 
 
 class Run:
-    """Translates items of one queue.
+    """Translates items of one queue in this process.
 
-    The compute is done by the thread that calls :meth:`go`. Bits do not depend on the limits, on the order,
-    or on which items a run is resumed with.
+    The thread that calls :meth:`go` computes. Bits do not depend on the limits, on the order, or on which
+    items a run is resumed with.
 
     Args:
         worker: the model.
-        queue: takes what came of each.
-        out: the folder of the outputs.
-        tell: gets events.
+        journal: records what becomes of the items; its flag ends the run.
         limits: what may be under way at once.
-        stop: ends the run when it is set.
         verify: hash every input and output, whatever their stamps say.
+        between: called after each item.
     """
 
     def __init__(
         self,
         worker: Worker,
-        queue: Queue,
-        out: Path,
+        journal: Journal,
         *,
-        tell: Teller | None = None,
         limits: Limits | None = None,
-        stop: StopFlag | None = None,
         verify: bool = False,
         between: Callable[[], None] | None = None,
     ):
-        self.worker, self.queue = worker, queue
-        self.tell, self.limits, self.stop = tell or Teller(), limits or Limits(), stop or StopFlag()
-        self.books = Books(queue, out, self.tell, self.stop)
+        self.worker, self.journal, self.limits = worker, journal, limits or Limits()
         self.verify, self.between = verify, between
         self._prefetch = self.limits.prefetch
         self._writes: set[Future[None]] = set()
@@ -234,101 +195,95 @@ class Run:
         """Translate items.
 
         Args:
-            items: what; those whose outputs turn out to be there already are kept.
+            items: those whose outputs turn out to be there already are kept.
             before: the queue's entries by name.
 
         Raises:
             Stopped: if the run has to end; what was being written is then on the disk or gone.
         """
-        waiting = deque(items)
+        waiting, stop = deque(items), self.journal.stop
         ahead: dict[Future[Ready | None], tuple[Item, int]] = {}
         with (
-            side_threads(self.limits.readers, "read") as readers,
-            side_threads(self.limits.writers, "write") as writers,
+            _side_threads(self.limits.readers, "read") as readers,
+            _side_threads(self.limits.writers, "write") as writers,
         ):
             try:
                 while waiting or ahead or self._again:
-                    self.stop.check()
+                    stop.check()
                     if not waiting and not ahead:
                         waiting, self._prefetch = self._again, 1
                         self._again = deque()
                         before = {**before, **{item.name: _RETRIED for item in waiting}}
-                    while waiting and self._room(waiting[0], ahead):
+                    while waiting and self._has_room(waiting[0], ahead):
                         item = waiting.popleft()
                         future = readers.submit(self._read, item, before.get(item.name))
                         ahead[future] = item, self._bytes(item)
                     future = self._next(ahead)
-                    item, _ = ahead.pop(future)
+                    del ahead[future]
                     ready = future.result()
                     del future
                     if ready is not None:
-                        sample = self._draw(ready)
+                        sample = self._sample(ready)
                         del ready
                         if sample is not None:
-                            self._submit_write(writers, sample)
+                            self._drain(max(0, self._prefetch - 1))
+                            self._writes.add(writers.submit(self._write, sample))
                         del sample
                     if self.between is not None:
                         self.between()
                 self._drain(0)
             except BaseException as error:
                 if isinstance(error, Stopped):
-                    self.stop.set(error)
+                    stop.set(error)
                 for future in ahead:
                     future.cancel()
                 wait(self._writes)
                 raise
-        self.stop.check()
+        stop.check()
 
     def _next(self, ahead: Mapping[Future[Ready | None], object]) -> Future[Ready | None]:
-        """The first in order that is ready, or else whichever is ready first."""
-        while True:
-            done = [future for future in ahead if future.done()]
-            if done:
-                return done[0]
+        """Return the first in order that is ready, or else whichever is ready first."""
+        while not (done := [future for future in ahead if future.done()]):
             wait(ahead, timeout=0.5, return_when=FIRST_COMPLETED)
-            self.stop.check()
+            self.journal.stop.check()
+        return done[0]
 
-    def _room(self, item: Item, ahead: Mapping[Future[Ready | None], tuple[Item, int]]) -> bool:
-        if not ahead:
-            return True
-        if len(ahead) >= self._prefetch:
-            return False
+    def _has_room(self, item: Item, ahead: Mapping[Future[Ready | None], tuple[Item, int]]) -> bool:
+        if not ahead or len(ahead) >= self._prefetch:
+            return not ahead
         if self.limits.prefetch_bytes is None:
             return True
         return sum(size for _, size in ahead.values()) + self._bytes(item) <= self.limits.prefetch_bytes
 
     def _bytes(self, item: Item) -> int:
-        """What a prepared item takes, by its first header; 0 where that is not needed or not known."""
+        """Return what a prepared item takes, by its first header; 0 where that is not needed or not known.
+
+        For each voxel read: conditions, base, outside and result on the fine grid, and the images.
+        """
         if self.limits.prefetch_bytes is None or item.problem is not None:
             return 0
         if item.series:
-            first = item.series[0]
-            return 4 * first.images * first.rows * first.columns * self._fine(len(item.series))
-        try:
-            header = read_header(item.files[0], self.worker.settings.max_voxels)
-        except ScoreFusionError:
-            return 0
-        voxels = math.prod(int(n) for n in header.get_data_shape())
-        return 4 * voxels * self._fine(len(item.files))
-
-    def _fine(self, conditions: int) -> int:
-        """Numbers kept for each voxel read: conditions, base, outside and result on the fine grid; images."""
+            first, conditions = item.series[0], len(item.series)
+            voxels = first.images * first.rows * first.columns
+        else:
+            try:
+                header = read_header(item.files[0], self.worker.settings.max_voxels)
+            except ScoreFusionError:
+                return 0
+            voxels, conditions = math.prod(int(n) for n in header.get_data_shape()), len(item.files)
         factors = math.prod(self.worker.pipeline.config.degradation.factors)
-        return factors * (conditions + 3) + conditions
+        return 4 * voxels * (factors * (conditions + 3) + conditions)
 
     def _read(self, item: Item, entry: Entry | None) -> Ready | None:
-        """In a reader's thread: an item to draw, or None where there is nothing to draw."""
-        self.stop.check()
-        work = None
+        """In a reader's thread: return an item to sample, or None where nothing is to be sampled."""
+        self.journal.stop.check()
+        work, queue = None, self.journal.queue
         try:
-            known = None if self.verify else self.queue.known_hash
-            identity = self.worker.identify(item, known)
+            identity = identify(item, self.worker.recipe, None if self.verify else queue.known_hash)
             work = identity.work
-            self.books.identified(item, identity)
-            if entry is not None and is_current(
-                entry, item, identity.work, self.queue, hashing=True, verify=self.verify
-            ):
-                self.books.kept(item)
+            self.journal.identified(item, identity)
+            if entry is not None and is_current(entry, item, work, queue, hashing=True, verify=self.verify):
+                self.journal.kept(item)
                 return None
             return self.worker.read(item, identity)
         except Stopped:
@@ -338,34 +293,31 @@ class Run:
                 gc.collect()
                 self._prefetch = max(1, self._prefetch // 2)
                 self._again.append(item)
-                return None
-            self.books.failed(item, error, work)
+            else:
+                self.journal.ended(item, failure(item, error, work))
             return None
 
-    def _draw(self, ready: Ready) -> Sample | None:
-        """The compute; None where the item failed."""
+    def _sample(self, ready: Ready) -> Sample | None:
+        """Compute; return None where the item failed."""
         item = ready.item
-        self.books.started(item)
+        self.journal.started(item)
         for attempt in range(2):
             try:
-                return self.worker.draw(ready, self.stop.check)
+                return self.worker.draw(ready, self.journal.stop.check)
             except Stopped:
-                self.books.put_back(item)
+                self.journal.requeued(item)
                 raise
             except Exception as error:
                 if attempt or not out_of_memory(error):
-                    self.books.failed(item, error, ready.identity.work)
+                    self.journal.ended(item, failure(item, error, ready.identity.work))
                     return None
                 del error
             self._drain(0)
             self._prefetch = max(1, self._prefetch // 2)
             self.worker.relieve()
-            self.tell("note", text=f"{item.name}: memory ran out; once more with half as much at once")
+            text = f"{item.name}: memory ran out; once more with half as much at once"
+            self.journal.events.emit("note", text=text)
         return None
-
-    def _submit_write(self, writers: ThreadPoolExecutor, sample: Sample) -> None:
-        self._drain(max(0, self._prefetch - 1))
-        self._writes.add(writers.submit(self._write, sample))
 
     def _drain(self, most: int) -> None:
         """Wait until at most so many are being written."""
@@ -374,13 +326,13 @@ class Run:
             self._writes -= done
             for future in done:
                 future.result()
-            self.stop.check()
+            self.journal.stop.check()
             if len(self._writes) <= most:
                 return
             wait(self._writes, timeout=0.5, return_when=FIRST_COMPLETED)
 
     def _write(self, sample: Sample) -> None:
-        """In a writer's thread: finish, write, put down."""
+        """In a writer's thread: finish, write, record."""
         item, work = sample.ready.item, sample.ready.identity.work
         try:
             try:
@@ -390,18 +342,18 @@ class Run:
                     raise
                 gc.collect()
                 outcome = self.worker.write(sample)
-            self.books.done(item, outcome)
+            self.journal.ended(item, outcome)
         except Stopped as stop:
-            self.stop.set(stop)
+            self.journal.stop.set(stop)
             raise
         except Exception as error:
-            self.books.failed(item, error, work)
+            self.journal.ended(item, failure(item, error, work))
 
 
 def is_current(
     entry: Entry, item: Item, work: str, queue: Queue, *, hashing: bool, verify: bool = False
 ) -> bool:
-    """Whether an item's outputs are there as they were written, and are what would be written now.
+    """Return whether an item's outputs are there as they were written, and are what would be written now.
 
     Args:
         entry: what the queue has on the item.
@@ -414,7 +366,7 @@ def is_current(
     if entry.state != "done" or entry.work != work or VOLUME not in entry.outputs:
         return False
     for kind, (size, sha256) in entry.outputs.items():
-        path = output_path(item.output, kind)
+        path = side_path(item.output, kind)
         try:
             stamp = stamp_of(path)
             if stamp[0] != size:
@@ -431,4 +383,25 @@ def is_current(
     return True
 
 
-_RETRIED = Entry("", state="retried")
+@contextmanager
+def _side_threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of threads whose operations in PyTorch run on one core each.
+
+    So they do not wait at the barriers of the sampling's threads, and what they compute is the same however
+    many cores there are. PyTorch keeps a number of threads for each thread that runs, and one for those to
+    come; the latter is restored.
+    """
+    usual = torch.get_num_threads()
+    started = threading.Barrier(count + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # takes the number for new threads, which would otherwise be taken later
+        torch.set_num_threads(1)
+        started.wait()
+
+    with ThreadPoolExecutor(count, name) as pool:
+        for _ in range(count):
+            pool.submit(begin)
+        started.wait()
+        torch.set_num_threads(usual)
+        yield pool

@@ -12,16 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import scorefusion
-from scorefusion.batch.files import STATE, length_problem, name_problem, side_path
+from scorefusion.batch.files import STATE, VOLUME, length_problem, name_problem, side_path
 from scorefusion.batch.items import Item, Problem, shown
 from scorefusion.data import (
     LAYOUTS,
     TABLES,
     DatasetConfig,
-    Listing,
     Refusal,
-    Subject,
-    Volume,
     assemble,
     contrast_columns,
     detect,
@@ -44,9 +41,14 @@ from scorefusion.io.dicom.find import (
 from scorefusion.io.formats import WRITABLE
 from scorefusion.io.placeholders import check_fetched
 
+Skip = Callable[[Path], bool]
+
+_SUFFIXES = {"t1": "T1w", "t1c": "T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "mra": "angio"}
+_NOT_DICOM = (*WRITABLE, ".json", ".tsv", ".csv", ".bval", ".bvec")
+
 
 @dataclass(frozen=True)
-class Wanted:
+class Query:
     """What a source is read for.
 
     Attributes:
@@ -56,7 +58,7 @@ class Wanted:
         ending: of the outputs: ``.nii.gz`` or ``.nii``.
         layout: of a folder: ``auto``, ``files`` (each file is a scan), ``dicom``, or one of ``LAYOUTS``.
         choose: where a subject has several files of a condition, parts of the right one's path.
-        series: of DICOM, only the series that this means to :func:`.dicom_find.matching`; None for all.
+        series: of DICOM, only the series that this means to :func:`.dicom.find.matching`; None for all.
         masks: whether a table's column ``mask`` says what is missing, for a model that fills in.
     """
 
@@ -70,8 +72,25 @@ class Wanted:
     masks: bool = False
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is to be translated.
+
+    Attributes:
+        kind: ``folder``, ``table``, ``bids``, ``dicom`` or ``files``.
+        items: sorted by name, each with its own name and output.
+        ignored: files that are none of the model's conditions.
+        notes: one sentence each: what was left out, and why.
+    """
+
+    kind: str
+    items: tuple[Item, ...]
+    ignored: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def is_batch(inputs: Sequence[Path], output: str) -> bool:
-    """Whether a command line's inputs and output mean many scans.
+    """Return whether a command line's inputs and output mean many scans.
 
     They do where the output is not named as a volume, and an input is a folder or a table, or the output is a
     folder, ends in a slash, or has no ending at all.
@@ -83,176 +102,144 @@ def is_batch(inputs: Sequence[Path], output: str) -> bool:
     return output.endswith(("/", "\\")) or Path(output).is_dir() or not Path(output).suffix
 
 
-def find_items(inputs: Sequence[Path], wanted: Wanted, *, sides: Sequence[str] = ()) -> Source:
+def find_items(inputs: Sequence[Path], query: Query, *, sides: Sequence[str] = ()) -> Source:
     """List what is to be translated, sorted by name; no file is opened but a table.
 
     Args:
         inputs: a folder, a CSV or TSV, or NIfTI files.
-        wanted: what for.
-        sides: the volumes that will be written beside each translation.
+        query: what the source is read for.
+        sides: of :data:`.files.SIDES`, those that will be written beside each translation.
 
     Raises:
-        BadInput: for a source that is not there, cannot be read, or holds no scan.
+        BadInput: for a source that does not exist, cannot be read, or holds no scan.
     """
     first = inputs[0]
     check_fetched(first)
     if len(inputs) > 1 and not all(is_volume(path.name) and not path.is_dir() for path in inputs):
         raise BadInput(first, "is given with others", "Give one folder, one table, or NIfTI files.")
     if first.is_dir():
-        if wanted.out.exists() and wanted.out.samefile(first):
-            raise BadInput(wanted.out, "is the folder of the inputs", "Choose another for the outputs.")
-        source = list_folder(first, wanted)
+        if query.out.exists() and query.out.samefile(first):
+            raise BadInput(query.out, "is the folder of the inputs", "Choose another for the outputs.")
+        source = list_folder(first, query)
     elif first.suffix.lower() in TABLES:
-        source = list_table(first, wanted)
+        source = _list_table(first, query)
     elif first.exists() or len(inputs) > 1:
-        source = list_files(inputs, wanted)
+        source = _list_files(inputs, query)
     else:
         raise BadInput(first, "does not exist", "Give a folder, a CSV, a TSV or NIfTI files.")
     if not source.items:
-        others = "".join(f"; {note}" for note in source.notes)
-        wanted_text = ", ".join(wanted.conditions)
-        raise BadInput(first, f"holds nothing to translate ({wanted_text}){others}", "Check its name.")
-    return replace(source, items=checked(source.items, sides))
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is to be translated.
-
-    Attributes:
-        kind: ``folder``, ``table``, ``bids``, ``dicom`` or ``files``.
-        items: sorted by name, each with a name and an output of its own.
-        ignored: files that are none of the model's conditions.
-        notes: a sentence each: what was left out, and why.
-    """
-
-    kind: str
-    items: tuple[Item, ...]
-    ignored: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
+        notes = "".join(f"; {note}" for note in source.notes)
+        conditions = ", ".join(query.conditions)
+        raise BadInput(first, f"holds nothing to translate ({conditions}){notes}", "Check its name.")
+    return replace(source, items=_checked(source.items, (VOLUME, *sides)))
 
 
 def below(root: Path, files: Iterable[Path]) -> list[str]:
-    """Files as text, by their paths below a folder where they lie in it."""
+    """Return files as text, by their paths below a folder where they lie in it."""
     return [shown(file.relative_to(root) if file.is_relative_to(root) else file) for file in files]
 
 
-def checked(items: Iterable[Item], sides: Sequence[str] = ()) -> tuple[Item, ...]:
-    """Sort items; those that would overwrite an input or each other become items with a problem.
+# What holds for every source: no output overwrites an input or another output.
 
-    Args:
-        items: whose names are their own.
-        sides: of :data:`SIDES`, those that will be written.
-    """
+
+def _checked(items: Iterable[Item], kinds: Sequence[str]) -> tuple[Item, ...]:
+    """Sort items; those that would overwrite an input or each other get a problem."""
     ordered = sorted(items, key=lambda item: item.name)
-    real = _Places()
-    inputs = {real.of(file): item.name for item in ordered for file in item.files}
-    owners: dict[str, list[str]] = defaultdict(list)
-    for item in ordered:
-        for path in _outputs(item, sides) if item.problem is None else ():
-            owners[real.of(path)].append(item.name)
-    return tuple(_check(item, sides, real, inputs, owners) for item in ordered)
+    folders: dict[Path, str] = {}
 
-
-class _Places:
-    """Paths without links, each folder resolved once."""
-
-    def __init__(self) -> None:
-        self._folders: dict[Path, str] = {}
-
-    def of(self, path: Path) -> str:
-        """The file that is read or written under this name: a link is followed."""
+    def place_of(path: Path) -> str:
+        """Resolve links; each folder once."""
         if path.is_symlink():
             return os.path.realpath(path)
-        folder = self._folders.get(path.parent)
-        if folder is None:
-            folder = self._folders[path.parent] = os.path.realpath(path.parent)
-        return os.path.join(folder, path.name)
+        if path.parent not in folders:
+            folders[path.parent] = os.path.realpath(path.parent)
+        return os.path.join(folders[path.parent], path.name)
+
+    inputs = {place_of(file): item.name for item in ordered for file in item.files}
+    owners: dict[str, list[str]] = defaultdict(list)
+    for item in ordered:
+        for kind in kinds if item.problem is None else ():
+            owners[place_of(side_path(item.output, kind))].append(item.name)
+
+    def problem_of(item: Item) -> Problem | None:
+        for path in (side_path(item.output, kind) for kind in kinds):
+            place = place_of(path)
+            if place in inputs:
+                error = f"its output {shown(path)} is an input ({inputs[place]})"
+                return Problem(error, "Choose another folder for the outputs.")
+            if len(owners[place]) > 1:
+                other = next((name for name in owners[place] if name != item.name), item.name)
+                error = f"would give the same output as {other}: {shown(path)}"
+                return Problem(error, "Rename one of them.")
+            if path.is_symlink():
+                try:
+                    output_target(path)
+                except BadInput as error:
+                    return Problem.of(error)
+        return length_problem(item.output.name)
+
+    return tuple(replace(item, problem=item.problem or problem_of(item)) for item in ordered)
 
 
-def _check(
-    item: Item, sides: Sequence[str], real: _Places, inputs: dict[str, str], owners: dict[str, list[str]]
-) -> Item:
-    if item.problem is not None:
-        return item
-    for path in _outputs(item, sides):
-        place = real.of(path)
-        if place in inputs:
-            problem = f"its output {shown(path)} is an input ({inputs[place]})"
-            return replace(item, problem=Problem(problem, "Choose another folder for the outputs."))
-        if len(owners[place]) > 1:
-            other = next((name for name in owners[place] if name != item.name), item.name)
-            problem = f"would give the same output as {other}: {shown(path)}"
-            return replace(item, problem=Problem(problem, "Rename one of them."))
-        if path.is_symlink():
-            try:
-                output_target(path)
-            except BadInput as error:
-                return replace(item, problem=Problem.of(error))
-    return replace(item, problem=length_problem(item.output.name))
+# Folders: each file one scan, or the conditions of a subject in a known layout, BIDS among them.
 
 
-def _outputs(item: Item, sides: Sequence[str]) -> list[Path]:
-    return [item.output, *(side_path(item.output, side) for side in sides)]
-
-
-_SUFFIXES = {"t1": "T1w", "t1c": "T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "mra": "angio"}
-
-
-def list_folder(root: Path, wanted: Wanted) -> Source:
-    """What a folder holds. Nothing but names is read: what is wrong with a file shows when its turn comes.
+def list_folder(root: Path, query: Query) -> Source:
+    """List a folder by names alone: what is wrong with a file shows when its turn comes.
 
     Raises:
         BadInput: if the folder itself cannot be read.
         ScoreFusionError: for an unknown layout.
     """
     choices = ("auto", "files", "dicom", *LAYOUTS)
-    if wanted.layout not in choices:
-        raise unknown_name("layout", wanted.layout, choices)
+    if query.layout not in choices:
+        raise unknown_name("layout", query.layout, choices)
     unreadable: list[BadInput] = []
 
     def skip(folder: Path) -> bool:
-        return _is_output(folder, wanted.out)
+        """Outputs are no inputs."""
+        return os.path.isdir(folder / STATE) or (query.out.is_dir() and folder.samefile(query.out))
 
     files = volume_files(root, skip=skip, unreadable=unreadable)
     if unreadable and Path(unreadable[0].file) == root:
         raise unreadable[0]
-    mixed = wanted.layout == "auto" and holds_dicom(root, skip=skip)
-    if wanted.layout == "dicom" or (mixed and (not files or wanted.series is not None)):
-        return list_dicom(root, wanted, skip=skip)
-    broken = [_broken(root, error, wanted) for error in unreadable]
-    single = len(wanted.conditions) == 1
-    layout = wanted.layout
+    mixed = query.layout == "auto" and _holds_dicom(root, skip)
+    if query.layout == "dicom" or (mixed and (not files or query.series is not None)):
+        return _list_dicom(root, query, skip)
+    single, layout = len(query.conditions) == 1, query.layout
     if layout == "auto":
         layout = "bids" if _is_bids(root, files) else "files" if single else "auto"
-    if layout == "bids":
-        source = _bids(root, files, wanted, single)
+    if layout == "bids" and single:
+        source = _bids_files(root, files, query)
     elif layout == "files" and single:
-        source = Source("folder", tuple(_file(root, file, wanted) for file in files))
+        source = Source("folder", tuple(_file(root, file, query) for file in files))
     else:
-        source = _subjects(root, files, wanted, layout)
+        source = _subjects(root, files, query, layout)
+    items = list(source.items)
+    for error in unreadable:  # an item that fails, so that the folder is not passed over in silence
+        name = Path(error.file).relative_to(root)
+        items.append(Item(f"{shown(name.as_posix())}/", (), query.out / name, Problem.of(error)))
     notes = ["left out: DICOM files, which --layout dicom translates"] * mixed
-    notes += _left_out(below(root, source.ignored))
-    return replace(source, items=(*source.items, *broken), notes=tuple(notes))
+    if ignored := below(root, source.ignored):
+        count = "1 file" if len(ignored) == 1 else f"{len(ignored)} files"
+        more = f" and {len(ignored) - 10} more" if len(ignored) > 10 else ""
+        which = "not known by name to the layout, or no condition of the model"
+        notes.append(f"left out: {count}, {which}: {', '.join(ignored[:10])}{more}")
+    return replace(source, items=tuple(items), notes=tuple(notes))
 
 
-def _left_out(names: Sequence[str], most: int = 10) -> list[str]:
-    """A sentence that names the first files that are left out; none where there are none."""
-    if not names:
-        return []
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    files = "1 file" if len(names) == 1 else f"{len(names)} files"
-    which = "not known by name to the layout, or no condition of the model"
-    return [f"left out: {files}, {which}: {', '.join(names[:most])}{more}"]
+def _file(root: Path, file: Path, query: Query) -> Item:
+    name = file.relative_to(root)
+    return Item(shown(name.as_posix()), (file,), query.out / name.with_name(stem(file) + query.ending))
 
 
-def list_files(files: Sequence[Path], wanted: Wanted) -> Source:
-    """Files named one by one: each a scan of a model with one condition, else together one subject."""
-    if len(wanted.conditions) == 1:
-        items = (Item(shown(f.as_posix()), (f,), wanted.out / (stem(f) + wanted.ending)) for f in files)
+def _list_files(files: Sequence[Path], query: Query) -> Source:
+    """List files named one by one: each a scan of a model with one condition, else together one subject."""
+    if len(query.conditions) == 1:
+        items = (Item(shown(f.as_posix()), (f,), query.out / (stem(f) + query.ending)) for f in files)
         return Source("files", tuple(items))
     name = stem(files[0])
-    return Source("files", (Item(shown(name), tuple(files), wanted.out / f"{name}{wanted.ending}"),))
+    return Source("files", (Item(shown(name), tuple(files), query.out / f"{name}{query.ending}"),))
 
 
 def describe_bids(out: Path, model: str) -> None:
@@ -261,24 +248,21 @@ def describe_bids(out: Path, model: str) -> None:
     Raises:
         BadInput: if it cannot be written.
     """
-    made = {"Name": "scorefusion", "Version": scorefusion.__version__, "Description": f"model {model}"}
+    generator = {"Name": "scorefusion", "Version": scorefusion.__version__, "Description": f"model {model}"}
     content = {
         "Name": f"Translations by scorefusion ({model})",
         "BIDSVersion": "1.9.0",
         "DatasetType": "derivative",
-        "GeneratedBy": [made],
+        "GeneratedBy": [generator],
     }
-    for name, text in (
-        ("dataset_description.json", json.dumps(content, indent=2) + "\n"),
-        (".bidsignore", "report.html\n"),
-    ):
+    texts = {
+        "dataset_description.json": json.dumps(content, indent=2) + "\n",
+        ".bidsignore": "report.html\n",
+    }
+    for name, text in texts.items():
         if not (out / name).exists() or (out / name).read_text(encoding="utf-8") != text:
             with written_beside(out / name) as beside:
                 beside.write_text(text, encoding="utf-8")
-
-
-def _is_output(folder: Path, out: Path) -> bool:
-    return os.path.isdir(folder / STATE) or (out.is_dir() and folder.samefile(out))
 
 
 def _is_bids(root: Path, files: Sequence[Path]) -> bool:
@@ -286,164 +270,130 @@ def _is_bids(root: Path, files: Sequence[Path]) -> bool:
     return bool(known) and ((root / "dataset_description.json").exists() or 2 * known >= len(files))
 
 
-def _file(root: Path, file: Path, wanted: Wanted) -> Item:
-    below = file.relative_to(root)
-    return Item(shown(below.as_posix()), (file,), wanted.out / below.with_name(stem(file) + wanted.ending))
-
-
-def _broken(root: Path, error: BadInput, wanted: Wanted) -> Item:
-    """An item for a folder that cannot be read, so that it is not passed over in silence."""
-    below = Path(error.file).relative_to(root)
-    return Item(f"{shown(below.as_posix())}/", (), wanted.out / below, Problem.of(error))
-
-
-def _bids(root: Path, files: Sequence[Path], wanted: Wanted, single: bool) -> Source:
-    if not single:
-        return _subjects(root, files, wanted, "bids")
-    volumes = LAYOUTS["bids"](root, files, wanted.conditions).volumes
-    chosen = [volume for volume in volumes if volume.contrast == wanted.conditions[0]]
-    items = []
-    for file in (volume.path for volume in chosen):
-        output = _derivative(root, file, stem(file), wanted)
-        items.append(Item(shown(file.relative_to(root).as_posix()), (file,), output))
-    kept = {volume.path for volume in chosen}
+def _bids_files(root: Path, files: Sequence[Path], query: Query) -> Source:
+    volumes = LAYOUTS["bids"](root, files, query.conditions).volumes
+    chosen = [volume.path for volume in volumes if volume.contrast == query.conditions[0]]
+    kept = set(chosen)
+    items = (
+        Item(shown(file.relative_to(root).as_posix()), (file,), _derivative(root, file, stem(file), query))
+        for file in chosen
+    )
     return Source("bids", tuple(items), tuple(file for file in files if file not in kept))
 
 
-def _derivative(root: Path, file: Path, name: str, wanted: Wanted) -> Path:
-    """``OUT/sub-01/anat/sub-01_acq-x_desc-scorefusion_T1w.nii.gz`` for ``sub-01_acq-x_T1w``."""
-    suffix = _SUFFIXES.get(wanted.target, wanted.target)
+def _derivative(root: Path, file: Path, name: str, query: Query) -> Path:
+    """Return ``OUT/sub-01/anat/sub-01_acq-x_desc-scorefusion_T1w.nii.gz`` for ``sub-01_acq-x_T1w``."""
+    suffix = _SUFFIXES.get(query.target, query.target)
     start = "_".join(part for part in name.split("_")[:-1] if not part.startswith("desc-"))
-    folder = wanted.out / file.parent.relative_to(root)
-    return folder / f"{start}_desc-scorefusion_{suffix}{wanted.ending}"
+    folder = query.out / file.parent.relative_to(root)
+    return folder / f"{start}_desc-scorefusion_{suffix}{query.ending}"
 
 
-def _subjects(root: Path, files: Sequence[Path], wanted: Wanted, layout: str) -> Source:
-    """Subjects that have every condition; those that lack one are items that fail."""
-    listing: Listing
+def _subjects(root: Path, files: Sequence[Path], query: Query, layout: str) -> Source:
+    """List subjects that have every condition; those that lack one are items that fail."""
     if layout in ("auto", "files"):
-        layout, listing = detect(root, files, wanted.conditions)
+        layout, listing = detect(root, files, query.conditions)
     else:
-        listing = LAYOUTS[layout](root, files, wanted.conditions)
-    config = DatasetConfig(root=str(root), contrasts=wanted.conditions, choose=wanted.choose)
+        listing = LAYOUTS[layout](root, files, query.conditions)
+    config = DatasetConfig(root=str(root), contrasts=query.conditions, choose=query.choose)
     refused = [Refusal(name, Path(e.file), e.problem, e.fix) for name, e in listing.problems]
-    subjects = [subject for subject, _ in assemble(root, listing.volumes, config, refused)]
-    items = [_subject(root, subject, wanted, layout) for subject in subjects]
-    items += [_refused(refusal, wanted) for refusal in refused]
-    used = {file for item in items for file in item.files}
-    kind = "bids" if layout == "bids" else "folder"
-    return Source(kind, tuple(items), _unused(files, used, listing.volumes))
+    items = []
+    for subject, _ in assemble(root, listing.volumes, config, refused):
+        inputs = tuple(subject.files[condition] for condition in query.conditions)
+        output = query.out / f"{subject.name}{query.ending}"
+        if layout == "bids":
+            output = _derivative(root, inputs[0], f"{subject.name}_{query.target}", query)
+        items.append(Item(shown(subject.name), inputs, output))
+    for refusal in refused:
+        problem = Problem(shown(f"{refusal.file}: {refusal.reason}"), refusal.fix)
+        items.append(
+            Item(shown(refusal.subject), (), query.out / f"{refusal.subject}{query.ending}", problem)
+        )
+    known = {file for item in items for file in item.files} | {volume.path for volume in listing.volumes}
+    ignored = tuple(file for file in files if file not in known)
+    return Source("bids" if layout == "bids" else "folder", tuple(items), ignored)
 
 
-def _subject(root: Path, subject: Subject, wanted: Wanted, layout: str) -> Item:
-    files = tuple(subject.files[condition] for condition in wanted.conditions)
-    output = wanted.out / f"{subject.name}{wanted.ending}"
-    if layout == "bids":
-        output = _derivative(root, files[0], f"{subject.name}_{wanted.target}", wanted)
-    return Item(shown(subject.name), files, output)
+# Tables: one item in each line, one column for each condition; ``subject`` names the output.
 
 
-def _refused(refusal: Refusal, wanted: Wanted) -> Item:
-    problem = Problem(shown(f"{refusal.file}: {refusal.reason}"), refusal.fix)
-    return Item(shown(refusal.subject), (), wanted.out / f"{refusal.subject}{wanted.ending}", problem)
-
-
-def _unused(files: Sequence[Path], used: set[Path], volumes: Sequence[Volume]) -> tuple[Path, ...]:
-    known = {volume.path for volume in volumes}
-    return tuple(file for file in files if file not in used and file not in known)
-
-
-def list_table(table: Path, wanted: Wanted) -> Source:
-    """The lines of a table; one that cannot be used is an item that fails.
+def _list_table(table: Path, query: Query) -> Source:
+    """List the lines of a CSV or TSV; one that cannot be used is an item that fails.
 
     Raises:
         BadInput: for a table that cannot be read, or that lacks a column.
     """
     rows = read_rows(table, ("subject",))
-    columns = {contrast: name for name, contrast in contrast_columns(table, rows, wanted.conditions).items()}
-    missing = [condition for condition in wanted.conditions if condition not in columns]
+    columns = {contrast: name for name, contrast in contrast_columns(table, rows, query.conditions).items()}
+    missing = [condition for condition in query.conditions if condition not in columns]
     if missing and rows:
-        names = ", ".join(rows[0][1])
-        problem = f"has no column of files '{missing[0]}'; its columns are {names}"
+        problem = f"has no column of files '{missing[0]}'; its columns are {', '.join(rows[0][1])}"
         raise BadInput(table, problem, "Name the columns as the model's conditions, in the first line.")
-    taken: dict[str, int] = {}
-    for _, row in rows:
-        taken[row["subject"]] = taken.get(row["subject"], 0) + 1
-    items = []
-    for number, row in rows:
-        subject = row["subject"]
-        cells = [row[columns[condition]] for condition in wanted.conditions]
-        found = name_problem(subject, wanted.ending)
-        alone = found is None and taken[subject] == 1
-        name = shown(subject) if alone else f"line {number}: {shown(subject)}"
-        if found is None and not all(cells):
-            lacking = wanted.conditions[cells.index("")]
-            found = Problem(f"line {number} names no file of {lacking}", "Fill it in.")
-        masked = wanted.masks and bool(row.get("mask"))
-        cells += [row["mask"]] if masked else []
-        if found is None and any("\0" in cell for cell in cells):
-            found = Problem(f"line {number} names a file with a NUL character", "Correct it.")
-        # A refused name never becomes part of a path.
-        output = wanted.out / ((subject if found is None else f"line-{number}") + wanted.ending)
-        files = () if found is not None else tuple(table.parent / cell for cell in cells)
-        series: tuple[SeriesDescription, ...] = ()
-        if wanted.series is not None:
-            try:
-                files, series = _chosen(files, wanted)
-            except BadInput as error:
-                files, found = (), Problem.of(error)
-        items.append(Item(name, files, output, found, series, masked=masked and found is None))
+    taken = Counter(row["subject"] for _, row in rows)
+    items = [_line(table, query, columns, number, row, taken[row["subject"]] == 1) for number, row in rows]
     return Source("table", tuple(items))
 
 
-def _chosen(
-    files: tuple[Path, ...], wanted: Wanted
-) -> tuple[tuple[Path, ...], tuple[SeriesDescription, ...]]:
-    """A line's files with folders replaced by the files of the series wanted in each, and these series."""
-    count = len(wanted.conditions)
-    conditions, mask = files[:count], files[count:]
-    if not any(file.is_dir() for file in conditions):
-        return files, ()
-    series = tuple(choose_series(file, wanted.series) for file in conditions)
-    return (*(file for each in series for file in each.files), *mask), series
+def _line(
+    table: Path, query: Query, columns: dict[str, str], number: int, row: dict[str, str], alone: bool
+) -> Item:
+    subject = row["subject"]
+    cells = [row[columns[condition]] for condition in query.conditions]
+    problem = name_problem(subject, query.ending)
+    name = shown(subject) if alone and problem is None else f"line {number}: {shown(subject)}"
+    if problem is None and not all(cells):
+        problem = Problem(
+            f"line {number} names no file of {query.conditions[cells.index('')]}", "Fill it in."
+        )
+    masked = query.masks and bool(row.get("mask"))
+    cells += [row["mask"]] if masked else []
+    if problem is None and any("\0" in cell for cell in cells):
+        problem = Problem(f"line {number} names a file with a NUL character", "Correct it.")
+    # A refused name never becomes part of a path.
+    output = query.out / ((subject if problem is None else f"line-{number}") + query.ending)
+    files = tuple(table.parent / cell for cell in cells) if problem is None else ()
+    series: tuple[SeriesDescription, ...] = ()
+    conditions, mask = files[: len(query.conditions)], files[len(query.conditions) :]
+    if query.series is not None and any(file.is_dir() for file in conditions):
+        try:
+            series = tuple(choose_series(file, query.series) for file in conditions)
+            files = (*(file for one in series for file in one.files), *mask)
+        except BadInput as error:
+            files, problem = (), Problem.of(error)
+    return Item(name, files, output, problem, series, masked=masked and problem is None)
 
 
-_OTHERS = (*WRITABLE, ".json", ".tsv", ".csv", ".bval", ".bvec")
+# DICOM: each series of a tree that is a volume is one item.
 
 
-def holds_dicom(root: Path, *, skip: Callable[[Path], bool] | None = None) -> bool:
-    """Whether a folder or one in it holds a DICOM file; looks until it finds one, by what files hold.
+def _holds_dicom(root: Path, skip: Skip) -> bool:
+    """Return whether there is a DICOM file in a tree; looks into files until it finds one.
 
     Files that are called as NIfTI files and their companions are not opened.
     """
     for place, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if skip is None or not skip(Path(place, name))]
+        folders[:] = [name for name in folders if not skip(Path(place, name))]
         for name in names:
             try:
-                if not name.lower().endswith(_OTHERS) and is_dicom(Path(place) / name):
+                if not name.lower().endswith(_NOT_DICOM) and is_dicom(Path(place) / name):
                     return True
             except BadInput:
                 continue
     return False
 
 
-def list_dicom(root: Path, wanted: Wanted, *, skip: Callable[[Path], bool] | None = None) -> Source:
-    """The series of a tree, found by their headers. A damaged file is an item that fails.
+def _list_dicom(root: Path, query: Query, skip: Skip) -> Source:
+    """List the series of a tree, found by their headers. A damaged file is an item that fails.
 
-    An output is called by the folder of its series, where it is alone there, else by its number and
+    An output has the name of the folder of its series, where it is alone there, else its number and
     description in a folder of that name. Series that are no volumes (localizers, reports) are left out and
     named in the notes, as are files that are not DICOM; of a series' own folders, in its item's warnings.
 
-    Args:
-        root: the tree.
-        wanted: what for.
-        skip: says which folders are not entered.
-
     Raises:
-        BadInput: if no series is the one wanted.
+        BadInput: if the wanted series does not exist.
         ScoreFusionError: without pydicom, or for a model with several conditions.
     """
-    if len(wanted.conditions) != 1:
+    if len(query.conditions) != 1:
         raise ScoreFusionError(
             f"{root}: series do not say which condition of the model they are; list them in a CSV, each by "
             "the folder of its series"
@@ -451,26 +401,21 @@ def list_dicom(root: Path, wanted: Wanted, *, skip: Callable[[Path], bool] | Non
     damaged: list[BadInput] = []
     passed: list[PassedOver] = []
     found = find_series(root, damaged=damaged, passed=passed, skip=skip)
-    chosen = found if wanted.series is None else matching(found, wanted.series)
-    if not chosen and wanted.series is not None:
-        others = "; ".join(str(series) for series in found)
-        raise BadInput(
-            root, f"holds no series '{wanted.series}', only {others or 'none'}", "Name one of these."
-        )
+    chosen = found if query.series is None else matching(found, query.series)
+    if not chosen and query.series is not None:
+        others = "; ".join(str(series) for series in found) or "none"
+        raise BadInput(root, f"holds no series '{query.series}', only {others}", "Name one of these.")
     volumes = [series for series in found if not series.problem]
     places = {series.uid: _place(root, series) for series in volumes}
-    alone = Counter(places.values())
     labels = {series.uid: places[series.uid] / _label(series) for series in volumes}
-    twice = Counter(labels.values())
+    alone, twice = Counter(places.values()), Counter(labels.values())
     items = []
-    for series in volumes:
-        if series not in chosen:
-            continue
+    for series in (series for series in volumes if series in chosen):
         place, label = places[series.uid], labels[series.uid]
         name = place if alone[place] == 1 and place != Path() else label
         if name == label and twice[label] > 1:
             name = _with_hash(label, series)
-        output = wanted.out / name.with_name(name.name + wanted.ending)
+        output = query.out / name.with_name(name.name + query.ending)
         items.append(Item(shown(name.as_posix()), series.files, output, series=(series,)))
     for series in (series for series in chosen if series.problem and series.slices):
         name = _place(root, series) / _label(series)
@@ -478,22 +423,21 @@ def list_dicom(root: Path, wanted: Wanted, *, skip: Callable[[Path], bool] | Non
             name = _with_hash(name, series)
         fix = "Take out the files that are not slices of it; convert mosaics to NIfTI with dcm2niix."
         problem = Problem(shown(f"{root}: {series}"), fix)
-        items.append(Item(shown(name.as_posix()), (), wanted.out / name, problem))
+        items.append(Item(shown(name.as_posix()), (), query.out / name, problem))
     for error in damaged:
-        below = Path(error.file).relative_to(root)
-        items.append(Item(shown(below.as_posix()), (), wanted.out / below, Problem.of(error)))
+        name = Path(error.file).relative_to(root)
+        items.append(Item(shown(name.as_posix()), (), query.out / name, Problem.of(error)))
     left = [series for series in chosen if series.problem and not series.slices]
-    told = {each.file for series in volumes for each in series.passed}
-    told |= {Path(error.file) for error in damaged}
+    reported = {file.file for series in volumes for file in series.passed}
+    reported |= {Path(error.file) for error in damaged}
     notes = [f"left out: {series}" for series in left]
-    notes += summaries((each for each in passed if each.file not in told), root)
+    notes += summaries((file for file in passed if file.file not in reported), root)
     return Source("dicom", tuple(items), tuple(series.files[0] for series in left), tuple(map(shown, notes)))
 
 
 def _place(root: Path, series: SeriesDescription) -> Path:
-    """The innermost folder that all files of a series lie in, below the root."""
-    folder = Path(os.path.commonpath([file.parent for file in series.files]))
-    return folder.relative_to(root)
+    """Return the innermost folder that holds all files of a series, below the root."""
+    return Path(os.path.commonpath([file.parent for file in series.files])).relative_to(root)
 
 
 def _with_hash(name: Path, series: SeriesDescription) -> Path:

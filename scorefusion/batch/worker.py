@@ -19,12 +19,11 @@ from scorefusion.batch.files import (
     DICOM,
     VOLUME,
     Identity,
-    KnownHash,
-    checked_stamp,
     hash_file,
     identify,
+    input_stamp,
     model_hash,
-    output_path,
+    side_path,
     stamp_of,
     store_image,
 )
@@ -51,8 +50,8 @@ class Work:
         engines: folder of TensorRT engines.
         max_memory: the most that may be resident.
         level: of gzip, 1 to 9; 0 stores.
-        spread: also write the standard deviation over the samples; where ``choices`` ask for the planes'
-            disagreement, that is written as well.
+        spread: also write the standard deviation over the samples; the planes' disagreement is written
+            where ``choices`` ask for it.
         pictures: make small pictures for the report.
         dicom: also write each translation of a DICOM series as a derived series.
         deidentify: leave the patient out of it.
@@ -87,7 +86,7 @@ class Work:
         return ("sd",) * self.spread + ("planes",) * planes + ("dicom",) * self.dicom
 
     def config(self) -> ModelConfig:
-        """The model's description.
+        """Return the model's configuration.
 
         Raises:
             ScoreFusionError: for a name that is no model's.
@@ -95,7 +94,7 @@ class Work:
         return load_config(self.model)
 
     def settings(self) -> Settings:
-        """The choices, checked, with the model's own filled in.
+        """Return the choices, checked, with the model's own filled in.
 
         Raises:
             ScoreFusionError: for an unknown name or an impossible combination.
@@ -103,7 +102,7 @@ class Work:
         return Settings(self.config(), **self.choices)
 
     def recipe(self) -> dict[str, Any]:
-        """What of it decides outputs' bits, as JSON takes it.
+        """Return what of it decides outputs' bits, as JSON takes it.
 
         Raises:
             ScoreFusionError: for a model, a device or a dtype that is not there.
@@ -123,7 +122,7 @@ class Work:
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """An item that can be drawn."""
+    """An item that can be sampled."""
 
     item: Item
     identity: Identity
@@ -132,7 +131,7 @@ class Ready:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """An item that was drawn."""
+    """An item that was sampled."""
 
     ready: Ready
     warnings: tuple[str, ...] = ()
@@ -140,11 +139,11 @@ class Sample:
 
 @dataclass
 class Worker:
-    """A loaded model and what it is to do.
+    """A loaded model and how it translates items.
 
     Attributes:
-        work: what.
-        root: the folder of the outputs, which must stay there; folders below it are made.
+        work: how.
+        root: the folder of the outputs, which must continue to exist; folders below it are made.
         recipe: ``work.recipe()``, if it is known.
 
     Raises:
@@ -169,18 +168,6 @@ class Worker:
         )
         self.settings = self.pipeline.settings(**work.choices)
 
-    def identify(self, item: Item, known: KnownHash | None = None) -> Identity:
-        """Hash an item's files.
-
-        Args:
-            item: one without a problem.
-            known: gives the hash of a file with this stamp, if it was hashed before.
-
-        Raises:
-            BadInput: for a file that is not there or cannot be read.
-        """
-        return identify(item, self.recipe, known)
-
     def read(self, item: Item, identity: Identity) -> Ready:
         """Read and normalise an item's files.
 
@@ -202,7 +189,7 @@ class Worker:
                 raise
             raise BadInput(item.files[0], str(error), "") from error
         for file, stamp in zip(item.files, identity.stamps, strict=True):
-            if checked_stamp(file) != stamp:
+            if input_stamp(file) != stamp:
                 raise BadInput(file, "changed while it was read", "Translate it when it is complete.")
         return Ready(item, identity, job)
 
@@ -216,8 +203,8 @@ class Worker:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             self.pipeline.sample(ready.job, callback=callback)
-        said = (str(warning.message) for warning in caught)
-        return Sample(ready, tuple(text for text in said if text not in ready.job.warnings))
+        texts = (str(warning.message) for warning in caught)
+        return Sample(ready, tuple(text for text in texts if text not in ready.job.warnings))
 
     def write(self, sample: Sample) -> Outcome:
         """Finish an item and write its outputs, each whole or not at all.
@@ -233,24 +220,27 @@ class Worker:
         outputs = {}
         try:
             with memory_named(item.files[0], "writing its translation"):
-                self._make_folder(item.output.parent)
+                if self.root is not None and not self.root.is_dir():
+                    raise FileNotFoundError(2, "it is gone", str(self.root))
+                item.output.parent.mkdir(parents=True, exist_ok=True)
                 if self.work.dicom:
-                    outputs[DICOM] = self._save_series(result, output_path(item.output, DICOM))
+                    outputs[DICOM] = self._save_series(result, side_path(item.output, DICOM))
                 for kind, image in self._images(result):
-                    outputs[kind] = store_image(image, output_path(item.output, kind), self.work.level)
+                    outputs[kind] = store_image(image, side_path(item.output, kind), self.work.level)
         except (OSError, BadInput) as error:
             stop = stop_for(error, shown(self.root or item.output.parent))
             raise stop or error from error
         before, after, undrawn = self._pictures(ready.job, result)
+        residual, numbers = _figures(ready.job, result)
         seconds = {"hash": ready.identity.seconds, **result.timings, "write": time.perf_counter() - start}
         return Outcome(
             item.name,
-            numbers=_numbers(ready.job, result),
             work=ready.identity.work,
             outputs=outputs,
-            seconds={stage: round(each, 4) for stage, each in seconds.items() if stage != "total"},
-            residual=_share(ready.job, result),
+            seconds={stage: round(value, 4) for stage, value in seconds.items() if stage != "total"},
+            residual=residual,
             warnings=result.warnings + sample.warnings + self._relieved() + undrawn,
+            numbers=numbers,
             before=before,
             after=after,
         )
@@ -258,12 +248,12 @@ class Worker:
     def translate(
         self, item: Item, callback: Progress | None = None, identity: Identity | None = None
     ) -> Outcome:
-        """All stages for one item; an item that cannot be translated gives an outcome that says so.
+        """Run all stages for one item; a failure is an outcome that says why.
 
         Args:
-            item: what.
+            item: what is translated.
             callback: see :meth:`draw`.
-            identity: from :meth:`identify`, if that was called.
+            identity: from :func:`.files.identify`, if that was called.
 
         Raises:
             Stopped: as for :meth:`write`.
@@ -272,7 +262,7 @@ class Worker:
             return failure(item, item.problem)
         work = None
         try:
-            identity = identity or self.identify(item)
+            identity = identity or identify(item, self.recipe)
             work = identity.work
             ready = self.read(item, identity)
             try:
@@ -289,7 +279,7 @@ class Worker:
             return failure(item, error, work)
 
     def relieve(self) -> None:
-        """After memory ran out: free what is idle, and draw half as many samples at once from now on."""
+        """Free what is idle, and draw half as many samples at once from now on: memory ran out."""
         self.settings = self.settings.changed(batch=max(1, self.settings.batch // 2))
         self.pipeline.free()
         gc.collect()
@@ -297,19 +287,14 @@ class Worker:
             torch.cuda.empty_cache()
 
     def _relieved(self) -> tuple[str, ...]:
-        """What is to be said of outputs after memory ran out."""
-        wanted = min(self.recipe["at once"], self.settings.samples)
-        if self.settings.batch >= wanted:
+        """Return the warning of outputs after memory ran out."""
+        usual = min(self.recipe["at once"], self.settings.samples)
+        if self.settings.batch >= usual:
             return ()
-        return (f"memory ran out: {self.settings.batch} samples at once, not {wanted}; equal to rounding",)
-
-    def _make_folder(self, folder: Path) -> None:
-        if self.root is not None and not self.root.is_dir():
-            raise FileNotFoundError(2, "it is gone", str(self.root))
-        folder.mkdir(parents=True, exist_ok=True)
+        return (f"memory ran out: {self.settings.batch} samples at once, not {usual}; equal to rounding",)
 
     def _pictures(self, job: Job, result: Translation) -> tuple[bytes | None, bytes | None, tuple[str, ...]]:
-        """Small pictures of the input and the result, and a warning where they cannot be drawn."""
+        """Return small pictures of input and result, and a warning where they cannot be drawn."""
         if not self.work.pictures:
             return None, None, ()
         try:
@@ -322,18 +307,17 @@ class Worker:
             return None, None, (f"its thumbnails could not be drawn ({one_line(error)})",)
 
     def _save_series(self, result: Translation, folder: Path) -> tuple[int, str]:
-        """Write a derived DICOM series; its bytes, and their hash."""
+        """Write a derived DICOM series; return its size in bytes and its hash."""
         from scorefusion.io.dicom.write import save_dicom_series
 
         save_dicom_series(result, folder, deidentify=self.work.deidentify)
         return stamp_of(folder)[0], hash_file(folder)
 
     def _images(self, result: Translation) -> Sequence[tuple[str, Any]]:
-        """The volumes beside first: where there is a translation, all that belongs to it is there."""
-        images = []
-        for side, field_ in (("sd", result.spread), ("planes", result.planes_apart)):
-            if side in self.work.sides and field_ is not None:
-                images.append((side, result.image_of(field_)))
+        """Return the volumes, those beside first: where a translation exists, all that belongs to it does."""
+        fields = (("sd", result.spread), ("planes", result.planes_apart))
+        written = ((side, values) for side, values in fields if side in self.work.sides)
+        images = [(side, result.image_of(values)) for side, values in written if values is not None]
         return [*images, (VOLUME, result.image())]
 
 
@@ -345,8 +329,8 @@ def translate_item(work: Work, item: Item, callback: Progress | None = None) -> 
     """Translate one item in this process, which keeps the model loaded for the next one of the same work.
 
     Args:
-        work: how.
-        item: what, and where to; folders of the output are made.
+        work: how it is translated.
+        item: what is translated, and where to; folders of the output are made.
         callback: called with (evaluations done, in all); raise in it to cancel.
 
     Raises:
@@ -360,7 +344,7 @@ def translate_item(work: Work, item: Item, callback: Progress | None = None) -> 
 
 
 def _images_of(item: Item, max_voxels: int) -> list[Any]:
-    """What the pipeline reads: files, or series that are read here."""
+    """Return what the pipeline reads: files, or series that are read here."""
     if not item.series:
         return list(item.files)
     from scorefusion.io.dicom.read import read_dicom_series
@@ -370,23 +354,20 @@ def _images_of(item: Item, max_voxels: int) -> list[Any]:
 
 
 def _spacing(affine: np.ndarray, factor: Sequence[int] = (1, 1, 1)) -> tuple[float, float, float]:
-    """Voxel size (z, y, x) in mm of a grid so much finer along (z, y, x) than an affine's."""
+    """Return the voxel size (z, y, x) in mm of a grid finer than an affine's by a factor (z, y, x)."""
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
     return float(z) / factor[0], float(y) / factor[1], float(x) / factor[2]
 
 
-def _share(job: Job, result: Translation) -> float | None:
-    """The mean residual as a share of the input's intensity range."""
-    if result.consistency_residual is None:
-        return None
-    return result.consistency_residual.mean / (2 * job.prepared.intensity.half_range)
+def _figures(job: Job, result: Translation) -> tuple[float | None, dict[str, float]]:
+    """Return the mean residual, and other figures for the report.
 
-
-def _numbers(job: Job, result: Translation) -> dict[str, float]:
-    """Figures for the report: means over the sampled box, as shares of the input's intensity range."""
-    numbers = {"megavoxels": result.volume.size / 1e6}
-    share = 1 / (2 * job.prepared.intensity.half_range * math.prod(job.box.size))
+    Means over the sampled box are shares of the input's data range.
+    """
+    data_range, numbers = 2 * job.prepared.intensity.half_range, {"megavoxels": result.volume.size / 1e6}
+    share = 1 / (data_range * math.prod(job.box.size))
     for name, values in (("spread", result.spread), ("planes apart", result.planes_apart)):
         if values is not None:
             numbers[name] = float(values.sum(dtype=np.float64)) * share
-    return numbers
+    residual = result.consistency_residual
+    return None if residual is None else residual.mean / data_range, numbers

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scorefusion import Pipeline
-from scorefusion.batch.sources import Wanted, find_items
+from scorefusion.batch.sources import Query, find_items
 from scorefusion.cli import app
 from scorefusion.degradations import Inpaint
 from scorefusion.models.config import ResidualConfig
@@ -107,7 +107,7 @@ def test_what_may_not_be_read_is_an_item_that_fails() -> None:
         file.chmod(0)
         (root / "closed").chmod(0)
         with nobody():
-            items = find_items([root], Wanted(Path(name) / "out", ("t1",), "t1")).items
+            items = find_items([root], Query(Path(name) / "out", ("t1",), "t1")).items
         problems = {item.name: item.problem.error for item in items if item.problem}
         (root / "closed").chmod(0o755)
     assert sorted(problems) == ["closed", f"file/{file.name}"]

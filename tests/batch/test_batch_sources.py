@@ -13,7 +13,7 @@ import pytest
 
 from scorefusion import Pipeline
 from scorefusion.batch.items import Item
-from scorefusion.batch.sources import Wanted, find_items, is_batch
+from scorefusion.batch.sources import Query, find_items, is_batch
 from scorefusion.degradations import Inpaint
 from scorefusion.errors import BadInput
 from scorefusion.models.config import ResidualConfig
@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 def found(
     root: Path, out: Path, conditions: tuple[str, ...] = ONE, target: str = "t1", **options: object
 ) -> dict[str, Item]:
-    source = find_items([root], Wanted(out, conditions, target, **options))  # type: ignore[arg-type]
+    source = find_items([root], Query(out, conditions, target, **options))  # type: ignore[arg-type]
     items = {item.name: item for item in source.items}
     assert len(items) == len(source.items)
     for item in source.items:
@@ -89,7 +89,7 @@ def test_two_inputs_of_one_output_are_both_refused_by_name(tmp_path: Path) -> No
         "a.nii.gz": f"would give the same output as a.nii: {tmp_path}/out/a.nii.gz",
     }
     (root / "a.nii").unlink()
-    source = find_items([root], Wanted(tmp_path / "out", ONE, "t1"), sides=("sd",))
+    source = find_items([root], Query(tmp_path / "out", ONE, "t1"), sides=("sd",))
     assert sorted(item.name for item in source.items if item.problem) == ["a.nii.gz", "a_sd.nii"]
 
 
@@ -105,7 +105,7 @@ def test_links(tmp_path: Path) -> None:
 
     there = touch(tmp_path / "there", "x.nii.gz")
     (tmp_path / "linked").symlink_to(there)
-    source = find_items([there / "x.nii.gz"], Wanted(tmp_path / "linked", ONE, "t1"))
+    source = find_items([there / "x.nii.gz"], Query(tmp_path / "linked", ONE, "t1"))
     assert "is an input" in str(source.items[0].problem)
 
 
