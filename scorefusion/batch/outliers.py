@@ -1,4 +1,4 @@
-"""Scans whose figures are unlike those of the others."""
+"""Find scans of a batch whose figures are unlike those of the others."""
 
 from __future__ import annotations
 
@@ -10,75 +10,64 @@ import numpy as np
 from scorefusion.batch.queue import Entry
 
 FEWEST = 8
-"""With fewer scans there is no saying what is usual."""
-
+"""Fewer scans do not show what is usual."""
 FARTHEST = 5.0
 """Robust standard deviations from the median that are not unusual yet."""
-
 RARE = 0.1
-"""If more than this share of the scans is that far off it is a group, and unusual is who is twice as far."""
-
+"""If more than this share of the scans is that far off it is a group, and twice as far is unusual."""
 SHARE = 0.1
 """Less than this share of the median away is never unusual, however alike the others are."""
-
 SMALLEST = 1e-6
 """Nor is less than this, in the figure's own unit: rounding, where the median is 0."""
 
 _OWN = ("residual", "seconds")
 
 
-def flag(rows: Sequence[Entry]) -> dict[str, list[str]]:
-    """What is unusual about each scan, in words.
+def unusual(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
+    """Return what is unusual about each scan in words, by figure; unremarkable scans are left out.
+
+    Such as "residual 9.0 times the median (2.8% against 0.31%)". A figure is unusual if it is not finite, or
+    more than :data:`FARTHEST` robust standard deviations from the median of at least :data:`FEWEST` scans:
+    1.4826 times the median absolute deviation, or 1.2533 times the mean absolute one where over half of the
+    scans are alike (Iglewicz and Hoaglin, 1993). See :data:`RARE`, :data:`SHARE` and :data:`SMALLEST` for
+    what is not.
 
     Args:
-        rows: the batch; only what is done counts.
-
-    Returns:
-        Name to sentences such as "residual 9.0 times the median (2.8% against 0.31%)"; the unremarkable are
-        left out.
+        entries: the batch; only what is done counts.
     """
-    return {name: list(found.values()) for name, found in unusual(rows).items()}
-
-
-def unusual(rows: Sequence[Entry]) -> dict[str, dict[str, str]]:
-    """What :func:`flag` says, by figure: ``residual``, ``seconds`` or a name of :attr:`.Outcome.numbers`.
-
-    A figure is unusual if it is not finite, or if it is more than :data:`FARTHEST` robust standard deviations
-    from the median of at least :data:`FEWEST` scans: 1.4826 times the median absolute deviation, or 1.2533
-    times the mean absolute one where over half of the scans are alike (Iglewicz and Hoaglin, 1993). See
-    :data:`RARE`, :data:`SHARE` and :data:`SMALLEST` for what is not.
-    """
-    done = [row for row in rows if row.state == "done"]
-    found: dict[str, dict[str, str]] = {}
+    done = [entry for entry in entries if entry.state == "done"]
+    flags: dict[str, dict[str, str]] = {}
     for figure in figures(done):
-        values = {row.name: value for row in done if (value := value_of(row, figure)) is not None}
+        values = {entry.name: value for entry in done if (value := value_of(entry, figure)) is not None}
         finite = np.array([value for value in values.values() if math.isfinite(value)], dtype=np.float64)
         median, usual = _usual(finite)
+        title = "time" if figure == "seconds" else figure
         for name, value in values.items():
             if not math.isfinite(value):
-                found.setdefault(name, {})[figure] = f"{_said(figure)} is {value}"
+                flags.setdefault(name, {})[figure] = f"{title} is {value}"
             elif len(finite) >= FEWEST and abs(value - median) > usual:
-                found.setdefault(name, {})[figure] = f"{_said(figure)} {_compared(figure, value, median)}"
-    return found
+                flags.setdefault(name, {})[figure] = f"{title} {_compared(figure, value, median)}"
+    return flags
 
 
-def figures(rows: Sequence[Entry]) -> list[str]:
-    """The figures that at least one row has: ``residual``, ``seconds``, then numbers as they first appear."""
-    numbers = dict.fromkeys(name for row in rows for name in row.numbers if name not in _OWN)
-    return [*(name for name in _OWN if any(value_of(row, name) is not None for row in rows)), *numbers]
+def figures(entries: Sequence[Entry]) -> list[str]:
+    """Return the figures that a scan has: ``residual``, ``seconds``, then numbers as they first appear."""
+    numbers = dict.fromkeys(name for entry in entries for name in entry.numbers if name not in _OWN)
+    own = [name for name in _OWN if any(value_of(entry, name) is not None for entry in entries)]
+    return [*own, *numbers]
 
 
-def value_of(row: Entry, figure: str) -> float | None:
-    """One figure of a row; None where it has none."""
+def value_of(entry: Entry, figure: str) -> float | None:
+    """Return one figure of a scan; None where it has none."""
     if figure == "residual":
-        return row.residual
+        return entry.residual
     if figure == "seconds":
-        return sum(row.seconds.values()) if row.seconds and row.state == "done" else None
-    return row.numbers.get(figure)
+        return sum(entry.seconds.values()) if entry.seconds and entry.state == "done" else None
+    return entry.numbers.get(figure)
 
 
 def shown(figure: str, value: float) -> str:
-    """A figure as the report prints it: residuals in percent, seconds as a time, others to three digits."""
+    """Format a figure for the report: residuals in percent, seconds as a time, others to three digits."""
     if not math.isfinite(value):
         return str(value)
     if figure == "residual":
@@ -87,20 +76,19 @@ def shown(figure: str, value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time such as "0.4 s", "48 s", "3 min 08 s" or "2 h 05 min"."""
+    """Format a time: "0.4 s", "48 s", "3 min 08 s" or "2 h 05 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
+    whole, minutes = round(seconds), round(seconds / 60)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _usual(values: np.ndarray) -> tuple[float, float]:
-    """The median, and how far from it is not unusual."""
+    """Return the median, and how far from it is not unusual."""
     if not len(values):
         return 0.0, 0.0
     median = float(np.median(values))
@@ -110,10 +98,6 @@ def _usual(values: np.ndarray) -> tuple[float, float]:
         spread = 1.2533 * float(away.mean())
     many = float(np.quantile(away, 1 - RARE, method="lower"))
     return median, max(FARTHEST * spread, 2 * many, SHARE * abs(median), SMALLEST)
-
-
-def _said(figure: str) -> str:
-    return "time" if figure == "seconds" else figure
 
 
 def _compared(figure: str, value: float, median: float) -> str:
@@ -127,7 +111,7 @@ def _compared(figure: str, value: float, median: float) -> str:
 
 
 def _digits(value: float, count: int) -> str:
-    """A number to so many digits, without an exponent where it is short without."""
+    """Format a number to so many digits, without an exponent where it is short without."""
     if value and not 1e-4 <= abs(value) < 1e6:
         return f"{value:.{count - 1}e}"
     places = count - 1 - math.floor(math.log10(abs(value))) if value else 0

@@ -132,7 +132,7 @@ def report_page(
 ) -> str:
     """Return the report of a batch as one HTML page; the same entries give the same text.
 
-    Failures come first, then outliers (:func:`.outliers.flag`), then the rest, each in the order given.
+    Failures come first, then outliers (:func:`.outliers.unusual`), then the rest, each in the order given.
 
     Args:
         entries: one for each scan; outputs are linked relative to the page.

@@ -19,7 +19,7 @@ import torch
 from scorefusion.batch.files import VOLUME, Identity, hash_file, identify, side_path, stamp_of
 from scorefusion.batch.items import Item, Outcome, StopFlag, Stopped, failure, shown, stop_for
 from scorefusion.batch.queue import Entry, Queue
-from scorefusion.batch.worker import Ready, Sample, Worker
+from scorefusion.batch.worker import Task, Worker
 from scorefusion.errors import BadInput, Cancelled, ScoreFusionError, one_line, out_of_memory
 from scorefusion.io.formats import read_header
 
@@ -202,7 +202,7 @@ class Run:
             Stopped: if the run has to end; what was being written is then on the disk or gone.
         """
         waiting, stop = deque(items), self.journal.stop
-        ahead: dict[Future[Ready | None], tuple[Item, int]] = {}
+        ahead: dict[Future[Task | None], tuple[Item, int]] = {}
         with (
             _side_threads(self.limits.readers, "read") as readers,
             _side_threads(self.limits.writers, "write") as writers,
@@ -220,15 +220,12 @@ class Run:
                         ahead[future] = item, self._bytes(item)
                     future = self._next(ahead)
                     del ahead[future]
-                    ready = future.result()
+                    task = future.result()
                     del future
-                    if ready is not None:
-                        sample = self._sample(ready)
-                        del ready
-                        if sample is not None:
-                            self._drain(max(0, self._prefetch - 1))
-                            self._writes.add(writers.submit(self._write, sample))
-                        del sample
+                    if task is not None and self._sample(task):
+                        self._drain(max(0, self._prefetch - 1))
+                        self._writes.add(writers.submit(self._write, task))
+                    del task
                     if self.between is not None:
                         self.between()
                 self._drain(0)
@@ -241,14 +238,14 @@ class Run:
                 raise
         stop.check()
 
-    def _next(self, ahead: Mapping[Future[Ready | None], object]) -> Future[Ready | None]:
+    def _next(self, ahead: Mapping[Future[Task | None], object]) -> Future[Task | None]:
         """Return the first in order that is ready, or else whichever is ready first."""
         while not (done := [future for future in ahead if future.done()]):
             wait(ahead, timeout=0.5, return_when=FIRST_COMPLETED)
             self.journal.stop.check()
         return done[0]
 
-    def _has_room(self, item: Item, ahead: Mapping[Future[Ready | None], tuple[Item, int]]) -> bool:
+    def _has_room(self, item: Item, ahead: Mapping[Future[Task | None], tuple[Item, int]]) -> bool:
         if not ahead or len(ahead) >= self._prefetch:
             return not ahead
         if self.limits.prefetch_bytes is None:
@@ -274,7 +271,7 @@ class Run:
         factors = math.prod(self.worker.pipeline.config.degradation.factors)
         return 4 * voxels * (factors * (conditions + 3) + conditions)
 
-    def _read(self, item: Item, entry: Entry | None) -> Ready | None:
+    def _read(self, item: Item, entry: Entry | None) -> Task | None:
         """In a reader's thread: return an item to sample, or None where nothing is to be sampled."""
         self.journal.stop.check()
         work, queue = None, self.journal.queue
@@ -297,27 +294,28 @@ class Run:
                 self.journal.ended(item, failure(item, error, work))
             return None
 
-    def _sample(self, ready: Ready) -> Sample | None:
-        """Compute; return None where the item failed."""
-        item = ready.item
+    def _sample(self, task: Task) -> bool:
+        """Compute; return False where the item failed."""
+        item = task.item
         self.journal.started(item)
         for attempt in range(2):
             try:
-                return self.worker.draw(ready, self.journal.stop.check)
+                self.worker.draw(task, self.journal.stop.check)
+                return True
             except Stopped:
                 self.journal.requeued(item)
                 raise
             except Exception as error:
                 if attempt or not out_of_memory(error):
-                    self.journal.ended(item, failure(item, error, ready.identity.work))
-                    return None
+                    self.journal.ended(item, failure(item, error, task.identity.work))
+                    return False
                 del error
             self._drain(0)
             self._prefetch = max(1, self._prefetch // 2)
             self.worker.relieve()
             text = f"{item.name}: memory ran out; once more with half as much at once"
             self.journal.events.emit("note", text=text)
-        return None
+        return False
 
     def _drain(self, most: int) -> None:
         """Wait until at most so many are being written."""
@@ -331,17 +329,17 @@ class Run:
                 return
             wait(self._writes, timeout=0.5, return_when=FIRST_COMPLETED)
 
-    def _write(self, sample: Sample) -> None:
+    def _write(self, task: Task) -> None:
         """In a writer's thread: finish, write, record."""
-        item, work = sample.ready.item, sample.ready.identity.work
+        item, work = task.item, task.identity.work
         try:
             try:
-                outcome = self.worker.write(sample)
+                outcome = self.worker.write(task)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
                 gc.collect()
-                outcome = self.worker.write(sample)
+                outcome = self.worker.write(task)
             self.journal.ended(item, outcome)
         except Stopped as stop:
             self.journal.stop.set(stop)

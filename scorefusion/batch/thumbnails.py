@@ -13,7 +13,6 @@ Spacing = tuple[float, float, float]
 
 SAMPLE = 64
 """Grey scale and foreground are found on every n-th voxel: about so many along each axis."""
-
 QUALITY = 50
 
 
@@ -30,7 +29,7 @@ class View(NamedTuple):
 
 
 def view_of(volume: np.ndarray) -> View:
-    """Grey scale, and the middle of what is bright, of a volume ``[D, H, W]``."""
+    """Return the grey scale, and the middle of what is bright, of a volume ``[D, H, W]``."""
     sample = volume[tuple(slice(None, None, max(1, n // SAMPLE)) for n in volume.shape)]
     finite = sample[np.isfinite(sample)]
     if not finite.size:
@@ -48,7 +47,7 @@ def strip(
     height: int = 96,
     where: tuple[float, float, float] | None = None,
 ) -> bytes:
-    """Axial, coronal and sagittal plane side by side, each as large as fits a square, on black.
+    """Draw the axial, coronal and sagittal plane side by side, each as large as fits a square, on black.
 
     Args:
         volume: ``[D, H, W]`` (z, y, x) in RAS+ order.
@@ -68,22 +67,20 @@ def strip(
     picture = Image.new("L", (3 * height, height))
     for column, (_, plane, aspect) in enumerate(plane_images(volume, spacing, where)):
         image = Image.fromarray(_grey(plane[::-1], limits))
-        size = _fitting(image.width, image.height * aspect, height)
+        edges = image.width, image.height * aspect
+        size = max(1, round(edges[0] * height / max(edges))), max(1, round(edges[1] * height / max(edges)))
         enlarged = size[0] > image.width or size[1] > image.height
         image = image.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX)
         picture.paste(image, (column * height + (height - size[0]) // 2, (height - size[1]) // 2))
-    buffer = io.BytesIO()
-    if features.check("webp"):
-        picture.save(buffer, "WEBP", quality=QUALITY, method=4)
-    else:
-        picture.save(buffer, "JPEG", quality=QUALITY)
+    buffer, webp = io.BytesIO(), {"format": "WEBP", "method": 4}
+    picture.save(buffer, quality=QUALITY, **(webp if features.check("webp") else {"format": "JPEG"}))
     return buffer.getvalue()
 
 
 def pair(
     before: np.ndarray, spacing: Spacing, after: np.ndarray, fine: Spacing, height: int = 96
 ) -> tuple[bytes, bytes]:
-    """Strips of an input and of its translation: the same planes, on the input's grey scale.
+    """Draw strips of an input and of its translation: the same planes, on the input's grey scale.
 
     Args:
         before: ``[D, H, W]`` in RAS+ order.
@@ -102,8 +99,3 @@ def _grey(plane: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
         return np.zeros(plane.shape, np.uint8)
     grey = (plane.astype(np.float32) - np.float32(lo)) * np.float32(255 / (hi - lo))
     return np.nan_to_num(grey, nan=0.0).clip(0, 255).astype(np.uint8)
-
-
-def _fitting(width: float, height: float, edge: int) -> tuple[int, int]:
-    scale = edge / max(width, height)
-    return max(1, round(width * scale)), max(1, round(height * scale))

@@ -120,20 +120,13 @@ class Work:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class Ready:
-    """An item that can be sampled."""
+@dataclass(eq=False)
+class Task:
+    """An item between reading and writing, with the warnings that sampling it raised."""
 
     item: Item
     identity: Identity
     job: Job
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """An item that was sampled."""
-
-    ready: Ready
     warnings: tuple[str, ...] = ()
 
 
@@ -168,7 +161,7 @@ class Worker:
         )
         self.settings = self.pipeline.settings(**work.choices)
 
-    def read(self, item: Item, identity: Identity) -> Ready:
+    def read(self, item: Item, identity: Identity) -> Task:
         """Read and normalise an item's files.
 
         Raises:
@@ -191,22 +184,22 @@ class Worker:
         for file, stamp in zip(item.files, identity.stamps, strict=True):
             if input_stamp(file) != stamp:
                 raise BadInput(file, "changed while it was read", "Translate it when it is complete.")
-        return Ready(item, identity, job)
+        return Task(item, identity, job)
 
-    def draw(self, ready: Ready, callback: Progress | None = None) -> Sample:
+    def draw(self, task: Task, callback: Progress | None = None) -> None:
         """Sample. One thread at a time.
 
         Raises:
             ScoreFusionError: if the networks' output is not finite.
         """
-        ready.job.settings = self.settings
+        task.job.settings = self.settings
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            self.pipeline.sample(ready.job, callback=callback)
+            self.pipeline.sample(task.job, callback=callback)
         texts = (str(warning.message) for warning in caught)
-        return Sample(ready, tuple(text for text in texts if text not in ready.job.warnings))
+        task.warnings = tuple(text for text in texts if text not in task.job.warnings)
 
-    def write(self, sample: Sample) -> Outcome:
+    def write(self, task: Task) -> Outcome:
         """Finish an item and write its outputs, each whole or not at all.
 
         Raises:
@@ -214,8 +207,7 @@ class Worker:
             BadInput: where only this output cannot be written.
             OutOfMemory: where memory ran out.
         """
-        ready, item = sample.ready, sample.ready.item
-        result = self.pipeline.finish(ready.job)
+        item, result = task.item, self.pipeline.finish(task.job)
         start = time.perf_counter()
         outputs = {}
         try:
@@ -230,16 +222,16 @@ class Worker:
         except (OSError, BadInput) as error:
             stop = stop_for(error, shown(self.root or item.output.parent))
             raise stop or error from error
-        before, after, undrawn = self._pictures(ready.job, result)
-        residual, numbers = _figures(ready.job, result)
-        seconds = {"hash": ready.identity.seconds, **result.timings, "write": time.perf_counter() - start}
+        before, after, undrawn = self._pictures(task.job, result)
+        residual, numbers = _figures(task.job, result)
+        seconds = {"hash": task.identity.seconds, **result.timings, "write": time.perf_counter() - start}
         return Outcome(
             item.name,
-            work=ready.identity.work,
+            work=task.identity.work,
             outputs=outputs,
             seconds={stage: round(value, 4) for stage, value in seconds.items() if stage != "total"},
             residual=residual,
-            warnings=result.warnings + sample.warnings + self._relieved() + undrawn,
+            warnings=result.warnings + task.warnings + self._relieved() + undrawn,
             numbers=numbers,
             before=before,
             after=after,
@@ -264,15 +256,15 @@ class Worker:
         try:
             identity = identity or identify(item, self.recipe)
             work = identity.work
-            ready = self.read(item, identity)
+            task = self.read(item, identity)
             try:
-                sample = self.draw(ready, callback)
+                self.draw(task, callback)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
                 self.relieve()
-                sample = self.draw(ready, callback)
-            return self.write(sample)
+                self.draw(task, callback)
+            return self.write(task)
         except (Stopped, KeyboardInterrupt):
             raise
         except Exception as error:
