@@ -45,7 +45,7 @@ class Reporter:
 
     Args:
         out: the folder of the outputs.
-        key: see :func:`report`.
+        key: see :func:`write_report`.
         every: seconds between reports.
     """
 
@@ -73,13 +73,13 @@ class Reporter:
 
     def _write(self) -> str | None:
         try:
-            report(self.out, key=self.key)
+            write_report(self.out, key=self.key)
         except Exception as error:
             return f"the report was not written ({one_line(error)}); --report-only writes it again"
         return None
 
 
-def report(out: Path, *, key: str = "") -> Path:
+def write_report(out: Path, *, key: str = "") -> Path:
     """Write OUT/report.html from the queues of all shards; whole or not at all.
 
     Args:
@@ -95,9 +95,9 @@ def report(out: Path, *, key: str = "") -> Path:
     final = out / REPORT
     ignored = json.loads(facts.get("ignored", "[]"))
     if final.is_symlink():  # perhaps onto another file system, where nothing can be renamed to
-        return write_report(final, entries, title=title, facts=shown, ignored=ignored)
+        return write_page(final, entries, title=title, facts=shown, ignored=ignored)
     temporary = out / STATE / f"report{key}.html"
-    write_report(temporary, entries, title=title, facts=shown, ignored=ignored)
+    write_page(temporary, entries, title=title, facts=shown, ignored=ignored)
     try:
         replace_file(temporary, final)
     except OSError as error:
@@ -106,7 +106,7 @@ def report(out: Path, *, key: str = "") -> Path:
     return final
 
 
-def write_report(
+def write_page(
     path: str | os.PathLike[str],
     entries: Sequence[Entry],
     *,

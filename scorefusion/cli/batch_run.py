@@ -16,9 +16,8 @@ from scorefusion.cli.batch_view import view
 from scorefusion.cli.streams import note
 
 if TYPE_CHECKING:
-    from scorefusion.batch.items import StopFlag
+    from scorefusion.batch import Batch, StopFlag
     from scorefusion.batch.ray import Cluster
-    from scorefusion.batch.session import Batch
     from scorefusion.cli.translate import Many
     from scorefusion.pipeline.options import Machine, Options
 
@@ -48,10 +47,7 @@ def make_batch(
     Raises:
         ScoreFusionError: for an option that makes no sense here.
     """
-    from scorefusion.batch.items import Shard
-    from scorefusion.batch.run import Limits
-    from scorefusion.batch.session import Batch
-    from scorefusion.batch.worker import Work
+    from scorefusion.batch import Batch, Limits, Shard, Work
     from scorefusion.engine.planning.fit import parse_memory
     from scorefusion.errors import ScoreFusionError, unknown_name
     from scorefusion.io.formats import WRITABLE, check_ending
@@ -117,8 +113,7 @@ def run_batch(
     Raises:
         ScoreFusionError: if nothing could be started.
     """
-    from scorefusion.batch.items import StopFlag
-    from scorefusion.batch.session import translate_batch
+    from scorefusion.batch import StopFlag, translate_batch
     from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
 
@@ -173,7 +168,7 @@ def _runs_all_planes(model: str, options: Options) -> bool:
 @contextmanager
 def _signals(stop: StopFlag) -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM end a run after what is being written, and a second one at once."""
-    from scorefusion.batch.items import Stopped
+    from scorefusion.batch import Stopped
 
     caught: list[int] = []
 

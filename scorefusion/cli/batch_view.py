@@ -13,7 +13,7 @@ from scorefusion.cli.bars import stderr_console
 from scorefusion.cli.streams import shielded
 
 if TYPE_CHECKING:
-    from scorefusion.batch.run import Event, Listener
+    from scorefusion.batch import Event, Listener
 
 _COUNTED = ("item-done", "item-failed", "item-kept")
 

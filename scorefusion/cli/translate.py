@@ -98,13 +98,13 @@ def translate(
       scorefusion translate study -o fine/ --dicom --deidentify
       scorefusion translate study -o fine.nii.gz --series t1_mprage
     """
-    from scorefusion.batch.sources import is_batch
+    from scorefusion.batch import is_batch
     from scorefusion.errors import ScoreFusionError
 
     if many.report_only:
-        from scorefusion.batch.report import report
+        from scorefusion.batch import write_report
 
-        print(report(Path(output)))
+        print(write_report(Path(output)))
     elif is_batch(images, output):
         from scorefusion.cli.batch_run import make_batch, run_batch
 
@@ -133,7 +133,7 @@ def _one(
 ) -> None:
     """Translate one volume, and say how it went."""
     spread, figure = beside.spread, beside.figure
-    from scorefusion.batch.files import side_path
+    from scorefusion.batch import side_path
     from scorefusion.errors import BadInput, ScoreFusionError
     from scorefusion.io.atomic import check_output
     from scorefusion.io.dicom.file import is_dicom

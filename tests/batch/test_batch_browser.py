@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from scorefusion.batch.report import write_report
+from scorefusion.batch.report import write_page
 from tests.support.batch_rows import HOSTILE, HOSTILE_ROWS, morning
 from tests.support.waiting import PATIENCE, until
 
@@ -56,7 +56,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 rows in a folder with its outputs; the first of them is there to be linked to."""
     folder = tmp_path_factory.mktemp("out")
-    return write_report(
+    return write_page(
         folder / "report.html", morning(200, kinds=6), title=f"A night {HOSTILE[1]}",
         facts={"model": "t1-sr4", "hostile": HOSTILE[3]},
     )  # fmt: skip
@@ -289,7 +289,7 @@ def test_no_width_makes_it_overflow(page: Any, width: int) -> None:
 @pytest.mark.slow
 def test_five_thousand_rows_open_and_sort(browser: Any, tmp_path: Path) -> None:
     """The page is laid out a few times in all, not once for each row, and few pictures are decoded."""
-    path = write_report(tmp_path / "report.html", morning(5000, kinds=6), title="A long night", facts={})
+    path = write_page(tmp_path / "report.html", morning(5000, kinds=6), title="A long night", facts={})
     assert path.stat().st_size < 5000 * 14_000
     browser.get(path.as_uri())
     until(lambda: decoded(browser))

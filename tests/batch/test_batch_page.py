@@ -199,7 +199,7 @@ def test_columns_that_hold_nothing_are_left_out() -> None:
 
 def test_the_same_rows_give_the_same_bytes_and_one_file(rows: list[Entry], tmp_path: Path) -> None:
     for name in ("one.html", "two.html"):
-        page.write_report(tmp_path / name, rows, title="A batch", facts=FACTS)
+        page.write_page(tmp_path / name, rows, title="A batch", facts=FACTS)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.html", "two.html"]
     assert b"\r" not in (tmp_path / "one.html").read_bytes()
@@ -209,10 +209,10 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     (tmp_path / "report.html").write_text("old")
     with pytest.raises(ScoreFusionError, match="neither WebP nor JPEG"):
         bad = Entry(name="x", state="done", before=b"\x89PNG...")
-        page.write_report(tmp_path / "report.html", [bad], title="A batch", facts={})
+        page.write_page(tmp_path / "report.html", [bad], title="A batch", facts={})
     assert (tmp_path / "report.html").read_text() == "old"
     with pytest.raises(BadInput, match="could not be written"):
-        page.write_report(tmp_path / "none" / "report.html", [], title="A batch", facts={})
+        page.write_page(tmp_path / "none" / "report.html", [], title="A batch", facts={})
 
 
 def test_a_row_is_small_whatever_it_says() -> None:

@@ -1,4 +1,4 @@
-"""The books and the lock: damage, shards, a second process, one that is gone."""
+"""The queue and the lock: damage, shards, a second process, one that is gone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from scorefusion.batch import write_report
 from scorefusion.batch.items import Item, Outcome, Shard
 from scorefusion.batch.queue import FolderLock, Queue, merged_entries, queue_name
-from scorefusion.batch.report import report
 from scorefusion.errors import BadInput
 from tests.support.batches import names, refused, translate, volumes, write_model, write_scan
 from tests.support.waiting import PATIENCE
@@ -63,7 +63,7 @@ def test_what_is_put_down_is_there_in_the_next_process(tmp_path: Path) -> None:
     assert queue.known_hash(tmp_path / "a.nii", (1, 2, 3)) == "cafe"
     assert queue.known_hash(tmp_path / "a.nii", (1, 2, 4)) is None and queue.facts() == {"dtype": "float32"}
 
-    queue.begin(items(tmp_path, "b"), tmp_path)  # what is no longer listed leaves the report, not the books
+    queue.begin(items(tmp_path, "b"), tmp_path)  # what is no longer listed leaves the report, not the queue
     assert [entry.name for entry in queue.entries()] == ["b"]
     assert sorted(queue.outputs()) == ["a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz"]
     queue.close()
@@ -106,12 +106,12 @@ def test_shards_split_by_name_alone_and_are_merged(tmp_path: Path) -> None:
     entries, _ = merged_entries(state)
     assert [entry.name for entry in entries] == ["old", "one", "shared", "two"]
     assert all(entry.state == "done" for entry in entries)
-    page = report(tmp_path)
+    page = write_report(tmp_path)
     assert page == tmp_path / "report.html" and all(
         name in page.read_text() for name in ("old", "one", "two")
     )
     with pytest.raises(BadInput, match="holds no queue"):
-        report(tmp_path / "elsewhere")
+        write_report(tmp_path / "elsewhere")
 
 
 def _hold(path: Path, flock: bool, ready: Any, end: Any) -> None:

@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_workers_write_what_one_process_writes(cluster: Cluster, folder: Path) -> None:
-    """Through the command line: the same files, books and exit code; a bad scan is named."""
+    """Through the command line: the same files, queue and exit code; a bad scan is named."""
     out = folder / "two"
     events = translate(folder / "tiny", folder / "in", "-o", out, "--ray", "--workers", "2", code=1)
     assert volumes(out) == volumes(folder / "one") and len(volumes(out)) == len(SCANS)

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scorefusion.batch.report import report
+from scorefusion.batch import write_report
 from scorefusion.errors import BadInput
 from scorefusion.io.atomic import check_output, folder_written_beside, written_beside
 from scorefusion.io.nifti import save_image
@@ -201,7 +201,7 @@ def test_a_batch_writes_through_links_and_names_those_it_must_not(tmp_path: Path
     }
     assert "git annex unlock" in failed["b.nii.gz"] and "is an input" in failed["c.nii.gz"]
     assert (out / "a.nii.gz").is_symlink() and nib.load(store / "a.nii.gz").shape == (14, 12, 10)
-    report(out)
+    write_report(out)
     assert (out / "report.html").is_symlink() and "<html" in (store / "page.html").read_text()
     assert nib.load(tmp_path / "in" / "c.nii.gz").shape == (7, 6, 5)
 
@@ -210,7 +210,7 @@ def test_a_report_keeps_its_mode(tmp_path: Path, umask: None) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz")
     translate(write_model(tmp_path / "tiny"), tmp_path / "in", "-o", tmp_path / "out")
     (tmp_path / "out" / "report.html").chmod(0o600)
-    assert mode(report(tmp_path / "out")) == 0o600
+    assert mode(write_report(tmp_path / "out")) == 0o600
 
 
 def test_other_hard_links_keep_the_old_content(tmp_path: Path) -> None:
