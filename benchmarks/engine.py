@@ -248,7 +248,7 @@ def volume(file: Path, box: Sequence[int], steps: int, turns: int) -> list[dict[
         start = time.perf_counter()
         residual = body()
         seconds = time.perf_counter() - start
-        fine = prepared.base[where.index] + config.residual.scale * residual
+        fine = config.residual.added_to(prepared.base[where.index], residual)
         result = prepared.intensity.denormalise(fine)[0, 0].float().numpy()
         figures = measure(Pair(result, truth, data_range), "tune")
         found.append({

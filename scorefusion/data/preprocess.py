@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,8 +118,7 @@ def sampling_box(condition: Tensor, config: ModelConfig, levels: Sequence[float 
         config: the model.
         levels: as for :func:`foreground_box`.
     """
-    multiples = [math.lcm(factor, config.multiple) for factor in config.degradation.factors]
-    box = foreground_box(condition, multiple=multiples, levels=levels)
+    box = foreground_box(condition, multiple=config.multiples, levels=levels)
     return box.whole_along(config.degradation.whole, condition.shape[2:])
 
 
@@ -136,18 +134,14 @@ def least_box(volumes: Sequence[Tensor], config: ModelConfig) -> Box | None:
     Returns:
         The box on the output's grid; None for measurements that are neither of blocks nor of nothing.
     """
-    if config.degradation.measures and not config.degradation.coarse:
+    measurement, full = config.degradation, volumes[0].shape[2:]
+    if measurement.measures and not measurement.coarse:
         return None
-    factors, full = config.degradation.factors, volumes[0].shape[2:]
     alike = [volume for volume in volumes if volume.shape[2:] == full]
     scaled = [Intensity.of(volume, config.intensity).normalise(volume) for volume in alike]
     box = foreground_box(torch.cat(scaled, dim=1), margin=0)
-    start, stop = (
-        [n * factor for n, factor in zip(ends, factors, strict=True)] for ends in (box.start, box.stop)
-    )
-    fine = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-    whole = [n * factor for n, factor in zip(full, factors, strict=True)]
-    return fine.whole_along(config.degradation.whole, whole)
+    fine = Box(measurement.grid(box.start), measurement.grid(box.stop))
+    return fine.whole_along(measurement.whole, measurement.grid(full))
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,8 +267,7 @@ def prepare_conditions(
         ScoreFusionError: for a volume without contrast, or of a size that cannot have been measured.
     """
     if operator is None:
-        factors = config.degradation.factors
-        size = [n * factor for n, factor in zip(volumes[0].shape[2:], factors, strict=True)]
+        size = config.degradation.grid(volumes[0].shape[2:])
         measured = config.degradation.operator(size, device=volumes[0].device)
     else:
         measured = linear_operator(operator)

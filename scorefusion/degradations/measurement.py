@@ -124,6 +124,11 @@ class Measurement(BaseModel):
         """Along which of z, y, x every voxel matters to what is measured, so that none may be cropped off."""
         return (False, False, False)
 
+    def grid(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """Return the size (z, y, x) of the target's grid for a measured image of ``size``."""
+        z, y, x = (length * factor for length, factor in zip(size, self.factors, strict=True))
+        return z, y, x
+
     def make_operator(
         self, size: Sequence[int], seed: int | None, device: torch.device | str
     ) -> LinearOperator | None:

@@ -118,12 +118,12 @@ class Case:
 
     def volume(self, residual: Tensor) -> np.ndarray:
         """The normalised volume ``[d, h, w]`` that a residual ``[1, 1, d, h, w]`` of the box stands for."""
-        return as_array(self.prepared.base[self.box.index] + self.config.residual.scale * residual)
+        return as_array(self.config.residual.added_to(self.prepared.base[self.box.index], residual))
 
     def residual(self) -> Tensor:
         """The true residual ``[1, 1, d, h, w]`` of the box, in units of ``residual.scale``."""
         truth = self.intensity.normalise(self.target[self.box.index])
-        return (truth - self.prepared.base[self.box.index]) / self.config.residual.scale
+        return self.config.residual.of(truth, self.prepared.base[self.box.index])
 
     def from_black_to_white(self, volume: np.ndarray) -> np.ndarray:
         """A normalised volume on the scale on which the whole true volume reaches from 0 to 1."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from torch import Tensor
 
 from scorefusion.degradations import MEASUREMENTS, Measurement, Nothing
 from scorefusion.errors import BadInput, unknown_name
@@ -91,12 +93,20 @@ class BranchConfig(Frozen):
 
 
 class ResidualConfig(Frozen):
-    """The target is ``(volume - base) / scale``; ``base`` is made from the first condition."""
+    """The networks learn the residual to a base, which is made from the first condition as ``base`` says."""
 
     base: Literal["nearest", "trilinear", "trilinear+consistency", "pseudo-inverse", "identity"] = (
         "trilinear+consistency"
     )
     scale: float = 2.0
+
+    def of(self, volume: Tensor, base: Tensor) -> Tensor:
+        """Return the residual of a volume to its base."""
+        return (volume - base) / self.scale
+
+    def added_to(self, base: Tensor, residual: Tensor) -> Tensor:
+        """Return the volume that a residual stands for."""
+        return base + self.scale * residual
 
 
 class DomainConfig(Frozen):
@@ -242,6 +252,12 @@ class ModelConfig(Frozen):
         """Spatial sizes are padded inside to a multiple of this."""
         networks = [*self.slice_networks.values(), *([self.fusion] if self.fusion else [])]
         return max(network.scales[-1] for network in networks)
+
+    @property
+    def multiples(self) -> tuple[int, int, int]:
+        """(z, y, x) that the size of a sampled box is a multiple of: whole patches and whole blocks."""
+        z, y, x = (math.lcm(factor, self.multiple) for factor in self.degradation.factors)
+        return z, y, x
 
 
 Config = TypeVar("Config", bound=BaseModel)

@@ -107,8 +107,7 @@ def footprint(
         walk: find what preparation takes by walking it on tensors that hold nothing, which takes a process a
             second the first time; else an upper bound.
     """
-    factors = config.degradation.factors
-    grid = [n * factor for n, factor in zip(shapes[0], factors, strict=True)]
+    grid = config.degradation.grid(shapes[0])
     images = [math.prod(shape) for shape in shapes]
     fine, kept = 4 * math.prod(grid), len(config.conditions) + 1
     scans, largest = 4 * sum(images), max(images)
@@ -181,8 +180,7 @@ def _preparation(
 
 def missing_voxels(config: ModelConfig, box: Box) -> list[int]:
     """How many voxels a box lacks along z, y and x to be of whole patches and whole blocks."""
-    multiples = [math.lcm(factor, config.multiple) for factor in config.degradation.factors]
-    return [-length % multiple for length, multiple in zip(box.size, multiples, strict=True)]
+    return [-length % multiple for length, multiple in zip(box.size, config.multiples, strict=True)]
 
 
 class Room:
@@ -313,7 +311,7 @@ class Room:
     def _largest_crop(self, found: Footprint, settings: Settings, limit: Limit, need: int) -> Size | None:
         """About the largest crop, of the box's proportions, that fits sampled as a whole."""
         degradation, image, best = self.config.degradation, found.shapes[0], None
-        units = [math.lcm(factor, self.config.multiple) // factor for factor in degradation.factors]
+        units = [m // factor for m, factor in zip(self.config.multiples, degradation.factors, strict=True)]
         box = [n / factor for n, factor in zip(found.box, degradation.factors, strict=True)]
         base, share = self._base(), 1.0
         for _ in range(CROPS):
@@ -337,8 +335,7 @@ class Room:
 
     def _grid(self, shape: Size) -> Size:
         """The output's grid of an image of that size."""
-        z, y, x = (n * factor for n, factor in zip(shape, self.config.degradation.factors, strict=True))
-        return z, y, x
+        return self.config.degradation.grid(shape)
 
 
 def compared_with_this_machine(layout: Plan, device: torch.device) -> str:

@@ -49,8 +49,7 @@ def _check_room(job: Job, room: Room, operator: Operator | None) -> None:
     shapes, settings, config = [scan.values.shape for scan in job.scans], job.settings, room.config
     if room.roomy(shapes, settings):
         return
-    whole = [n * factor for n, factor in zip(shapes[0], config.degradation.factors, strict=True)]
-    box: Box | None = Box.whole(whole)
+    box: Box | None = Box.whole(config.degradation.grid(shapes[0]))
     if settings.crop and operator is None:
         box = least_box([volume_of(scan) for scan in job.scans], config)
     size = shapes[0] if box is None else box.size

@@ -189,7 +189,7 @@ def _volume(job: Job, room: Room) -> tuple[np.ndarray, Consistency | None]:
     """The volume in the input's units and orientation, and how well it agrees with the input."""
     prepared, box, scan, config = job.prepared, job.box, job.scan, room.config
     whole = prepared.outside.clone()
-    whole[box.index] = prepared.base[box.index] + config.residual.scale * job.mean
+    whole[box.index] = config.residual.added_to(prepared.base[box.index], job.mean)
     whole = prepared.intensity.denormalise(whole)
     measured = volume_of(scan, whole.device)
     if prepared.held is not None:

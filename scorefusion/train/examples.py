@@ -95,7 +95,7 @@ def make_example(volume: Tensor, config: ModelConfig, *, seed: int | None = None
         base = config.degradation.degrade(target, base=config.residual.base, seed=seed).condition
     else:
         base = given[config.conditions[0]]
-    residual = (target - base) / config.residual.scale
+    residual = config.residual.of(target, base)
     return Example(residual, torch.cat([base, *(given[name] for name in config.conditions[1:])], dim=1))
 
 

@@ -234,7 +234,7 @@ def restore(model: ScoreFusion, crop: Crop, stage: StageConfig, seed: int) -> di
             clamp=description.sampling.clamp,
             project=_projection(description, condition),
         )
-        volumes[label] = volumes["base"] + description.residual.scale * residual.cpu()
+        volumes[label] = description.residual.added_to(volumes["base"], residual.cpu())
     return volumes
 
 
