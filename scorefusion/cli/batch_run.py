@@ -24,6 +24,45 @@ if TYPE_CHECKING:
 SOME_FAILED, STOPPED = 1, 3
 
 
+def run_batch(batch: Batch, many: Many, *, quiet: bool) -> int:
+    """Translate a batch and say how it went.
+
+    Returns:
+        The exit code: 0 if no item failed, 1 if some did, 3 if the run had to stop, 128 and the signal's
+        number if it was interrupted.
+
+    Raises:
+        ScoreFusionError: if nothing could be started.
+    """
+    from scorefusion.batch import StopFlag, translate_batch
+    from scorefusion.engine.planning.memory import keep_freed_memory
+    from scorefusion.errors import ScoreFusionError
+
+    ray = many.ray_address or ("local" if many.ray else None)
+    if many.workers is not None and ray is None:
+        raise ScoreFusionError("--workers is for --ray; without it one process does all")
+    if batch.work.max_memory is None:
+        keep_freed_memory()
+    stop = StopFlag()
+    with (
+        view(as_json=many.as_json, quiet=quiet) as listener,
+        _cluster(ray, batch.work.device, many.workers) as cluster,
+        _signals(stop) as caught,
+    ):
+        summary = translate_batch(batch, listener=listener, stop=stop, cluster=cluster)
+    if summary.stopped is not None:
+        note(f"{summary.stopped} Resume with: {shlex.join(['scorefusion', *sys.argv[1:]])}")
+    for problem in summary.unreported:
+        note(problem)
+    if not (many.as_json or quiet):
+        parts = [f"{summary.done} translated", f"{summary.kept} there already", f"{summary.failed} failed"]
+        parts += [f"{summary.left} not reached"] if summary.left else []
+        print(f"{batch.out}: {', '.join(parts)}")
+    if summary.stopped is not None:
+        return 128 + caught[0] if caught else STOPPED
+    return SOME_FAILED if summary.failed else 0
+
+
 def make_batch(
     inputs: Sequence[Path],
     out: Path,
@@ -36,10 +75,10 @@ def make_batch(
     """Return the batch that a command line describes.
 
     Args:
-        inputs: a folder, a table, or NIfTI files.
+        inputs: a folder, a table, or files.
         out: the folder of the outputs.
         model: a name or a folder.
-        machine: the device and what belongs to it.
+        machine: where to compute.
         options: of each translation.
         many: of the batch.
         refused: options that are for one volume, each None if it was not given.
@@ -87,60 +126,6 @@ def make_batch(
         verify=many.verify,
         keep_failed=many.keep_failed,
     )
-
-
-def run_batch(
-    batch: Batch,
-    *,
-    as_json: bool = False,
-    quiet: bool = False,
-    ray: str | None = None,
-    workers: int | None = None,
-) -> int:
-    """Translate a batch and say how it went.
-
-    Args:
-        batch: what.
-        as_json: print events.
-        quiet: print errors only.
-        ray: let processes of Ray compute: the address of a cluster, or ``local`` to start it here.
-        workers: how many of them at most.
-
-    Returns:
-        The exit code: 0 if no item failed, 1 if some did, 3 if the run had to stop, 128 and the signal's
-        number if it was interrupted.
-
-    Raises:
-        ScoreFusionError: if nothing could be started.
-    """
-    from scorefusion.batch import StopFlag, translate_batch
-    from scorefusion.engine.planning.memory import keep_freed_memory
-    from scorefusion.errors import ScoreFusionError
-
-    if workers is not None and ray is None:
-        raise ScoreFusionError("--workers is for --ray; without it one process does all")
-    if batch.work.max_memory is None:
-        keep_freed_memory()
-    stop = StopFlag()
-    with (
-        view(as_json=as_json, quiet=quiet) as listener,
-        _cluster(ray, batch.work.device, workers) as cluster,
-        _signals(stop) as caught,
-    ):
-        summary = translate_batch(batch, listener=listener, stop=stop, cluster=cluster)
-    if summary.stopped is not None:
-        resume = shlex.join(["scorefusion", *sys.argv[1:]])
-        note(f"{summary.stopped} Resume with: {resume}")
-    for problem in summary.unreported:
-        note(problem)
-    if not (as_json or quiet):
-        text = (
-            f"{batch.out}: {summary.done} translated, {summary.kept} there already, {summary.failed} failed"
-        )
-        print(f"{text}, {summary.left} not reached" if summary.left else text)
-    if summary.stopped is not None:
-        return 128 + caught[0] if caught else STOPPED
-    return SOME_FAILED if summary.failed else 0
 
 
 @contextmanager

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scorefusion.cli.bars import stderr_console
 from scorefusion.cli.streams import shielded
 
 if TYPE_CHECKING:
     from scorefusion.batch import Event, Listener
-
-_COUNTED = ("item-done", "item-failed", "item-kept")
 
 
 @contextmanager
@@ -28,95 +27,83 @@ def view(*, as_json: bool = False, quiet: bool = False, every: float = 10.0) -> 
         every: where there is no terminal, seconds between lines about progress.
     """
     console = stderr_console()
+    say = functools.partial(print, file=console.file, flush=True)
     if as_json:
         stdout = shielded(sys.stdout)  # the stream of now: it may be redirected meanwhile
         yield lambda event: print(json.dumps(event), file=stdout, flush=True)
     elif quiet:
-        yield _Lines(float("inf"), console.file, quiet=True)
+        yield _View(say, quiet=True)
     elif console.is_terminal:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (
-            TextColumn("translating"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-        )
-        with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
-            yield _Bar(bar)
+        text = TextColumn("{task.description}")
+        columns = (TextColumn("translating"), BarColumn(), MofNCompleteColumn(), text, TimeElapsedColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("", total=None)
+            show = functools.partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
+            yield _View(
+                show,
+                lambda now: bar.update(task, total=now.total, completed=now.seen, description=now.text()),
+            )
     else:
-        yield _Lines(every, console.file)
+        last = time.monotonic()
+
+        def line(now: _View) -> None:
+            nonlocal last
+            if now.seen and time.monotonic() - last >= every:
+                last = time.monotonic()
+                say(f"translating: {now.seen} of {now.total}: {now.text()}")
+
+        yield _View(say, line)
 
 
-class Tally:
-    """Counts a batch's events, and from them its rate and the time left."""
+class _View:
+    """Counts a batch's events, and shows what a reader must know of each.
 
-    def __init__(self) -> None:
-        self.total = self.todo = self.done = self.failed = self.kept = self.handled = 0
-        self.start = time.monotonic()
+    Args:
+        show: prints a line.
+        update: shows how far the batch is, called when that has changed.
+        quiet: show failures only.
+    """
 
-    def take(self, event: Event) -> None:
-        """Count an event."""
+    def __init__(
+        self,
+        show: Callable[[str], object],
+        update: Callable[[_View], None] | None = None,
+        quiet: bool = False,
+    ):
+        self.show, self.update, self.quiet = show, update, quiet
+        self.counts = {"item-done": 0, "item-failed": 0, "item-kept": 0}
+        self.total, self.start = 0, time.monotonic()
+
+    def __call__(self, event: Event) -> None:
         kind = event["event"]
         if kind == "started":
-            self.total, self.todo = event["items"], event["todo"]
-            self.start = time.monotonic()
-        self.done += kind == "item-done"
-        self.failed += kind == "item-failed"
-        self.kept += kind == "item-kept"
+            self.total, self.start = event["items"], time.monotonic()
+        elif kind in self.counts:
+            self.counts[kind] += 1
+        text = _line(event)
+        if text is not None and not (self.quiet and kind in ("started", "note", "item-done")):
+            self.show(text)
+        if self.update is not None and kind in ("started", *self.counts):
+            self.update(self)
 
     @property
     def seen(self) -> int:
         """Items that are over."""
-        return self.done + self.failed + self.kept
+        return sum(self.counts.values())
 
     def text(self) -> str:
         """Such as ``12 done, 1 failed, 3 there already, 4.2/min, about 9 min left``."""
-        parts = [f"{self.done} done", f"{self.failed} failed"]
-        parts += [f"{self.kept} there already"] if self.kept else []
+        done, failed, kept = self.counts.values()
+        parts = [f"{done} done", f"{failed} failed"]
+        parts += [f"{kept} there already"] if kept else []
         minutes = (time.monotonic() - self.start) / 60
-        if self.done and minutes > 0:
-            rate = self.done / minutes
-            left = (self.total - self.seen) / rate
+        if done and minutes > 0:
+            rate = done / minutes
             parts.append(f"{rate:.3g}/min")
-            parts += [f"about {_minutes(left)} left"] if self.seen < self.total else []
+            parts += [f"about {_minutes((self.total - self.seen) / rate)} left"] * (self.seen < self.total)
         return ", ".join(parts)
-
-
-class _Bar:
-    """One live line, and a line for each failure above it."""
-
-    def __init__(self, bar: Any):
-        self.bar, self.tally = bar, Tally()
-        self.task = bar.add_task("", total=None)
-
-    def __call__(self, event: Event) -> None:
-        self.tally.take(event)
-        text = _line(event)
-        if text is not None:
-            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        if event["event"] in ("started", *_COUNTED):
-            tally = self.tally
-            self.bar.update(self.task, total=tally.total, completed=tally.seen, description=tally.text())
-
-
-class _Lines:
-    """A line for each failure, and one about progress now and then."""
-
-    def __init__(self, every: float, file: IO[str], *, quiet: bool = False):
-        self.every, self.file, self.quiet, self.tally = every, file, quiet, Tally()
-        self.last = time.monotonic()
-
-    def __call__(self, event: Event) -> None:
-        self.tally.take(event)
-        kind, now = event["event"], time.monotonic()
-        text = _line(event)
-        if text is not None and not (self.quiet and kind in ("started", "note", "item-done")):
-            print(text, file=self.file, flush=True)
-        if kind in _COUNTED and not self.quiet and now - self.last >= self.every:
-            self.last = now
-            seen = f"{self.tally.seen} of {self.tally.total}"
-            print(f"translating: {seen}: {self.tally.text()}", file=self.file, flush=True)
 
 
 def _line(event: Event) -> str | None:
@@ -131,9 +118,7 @@ def _line(event: Event) -> str | None:
         return f"failed: {event['name']}: {event['error']}.{fix}"
     if kind == "item-done" and event.get("warnings"):
         return "\n".join(f"warning: {event['name']}: {warning}" for warning in event["warnings"])
-    if kind == "note":
-        return f"note: {event['text']}"
-    return None
+    return f"note: {event['text']}" if kind == "note" else None
 
 
 def _minutes(minutes: float) -> str:

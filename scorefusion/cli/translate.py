@@ -110,9 +110,7 @@ def translate(
 
         refused = {"--mask": options.pop("mask"), "--spread": beside.spread, "--figure": beside.figure}
         batch = make_batch(images, Path(output), model, machine, options, many, refused)
-        address = many.ray_address or ("local" if many.ray else None)
-        code = run_batch(batch, as_json=many.as_json, quiet=quiet, ray=address, workers=many.workers)
-        raise typer.Exit(code)
+        raise typer.Exit(run_batch(batch, many, quiet=quiet))
     else:
         if many.ray or many.ray_address is not None or many.workers is not None:
             raise ScoreFusionError("--ray is for many volumes; give a folder, a table, or a folder for OUT")
@@ -132,7 +130,6 @@ def _one(
     quiet: bool,
 ) -> None:
     """Translate one volume, and say how it went."""
-    spread, figure = beside.spread, beside.figure
     from scorefusion.batch import side_path
     from scorefusion.errors import BadInput, ScoreFusionError
     from scorefusion.io.atomic import check_output
@@ -141,6 +138,7 @@ def _one(
     from scorefusion.io.nifti import save_image
     from scorefusion.pipeline.figures import FIGURE_ENDINGS, try_to_write
 
+    spread, figure = beside.spread, beside.figure
     check_volume_output(output, images)
     if output.is_file() and is_dicom(output):
         raise BadInput(output, "is a DICOM file, perhaps of the input", "Give the output another name.")

@@ -34,17 +34,17 @@ from scorefusion.pipeline.settings import Settings
 Size = tuple[int, int, int]
 
 READ, SCALED, STORED = 25, 24, 20
-"""Bytes for each voxel of an image: while it is read (stored, scaled, turned, checked), while its intensities
-are measured, and while a result is brought to an input's integer type."""
+"""Bytes per voxel of an image: while it is read (stored, scaled, turned, checked), while its intensities are
+measured, and while a result is converted to an input's integer type."""
 
 CLIPPING = 6
 """Volumes that are alive at once while a result is clipped and its block means are restored."""
 
 UNWALKED = 12
-"""Volumes that measurements hold at once which cannot be walked on tensors that hold nothing."""
+"""Volumes held at once by measurements that cannot be traced on the meta device."""
 
 CROPS = 4
-"""Crops that are tried before the largest found to fit is named."""
+"""Crops that are tried before the largest that fits is named."""
 
 
 class Bytes(NamedTuple):
@@ -56,20 +56,20 @@ class Bytes(NamedTuple):
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a translation takes besides the program, the weights and its engine.
+    """Memory that a translation takes besides the program, the weights and its engine, stage by stage.
 
     Attributes:
         shapes: (z, y, x) of each image.
         box: (z, y, x) of the box that is sampled.
-        operator: whether the caller says what was measured.
+        operator: whether the caller passed the operator of the measurement.
         size: (z, y, x) of the box, extended to whole patches.
-        read: while the images are read.
-        scans: the images as they were read.
-        prepare: while conditions are brought to the output's grid, images included.
-        held: conditions, base and first image, kept until the end.
-        around: on the device, while sampling.
-        finish: while the result is put together, ``held`` included.
-        save: while it is written.
+        read: bytes while the images are read.
+        scans: bytes of the images as they were read.
+        prepare: bytes while conditions are brought to the output's grid, images included.
+        held: bytes of conditions, base and first image, kept until the end.
+        around: bytes on the device, while sampling.
+        finish: bytes while the result is made, ``held`` included.
+        save: bytes while it is written.
     """
 
     shapes: tuple[Size, ...]
@@ -95,7 +95,7 @@ def footprint(
     operator: bool = False,
     walk: bool = True,
 ) -> Footprint:
-    """Forecast what is around the sampling of one translation.
+    """Forecast the memory of one translation around its sampling.
 
     Args:
         config: the model.
@@ -103,9 +103,9 @@ def footprint(
         box: (z, y, x) of the box that is sampled.
         settings: of the translation.
         one_memory: whether the device computes in the host's memory, as a CPU does.
-        operator: whether the caller says what was measured.
-        walk: find what preparation takes by walking it on tensors that hold nothing, which takes a process a
-            second the first time; else an upper bound.
+        operator: whether the caller passed the operator of the measurement.
+        walk: measure the preparation by tracing it on the meta device, which takes a second the first time in
+            a process; else an upper bound.
     """
     grid = config.degradation.grid(shapes[0])
     images = [math.prod(shape) for shape in shapes]
@@ -131,11 +131,11 @@ def footprint(
     fields = (1 + 2 * sides) * inside
     image = fine if settings.output_dtype == "float32" else STORED * (fine // 4)
     result = (1 + sides) * fine
-    # Two steps of the inverse map are alive at once, or what clips, or the result, its fields and its image.
+    # Two steps of the inverse map are alive at once, or what clips, or the result and its fields.
     alive = CLIPPING * fine if settings.clip == "input" else 2 * fine
-    finish, made = held + fields + fine + alive, 4 * images[0] + result + image
+    finish, made = held + fields + fine + alive, 4 * images[0] + result
     if one_memory:
-        finish, made = 0, 4 * images[0] + held + fields + fine + max(alive, result + image)
+        finish, made = 0, 4 * images[0] + held + fields + fine + max(alive, result)
     return Footprint(
         shapes=tuple(shapes),
         box=box,

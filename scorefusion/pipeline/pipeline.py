@@ -105,6 +105,7 @@ class Pipeline:
         self.sample(job, callback=callback)
         return self.finish(job)
 
+    @documented(Options)
     def settings(self, **options: Unpack[Options]) -> Settings:
         """Check the options of a call and fill in the model's own, for :meth:`read`.
 

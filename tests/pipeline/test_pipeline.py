@@ -18,7 +18,7 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import ResidualConfig
 from scorefusion.models.strategies import BUILT_IN as STRATEGIES
 from scorefusion.ops.fuse_step import fuse_step
-from scorefusion.pipeline import Pipeline, Translation
+from scorefusion.pipeline import Pipeline, Translation, translation
 from tests.support.tiny import AFFINE, same_grid_config, tiny_config, tiny_image, tiny_model, write_tiny
 
 
@@ -327,3 +327,23 @@ def test_an_assumed_orientation_is_a_warning(pipeline: Pipeline) -> None:
     result = pipeline(nib.Nifti1Image(image.dataobj, None, image.header), assume_affine=True)
     assert result.warnings == ("its header has no orientation: pixdim and RAS axes are assumed",)
     assert pipeline(tiny_image()).warnings == ()
+
+
+def test_the_image_of_a_result_is_made_once(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is saved; where the result lies is known without it."""
+    made: list[Any] = []
+    original = translation.make_image
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        made.append(original(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(translation, "make_image", counted)
+    result = pipeline(tiny_image())
+    assert not made
+    result.save(tmp_path / "out.nii.gz")
+    assert len(made) == 1
+    np.testing.assert_array_equal(made[0].affine, result.affine)
+    assert result.affine.dtype == np.float64 and result.header["sform_code"] == made[0].header["sform_code"]
