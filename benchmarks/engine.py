@@ -47,8 +47,7 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.ops.backends import use_backend
 from scorefusion.ops.device import choose_dtype, cpu_instructions
-from scorefusion.pipeline import Settings
-from scorefusion.pipeline.sample import draw_residuals
+from scorefusion.pipeline import Settings, draw_residuals
 
 AS_REALISTIC = SamplingConfig(
     solver="ddim",

@@ -20,8 +20,8 @@ import typer
 
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import check_output, written_beside
+from scorefusion.io.figures import FIGURE_ENDINGS, save_figure
 from scorefusion.optional import need
-from scorefusion.pipeline.figures import FIGURE_ENDINGS, save_figure
 
 REMEDY = "Make one with `pytest benchmarks --benchmark --benchmark-json=FILE`."
 UNITS = ("bytes", "FLOP")

@@ -5,10 +5,10 @@ The public names below are imported when first used, so ``import scorefusion`` i
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scorefusion._version import __version__
+from scorefusion.optional import lazily
 
 if TYPE_CHECKING:
     from scorefusion.diffusion.sample import sample
@@ -19,24 +19,6 @@ if TYPE_CHECKING:
     from scorefusion.models.official.convert import load_official
     from scorefusion.models.score_fusion import ScoreFusion
     from scorefusion.pipeline import Pipeline, Translation
-
-
-_HOME = {
-    "BadInput": "errors",
-    "Cancelled": "errors",
-    "ModelConfig": "models.config",
-    "OutOfMemory": "errors",
-    "Pipeline": "pipeline.pipeline",
-    "ScoreFusion": "models.score_fusion",
-    "ScoreFusionError": "errors",
-    "Translation": "pipeline.pipeline",
-    "find_series": "io.dicom",
-    "load_official": "models.official.convert",
-    "make_table": "diffusion.solvers",
-    "read_dicom_series": "io.dicom",
-    "sample": "diffusion.sample",
-    "save_dicom_series": "io.dicom",
-}
 
 __all__ = [
     "BadInput",
@@ -56,13 +38,19 @@ __all__ = [
     "save_dicom_series",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'scorefusion' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"scorefusion.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+_, __getattr__ = lazily(
+    __name__,
+    {
+        "diffusion.sample": "sample",
+        "diffusion.solvers": "make_table",
+        "errors": "BadInput Cancelled OutOfMemory ScoreFusionError",
+        "io.dicom": "find_series read_dicom_series save_dicom_series",
+        "models.config": "ModelConfig",
+        "models.official.convert": "load_official",
+        "models.score_fusion": "ScoreFusion",
+        "pipeline": "Pipeline Translation",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -43,13 +43,14 @@ def need(module: str, purpose: str) -> Any:
         ) from None
 
 
-def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package that imports its public names when they are first used.
+def lazily(package: str, modules: Mapping[str, str]) -> tuple[list[str], Callable[[str], Any]]:
+    """Return a package's ``__all__``, and the ``__getattr__`` that imports a name when it is first used.
 
     Args:
         package: its ``__name__``.
-        homes: the module of each name, within the package.
+        modules: the names that each of its modules exports, with spaces between them.
     """
+    homes = {name: module for module, names in modules.items() for name in names.split()}
 
     def get(name: str) -> Any:
         if name not in homes:
@@ -58,4 +59,4 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         setattr(sys.modules[package], name, value)
         return value
 
-    return get
+    return sorted(homes), get

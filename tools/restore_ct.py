@@ -20,10 +20,10 @@ import torch
 from scorefusion import Pipeline
 from scorefusion.data import interpolate
 from scorefusion.errors import ScoreFusionError
+from scorefusion.io.figures import save_figure
 from scorefusion.io.nifti import read_scan
 from scorefusion.metrics import psnr, ssim
 from scorefusion.optional import need
-from scorefusion.pipeline.figures import save_figure
 
 RANGE = 3000.0
 """White less black in Hounsfield units, for PSNR and SSIM."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scorefusion.pipeline.figures import middle, plane_images
+from scorefusion.io.figures import middle, plane_images
 
 Spacing = tuple[float, float, float]
 

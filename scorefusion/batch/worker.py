@@ -33,8 +33,7 @@ from scorefusion.io.nifti import ras_order
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import load_config
 from scorefusion.ops.device import choose_device, choose_dtype
-from scorefusion.pipeline import Job, Pipeline, Settings, Translation
-from scorefusion.pipeline.sample import Progress
+from scorefusion.pipeline import Job, Pipeline, Progress, Settings, Translation
 
 
 @dataclass(frozen=True)

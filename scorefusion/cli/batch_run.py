@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scorefusion.batch import Batch, StopFlag
     from scorefusion.batch.ray import Cluster
     from scorefusion.cli.translate import Many
-    from scorefusion.pipeline.options import Machine, Options
+    from scorefusion.pipeline import Machine, Options
 
 SOME_FAILED, STOPPED = 1, 3
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument
 
 from scorefusion.cli.options import Only, Quiet, numbers, opt
-from scorefusion.pipeline.options import Options
+from scorefusion.pipeline import Options
 
 if TYPE_CHECKING:
     from scorefusion.data import DatasetConfig, Found

@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Option
 
 from scorefusion.cli.options import Device, Model, Only, Output, Place, Quiet, opt, parse_box
-from scorefusion.pipeline.options import OWN, Options
+from scorefusion.pipeline import OWN, Options
 
 
 @dataclass

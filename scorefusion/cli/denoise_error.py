@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument
 
 from scorefusion.cli.options import Device, Model, Only, Place, Quiet, parse_box
-from scorefusion.pipeline.options import Options
+from scorefusion.pipeline import Options
 
 
 def denoise_error(

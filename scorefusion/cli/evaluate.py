@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument
 
 from scorefusion.cli.options import Device, Levels, ModelArgument, Only, Output, Quiet, opt, parse_box
-from scorefusion.pipeline.options import Options
+from scorefusion.pipeline import Options
 
 if TYPE_CHECKING:
     from scorefusion.evaluate.cases import Where

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.pipeline.options import OWN, Machine, Option, declared, described, type_of
+from scorefusion.pipeline import OWN, Machine, Option, declared, described, type_of
 
 Parts = tuple[list[inspect.Parameter], Callable[[Mapping[str, Any]], Any]]
 

@@ -9,7 +9,7 @@ import typer
 from typer import Option
 
 from scorefusion.cli.options import Only
-from scorefusion.pipeline.options import Machine, Options
+from scorefusion.pipeline import Machine, Options
 
 
 def plan(
@@ -46,7 +46,7 @@ def plan(
     from scorefusion.models.folder import bundled_models, load_config
     from scorefusion.models.presets import PRESETS, preset
     from scorefusion.ops.device import DTYPES, choose_device, choose_dtype
-    from scorefusion.pipeline.footprint import compared_with_this_machine
+    from scorefusion.pipeline import compared_with_this_machine
 
     device, dtype, max_memory = machine["device"], machine["dtype"], machine["max_memory"]
     limit = None if max_memory is None else parse_memory(max_memory)
@@ -69,7 +69,7 @@ def plan(
         print(f"\n{compared_with_this_machine(layout, torch.device(kind))}")
     if figure is not None:
         from scorefusion.engine.planning.report import step_figure
-        from scorefusion.pipeline.figures import save_figure
+        from scorefusion.io.figures import save_figure
 
         save_figure(step_figure(found.forecast), figure)
     require_stdout()

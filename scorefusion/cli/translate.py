@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 from scorefusion.cli.options import Model, Quiet, opt
-from scorefusion.pipeline.options import CallOptions, Machine
+from scorefusion.pipeline import CallOptions, Machine
 
 
 @dataclass
@@ -134,9 +134,9 @@ def _one(
     from scorefusion.errors import BadInput, ScoreFusionError
     from scorefusion.io.atomic import check_output
     from scorefusion.io.dicom.file import is_dicom
+    from scorefusion.io.figures import FIGURE_ENDINGS, try_to_write
     from scorefusion.io.formats import check_volume_output
     from scorefusion.io.nifti import save_image
-    from scorefusion.pipeline.figures import FIGURE_ENDINGS, try_to_write
 
     spread, figure = beside.spread, beside.figure
     check_volume_output(output, images)

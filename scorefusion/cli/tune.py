@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument
 
 from scorefusion.cli.options import Device, ModelArgument, Only, Output, Quiet, numbers, opt, parse_box
-from scorefusion.pipeline.options import OWN, Options
+from scorefusion.pipeline import OWN, Options
 
 
 @dataclass

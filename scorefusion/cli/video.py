@@ -10,7 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from scorefusion.cli.options import Device, Model, Only, Quiet, opt
-from scorefusion.pipeline.options import Options
+from scorefusion.pipeline import Options
 
 
 @dataclass
@@ -57,7 +57,7 @@ def video(
     if what.convert and (what.test or what.figure):
         raise ScoreFusionError("--convert runs no model, so --test and --figure do not go with it")
     if what.figure is not None:
-        from scorefusion.pipeline.figures import FIGURE_ENDINGS
+        from scorefusion.io.figures import FIGURE_ENDINGS
 
         check_output(what.figure, FIGURE_ENDINGS, [clip])
     given = read_clip(clip, frames=parse_frames(what.frames), pool=what.pool)
@@ -73,8 +73,8 @@ def video(
     import numpy as np
 
     from scorefusion.cli.bars import progress
+    from scorefusion.io.figures import save_figure
     from scorefusion.pipeline import Pipeline
-    from scorefusion.pipeline.figures import save_figure
     from scorefusion.pipeline.video import (
         SCORES,
         bicubic,

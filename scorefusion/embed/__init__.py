@@ -1,5 +1,6 @@
 """A pipeline as a part of other frameworks: MONAI, nipype, and processes that load it when they need it."""
 
+# ruff: noqa: F401
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -10,6 +11,4 @@ if TYPE_CHECKING:
     from scorefusion.embed.bundle import export_bundle
     from scorefusion.embed.lazy import LazyPipeline
 
-__all__ = ["LazyPipeline", "export_bundle"]
-
-__getattr__ = lazily(__name__, {"LazyPipeline": "lazy", "export_bundle": "bundle"})
+__all__, __getattr__ = lazily(__name__, {"bundle": "export_bundle", "lazy": "LazyPipeline"})

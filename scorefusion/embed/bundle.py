@@ -15,7 +15,7 @@ from scorefusion.errors import BadInput
 from scorefusion.io.atomic import folder_written_beside
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import CARD, CONFIG, WEIGHTS, find_folder, load_config
-from scorefusion.pipeline.options import Machine, Options, declared
+from scorefusion.pipeline import Machine, Options, declared
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"

@@ -19,8 +19,7 @@ from scorefusion.embed.lazy import LazyPipeline
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.formats import FORMATS
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.pipeline import Pipeline, Translation
-from scorefusion.pipeline.options import Machine, declared
+from scorefusion.pipeline import Machine, Pipeline, Translation, declared
 
 __all__ = ["FusionInferer", "ScoreFusiond", "Translations", "datalist"]
 

@@ -22,7 +22,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from scorefusion.pipeline.options import Machine, Option, Options, declared, described, type_of
+from scorefusion.pipeline import Machine, Option, Options, declared, described, type_of
 
 __all__ = ["Translate"]
 

@@ -14,9 +14,9 @@ from scorefusion.evaluate.shared_start import plane_row
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary
 from scorefusion.evaluate.table import Table
+from scorefusion.io.figures import side_by_side
 from scorefusion.io.pages import data_url, render
 from scorefusion.metrics import METRICS
-from scorefusion.pipeline.figures import side_by_side
 
 
 def report_page(

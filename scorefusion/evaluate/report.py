@@ -21,7 +21,7 @@ from scorefusion.evaluate.run import Results, Settings, figure_names
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary
 from scorefusion.evaluate.table import Table, markdown, tables
-from scorefusion.pipeline.figures import try_to_write
+from scorefusion.io.figures import try_to_write
 
 FILES = ("subjects.csv", "summary.json", "table.md", "report.html")
 CACHE = "cache"

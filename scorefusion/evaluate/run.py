@@ -22,7 +22,7 @@ from scorefusion.evaluate.shared_start import SharedStart
 from scorefusion.evaluate.store import Store
 from scorefusion.metrics import METRICS
 from scorefusion.metrics import measure as measure_pair
-from scorefusion.pipeline.sample import missing_voxels
+from scorefusion.pipeline import missing_voxels
 
 Progress = Callable[[int, int], None]
 

@@ -23,7 +23,7 @@ from scorefusion.models.config import PLANES, ModelConfig, Plane
 from scorefusion.models.score_fusion import ScoreFusion, Scores, cropped
 from scorefusion.models.strategies import AVERAGE, STRATEGIES, Strategy, strategies_of, strategy_named
 from scorefusion.ops.fuse_scores import Fusion
-from scorefusion.pipeline.sample import whole_patches
+from scorefusion.pipeline import whole_patches
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 from scorefusion.evaluate.cases import Case
 from scorefusion.evaluate.output import aligned, write_text
 from scorefusion.evaluate.tune import Curve, Point, noise_range, solver_name
+from scorefusion.io.figures import save_figure, try_to_write
 from scorefusion.metrics import METRICS, Metric, shown
 from scorefusion.optional import need
-from scorefusion.pipeline.figures import save_figure, try_to_write
 
 FILES = ("tune.json", "tune.csv", "tune.png")
 NEEDED = ("matplotlib", "skimage.metrics")

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError, memory_named
-from scorefusion.io.nifti import Scan, fine_affine, make_image, save_image
+from scorefusion.io.figures import middle, plane_images, save_figure
+from scorefusion.io.nifti import Scan, fine_affine, make_image, ras_order, save_image
+from scorefusion.optional import need
 from scorefusion.pipeline.footprint import Room
 from scorefusion.pipeline.job import Job
 from scorefusion.pipeline.prepare import volume_of
@@ -140,9 +142,7 @@ class Translation:
             ScoreFusionError: without matplotlib, naming the extra that brings it.
             BadInput: if it cannot be written.
         """
-        from scorefusion.pipeline.figures import save_figure, translation_figure
-
-        figure = translation_figure(self)
+        figure = _figure(self)
         if path is not None:
             save_figure(figure, path)
         return figure
@@ -226,3 +226,26 @@ def _hold(volume: Tensor, held: Tensor, values: Tensor, factors: tuple[int, int,
     values = torch.where(held, values, 0)
     marked, kept = (part[:, :, :, None, :, None, :, None] for part in (held, values))
     volume.view(1, 1, d, z, h, y, w, x).masked_fill_(marked, 0).add_(kept)
+
+
+def _figure(translation: Translation) -> Any:
+    """Three planes through the middle of what is bright, before and after, on one grey scale."""
+    before = translation.source.values
+    after = ras_order(translation.volume, translation.affine)
+    lo, hi = (float(value) for value in np.percentile(before, (0.5, 99.8)))
+    if not hi > lo:
+        lo, hi = float(before.min()), float(before.max())
+    where = middle(before, lo + 0.1 * (hi - lo))
+    fine = fine_affine(translation.source.ras_affine, translation.factor[::-1])
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots(2, 3)
+    rows = ((before, translation.source.ras_affine, "input"), (after, fine, translation.strategy))
+    for row, (volume, affine, title) in zip(axes, rows, strict=True):
+        dx, dy, dz = np.linalg.norm(affine[:3, :3], axis=0)
+        for axis, (plane, image, aspect) in zip(row, plane_images(volume, (dz, dy, dx), where), strict=True):
+            axis.imshow(
+                image, cmap="gray", vmin=lo, vmax=hi, origin="lower", aspect=aspect, interpolation="nearest"
+            )
+            axis.set_title(f"{title}, {plane}", fontsize=9)
+            axis.set_axis_off()
+    return figure

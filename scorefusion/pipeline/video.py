@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from scorefusion.errors import ScoreFusionError
+from scorefusion.io.figures import panels
 from scorefusion.io.video import clip_frames, clip_image
 from scorefusion.metrics import METRICS, psnr, ssim
 from scorefusion.models.config import ModelConfig
-from scorefusion.pipeline.figures import panels
 from scorefusion.pipeline.pipeline import Pipeline
 
 WHITE = 255.0

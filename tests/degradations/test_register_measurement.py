@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from scorefusion.cli import app
 from scorefusion.degradations import MEASUREMENTS, LinearOperator, Measurement, register
 from scorefusion.models.config import ModelConfig
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from scorefusion.train.examples import make_example
 from tests.evaluate.test_evaluate_case import write_subjects
 from tests.support.tiny import AFFINE, tiny_config, tiny_image, tiny_model

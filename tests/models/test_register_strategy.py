@@ -27,7 +27,7 @@ from scorefusion.models.strategies import (
     unregister,
 )
 from scorefusion.ops.fuse_scores import Fusion
-from scorefusion.pipeline.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline
 from tests.evaluate.test_evaluate_case import write_subjects
 from tests.support.tiny import tiny_config, tiny_image, tiny_model, write_tiny
 

@@ -15,8 +15,16 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.io import nifti
 from scorefusion.io.header import MAX_VOXELS
 from scorefusion.ops.device import DTYPES
-from scorefusion.pipeline import Pipeline, Settings
-from scorefusion.pipeline.options import CallOptions, Machine, Options, declared, documented, filled
+from scorefusion.pipeline import (
+    CallOptions,
+    Machine,
+    Options,
+    Pipeline,
+    Settings,
+    declared,
+    documented,
+    filled,
+)
 from tests.support.tiny import tiny_config
 
 PACKAGE = Path(__file__).parents[2] / "scorefusion"

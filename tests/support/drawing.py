@@ -10,8 +10,7 @@ from scorefusion.data import Box, Prepared
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.pool import EnginePool
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.pipeline import Settings
-from scorefusion.pipeline.sample import draw_residuals
+from scorefusion.pipeline import Settings, draw_residuals
 
 
 def drawn(model: ScoreFusion, prepared: Prepared, box: Box, table: Table, **options: Any) -> Tensor:

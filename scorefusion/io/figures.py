@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from scorefusion.errors import one_line
 from scorefusion.io.atomic import written_beside
-from scorefusion.io.nifti import fine_affine, ras_order
 from scorefusion.optional import need
-
-if TYPE_CHECKING:
-    from scorefusion.pipeline.translation import Translation
 
 FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 
@@ -41,36 +37,6 @@ def plane_images(
         ("coronal", volume[:, y], dz / dx),
         ("sagittal", volume[:, :, x], dz / dy),
     ]
-
-
-def translation_figure(translation: Translation) -> Any:
-    """Draw three planes through the middle of what is bright, before and after, on one grey scale.
-
-    Returns:
-        A ``matplotlib.figure.Figure``.
-
-    Raises:
-        ScoreFusionError: without matplotlib, naming the extra that brings it.
-    """
-    before = translation.source.values
-    after = ras_order(translation.volume, translation.affine)
-    lo, hi = (float(value) for value in np.percentile(before, (0.5, 99.8)))
-    if not hi > lo:
-        lo, hi = float(before.min()), float(before.max())
-    where = middle(before, lo + 0.1 * (hi - lo))
-    fine = fine_affine(translation.source.ras_affine, translation.factor[::-1])
-    figure = need("matplotlib.figure", "a figure").Figure(figsize=(10, 7), layout="constrained")
-    axes = figure.subplots(2, 3)
-    rows = ((before, translation.source.ras_affine, "input"), (after, fine, translation.strategy))
-    for row, (volume, affine, title) in zip(axes, rows, strict=True):
-        dx, dy, dz = np.linalg.norm(affine[:3, :3], axis=0)
-        for axis, (plane, image, aspect) in zip(row, plane_images(volume, (dz, dy, dx), where), strict=True):
-            axis.imshow(
-                image, cmap="gray", vmin=lo, vmax=hi, origin="lower", aspect=aspect, interpolation="nearest"
-            )
-            axis.set_title(f"{title}, {plane}", fontsize=9)
-            axis.set_axis_off()
-    return figure
 
 
 def panels(
