@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 
 from scorefusion import Pipeline
 from scorefusion.errors import ScoreFusionError
-from scorefusion.io.nifti import ras_order, read_scan
+from scorefusion.io import ras_order, read_scan
 
 FOREGROUND = 0.05
 """Of the truth's range: voxels above count."""

@@ -19,7 +19,7 @@ import nibabel
 import numpy as np
 
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.io.nifti import save_image
+from scorefusion.io import save_image
 
 
 def main() -> int:

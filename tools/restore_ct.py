@@ -20,8 +20,8 @@ import torch
 from scorefusion import Pipeline
 from scorefusion.data import interpolate
 from scorefusion.errors import ScoreFusionError
+from scorefusion.io import read_scan
 from scorefusion.io.figures import save_figure
-from scorefusion.io.nifti import read_scan
 from scorefusion.metrics import psnr, ssim
 from scorefusion.optional import need
 

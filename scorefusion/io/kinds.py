@@ -64,12 +64,9 @@ class Kind(Protocol):
     """How a result becomes what the caller handed in."""
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """Return a nibabel image of the result as this kind.
+        """Return a nibabel ``image`` of the result, ``factors`` finer along (i, j, k), as this kind.
 
-        Args:
-            image: the result.
-            factors: how much finer it is along (i, j, k).
-            own_type: whether its voxels are to be of the input's type, instead of float32.
+        Its voxels are float32, or with ``own_type`` of the input's type.
         """
         ...
 

@@ -94,13 +94,6 @@ class Nifti(Format):
         with path.open("wb") as file, codec.writer(file, level) as stream:
             stream.write(image.to_bytes())
 
-    def companions(self, path: Path) -> tuple[Path, ...]:
-        """Return the other file of a pair."""
-        if not self.detached:
-            return ()
-        promise = check_header(path)
-        return tuple(file for file in (promise.file, promise.voxels) if file != path)
-
 
 class Pair(Nifti):
     """NIfTI in two files, and Analyze 7.5, whose orientation nobody knows."""
@@ -109,6 +102,11 @@ class Pair(Nifti):
     endings = ()
     detached = (".hdr", ".img", ".hdr.gz", ".img.gz")
     unoriented = "does not say how it is oriented (Analyze, or qform and sform codes of 0)"
+
+    def companions(self, path: Path) -> tuple[Path, ...]:
+        """Return the other file of the pair."""
+        promise = check_header(path)
+        return tuple(file for file in (promise.file, promise.voxels) if file != path)
 
 
 class Promise(NamedTuple):

@@ -13,8 +13,7 @@ import pytest
 
 from scorefusion.batch import write_report
 from scorefusion.errors import BadInput
-from scorefusion.io.atomic import check_output, folder_written_beside, written_beside
-from scorefusion.io.nifti import save_image
+from scorefusion.io import check_output, folder_written_beside, save_image, written_beside
 from tests.support.batches import names, nobody, translate, write_model, write_scan
 from tests.support.tiny import AFFINE, tiny_model
 

@@ -23,10 +23,18 @@ from scorefusion.batch.files import hash_file, stamp_of, store_image
 from scorefusion.cli import app
 from scorefusion.data import find_subjects_at
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.io import formats
-from scorefusion.io.formats import FORMATS, LISTED, READABLE, WRITABLE, check_volume_output
-from scorefusion.io.grid import read_grid
-from scorefusion.io.nifti import make_image, read_scan, save_image
+from scorefusion.io import (
+    FORMATS,
+    LISTED,
+    READABLE,
+    WRITABLE,
+    check_volume_output,
+    formats,
+    make_image,
+    read_grid,
+    read_scan,
+    save_image,
+)
 from tests.support.batches import names, refused, translate, write_model, write_scan
 from tests.support.tiny import AFFINE, tiny_image
 

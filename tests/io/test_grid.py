@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from scorefusion.errors import BadInput
-from scorefusion.io.grid import corner_distance, read_grid
-from scorefusion.io.nifti import read_scan
+from scorefusion.io import corner_distance, read_grid, read_scan
 
 OBLIQUE = np.array([[0.9, -0.2, 0.1, -20], [0.25, 1.1, -0.15, 10], [-0.1, 0.2, 1.8, 5], [0, 0, 0, 1.0]])
 

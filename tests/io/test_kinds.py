@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scorefusion.errors import BadInput
-from scorefusion.io.kinds import affines_for, scan_of
+from scorefusion.io import affines_for, scan_of
 from scorefusion.pipeline import Pipeline
 from tests.support.tiny import AFFINE, same_grid_config, tiny_config, tiny_image, tiny_model
 

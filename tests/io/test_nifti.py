@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.io.atomic import check_output, written_beside
-from scorefusion.io.nifti import check_same_grid, fine_affine, make_image, read_scan, save_image
+from scorefusion.io import (
+    check_output,
+    check_same_grid,
+    fine_affine,
+    make_image,
+    read_scan,
+    save_image,
+    written_beside,
+)
 
 OBLIQUE = np.array(
     [[0.9, -0.2, 0.1, -20.0], [0.25, 1.1, -0.15, 10.0], [-0.1, 0.2, 1.8, 5.0], [0.0, 0.0, 0.0, 1.0]]

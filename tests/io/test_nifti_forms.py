@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from scorefusion.errors import BadInput
-from scorefusion.io.grid import read_grid
-from scorefusion.io.nifti import fine_affine, make_image, read_scan, save_image
+from scorefusion.io import fine_affine, make_image, read_grid, read_scan, save_image
 from tests.support.batches import names, translate, write_model
 from tests.support.tiny import AFFINE
 

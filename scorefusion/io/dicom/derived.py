@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from scorefusion.io.dicom.file import pydicom
 from scorefusion.io.dicom.frames import Frame
 from scorefusion.io.dicom.read import DicomScan
 from scorefusion.io.header import LPS
+
+if TYPE_CHECKING:
+    from scorefusion.pipeline.translation import Translation
 
 _SOP_CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
 _SLICE_NAMES = {"CT": "AXIAL", "MR": "OTHER"}
@@ -100,33 +103,35 @@ def choose_rescaling(volume: np.ndarray, *, slope: float, intercept: float, dtyp
 class Derivation:
     """What all images of a derived series have in common."""
 
-    sources: tuple[DicomScan, ...]  # the source series, that of the grid first
+    translation: Translation
+    sources: list[DicomScan]  # the source series, that of the grid first
     names: Names  # how UIDs are made
     series_uid: str  # of the derived series
     modality: str  # ``CT`` or ``MR``
-    affine: np.ndarray  # float64 ``[4, 4]``, (i, j, k) of the volume to RAS+ millimetres
-    factors: tuple[int, int, int]  # how much finer the grid is along the source's own (i, j, k)
     rescaling: Rescaling  # how values are stored
     explanation: str  # DerivationDescription
     description: str | None  # SeriesDescription, or None
-    model: str  # name of the model
-    same_contrast: bool  # whether the volume has the contrast of the source's acquisition
+
+    @property
+    def factor(self) -> int:
+        """How much finer the grid is along the normal."""
+        return self.sources[0].own_factors(self.translation.factor)[2]
 
 
-def derived_image(derivation: Derivation, values: np.ndarray, k: int, count: int) -> Any:
-    """Return a classic CT or MR image of ``values``, float32 ``[i, j]``: slice ``k`` of ``count``."""
+def derived_image(derivation: Derivation, k: int) -> Any:
+    """Return slice ``k`` of the volume as a classic CT or MR image, without file meta information."""
     names, frames, modality = derivation.names, derivation.sources[0].frames, derivation.modality
-    frame = frames[k // derivation.factors[2]]
+    translation, frame = derivation.translation, frames[k // derivation.factor]
     image = carry(classic_header(frame), modality, deidentify=names.hide)
     rising = frames[0].number <= frames[-1].number
     image.SpecificCharacterSet = "ISO_IR 192"
     image.SOPClassUID = _SOP_CLASSES[modality]
-    image.InstanceNumber = k + 1 if rising else count - k
+    image.InstanceNumber = k + 1 if rising else translation.volume.shape[2] - k
     image.SOPInstanceUID = names.new("instance", derivation.series_uid, str(image.InstanceNumber))
     image.ImageType = ["DERIVED", "SECONDARY", _SLICE_NAMES[modality]]
     _add_identity(image, derivation, frame)
     if modality == "MR":
-        if not derivation.same_contrast:
+        if translation.target not in ("", *translation.conditions[:1]):
             # No scanner measured this contrast: not these times and angles, but "research mode".
             for keyword in (keyword for keyword in _MEASURED if keyword in image):
                 delattr(image, keyword)
@@ -136,7 +141,7 @@ def derived_image(derivation: Derivation, values: np.ndarray, k: int, count: int
         if keyword not in image:
             setattr(image, keyword, None)
     _add_place(image, derivation, frame, k)
-    _add_pixels(image, derivation, values)
+    _add_pixels(image, derivation, translation.volume[:, :, k])
     _add_origin(image, derivation, frame)
     return image
 
@@ -181,7 +186,7 @@ def _add_identity(image: Any, derivation: Derivation, frame: Frame) -> None:
     image.SeriesNumber = 1000 + int(header.get("SeriesNumber") or 0) % 1_000_000
     image.Modality = derivation.modality
     own = "" if names.hide else str(header.get("SeriesDescription") or "")
-    name = f"scorefusion {derivation.model}".strip()
+    name = f"scorefusion {derivation.translation.model}".strip()
     image.SeriesDescription = (derivation.description or f"{name} {own}".strip())[:64].strip()
     if names.hide:
         patient = f"{header.get('IssuerOfPatientID') or ''}\0{header.get('PatientID') or ''}"
@@ -192,12 +197,12 @@ def _add_identity(image: Any, derivation: Derivation, frame: Frame) -> None:
 
 
 def _add_place(image: Any, derivation: Derivation, frame: Frame, k: int) -> None:
-    affine = LPS @ derivation.affine
+    affine = LPS @ derivation.translation.affine
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     row, column, normal = (affine[:3, :3] / lengths).T
     position = affine[:3, 3] + k * affine[:3, 2]
     # Finer slices divide the space of the source's; on the source's own grid they are as thick as those.
-    thickness = frame.thickness if derivation.factors[2] == 1 and frame.thickness else lengths[2]
+    thickness = frame.thickness if derivation.factor == 1 and frame.thickness else lengths[2]
     image.ImagePositionPatient = decimals(position)
     image.ImageOrientationPatient = decimals((*row, *column))
     image.PixelSpacing = decimals((lengths[1], lengths[0]))
@@ -230,7 +235,7 @@ def _add_origin(image: Any, derivation: Derivation, frame: Frame) -> None:
             PurposeOfReferenceCodeSequence=_code("109102", "Processing Equipment"),
             Manufacturer="scorefusion",
             SoftwareVersions=__version__,
-            ManufacturerModelName=(derivation.model or "unnamed")[:64],
+            ManufacturerModelName=(derivation.translation.model or "unnamed")[:64],
         )
     ]
     references: dict[str, list[Any]] = defaultdict(list)

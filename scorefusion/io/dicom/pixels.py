@@ -173,14 +173,7 @@ class Decoder:
     def decode(
         self, path: Path, keywords: Sequence[str], promised: int, shape: tuple[int, int]
     ) -> Iterator[np.ndarray]:
-        """Yield the pixels of every frame of a file as they are stored, in order.
-
-        Args:
-            path: the file.
-            keywords: attributes that decoding needs.
-            promised: bytes of all frames.
-            shape: (rows, columns) of each.
-        """
+        """Yield the stored pixels of every frame of a file, each of ``shape``, in all ``promised`` bytes."""
         process = self._process = self._process or _started()
         assert process.stdin is not None and process.stdout is not None
         request = {"path": str(path.absolute()), "keywords": list(keywords), "promised": promised}

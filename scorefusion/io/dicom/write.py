@@ -80,26 +80,18 @@ def save_dicom_series(
     )
     explanation = _explanation(translation, rescaling)
     texts = (explanation, repr(description), repr(deidentify))
+    series_uid = names.new("series", *_identity(translation, sources, rescaling, *texts))
+    modality = _modality(scan, deidentify)
     derivation = Derivation(
-        sources=tuple(sources),
-        names=names,
-        series_uid=names.new("series", *_identity(translation, sources, rescaling, *texts)),
-        modality=_modality(scan, deidentify),
-        affine=translation.affine,
-        factors=scan.own_factors(translation.factor),
-        rescaling=rescaling,
-        explanation=explanation,
-        description=description,
-        model=translation.model,
-        same_contrast=translation.target in ("", *translation.conditions[:1]),
+        translation, sources, names, series_uid, modality, rescaling, explanation, description
     )
     count = translation.volume.shape[2]
     with folder_written_beside(final) as beside:
         for k in range(count):
-            with reading(scan.frames[k // derivation.factors[2]].file):
-                image = derived_image(derivation, translation.volume[:, :, k], k, count)
+            with reading(scan.frames[k // derivation.factor].file):
+                image = derived_image(derivation, k)
             _write(image, beside / f"{int(image.InstanceNumber):05d}.dcm")
-    return WrittenSeries(final, derivation.series_uid, count, rescaling.slope, rescaling.intercept)
+    return WrittenSeries(final, series_uid, count, rescaling.slope, rescaling.intercept)
 
 
 def _sources(translation: Translation, source: DicomScan | Sequence[DicomScan] | None) -> list[DicomScan]:

@@ -26,9 +26,8 @@ from pydicom.uid import (
 )
 
 from scorefusion.errors import BadInput
-from scorefusion.io.dicom.find import find_series
+from scorefusion.io.dicom import DicomScan, find_series, read_dicom_series
 from scorefusion.io.dicom.pixels import codestream_size
-from scorefusion.io.dicom.read import DicomScan, read_dicom_series
 from tests.support.dicom_series import enhanced_of, save, slice_of, texture, write_series
 
 REAL = Path(pydicom.__file__).parent / "data/test_files"

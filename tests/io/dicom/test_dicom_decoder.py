@@ -12,8 +12,8 @@ import pytest
 
 from scorefusion.errors import BadInput
 from scorefusion.io.dicom import pixels as dicom_pixels
+from scorefusion.io.dicom import read_dicom_series
 from scorefusion.io.dicom.pixels import Decoder
-from scorefusion.io.dicom.read import read_dicom_series
 
 gdcm = pytest.importorskip("gdcm")
 

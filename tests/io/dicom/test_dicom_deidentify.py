@@ -11,9 +11,8 @@ from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 
 from scorefusion.errors import BadInput
+from scorefusion.io.dicom import read_dicom_series, save_dicom_series
 from scorefusion.io.dicom.carry import CARRIED, NUMBERS
-from scorefusion.io.dicom.read import read_dicom_series
-from scorefusion.io.dicom.write import save_dicom_series
 from scorefusion.pipeline import Pipeline
 from tests.support.dicom_series import CT, MR, enhanced_of, save, slice_of, texture, uid, write_series
 from tests.support.tiny import tiny_model

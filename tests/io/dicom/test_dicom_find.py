@@ -13,9 +13,8 @@ import pydicom
 import pytest
 
 from scorefusion.errors import BadInput
+from scorefusion.io.dicom import choose_series, find_series, read_dicom_series
 from scorefusion.io.dicom import file as dicom_file
-from scorefusion.io.dicom.find import choose_series, find_series
-from scorefusion.io.dicom.read import read_dicom_series
 from tests.support.dicom_series import CT, enhanced_of, save, slice_of, texture, uid, write_series
 
 REAL = Path(pydicom.__file__).parent / "data/test_files"

@@ -18,8 +18,7 @@ from pydicom.uid import (
 )
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.io.dicom.read import DicomScan, read_dicom_series
-from scorefusion.io.dicom.write import save_dicom_series
+from scorefusion.io.dicom import DicomScan, read_dicom_series, save_dicom_series
 from scorefusion.pipeline import Translation
 from tests.support.dicom_series import CT, enhanced_of, save, slice_of, texture
 

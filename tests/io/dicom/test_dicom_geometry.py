@@ -11,9 +11,8 @@ import pytest
 import SimpleITK as sitk
 
 from scorefusion.degradations import BlockMean
-from scorefusion.io.dicom.read import DicomScan, read_dicom_series
-from scorefusion.io.dicom.write import save_dicom_series
-from scorefusion.io.nifti import fine_affine, read_scan
+from scorefusion.io import fine_affine, read_scan
+from scorefusion.io.dicom import DicomScan, read_dicom_series, save_dicom_series
 from scorefusion.pipeline import Pipeline
 from tests.support.dicom_series import CT, MR, ORIENTATIONS, enhanced_of, save, texture, write_series
 from tests.support.tiny import tiny_config, tiny_image, tiny_model

@@ -17,8 +17,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from scorefusion import Pipeline
 from scorefusion.errors import BadInput
-from scorefusion.io.dicom.find import PassedOver, find_series, matching, summaries
-from scorefusion.io.dicom.read import DicomScan, read_dicom_series
+from scorefusion.io.dicom import DicomScan, PassedOver, find_series, matching, read_dicom_series, summaries
 from tests.support.batches import nobody
 from tests.support.dicom_series import (
     CT,

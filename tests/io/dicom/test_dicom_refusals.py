@@ -13,7 +13,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from scorefusion.errors import BadInput
-from scorefusion.io.dicom.read import read_dicom_series
+from scorefusion.io.dicom import read_dicom_series
 from tests.support.dicom_series import (
     CT,
     ORIENTATIONS,

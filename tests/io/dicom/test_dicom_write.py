@@ -14,10 +14,8 @@ import pydicom
 import pytest
 
 from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.io.dicom import find_series, read_dicom_series, save_dicom_series
 from scorefusion.io.dicom.derived import choose_rescaling
-from scorefusion.io.dicom.find import find_series
-from scorefusion.io.dicom.read import read_dicom_series
-from scorefusion.io.dicom.write import save_dicom_series
 from scorefusion.pipeline import Pipeline, Translation
 from tests.support.dicom_series import CT, MR, enhanced_of, save, slice_of, texture, uid, write_series
 from tests.support.tiny import same_grid_config, tiny_image, tiny_model
