@@ -86,13 +86,9 @@ def side_path(output: Path, kind: str) -> Path:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which bytes an item is made of.
+    """Stamps of an item's files from before they were read, their hashes, and that of all that decides bits.
 
-    Attributes:
-        stamps: of its files, from before they were read.
-        hashes: sha256 of each.
-        work: hash of all that decides its outputs.
-        seconds: time that hashing took.
+    ``seconds`` is the time that hashing took.
     """
 
     stamps: tuple[Stamp, ...]
@@ -104,10 +100,7 @@ class Identity:
 def identify(item: Item, recipe: Mapping[str, Any], known: KnownHash | None = None) -> Identity:
     """Hash the files of an item without a problem, and with them the recipe of its translation.
 
-    Args:
-        item: its files are hashed.
-        recipe: from :meth:`.Work.recipe`.
-        known: gives the hash of a file with this stamp, if it was hashed before.
+    ``known`` gives the hash of a file with this stamp, if it was hashed before.
 
     Raises:
         BadInput: for a file that does not exist or cannot be read.
@@ -202,15 +195,9 @@ def _files_in(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def store_image(image: Any, path: Path, level: int = 1) -> tuple[int, str]:
-    """Write an image beside ``path`` and rename it. No time and no name goes into the file.
+    """Write a nibabel image beside ``path`` and rename it; return the file's size in bytes and its sha256.
 
-    Args:
-        image: a nibabel image.
-        path: its ending chooses the format.
-        level: of compression, 0 to 9.
-
-    Returns:
-        The file's size in bytes, and its sha256.
+    The ending chooses the format, ``level`` from 0 to 9 the compression. No time and no name goes into it.
 
     Raises:
         BadInput: if it cannot be written, from the system's error.
@@ -246,8 +233,7 @@ class _Hashed(io.RawIOBase):
 def remove_leftovers(outputs: Iterable[Path]) -> None:
     """Remove the hidden files of a killed run that outputs, or volumes beside them, were written to.
 
-    Args:
-        outputs: of the shard that is locked; other processes may be writing theirs.
+    Only for outputs of the shard that is locked: other processes may be writing theirs.
 
     Raises:
         OSError: if a folder cannot be read, or a file not removed.

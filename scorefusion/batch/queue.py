@@ -291,9 +291,6 @@ class FolderLock:
     The system keeps it where the file system supports ``flock``. Elsewhere a file made with ``O_EXCL`` does,
     and one whose process is gone from this machine is taken over. (filelock has no shared locks, and empties
     the file that names the holder before it knows whether it is free.)
-
-    Args:
-        path: the lock's file; its folder exists.
     """
 
     def __init__(self, path: Path):

@@ -38,13 +38,7 @@ _OBJECTS = 80 * 2**20
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker returns for an item.
-
-    Attributes:
-        outcome: what became of it; None if the worker had to stop.
-        identity: which bytes it was made of, if that is known.
-        stopped: (reason, fix) where all must stop.
-    """
+    """What a worker returns for an item: what became of it, or (reason, fix) where all must stop."""
 
     outcome: Outcome | None
     identity: Identity | None = None
@@ -54,11 +48,7 @@ class Answer:
 class RayWorker:
     """The actor. ``ready`` comes first; ``stop`` may come while ``translate`` runs, from another thread.
 
-    Args:
-        work: how items are translated; its dtype is not ``auto``.
-        out: the folder of the outputs, the same on all machines.
-        recipe: what decides the outputs' bits where the batch was started.
-        version: of scorefusion there.
+    The recipe and the version of scorefusion are those of the machine where the batch was started.
     """
 
     def __init__(self, work: Work, out: Path, recipe: dict[str, Any], version: str):
@@ -132,11 +122,7 @@ class Cluster:
         return replace(work, device=self.device, model=model or work.model, engines=engines)
 
     def recipe(self, work: Work) -> dict[str, Any]:
-        """Return ``work.recipe()`` as it is on a machine with the workers' device.
-
-        Raises:
-            ScoreFusionError: for what the model or that machine cannot do.
-        """
+        """Return ``work.recipe()`` as it is on a machine with the workers' device."""
         if not self.elsewhere:
             return work.recipe()
         ray = need("ray", "--ray")
@@ -239,15 +225,7 @@ class RayRun:
 
     A worker gets items once it is up. Ray starts one that died again, where there is room, and after its
     third death there is a new one; what it was sent goes back to the front of the queue at once. An item at
-    which three workers died has failed.
-
-    Args:
-        cluster: connected.
-        work: from :meth:`Cluster.work`.
-        recipe: of the work.
-        journal: records what becomes of the items; its flag ends the run.
-        verify: hash what is there, whatever its stamps say.
-        between: called again and again.
+    which three workers died has failed. Arguments are as for :class:`.run.Run`.
     """
 
     def __init__(
@@ -275,15 +253,7 @@ class RayRun:
         return self.cluster.device
 
     def go(self, items: Sequence[Item], before: Mapping[str, Entry]) -> None:
-        """Translate items.
-
-        Args:
-            items: those whose outputs turn out to be there already are kept.
-            before: the queue's entries by name.
-
-        Raises:
-            Stopped: if the run has to end.
-        """
+        """Translate items; see :meth:`.run.Run.go`."""
         self._waiting, stop = deque(items), self.journal.stop
         start, patient = time.monotonic(), True
         try:
@@ -358,11 +328,7 @@ class RayRun:
             concurrency_groups={"control": 1},
         )(RayWorker)
         actor = kind.remote(self.work, self.journal.out.absolute(), self.recipe, scorefusion.__version__)
-        return _Seat(actor, self._open(actor))
-
-    def _open(self, actor: Any) -> Any:
-        """Ask a worker whether it is up; the answer outlives its restarts."""
-        return actor.ready.options(max_task_retries=-1).remote()
+        return _Seat(actor, _open(actor))
 
     def _take(self, answer: Any, seat: _Seat) -> None:
         """Record an answer that is there."""
@@ -412,7 +378,7 @@ class RayRun:
         """A worker died: what it was sent goes back; the item that it worked on may be why."""
         items = [item for _, item in seat.flights]
         seat.flights.clear()
-        seat.opening = self._open(seat.actor)
+        seat.opening = _open(seat.actor)
         for item in reversed(items):
             self.journal.requeued(item)
             self._waiting.appendleft(item)
@@ -440,6 +406,11 @@ class RayRun:
                 self._record(item, self.ray.get(answer, timeout=max(0.0, end - time.monotonic())))
             except (Stopped, self.ray.exceptions.RayError):
                 self.journal.requeued(item)
+
+
+def _open(actor: Any) -> Any:
+    """Ask a worker whether it is up; the answer outlives its restarts."""
+    return actor.ready.options(max_task_retries=-1).remote()
 
 
 def _absolute(item: Item) -> Item:

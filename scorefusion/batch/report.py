@@ -41,22 +41,16 @@ _WIDTH, _FLOOR, _BINS = 340, 74, 34
 
 
 class Reporter:
-    """Writes the report in its own thread while a batch goes on.
+    """Writes the report of ``out`` in its own thread while a batch goes on; see :func:`write_report`."""
 
-    Args:
-        out: the folder of the outputs.
-        key: see :func:`write_report`.
-        every: seconds between reports.
-    """
-
-    def __init__(self, out: Path, key: str = "", every: float = EVERY):
-        self.out, self.key, self.every = out, key, every
+    def __init__(self, out: Path, key: str = ""):
+        self.out, self.key = out, key
         self._last = time.monotonic()
         self._thread: threading.Thread | None = None
 
     def now_and_then(self) -> None:
         """Start a report if the last one is old; the last report makes up for one that fails."""
-        if time.monotonic() - self._last < self.every or (self._thread and self._thread.is_alive()):
+        if time.monotonic() - self._last < EVERY or (self._thread and self._thread.is_alive()):
             return
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._write, name="scorefusion-report", daemon=True)
@@ -114,12 +108,7 @@ def write_page(
     facts: Mapping[str, str],
     ignored: Sequence[str] = (),
 ) -> Path:
-    """Write :func:`report_page` beside ``path`` and rename it; return the path.
-
-    Raises:
-        BadInput: if it cannot be written.
-        ScoreFusionError: if a thumbnail is neither WebP nor JPEG.
-    """
+    """Write :func:`report_page` beside ``path`` and rename it; return the path."""
     final = Path(path)
     text = report_page(entries, title=title, facts=facts, ignored=ignored)
     with written_beside(final) as beside:

@@ -65,13 +65,9 @@ class Events:
 
 
 class Journal:
-    """Records in the queue what becomes of the items, and emits the events. Safe to use from several threads.
+    """Records in the queue what becomes of the items below ``out``, and emits the events.
 
-    Args:
-        queue: takes what became of each item.
-        out: the folder of the outputs.
-        events: as above.
-        stop: set where the queue cannot be written.
+    Safe to use from several threads. A queue that cannot be written sets the stop flag.
     """
 
     def __init__(self, queue: Queue, out: Path, events: Events | None = None, stop: StopFlag | None = None):
@@ -161,14 +157,8 @@ class Run:
     """Translates items of one queue in this process.
 
     The thread that calls :meth:`go` computes. Bits do not depend on the limits, on the order, or on which
-    items a run is resumed with.
-
-    Args:
-        worker: the model.
-        journal: records what becomes of the items; its flag ends the run.
-        limits: what may be under way at once.
-        verify: hash every input and output, whatever their stamps say.
-        between: called after each item.
+    items a run is resumed with. The journal's flag ends it; ``verify`` hashes every input and output,
+    whatever their stamps say; ``between`` is called after each item.
     """
 
     def __init__(
@@ -192,11 +182,7 @@ class Run:
         return str(self.worker.pipeline.device)
 
     def go(self, items: Sequence[Item], before: Mapping[str, Entry]) -> None:
-        """Translate items.
-
-        Args:
-            items: those whose outputs turn out to be there already are kept.
-            before: the queue's entries by name.
+        """Translate items, given the queue's entries by name; those that turn out to be done are kept.
 
         Raises:
             Stopped: if the run has to end; what was being written is then on the disk or gone.
@@ -353,13 +339,8 @@ def is_current(
 ) -> bool:
     """Return whether an item's outputs are there as they were written, and are what would be written now.
 
-    Args:
-        entry: what the queue has on the item.
-        item: the item.
-        work: hash of what decides the outputs now.
-        queue: knows the hashes of files by their stamps.
-        hashing: read outputs whose stamps are not known; else they count as changed.
-        verify: read outputs in any case.
+    ``work`` is the hash of what decides them now. ``hashing`` reads outputs whose stamps are not known, which
+    else count as changed; ``verify`` reads them in any case.
     """
     if entry.state != "done" or entry.work != work or VOLUME not in entry.outputs:
         return False

@@ -85,19 +85,11 @@ class Work:
         return ("sd",) * self.spread + ("planes",) * planes + ("dicom",) * self.dicom
 
     def config(self) -> ModelConfig:
-        """Return the model's configuration.
-
-        Raises:
-            ScoreFusionError: for a name that is no model's.
-        """
+        """Return the model's configuration."""
         return load_config(self.model)
 
     def settings(self) -> Settings:
-        """Return the choices, checked, with the model's own filled in.
-
-        Raises:
-            ScoreFusionError: for an unknown name or an impossible combination.
-        """
+        """Return the choices, checked, with the model's own filled in."""
         return Settings(self.config(), **self.choices)
 
     def recipe(self) -> dict[str, Any]:
@@ -133,10 +125,7 @@ class Task:
 class Worker:
     """A loaded model and how it translates items.
 
-    Attributes:
-        work: how.
-        root: the folder of the outputs, which must continue to exist; folders below it are made.
-        recipe: ``work.recipe()``, if it is known.
+    The folder ``root`` of the outputs must continue to exist; folders below it are made.
 
     Raises:
         ScoreFusionError: for what the model or the machine cannot do.
@@ -239,16 +228,7 @@ class Worker:
     def translate(
         self, item: Item, callback: Progress | None = None, identity: Identity | None = None
     ) -> Outcome:
-        """Run all stages for one item; a failure is an outcome that says why.
-
-        Args:
-            item: what is translated.
-            callback: see :meth:`draw`.
-            identity: from :func:`.files.identify`, if that was called.
-
-        Raises:
-            Stopped: as for :meth:`write`.
-        """
+        """Run all stages for one item; a failure other than :class:`Stopped` is an outcome that says why."""
         if item.problem is not None:
             return failure(item, item.problem)
         work = None

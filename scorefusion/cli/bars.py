@@ -17,6 +17,19 @@ Report = Callable[[int, int], None]
 StageReport = Callable[[str, int, int, float], None]
 
 
+class Pace:
+    """Estimates the rate and the time left from what was done since it was made."""
+
+    def __init__(self, done: int = 0) -> None:
+        self.start, self.first = time.monotonic(), done
+
+    def at(self, done: int, left: int) -> tuple[float, float, float]:
+        """Return the seconds since the start, how many are done per second, and the seconds left."""
+        seconds = time.monotonic() - self.start
+        rate = (done - self.first) / seconds if seconds > 0 else 0.0
+        return seconds, rate, left / rate if rate else math.inf
+
+
 def stderr_console(*, quiet: bool = False) -> Console:
     """A console on standard error that stops writing, and raises nothing, where that fails."""
     from rich.console import Console
@@ -50,16 +63,15 @@ def progress(label: str, *, quiet: bool = False, every: float = 10.0) -> Iterato
 
 
 def _plain(label: str, every: float, file: IO[str]) -> Report:
-    start = time.monotonic()
-    last = -every
+    pace, last = Pace(), -every
 
     def report(done: int, total: int) -> None:
         nonlocal last
-        elapsed = time.monotonic() - start
+        elapsed, _, seconds = pace.at(done, total - done)
         if done < total and elapsed - last < every:
             return
         last = elapsed
-        left = f"about {elapsed / done * (total - done):.0f} s left" if done < total else f"{elapsed:.0f} s"
+        left = f"about {seconds:.0f} s left" if done < total else f"{elapsed:.0f} s"
         print(f"{label}: {done} of {total}, {left}", file=file, flush=True)
 
     return report
@@ -93,21 +105,20 @@ def stages(console: Console, *, every: float = 30.0) -> Iterator[StageReport]:
 
 
 def _stage_lines(console: Console, every: float) -> StageReport:
-    began: dict[str, tuple[float, int]] = {}
+    paces: dict[str, Pace] = {}
     last = -every
 
     def show(stage: str, step: int, steps: int, loss: float) -> None:
         nonlocal last
-        now = time.monotonic()
-        since, first = began.setdefault(stage, (now, step))
-        if step < steps and now - last < every:
+        pace = paces.setdefault(stage, Pace(step))
+        elapsed, rate, seconds = pace.at(step, steps - step)
+        if step < steps and pace.start + elapsed - last < every:
             return
-        last = now
-        rate = (step - first) / (now - since) if now > since else 0.0
-        left = f", {rate:.3g}/s, about {(steps - step) / rate / 60:.0f} min left" if rate else ""
-        told = "" if math.isnan(loss) else f", loss {loss:.4f}"
-        console.print(f"{stage}: {step} of {steps}{told}{left}", highlight=False, soft_wrap=True)
+        last = pace.start + elapsed
+        left = f", {rate:.3g}/s, about {seconds / 60:.0f} min left" if rate else ""
+        loss_text = "" if math.isnan(loss) else f", loss {loss:.4f}"
+        console.print(f"{stage}: {step} of {steps}{loss_text}{left}", highlight=False, soft_wrap=True)
         if step == steps:
-            began.pop(stage)
+            paces.pop(stage)
 
     return show

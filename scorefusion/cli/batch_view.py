@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from scorefusion.cli.bars import stderr_console
+from scorefusion.cli.bars import Pace, stderr_console
 from scorefusion.cli.streams import shielded
 
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ class _View:
     ):
         self.show, self.update, self.quiet = show, update, quiet
         self.counts = {"item-done": 0, "item-failed": 0, "item-kept": 0}
-        self.total, self.start = 0, time.monotonic()
+        self.total, self.pace = 0, Pace()
 
     def __call__(self, event: Event) -> None:
         kind = event["event"]
         if kind == "started":
-            self.total, self.start = event["items"], time.monotonic()
+            self.total, self.pace = event["items"], Pace()
         elif kind in self.counts:
             self.counts[kind] += 1
         text = _line(event)
@@ -98,11 +98,10 @@ class _View:
         done, failed, kept = self.counts.values()
         parts = [f"{done} done", f"{failed} failed"]
         parts += [f"{kept} there already"] if kept else []
-        minutes = (time.monotonic() - self.start) / 60
-        if done and minutes > 0:
-            rate = done / minutes
-            parts.append(f"{rate:.3g}/min")
-            parts += [f"about {_minutes((self.total - self.seen) / rate)} left"] * (self.seen < self.total)
+        _, rate, left = self.pace.at(done, self.total - self.seen)
+        if rate:
+            parts.append(f"{60 * rate:.3g}/min")
+            parts += [f"about {_minutes(left / 60)} left"] * (self.seen < self.total)
         return ", ".join(parts)
 
 
