@@ -9,8 +9,8 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -90,15 +90,13 @@ class Queue:
             (item.name, place, json.dumps(item.inputs), _below(item.output, out))
             for place, item in enumerate(items)
         ]
-        with self._change() as db:
-            db.execute("UPDATE items SET listed = 0")
-            db.execute("UPDATE items SET state = 'waiting' WHERE state = 'running'")
-            db.executemany(
-                "INSERT INTO items (name, position, listed, state, inputs, output) "
-                "VALUES (?, ?, 1, 'waiting', ?, ?) ON CONFLICT (name) DO UPDATE SET listed = 1, "
-                "position = excluded.position, inputs = excluded.inputs, output = excluded.output",
-                rows,
-            )
+        listing = (
+            "INSERT INTO items (name, position, listed, state, inputs, output) "
+            "VALUES (?, ?, 1, 'waiting', ?, ?) ON CONFLICT (name) DO UPDATE SET listed = 1, "
+            "position = excluded.position, inputs = excluded.inputs, output = excluded.output"
+        )
+        again = "UPDATE items SET state = 'waiting' WHERE state = 'running'"
+        self._write(("UPDATE items SET listed = 0", [()]), (again, [()]), (listing, rows))
 
     def adopt(self, other: Path) -> None:
         """Take over what another queue of the folder has done: a run in shards goes on where one did not.
@@ -122,74 +120,58 @@ class Queue:
 
     def mark(self, name: str, state: str) -> None:
         """Record that an item is waiting or running."""
-        with self._change() as db:
-            db.execute("UPDATE items SET state = ?, changed = ? WHERE name = ?", (state, time.time(), name))
+        change = "UPDATE items SET state = ?, changed = ? WHERE name = ?"
+        self._write((change, [(state, time.time(), name)]))
 
     def record(self, outcome: Outcome) -> None:
         """Record what became of an item; returns when it is on its way to the disk."""
-        values = {
-            "state": "failed" if outcome.error else "done",
-            "work": outcome.work,
-            "outputs": json.dumps(outcome.outputs),
-            "error": outcome.error,
-            "fix": outcome.fix,
-            "seconds": json.dumps(outcome.seconds),
-            "residual": outcome.residual,
-            "warnings": json.dumps(outcome.warnings),
-            "numbers": json.dumps(outcome.numbers),
-            "before": outcome.before,
-            "after": outcome.after,
-            "changed": time.time(),
-        }
+        values = {field.name: getattr(outcome, field.name) for field in fields(Outcome)}
+        values |= {name: json.dumps(values[name]) for name in _JSON if name in values}
+        values |= {"state": "failed" if outcome.error else "done", "changed": time.time()}
         assignments = ", ".join(f"{column} = ?" for column in values)
-        with self._change() as db:
-            db.execute(f"UPDATE items SET {assignments} WHERE name = ?", (*values.values(), outcome.name))
+        change = f"UPDATE items SET {assignments} WHERE name = ?"
+        self._write((change, [(*values.values(), outcome.name)]))
 
     def entries(self, *, pictures: bool = False) -> list[Entry]:
         """Return the listed items, in order; the small pictures are most of the database."""
         columns = ", ".join(field.name for field in fields(Entry))
         if not pictures:
             columns = columns.replace("before, after", "NULL, NULL")
-        with self._lock:
-            query = f"SELECT {columns} FROM items WHERE listed = 1 ORDER BY position"
-            return [_entry(row) for row in self._db.execute(query).fetchall()]
+        rows = self._read(f"SELECT {columns} FROM items WHERE listed = 1 ORDER BY position")
+        return [_entry(row) for row in rows]
 
     def outputs(self) -> list[str]:
         """Return every output that was ever listed, relative to the folder of the outputs."""
-        with self._lock:
-            return [row[0] for row in self._db.execute("SELECT output FROM items WHERE output IS NOT NULL")]
+        return [row[0] for row in self._read("SELECT output FROM items WHERE output IS NOT NULL")]
 
     def known_hash(self, path: Path, stamp: Stamp) -> str | None:
         """Return the hash of a file that had this stamp when it was read; None if it was not."""
-        with self._lock:
-            row = self._db.execute(
-                "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime = ? AND inode = ?",
-                (_bytes(path), *stamp),
-            ).fetchone()
-        return None if row is None else row[0]
+        known = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime = ? AND inode = ?"
+        rows = self._read(known, _bytes(path), *stamp)
+        return rows[0][0] if rows else None
 
     def keep_hashes(self, files: Iterable[tuple[Path, Stamp, str]]) -> None:
         """Record hashes of files, each with its stamp from before it was read."""
-        with self._change() as db:
-            db.executemany(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
-                [(_bytes(path), *stamp, sha256) for path, stamp, sha256 in files],
-            )
+        rows = [(_bytes(path), *stamp, sha256) for path, stamp, sha256 in files]
+        self._write(("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows))
 
     def set_facts(self, facts: dict[str, str]) -> None:
         """Record facts about the batch for the report."""
-        with self._change() as db:
-            db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", list(facts.items()))
+        self._write(("INSERT OR REPLACE INTO facts VALUES (?, ?)", list(facts.items())))
 
     def facts(self) -> dict[str, str]:
         """Return the facts that were set."""
-        with self._lock:
-            return dict(self._db.execute("SELECT key, value FROM facts").fetchall())
+        return dict(self._read("SELECT key, value FROM facts"))
 
-    @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
+    def _read(self, query: str, *values: Any) -> list[Any]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    def _write(self, *changes: tuple[str, Sequence[Sequence[Any]]]) -> None:
+        """Make changes, each with its rows of values, in one transaction."""
         with self._lock, self._db:
-            yield self._db
+            for change, rows in changes:
+                self._db.executemany(change, rows)
 
 
 def queue_name(shard: Shard | None) -> str:
