@@ -1,28 +1,30 @@
 """Unattended batch translation with resume, sharding and an HTML report."""
 
-from scorefusion.batch.files import side_path
-from scorefusion.batch.items import Item, Outcome, Shard, StopFlag, Stopped
-from scorefusion.batch.report import write_report
-from scorefusion.batch.run import Event, Limits, Listener
-from scorefusion.batch.session import Batch, Summary, translate_batch
-from scorefusion.batch.sources import is_batch
-from scorefusion.batch.worker import Work, translate_item
+# ruff: noqa: F403
+from __future__ import annotations
 
-__all__ = [
-    "Batch",
-    "Event",
-    "Item",
-    "Limits",
-    "Listener",
-    "Outcome",
-    "Shard",
-    "StopFlag",
-    "Stopped",
-    "Summary",
-    "Work",
-    "is_batch",
-    "side_path",
-    "translate_batch",
-    "translate_item",
-    "write_report",
-]
+from typing import TYPE_CHECKING
+
+from scorefusion.optional import lazily
+
+if TYPE_CHECKING:
+    from scorefusion.batch.files import *
+    from scorefusion.batch.items import *
+    from scorefusion.batch.report import *
+    from scorefusion.batch.run import *
+    from scorefusion.batch.session import *
+    from scorefusion.batch.sources import *
+    from scorefusion.batch.worker import *
+
+__all__, __getattr__ = lazily(
+    __name__,
+    {
+        "files": "side_path",
+        "items": "Item Outcome Shard StopFlag Stopped",
+        "report": "write_report",
+        "run": "Event Limits Listener",
+        "session": "Batch Summary translate_batch",
+        "sources": "is_batch",
+        "worker": "Work translate_item",
+    },
+)
