@@ -98,15 +98,15 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Found:
-    """What is in a dataset.
+    """The subjects of a dataset.
 
     Attributes:
-        layout: its name.
-        subjects: those that can be used, sorted by name.
-        refused: those that cannot, of the chosen split.
-        splits: the split of each person.
+        layout: name of its layout.
+        subjects: subjects that can be used, sorted by name.
+        refused: subjects of the chosen split that cannot be used.
+        splits: split of each person.
         ignored: NIfTI files that the layout does not know.
-        people_unknown: why files of one person cannot be told, if so.
+        people_unknown: why files of one person cannot be told apart from others', or empty.
     """
 
     layout: str
@@ -206,7 +206,7 @@ def _list(root: Path, config: DatasetConfig) -> tuple[str, Listing, tuple[Path, 
 def assemble(
     root: Path, volumes: Sequence[Volume], config: DatasetConfig, refused: list[Refusal]
 ) -> Iterator[tuple[Subject, list[str]]]:
-    """Subjects whose files are named without doubt, each with the contrasts to be checked.
+    """Yield subjects whose files are unambiguous, each with the contrasts to be checked.
 
     Args:
         root: the dataset's folder, for messages.
@@ -299,15 +299,10 @@ def _nobody(
 
 
 def split_of(group: str, fractions: Sequence[float], seed: int) -> str:
-    """The split of a person: a function of the seed and the name alone.
+    """Return the split of a person, a function of the seed and the name alone.
 
-    A hash gives the person a number that is uniform in [0, 1); the fractions divide that interval. So no
-    person ever changes splits when others come or go, and the sizes are binomial about the fractions.
-
-    Args:
-        group: the person.
-        fractions: of train, validation and test; they sum to 1.
-        seed: another seed, another division.
+    A hash gives the person a number that is uniform in [0, 1); the fractions of train, validation and test
+    divide that interval. So no person changes splits when others come or go, and sizes are binomial.
     """
     digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
@@ -318,7 +313,7 @@ def split_of(group: str, fractions: Sequence[float], seed: int) -> str:
 
 
 def better_seed(groups: Iterable[str], fractions: Sequence[float], tries: int = 1000) -> int | None:
-    """The first seed that fills every split, to one person of its fraction, if there is one."""
+    """Return the first seed that fills every split to within one person of its fraction, if there is one."""
     names = sorted(set(groups))
     for seed in range(tries):
         counts = Counter(split_of(name, fractions, seed) for name in names)

@@ -18,19 +18,16 @@ Values = TypeVar("Values", np.ndarray, Tensor)
 
 @dataclass(frozen=True)
 class Outliers:
-    """Which values of an image are so far from all others that they must not decide its normalisation.
+    """Values of an image so far from the others that its normalisation leaves them out.
 
     Padding and negative spikes are below 0 and far below the rest, below what CT can measure, or below values
-    that all others keep from 0 up; hot and saturated voxels and bright padding are far above the rest. Of an
-    ordinary image nothing is.
+    that are otherwise all at least 0; hot and saturated voxels and bright padding are far above the rest. An
+    ordinary image has none.
 
     Attributes:
-        lo: the least value that counts.
-        hi: the greatest value that counts.
-        below: number of voxels below ``lo``.
-        above: number of voxels above ``hi``.
-        least: of all values.
-        most: of all values.
+        lo, hi: smallest and greatest value that counts.
+        below, above: number of voxels below ``lo`` and above ``hi``.
+        least, most: smallest and greatest value of all.
     """
 
     lo: float
@@ -42,10 +39,10 @@ class Outliers:
 
     @classmethod
     def of(cls, values: np.ndarray, kind: str = "robust") -> Outliers:
-        """Look for them in values of any shape, finite.
+        """Find them in finite values of any shape.
 
         For ``minmax`` values slightly below a background of 0 count: they hardly move its range. For
-        ``robust`` they do not, since the background is known by being the least value.
+        ``robust`` they do not, since the background is recognised as the smallest value.
         """
         array = values.reshape(-1)
         least, most = float(array.min()), float(array.max())
@@ -63,7 +60,7 @@ class Outliers:
 
     @property
     def texts(self) -> tuple[tuple[str, str], ...]:
-        """What was found and what to do about it, for a message that begins with the image's name."""
+        """Findings, each with what to do about it, for a message that begins with the image's name."""
         kept = "they are kept as they are and do not count in its normalisation"
         found = []
         depth, span = self.lo - self.least, self.hi - self.lo
@@ -79,11 +76,11 @@ class Outliers:
         return tuple(found)
 
     def kept(self, values: np.ndarray) -> np.ndarray:
-        """The values that count, ``[n]``; the array itself where all do."""
+        """Return the values that count, ``[n]``; the array itself where all do."""
         return values[(values >= self.lo) & (values <= self.hi)] if self else values
 
     def limited(self, volume: Values) -> Values:
-        """The volume with outliers moved to the nearest value that counts; itself where there are none."""
+        """Return the volume with outliers moved to the nearest value that counts."""
         result: Any = volume.clip(self.lo, self.hi) if self else volume
         return result
 
@@ -110,7 +107,7 @@ _VACUUM, _PADDING = -1100.0, -1200.0
 
 
 def _least(array: np.ndarray, sample: np.ndarray, least: float) -> float:
-    """The least value that is neither padding nor a spike; negative ``least`` where there are none."""
+    """Return the smallest value that is neither padding nor a spike, given a negative smallest value."""
     rest = sample[sample > least]
     if not rest.size:
         return least
@@ -131,7 +128,7 @@ def _least(array: np.ndarray, sample: np.ndarray, least: float) -> float:
 
 
 def _greatest(array: np.ndarray, foreground: np.ndarray, lo: float, most: float, padded: bool) -> float:
-    """The greatest value that is neither hot, saturated nor padding."""
+    """Return the greatest value that is neither hot, saturated nor padding."""
     if (count := np.count_nonzero(foreground == most)) > 1:
         rest = foreground[foreground < most]
         times = _FAR if most in _LIMITS and not padded else _PLATEAU
@@ -163,7 +160,7 @@ def _at_corners(values: np.ndarray, value: float) -> bool:
 
 
 def _of_magnitude(array: np.ndarray, sample: np.ndarray, padded: bool) -> float | None:
-    """The least value from 0 up, if those below 0 are all padding of one value, or very few."""
+    """Return the smallest value from 0 up, if those below 0 are all padding of one value, or very few."""
     dark = np.count_nonzero(sample == 0) > 0.05 * sample.size
     if not (dark or padded):
         return None
@@ -176,15 +173,14 @@ def _of_magnitude(array: np.ndarray, sample: np.ndarray, padded: bool) -> float 
 
 
 def background_within(values: np.ndarray, outliers: Outliers) -> float | None:
-    """The value of a background that lies between the tissue's, as 0 does after z-scoring.
+    """Return the value of a background between those of tissue, as 0 is after z-scoring; else None.
+
+    At least six of the eight corners and 5% of all voxels have it, and at least 1% of the voxels are clearly
+    darker and 1% brighter.
 
     Args:
         values: ``[D, H, W]``, finite.
-        outliers: theirs.
-
-    Returns:
-        The value that at least six of the eight corners and 5% of all voxels have, with at least 1% of the
-        voxels clearly darker and 1% brighter; None where there is none such.
+        outliers: those of ``values``.
     """
     if values.ndim != 3 or min(values.shape) < 2:
         return None
@@ -202,11 +198,10 @@ def background_within(values: np.ndarray, outliers: Outliers) -> float | None:
 
 @dataclass(frozen=True)
 class Intensity:
-    """The linear map of intensities that takes ``lo`` to -1 and ``hi`` to 1; nothing is clipped: it inverts.
+    """A linear map of intensities that takes ``lo`` to -1 and ``hi`` to 1; it clips nothing and inverts.
 
     Attributes:
-        lo: in the image's units.
-        hi: in the image's units, more than ``lo``.
+        lo, hi: in the image's units; ``hi`` is greater.
     """
 
     lo: float

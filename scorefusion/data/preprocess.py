@@ -74,7 +74,7 @@ def foreground_box(
     multiple: Factor = 1,
     levels: Sequence[float | None] = (),
 ) -> Box:
-    """The smallest aligned box that holds every voxel above a threshold, and a margin.
+    """Return the smallest aligned box that holds every voxel above a threshold, and a margin.
 
     Args:
         volume: ``[B, C, D, H, W]``, normalised; a voxel counts if any item or channel exceeds the threshold.
@@ -108,7 +108,7 @@ def foreground_box(
 
 
 def sampling_box(condition: Tensor, config: ModelConfig, levels: Sequence[float | None] = ()) -> Box:
-    """The box around the foreground that a model can sample by itself.
+    """Return the box around the foreground that a model can sample by itself.
 
     Its ends are whole blocks and whole patches, and it is all of the volume along axes that the measurement
     mixes.
@@ -123,7 +123,7 @@ def sampling_box(condition: Tensor, config: ModelConfig, levels: Sequence[float 
 
 
 def least_box(volumes: Sequence[Tensor], config: ModelConfig) -> Box | None:
-    """A box that is surely part of :func:`sampling_box`'s, from images as they were read.
+    """Return a box that :func:`sampling_box`'s surely contains, from images as they were read.
 
     Every block above the threshold holds a voxel above it, so no volume on the output's grid is needed.
 

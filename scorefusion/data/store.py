@@ -62,7 +62,7 @@ class Source:
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """What is the same for every array of a store.
+    """Settings that all arrays of a store share.
 
     Attributes:
         seed: of the run.
