@@ -1,72 +1,37 @@
-"""Datasets, their layouts and the training store; what an image becomes before a network sees it."""
+"""Datasets, their layouts and the training store; what an image becomes before a network sees it.
 
-from scorefusion.data.dataset import (
-    DatasetConfig,
-    Found,
-    Refusal,
-    assemble,
-    check_grids,
-    find_subjects,
-    find_subjects_at,
-    read_subject,
-)
-from scorefusion.data.domain import check_domain, contrast_in, warnings_of
-from scorefusion.data.intensity import Intensity, Outliers
-from scorefusion.data.layouts import LAYOUTS, detect
-from scorefusion.data.layouts.table import TABLES, contrast_columns, read_rows, write_table
-from scorefusion.data.listing import Listing, Subject, Volume, is_volume, stem, volume_files
-from scorefusion.data.preprocess import (
-    BASELINES,
-    Box,
-    Prepared,
-    foreground_box,
-    interpolate,
-    least_box,
-    on_output_grid,
-    prepare_conditions,
-    sampling_box,
-)
-from scorefusion.data.store import MULTIPLE, Extra, Source, StoreSettings, Vary, build_store
+A name is imported from its module when it is first used.
+"""
 
-__all__ = [
-    "BASELINES",
-    "Box",
-    "DatasetConfig",
-    "Extra",
-    "Found",
-    "Intensity",
-    "LAYOUTS",
-    "Listing",
-    "MULTIPLE",
-    "Outliers",
-    "Prepared",
-    "Refusal",
-    "Source",
-    "StoreSettings",
-    "Subject",
-    "TABLES",
-    "Vary",
-    "Volume",
-    "assemble",
-    "build_store",
-    "check_domain",
-    "check_grids",
-    "contrast_columns",
-    "contrast_in",
-    "detect",
-    "find_subjects",
-    "find_subjects_at",
-    "foreground_box",
-    "interpolate",
-    "is_volume",
-    "least_box",
-    "on_output_grid",
-    "prepare_conditions",
-    "read_rows",
-    "read_subject",
-    "sampling_box",
-    "stem",
-    "volume_files",
-    "warnings_of",
-    "write_table",
-]
+# ruff: noqa: F403
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scorefusion.optional import lazily
+
+if TYPE_CHECKING:
+    from scorefusion.data.dataset import *
+    from scorefusion.data.domain import *
+    from scorefusion.data.intensity import *
+    from scorefusion.data.layouts import *
+    from scorefusion.data.layouts.table import *
+    from scorefusion.data.listing import *
+    from scorefusion.data.preprocess import *
+    from scorefusion.data.store import *
+
+__all__, __getattr__ = lazily(
+    __name__,
+    {
+        "dataset": "DatasetConfig Found Refusal assemble check_grids find_subjects find_subjects_at "
+        "read_subject",
+        "domain": "check_domain contrast_in warnings_of",
+        "intensity": "Intensity Outliers",
+        "layouts": "LAYOUTS detect",
+        "layouts.table": "TABLES contrast_columns read_rows write_table",
+        "listing": "Listing Subject Volume is_volume stem volume_files",
+        "preprocess": "BASELINES Box Prepared foreground_box interpolate least_box on_output_grid "
+        "prepare_conditions sampling_box",
+        "store": "MULTIPLE Extra Source StoreSettings Vary build_store",
+    },
+)
