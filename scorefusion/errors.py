@@ -117,10 +117,7 @@ def _asked(error: BaseException) -> str:
 
 
 class Cancelled(Exception):
-    """Raise it in a callback to stop a translation; the pipeline can be used again at once.
-
-    It is no :class:`ScoreFusionError`, so that who catches these does not swallow a cancellation.
-    """
+    """Raise it in a callback to stop a translation; whoever handles ScoreFusionError does not catch it."""
 
 
 def one_line(error: BaseException) -> str:
@@ -129,19 +126,17 @@ def one_line(error: BaseException) -> str:
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> ScoreFusionError:
-    """Return (not raise) the error for a name that is not among the valid ones.
+    """Return (not raise) an error such as "unknown solver 'ddmi'; did you mean 'ddim'? valid: ddim, ddpm".
 
     Args:
         kind: what the name stands for, such as "solver".
         name: what was given.
         valid: every accepted name.
-
-    Returns:
-        An error such as "unknown solver 'ddmi'; did you mean 'ddim'? valid: ddim, ddpm".
     """
-    names = sorted(valid)
+    names, typed = sorted(valid), str(name).lower()
     folded = {candidate.lower(): candidate for candidate in names}
-    near = difflib.get_close_matches(str(name).lower(), list(folded), n=5, cutoff=0.5)
-    nearest = min(near, key=lambda candidate: sorted(candidate) != sorted(str(name).lower()), default=None)
+    near = difflib.get_close_matches(typed, list(folded), n=5, cutoff=0.5)
+    # The nearest, but first one of the same letters: the usual slip is to swap two.
+    nearest = min(near, key=lambda candidate: sorted(candidate) != sorted(typed), default=None)
     hint = ";" if nearest is None else f"; did you mean '{folded[nearest]}'?"
     return ScoreFusionError(f"unknown {kind} '{name}'{hint} valid: {', '.join(names)}")
