@@ -12,32 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import scorefusion
+from scorefusion import data
 from scorefusion.batch.files import STATE, VOLUME, length_problem, name_problem, side_path
 from scorefusion.batch.items import Item, Problem, shown
-from scorefusion.data import (
-    LAYOUTS,
-    TABLES,
-    DatasetConfig,
-    Refusal,
-    assemble,
-    contrast_columns,
-    detect,
-    is_volume,
-    read_rows,
-    stem,
-    volume_files,
-)
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.io.atomic import output_target, written_beside
+from scorefusion.io.dicom import find as dicom
 from scorefusion.io.dicom.file import is_dicom
-from scorefusion.io.dicom.find import (
-    PassedOver,
-    SeriesDescription,
-    choose_series,
-    find_series,
-    matching,
-    summaries,
-)
 from scorefusion.io.formats import WRITABLE
 from scorefusion.io.placeholders import check_fetched
 
@@ -95,9 +76,9 @@ def is_batch(inputs: Sequence[Path], output: str) -> bool:
     They do where the output is not named as a volume, and an input is a folder or a table, or the output is a
     folder, ends in a slash, or has no ending at all.
     """
-    if is_volume(output):
+    if data.is_volume(output):
         return False
-    if any(path.is_dir() or path.suffix.lower() in TABLES for path in inputs):
+    if any(path.is_dir() or path.suffix.lower() in data.TABLES for path in inputs):
         return True
     return output.endswith(("/", "\\")) or Path(output).is_dir() or not Path(output).suffix
 
@@ -115,13 +96,13 @@ def find_items(inputs: Sequence[Path], query: Query, *, sides: Sequence[str] = (
     """
     first = inputs[0]
     check_fetched(first)
-    if len(inputs) > 1 and not all(is_volume(path.name) and not path.is_dir() for path in inputs):
+    if len(inputs) > 1 and not all(data.is_volume(path.name) and not path.is_dir() for path in inputs):
         raise BadInput(first, "is given with others", "Give one folder, one table, or NIfTI files.")
     if first.is_dir():
         if query.out.exists() and query.out.samefile(first):
             raise BadInput(query.out, "is the folder of the inputs", "Choose another for the outputs.")
         source = list_folder(first, query)
-    elif first.suffix.lower() in TABLES:
+    elif first.suffix.lower() in data.TABLES:
         source = _list_table(first, query)
     elif first.exists() or len(inputs) > 1:
         source = _list_files(inputs, query)
@@ -191,7 +172,7 @@ def list_folder(root: Path, query: Query) -> Source:
         BadInput: if the folder itself cannot be read.
         ScoreFusionError: for an unknown layout.
     """
-    choices = ("auto", "files", "dicom", *LAYOUTS)
+    choices = ("auto", "files", "dicom", *data.LAYOUTS)
     if query.layout not in choices:
         raise unknown_name("layout", query.layout, choices)
     unreadable: list[BadInput] = []
@@ -200,7 +181,7 @@ def list_folder(root: Path, query: Query) -> Source:
         """Outputs are no inputs."""
         return os.path.isdir(folder / STATE) or (query.out.is_dir() and folder.samefile(query.out))
 
-    files = volume_files(root, skip=skip, unreadable=unreadable)
+    files = data.volume_files(root, skip=skip, unreadable=unreadable)
     if unreadable and Path(unreadable[0].file) == root:
         raise unreadable[0]
     mixed = query.layout == "auto" and _holds_dicom(root, skip)
@@ -230,15 +211,15 @@ def list_folder(root: Path, query: Query) -> Source:
 
 def _file(root: Path, file: Path, query: Query) -> Item:
     name = file.relative_to(root)
-    return Item(shown(name.as_posix()), (file,), query.out / name.with_name(stem(file) + query.ending))
+    return Item(shown(name.as_posix()), (file,), query.out / name.with_name(data.stem(file) + query.ending))
 
 
 def _list_files(files: Sequence[Path], query: Query) -> Source:
     """List files named one by one: each a scan of a model with one condition, else together one subject."""
     if len(query.conditions) == 1:
-        items = (Item(shown(f.as_posix()), (f,), query.out / (stem(f) + query.ending)) for f in files)
+        items = (Item(shown(f.as_posix()), (f,), query.out / (data.stem(f) + query.ending)) for f in files)
         return Source("files", tuple(items))
-    name = stem(files[0])
+    name = data.stem(files[0])
     return Source("files", (Item(shown(name), tuple(files), query.out / f"{name}{query.ending}"),))
 
 
@@ -266,16 +247,18 @@ def describe_bids(out: Path, model: str) -> None:
 
 
 def _is_bids(root: Path, files: Sequence[Path]) -> bool:
-    known = LAYOUTS["bids"](root, files, ()).count
+    known = data.LAYOUTS["bids"](root, files, ()).count
     return bool(known) and ((root / "dataset_description.json").exists() or 2 * known >= len(files))
 
 
 def _bids_files(root: Path, files: Sequence[Path], query: Query) -> Source:
-    volumes = LAYOUTS["bids"](root, files, query.conditions).volumes
+    volumes = data.LAYOUTS["bids"](root, files, query.conditions).volumes
     chosen = [volume.path for volume in volumes if volume.contrast == query.conditions[0]]
     kept = set(chosen)
     items = (
-        Item(shown(file.relative_to(root).as_posix()), (file,), _derivative(root, file, stem(file), query))
+        Item(
+            shown(file.relative_to(root).as_posix()), (file,), _derivative(root, file, data.stem(file), query)
+        )
         for file in chosen
     )
     return Source("bids", tuple(items), tuple(file for file in files if file not in kept))
@@ -292,13 +275,13 @@ def _derivative(root: Path, file: Path, name: str, query: Query) -> Path:
 def _subjects(root: Path, files: Sequence[Path], query: Query, layout: str) -> Source:
     """List subjects that have every condition; those that lack one are items that fail."""
     if layout in ("auto", "files"):
-        layout, listing = detect(root, files, query.conditions)
+        layout, listing = data.detect(root, files, query.conditions)
     else:
-        listing = LAYOUTS[layout](root, files, query.conditions)
-    config = DatasetConfig(root=str(root), contrasts=query.conditions, choose=query.choose)
-    refused = [Refusal(name, Path(e.file), e.problem, e.fix) for name, e in listing.problems]
+        listing = data.LAYOUTS[layout](root, files, query.conditions)
+    config = data.DatasetConfig(root=str(root), contrasts=query.conditions, choose=query.choose)
+    refused = [data.Refusal(name, Path(e.file), e.problem, e.fix) for name, e in listing.problems]
     items = []
-    for subject, _ in assemble(root, listing.volumes, config, refused):
+    for subject, _ in data.assemble(root, listing.volumes, config, refused):
         inputs = tuple(subject.files[condition] for condition in query.conditions)
         output = query.out / f"{subject.name}{query.ending}"
         if layout == "bids":
@@ -323,8 +306,10 @@ def _list_table(table: Path, query: Query) -> Source:
     Raises:
         BadInput: for a table that cannot be read, or that lacks a column.
     """
-    rows = read_rows(table, ("subject",))
-    columns = {contrast: name for name, contrast in contrast_columns(table, rows, query.conditions).items()}
+    rows = data.read_rows(table, ("subject",))
+    columns = {
+        contrast: name for name, contrast in data.contrast_columns(table, rows, query.conditions).items()
+    }
     missing = [condition for condition in query.conditions if condition not in columns]
     if missing and rows:
         problem = f"has no column of files '{missing[0]}'; its columns are {', '.join(rows[0][1])}"
@@ -352,11 +337,11 @@ def _line(
     # A refused name never becomes part of a path.
     output = query.out / ((subject if problem is None else f"line-{number}") + query.ending)
     files = tuple(table.parent / cell for cell in cells) if problem is None else ()
-    series: tuple[SeriesDescription, ...] = ()
+    series: tuple[dicom.SeriesDescription, ...] = ()
     conditions, mask = files[: len(query.conditions)], files[len(query.conditions) :]
     if query.series is not None and any(file.is_dir() for file in conditions):
         try:
-            series = tuple(choose_series(file, query.series) for file in conditions)
+            series = tuple(dicom.choose_series(file, query.series) for file in conditions)
             files = (*(file for one in series for file in one.files), *mask)
         except BadInput as error:
             files, problem = (), Problem.of(error)
@@ -399,9 +384,9 @@ def _list_dicom(root: Path, query: Query, skip: Skip) -> Source:
             "the folder of its series"
         )
     damaged: list[BadInput] = []
-    passed: list[PassedOver] = []
-    found = find_series(root, damaged=damaged, passed=passed, skip=skip)
-    chosen = found if query.series is None else matching(found, query.series)
+    passed: list[dicom.PassedOver] = []
+    found = dicom.find_series(root, damaged=damaged, passed=passed, skip=skip)
+    chosen = found if query.series is None else dicom.matching(found, query.series)
     if not chosen and query.series is not None:
         others = "; ".join(str(series) for series in found) or "none"
         raise BadInput(root, f"holds no series '{query.series}', only {others}", "Name one of these.")
@@ -431,20 +416,20 @@ def _list_dicom(root: Path, query: Query, skip: Skip) -> Source:
     reported = {file.file for series in volumes for file in series.passed}
     reported |= {Path(error.file) for error in damaged}
     notes = [f"left out: {series}" for series in left]
-    notes += summaries((file for file in passed if file.file not in reported), root)
+    notes += dicom.summaries((file for file in passed if file.file not in reported), root)
     return Source("dicom", tuple(items), tuple(series.files[0] for series in left), tuple(map(shown, notes)))
 
 
-def _place(root: Path, series: SeriesDescription) -> Path:
+def _place(root: Path, series: dicom.SeriesDescription) -> Path:
     """Return the innermost folder that holds all files of a series, below the root."""
     return Path(os.path.commonpath([file.parent for file in series.files])).relative_to(root)
 
 
-def _with_hash(name: Path, series: SeriesDescription) -> Path:
+def _with_hash(name: Path, series: dicom.SeriesDescription) -> Path:
     return name.with_name(f"{name.name}-{hashlib.sha256(series.uid.encode()).hexdigest()[:8]}")
 
 
-def _label(series: SeriesDescription) -> str:
+def _label(series: dicom.SeriesDescription) -> str:
     """Such as ``5-t1_mprage``; letters, digits, dots and dashes alone come from the header."""
     described = re.sub(r"[^A-Za-z0-9.-]+", "_", series.description).strip("._-")[:60]
     parts = [str(series.number)] * (series.number is not None) + [described] * bool(described)
