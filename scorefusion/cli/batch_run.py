@@ -89,7 +89,7 @@ def make_batch(
     from scorefusion.batch import Batch, Limits, Shard, Work
     from scorefusion.engine.planning.fit import parse_memory
     from scorefusion.errors import ScoreFusionError, unknown_name
-    from scorefusion.io.formats import WRITABLE, check_ending
+    from scorefusion.io import WRITABLE, check_ending
 
     given = [option for option, value in refused.items() if value is not None]
     if given:

@@ -51,7 +51,7 @@ def data(
     from scorefusion.cli.streams import require_stdout
     from scorefusion.data import DatasetConfig, find_subjects, write_table
     from scorefusion.errors import BadInput
-    from scorefusion.io.atomic import check_output
+    from scorefusion.io import check_output
     from scorefusion.models.config import parse
 
     values = {
@@ -81,7 +81,7 @@ def data(
 
 
 def _text(found: Found, config: DatasetConfig) -> str:
-    from scorefusion.io.grid import read_grid
+    from scorefusion.io import read_grid
     from scorefusion.models.contrast import in_order
 
     root = Path(config.root).expanduser()

@@ -52,7 +52,7 @@ def demo(
     from scorefusion.evaluate.demo import notes, pooled_case, run_demo, table_text, write_results
     from scorefusion.evaluate.methods import other_sampling
     from scorefusion.evaluate.output import check_folder
-    from scorefusion.io.nifti import read_scan
+    from scorefusion.io import read_scan
     from scorefusion.models.table import table_for
     from scorefusion.pipeline import Pipeline
 

@@ -36,7 +36,7 @@ def denoise_error(
     from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.evaluate.demo import pooled_case
     from scorefusion.evaluate.denoise_error import denoising_errors
-    from scorefusion.io.nifti import read_scan
+    from scorefusion.io import read_scan
     from scorefusion.pipeline import Pipeline
 
     size, start = parse_box(where.box)

@@ -3,7 +3,7 @@
 A parameter of a verb whose type is a dataclass of options, or one of the tables of
 :mod:`scorefusion.pipeline.options`, stands for all of its options on the command line::
 
-    def video(clip: Path, sampling: Sampling, machine: Device, quiet: Quiet = False) -> None: ...
+    def demo(where: Place, machine: Device, quiet: Quiet = False) -> None: ...
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def plan(
         print(f"\n{compared_with_this_machine(layout, torch.device(kind))}")
     if figure is not None:
         from scorefusion.engine.planning.report import step_figure
-        from scorefusion.io.figures import save_figure
+        from scorefusion.io import save_figure
 
         save_figure(step_figure(found.forecast), figure)
     require_stdout()

@@ -132,11 +132,8 @@ def _one(
     """Translate one volume, and say how it went."""
     from scorefusion.batch import side_path
     from scorefusion.errors import BadInput, ScoreFusionError
-    from scorefusion.io.atomic import check_output
+    from scorefusion.io import FIGURE_ENDINGS, check_output, check_volume_output, save_image, try_to_write
     from scorefusion.io.dicom.file import is_dicom
-    from scorefusion.io.figures import FIGURE_ENDINGS, try_to_write
-    from scorefusion.io.formats import check_volume_output
-    from scorefusion.io.nifti import save_image
 
     spread, figure = beside.spread, beside.figure
     check_volume_output(output, images)

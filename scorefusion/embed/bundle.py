@@ -12,7 +12,7 @@ from typing import Any
 
 import scorefusion
 from scorefusion.errors import BadInput
-from scorefusion.io.atomic import folder_written_beside
+from scorefusion.io import folder_written_beside
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import CARD, CONFIG, WEIGHTS, find_folder, load_config
 from scorefusion.pipeline import Machine, Options, declared

@@ -17,7 +17,7 @@ from monai.transforms import MapTransform
 
 from scorefusion.embed.lazy import LazyPipeline
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.io.formats import FORMATS
+from scorefusion.io import FORMATS
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.pipeline import Machine, Pipeline, Translation, declared
 

@@ -195,6 +195,7 @@ class Room:
         self.config, self.engines = config, engines
         self.one_memory = engines.device.type != "cuda"
         self.footprint = functools.partial(footprint, config, one_memory=self.one_memory)
+        self._grid = config.degradation.grid
 
     def check(
         self,
@@ -235,7 +236,9 @@ class Room:
         partly = "" if sample and not until else "at least "
         problem = f"needs {partly}{limit.shown(need, least)}"
         size = self._largest_crop(found, settings, limit, least)
-        crop = "Crop it" if size is None else f"Crop it to at most {_by(own_order(size))} voxels"
+        crop = "Crop it"
+        if size is not None:
+            crop += f" to at most {' × '.join(map(str, own_order(size)))} voxels"
         more = "allow more" if limit.asked else "use a machine with more memory"
         shape = " ".join(str(n) for n in (self._grid(found.shapes[0]) if partly else found.box))
         see = f"`scorefusion plan --shape {shape}` says what takes how much"
@@ -333,10 +336,6 @@ class Room:
         engine = self.engines.fitted(found.size, limit.bytes, around=found.around, **_how(settings))
         return self.around(found, engine.forecast)
 
-    def _grid(self, shape: Size) -> Size:
-        """The output's grid of an image of that size."""
-        return self.config.degradation.grid(shape)
-
 
 def compared_with_this_machine(layout: Plan, device: torch.device) -> str:
     """One line: what a translation that samples a planned volume takes, and whether it fits here.
@@ -374,7 +373,3 @@ def compared_with_this_machine(layout: Plan, device: torch.device) -> str:
 
 def _how(settings: Settings) -> dict[str, Any]:
     return {"strategy": settings.strategy, "planes": settings.planes}
-
-
-def _by(sizes: Sequence[int]) -> str:
-    return " × ".join(map(str, sizes))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scorefusion.data import Box, Prepared
 from scorefusion.errors import memory_named
-from scorefusion.io.nifti import Scan
+from scorefusion.io import Scan
 from scorefusion.pipeline.footprint import Footprint
 from scorefusion.pipeline.settings import Settings
 

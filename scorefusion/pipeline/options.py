@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from scorefusion.degradations import Operator
-    from scorefusion.io.kinds import Affine, Image
+    from scorefusion.io import Affine, Image
     from scorefusion.models.config import Plane
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -14,7 +14,7 @@ from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.isolation import isolated, require_device_after_fork
 from scorefusion.engine.pool import EnginePool
 from scorefusion.errors import ScoreFusionError, memory_named
-from scorefusion.io.kinds import Affine, Image
+from scorefusion.io import Affine, Image
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for

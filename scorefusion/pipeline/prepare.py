@@ -8,7 +8,7 @@ from torch import Tensor
 from scorefusion.data import Box, least_box, prepare_conditions, sampling_box, warnings_of
 from scorefusion.degradations import Inpainting, Operator
 from scorefusion.errors import BadInput
-from scorefusion.io.nifti import Scan
+from scorefusion.io import Scan
 from scorefusion.pipeline.footprint import Room
 from scorefusion.pipeline.job import Job
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from scorefusion.data import check_domain, warnings_of
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.io.kinds import Affine, Image, affines_for, listed, scan_of, shape_of
-from scorefusion.io.nifti import Scan, check_same_grid
+from scorefusion.io import Affine, Image, Scan, affines_for, check_same_grid, listed, scan_of, shape_of
 from scorefusion.models.config import ModelConfig
 from scorefusion.pipeline.footprint import Room
 from scorefusion.pipeline.job import Job

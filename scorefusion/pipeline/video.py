@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.io.figures import panels
-from scorefusion.io.video import clip_frames, clip_image
+from scorefusion.io import clip_frames, clip_image, panels
 from scorefusion.metrics import METRICS, psnr, ssim
 from scorefusion.models.config import ModelConfig
 from scorefusion.pipeline.pipeline import Pipeline
