@@ -163,8 +163,8 @@ def step(
 
 def launched(engine: Engine) -> None:
     """A step of the engine, kernel by kernel, without its graph."""
-    engine.index.zero_()
-    for segment in engine._segments(engine.plan.cycle[0]):
+    engine._all["index"].zero_()
+    for segment in engine.segments(engine.plan.cycle[0]):
         segment.run()
 
 

@@ -53,7 +53,7 @@ class Plain(nn.Module):
         """``[B, 1, D, H, W]`` float32, what the model predicts."""
         model = self.model
         config = model.config
-        x = model.padded(model.scaled(x_t, level))
+        x = model.seen(x_t, level)
         scores, staged = [], []
         for branch in config.branches:
             network = cast(UNet, model.slice_networks[branch.network])

@@ -136,7 +136,7 @@ def replayed(run: Run) -> Results:
         engine.start(table, [5])
         for _ in range(2):
             if eagerly:
-                for segment in engine._segments(engine.plan.cycle[0]):
+                for segment in engine.segments(engine.plan.cycle[0]):
                     segment.run()
             else:
                 engine.step()

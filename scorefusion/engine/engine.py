@@ -1,46 +1,31 @@
-"""A denoising step over static buffers: slabs through the 2D networks, features streamed, scores fused.
-
-    for each branch, for each slab of its slices:
-        gather_slices -> cut;  2D network -> scores, features;  ensemble_features: total += features
-    3D network over [x_t, condition, position, mask, scores] and the totals -> maps
-    fuse_step -> x, x0;  index += 1
-
-Whatever the step depends on lies in buffers on the device: the volumes, the solver's rows, the row's number,
-the noise's keys. So the same launches serve every step, seed and table, and on CUDA one captured graph does.
-"""
+"""The engine: buffers of one shape, the denoising step over them, and its CUDA graph."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from scorefusion.degradations import Projection
-from scorefusion.diffusion.level import NoiseLevel, input_scale
-from scorefusion.diffusion.sample import Callback
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.graph import CapturedStep, CudaGraphs, Graphs, Segment
-from scorefusion.engine.planning.plan import ROWS, Plan, cut_channels, smaller_slabs
-from scorefusion.engine.planning.tiles import Tiling, run_tiled
-from scorefusion.engine.runners import EagerRunner, Outputs, Runner
-from scorefusion.engine.tail import Tail
+from scorefusion.engine.planning.plan import ROWS, Plan, projected_blocks, smaller_slabs
+from scorefusion.engine.planning.tiles import Tiling
+from scorefusion.engine.runners import EagerRunner
+from scorefusion.engine.step import Runners, denoising_step, load_table, small_buffers
 from scorefusion.errors import ScoreFusionError, out_of_memory
-from scorefusion.models.config import PLANES, Plane
-from scorefusion.models.features import FeatureLayer
-from scorefusion.models.score_fusion import ScoreFusion, cropped, network_time
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.slabs import fill_channels
+from scorefusion.models.strategies import Branches
 from scorefusion.models.unet import UNet
-from scorefusion.ops.fuse_scores import Fusion
-from scorefusion.ops.gather_slices import gather_slices
 from scorefusion.ops.noise import noise_keys, normal
-from scorefusion.ops.reference.planes import AXIS
 
-Runners = Mapping[str, Runner]
+Callback = Callable[[int, int, Tensor], None]
 
 
 class Engine:
@@ -72,23 +57,17 @@ class Engine:
         self.notes = [*notes]
         self.model, self.plan, self.tiling = model, plan, tiling
         self.device = device or next(model.parameters()).device
-        self.captured: dict[tuple[int, ...], CapturedStep] = {}
         self._graphs = CudaGraphs(self.device) if graphs is None and self.device.type == "cuda" else graphs
         self.runners: Runners = runners or {
             name: EagerRunner(cast(UNet, network), plan.scales)
             for name, network in model.slice_networks.items()
         }
         self.buffers = {buffer.name: self._allocate(buffer.shape, buffer.dtype) for buffer in plan.buffers}
-        self.index = torch.zeros(1, dtype=torch.int32, device=self.device)
-        self.keys = torch.zeros(plan.batch, 5, dtype=torch.int64, device=self.device)
-        self._tail = Tail(plan, self.buffers, self.index, self.keys)
-        self.labels = {plane: torch.full((1,), n, device=self.device) for n, plane in enumerate(PLANES)}
-        self._told = [*model.slice_networks] + (["fusion"] if plan.fuses else [])
-        told = len(self._told) + 1
-        self._levels = torch.zeros(ROWS, told, dtype=torch.float32, device=self.device)
-        self._level = torch.zeros(1, told, dtype=torch.float32, device=self.device)
+        self._all = {"seen": self.buffers["x"], **self.buffers, **small_buffers(plan, self.device)}
+        self.captured: dict[Branches, CapturedStep] = {}
+        self._project: Projection | None = None
+        self._given: Mapping[str, Tensor] | None = None
         self._origin, self._turn, self._steps = (0, 0, 0), 0, 0
-        self._found: dict[tuple[int, int], Outputs] = {}
 
     def load(
         self,
@@ -108,7 +87,8 @@ class Engine:
                 configuration measures them, and nothing is done elsewhere.
 
         Raises:
-            ScoreFusionError: for another shape than the plan's.
+            ScoreFusionError: for another shape than the plan's, or a projection onto the means of other
+                blocks.
         """
         if tuple(condition.shape[2:]) != self.plan.size or condition.shape[0] not in (1, self.plan.batch):
             expected = [self.plan.batch, len(self.plan.config.conditions), *self.plan.size]
@@ -118,15 +98,23 @@ class Engine:
         self.buffers["condition"].copy_(inputs.condition)
         if inputs.common is not None:
             self.buffers["common"].copy_(inputs.common)
-        if self._tail.take_projection(project):
-            self._forget_steps()
+        self._load_projection(project)
         if "stacked" in self.buffers:
-            stacked = self.buffers["stacked"]
-            stacked.zero_()
-            last = 1 + inputs.condition.shape[1]
-            stacked[:, 1:last].copy_(inputs.condition)
-            if inputs.common is not None:
-                stacked[:, last : last + inputs.common.shape[1]].copy_(inputs.common)
+            fill_channels(self.buffers["stacked"].zero_(), 1, [inputs.condition, inputs.common])
+
+    def _load_projection(self, project: Projection | None) -> None:
+        """Use a projection from now on: block means within `fuse_step`, any other between two passes."""
+        blocks, fused = projected_blocks(self.plan.config), project is None or bool(project.blocks)
+        if project is not None and fused and project.blocks != blocks:
+            raise ScoreFusionError(
+                f"the engine projects onto means of blocks {blocks}, got blocks {project.blocks}"
+            )
+        if fused and "measured" in self.buffers:
+            measured = None if project is None else project.measured
+            self.buffers["measured"].copy_(torch.zeros(()) if measured is None else measured)
+        if fused != (self._project is None):
+            self._forget_steps()
+        self._project = None if fused else project
 
     def start(
         self,
@@ -135,6 +123,7 @@ class Engine:
         *,
         sample: int | Sequence[int] = 0,
         prior_mean: Tensor | None = None,
+        given: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Begin at the table's first noise level.
 
@@ -143,6 +132,7 @@ class Engine:
             seeds: one for each volume.
             sample: index of the sample, or one for each volume.
             prior_mean: mean of x0 that a late start begins from; zero if not given.
+            given: ``scores.K`` and ``total.S`` of the first evaluation, which is then not computed.
 
         Raises:
             ScoreFusionError: for more rows than there is room for, or another number of seeds.
@@ -154,10 +144,10 @@ class Engine:
             )
         for runner in self.runners.values():
             runner.watch()
-        self._take_levels(table)
-        self.keys.copy_(noise_keys(seeds, sample=sample, origin=self._origin))
-        self.index.zero_()
-        self._turn, self._steps = 0, len(table)
+        load_table(self._all, self.plan, table)
+        self._all["keys"].copy_(noise_keys(seeds, sample=sample, origin=self._origin))
+        self._all["index"].zero_()
+        self._turn, self._steps, self._given = 0, len(table), given
         shape = (self.plan.batch, 1, *self.plan.size)
         x = self.buffers["x"]
         x.copy_(normal(shape, seeds, 0, origin=self._origin, sample=sample, device=self.device))
@@ -175,12 +165,15 @@ class Engine:
         """
         if self._turn >= self._steps:
             raise ScoreFusionError(f"the solver has {self._steps} rows, and all are done; call start first")
-        cycle = self.plan.cycle
-        branches = cycle[self._turn % len(cycle)]
+        branches, given = self.plan.cycle[self._turn % len(self.plan.cycle)], self._given
         while True:
             try:
+                if given is not None and self._turn == 0:
+                    for segment in self.segments(branches, given):
+                        segment.run()
+                    break
                 captured = self._captured_step(branches)
-                if self._turn < len(cycle):
+                if self._turn < len(self.plan.cycle) + (given is not None):
                     captured.prepare()
                 captured()
                 break
@@ -196,6 +189,7 @@ class Engine:
         *,
         sample: int | Sequence[int] = 0,
         prior_mean: Tensor | None = None,
+        given: Mapping[str, Tensor] | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """Draw one sample of each volume; arguments as for :meth:`start`.
@@ -207,7 +201,7 @@ class Engine:
             A new float32 tensor ``[B, 1, d, h, w]``.
         """
         with torch.no_grad():
-            self.start(table, seeds, sample=sample, prior_mean=prior_mean)
+            self.start(table, seeds, sample=sample, prior_mean=prior_mean, given=given)
         for step in range(1, len(table) + 1):
             self.step()
             if callback is not None:
@@ -219,13 +213,21 @@ class Engine:
         if text not in self.notes:
             self.notes.append(text)
 
-    def _captured_step(self, branches: tuple[int, ...]) -> CapturedStep:
+    def segments(self, branches: Branches, given: Mapping[str, Tensor] | None = None) -> list[Segment]:
+        """The step over some branches; see :func:`.step.denoising_step`."""
+        project = None if self._project is None else lambda x0: cast(Projection, self._project)(x0)
+        return denoising_step(
+            self._all, self.model, self.plan, self.runners, branches,
+            tiling=self.tiling, project=project, given=given,
+        )  # fmt: skip
+
+    def _captured_step(self, branches: Branches) -> CapturedStep:
         """The step over some branches, which captures itself when it is first called."""
         if branches not in self.captured:
             self.captured[branches] = CapturedStep(
-                self._segments(branches),
+                self.segments(branches),
                 device=self.device,
-                state=(self.buffers["x"], self.buffers["x0"], self.index),
+                state=(self.buffers["x"], self.buffers["x0"], self._all["index"]),
                 watch=self._weights,
                 graphs=self._graphs,
             )
@@ -233,128 +235,6 @@ class Engine:
 
     def _weights(self) -> Iterable[Tensor]:
         return itertools.chain(self.model.parameters(), self.model.buffers())
-
-    def _segments(self, branches: Sequence[int]) -> list[Segment]:
-        """The step's parts in order. A TensorRT engine is one by itself, since it may refuse capture."""
-        parts = [Segment("level and totals", self._begin)]
-        for k in branches:
-            name = self.plan.config.branches[k].network
-            rows, count = self.plan.rows[self._plane(k)], self.plan.slice_count(self._plane(k))
-            for start in range(0, count, rows):
-                slab = (k, start, min(start + rows, count))
-                if self.runners[name].name == "tensorrt":
-                    parts.append(Segment("gather", functools.partial(self._gather, *slab)))
-                    parts.append(Segment(f"network {name}", functools.partial(self._keep, *slab), False))
-                    parts.append(Segment("scores and features", functools.partial(self._collect_kept, *slab)))
-                else:
-                    parts.append(Segment("slab", functools.partial(self._slab, *slab)))
-        return [*parts, *self._tail.segments(lambda: cropped(self._fusion(branches), self.plan.size))]
-
-    def _begin(self) -> None:
-        """The row's noise level, the networks' view of x, and the features' sums before the first branch."""
-        torch.index_select(self._levels, 0, self.index, out=self._level)
-        self._pad()
-        for scale in self.plan.scales:
-            layer = cast(FeatureLayer, self.model.features[str(scale)])
-            self.buffers[f"total.{scale}"].copy_(layer.bias[None, :, None, None, None])
-
-    def _slab(self, k: int, start: int, stop: int) -> None:
-        """A slab of a branch, from the volume to its scores and features."""
-        self._gather(k, start, stop)
-        self._collect(k, start, stop, self._network(k, start, stop))
-
-    def _gather(self, k: int, start: int, stop: int) -> None:
-        config, branch = self.plan.config, self.plan.config.branches[k]
-        gather_slices(
-            self._seen, self.buffers["condition"], self.buffers.get("common"), branch.plane, start, stop,
-            channels=branch.conditions, context=config.context, order=config.context_order,
-            dtype=self.plan.dtype, out=self._cut(k, self.plan.batch * (stop - start)),
-        )  # fmt: skip
-
-    def _network(self, k: int, start: int, stop: int) -> Outputs:
-        branch, slices = self.plan.config.branches[k], self.plan.batch * (stop - start)
-        time, label = self._time(branch.network), self.labels[branch.plane]
-        return self.runners[branch.network](self._cut(k, slices), time.expand(slices), label.expand(slices))
-
-    def _keep(self, k: int, start: int, stop: int) -> None:
-        """Run a network whose outputs are the same tensors at every step."""
-        self._found[k, start] = self._network(k, start, stop)
-
-    def _collect_kept(self, k: int, start: int, stop: int) -> None:
-        self._collect(k, start, stop, self._found[k, start])
-
-    def _collect(self, k: int, start: int, stop: int, outputs: Outputs) -> None:
-        """Put a slab's scores into the branch's stack, and add its features to the totals."""
-        output, found = outputs
-        self.buffers[f"scores.{k}"][:, start:stop].copy_(output.unflatten(0, (self.plan.batch, stop - start)))
-        for scale in self.plan.scales:
-            layer = cast(FeatureLayer, self.model.features[str(scale)])
-            layer.add(self.buffers[f"total.{scale}"], found[scale], k, self._plane(k), start)
-
-    def _fusion(self, branches: Sequence[int]) -> Fusion:
-        """What is to be fused, after the 3D network where there is one."""
-        config, plan = self.plan.config, self.plan
-        scores = tuple(self.buffers[f"scores.{k}"].movedim(1, AXIS[self._plane(k)]) for k in branches)
-        if not plan.fuses:
-            return plan.strategy.fuse(config, scores, None)
-        stacked, network = self.buffers["stacked"], self.model.fusion
-        assert network is not None
-        stacked[:, :1].copy_(self._seen)
-        first = stacked.shape[1] - len(config.branches)
-        for place, score in enumerate(scores, start=first):
-            stacked[:, place : place + 1].copy_(score)
-        totals = {scale: self.buffers[f"total.{scale}"] for scale in plan.scales}
-        time = self._time("fusion").expand(plan.batch)
-        if self.tiling is None:
-            maps = network(stacked, time, inject=totals)
-        else:
-            maps = run_tiled(network, stacked, time, totals, self.tiling, self.buffers["maps"])
-        return plan.strategy.fuse(config, scores, maps)
-
-    @property
-    def _seen(self) -> Tensor:
-        """The networks' view of x, where it is another than x itself."""
-        return self.buffers.get("padded", self.buffers["x"])
-
-    def _pad(self) -> None:
-        """Scale x, and repeat its edges up to the grid."""
-        x, padded = self.buffers["x"], self.buffers.get("padded")
-        if padded is None:
-            return
-        d, h, w = self.plan.size
-        torch.mul(x, self._level[0, -1], out=padded[:, :, :d, :h, :w])
-        parts = ((4, w, padded[:, :, :d, :h]), (3, h, padded[:, :, :d]), (2, d, padded))
-        for axis, length, part in parts:
-            edge = part.narrow(axis, length, part.shape[axis] - length)
-            edge.copy_(part.narrow(axis, length - 1, 1).expand_as(edge))
-
-    def _take_levels(self, table: Table) -> None:
-        """Put the solver's rows, and what each network is told at each, on the device."""
-        rows, config = torch.tensor(table.rows), self.plan.config
-        level = NoiseLevel(rows[:, 0], rows[:, 1].to(torch.int64))
-        told = [
-            network_time(config.fusion, level)
-            if name == "fusion" and config.fusion is not None
-            else network_time(config.slice_networks[name], level, config.halved_slice_time)
-            for name in self._told
-        ]
-        told.append(input_scale(config.prediction, level.abar, config.sigma_data))
-        self._levels[: len(table)].copy_(torch.stack([each.to(torch.float32) for each in told], dim=1))
-        self._tail.take(rows[:, 2:])
-
-    def _time(self, network: str) -> Tensor:
-        place = self._told.index(network)
-        return self._level[0, place : place + 1]
-
-    def _plane(self, k: int) -> Plane:
-        return self.plan.config.branches[k].plane
-
-    def _cut(self, k: int, slices: int) -> Tensor:
-        """A view of the cut buffer for that many slices of a branch, channels last."""
-        h, w = self.plan.slice_size(self._plane(k))
-        channels = cut_channels(self.plan.config, k)
-        flat = self.buffers["cut"][: slices * channels * h * w]
-        return flat.view(slices, h, w, channels).permute(0, 3, 1, 2)
 
     def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         memory = torch.channels_last_3d if len(shape) == 5 and shape[1] > 1 else torch.contiguous_format
@@ -365,7 +245,6 @@ class Engine:
         for step in self.captured.values():
             step.reset()
         self.captured.clear()
-        self._found.clear()
 
     def _halve(self) -> bool:
         """Go on with half as many slices at once, if there is a half; said once."""

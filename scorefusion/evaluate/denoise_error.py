@@ -16,7 +16,7 @@ from torch import Tensor
 from scorefusion.diffusion.level import NoiseLevel, add_noise, prediction_coefficients
 from scorefusion.diffusion.schedule import sigma_to_abar
 from scorefusion.evaluate.output import grid
-from scorefusion.models.score_fusion import ScoreFusion, no_scores
+from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.strategies import AVERAGE, PAPER_ORDER, SINGLE, STRATEGIES, strategies_of
 from scorefusion.ops.fuse_scores import fuse_scores
 from scorefusion.ops.noise import normal
@@ -91,7 +91,7 @@ def denoising_errors(
         level = NoiseLevel.of(abar, -1, 1, residual.device)
         p, q = prediction_coefficients(config.prediction, abar, config.sigma_data)
         noisy = add_noise(residual, noise, level.abar)
-        x = model.padded(model.scaled(noisy, level))
+        x = model.seen(noisy, level)
         scores, totals = model.branch_outputs(x, inputs, level, features=bool(model.features))
 
         def error(output: Tensor, p: float = p, q: float = q, noisy: Tensor = noisy) -> float:
@@ -110,7 +110,7 @@ def denoising_errors(
             maps = None
             if strategy.runs_volume:
                 given = totals if strategy.takes_features else {}
-                maps = model.fusion_maps(x, inputs, level, tuple(some) or no_scores(model, x), given)
+                maps = model.fusion_maps(x, inputs, level, tuple(some), given)
             outputs[strategy.name] = fuse_scores(*strategy.fuse(config, some, maps))
         row = {name: error(output) for name, output in outputs.items()}
         if scores:

@@ -20,7 +20,8 @@ from scorefusion.diffusion.sample import Callback, sample
 from scorefusion.diffusion.solvers import Table
 from scorefusion.engine.prepack import packed_model
 from scorefusion.models.config import PLANES, ModelConfig, Plane
-from scorefusion.models.score_fusion import ScoreFusion, Scores, cropped
+from scorefusion.models.score_fusion import ScoreFusion, Scores
+from scorefusion.models.slabs import cropped
 from scorefusion.models.strategies import AVERAGE, STRATEGIES, Strategy, strategies_of, strategy_named
 from scorefusion.ops.fuse_scores import Fusion
 from scorefusion.pipeline import whole_patches
@@ -138,7 +139,7 @@ class SharedStart:
     ) -> Fusion:
         """What the model says of the noise that every strategy starts from."""
         model, config = self.model, self.model.config
-        x = model.padded(model.scaled(x_t, level))
+        x = model.seen(x_t, level)
         if self._start is None or not torch.equal(self._start[0], x):
             scores, totals = model.branch_outputs(x, self.inputs, level, features=bool(model.features))
             self._start = (x, scores, totals)

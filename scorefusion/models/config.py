@@ -83,6 +83,12 @@ class UNetConfig(Frozen):
         """The grid spacing of each level in voxels, finest first."""
         return tuple(self.patch * 2**level for level in range(len(self.widths)))
 
+    def injected_channels(self, scale: int) -> int:
+        """Channels of the encoder's activations where features of ``scale`` are added."""
+        level = self.scales.index(scale)
+        deeper = level < len(self.widths) - 1 and self.blocks > 1
+        return self.widths[level if deeper else max(level - 1, 0)]
+
 
 class BranchConfig(Frozen):
     """One frozen 2D model at work: a plane, the conditions it sees (by index) and the network it uses."""
@@ -243,6 +249,35 @@ class ModelConfig(Frozen):
         return tuple(k for k, branch in enumerate(self.branches) if branch.plane in planes)
 
     @property
+    def scales_input(self) -> bool:
+        """Whether the networks see x_t times a factor other than 1."""
+        return self.prediction == "edm" and self.sigma_data != 1.0
+
+    @property
+    def common_channels(self) -> int:
+        """Channels of position and mask, which every network is given."""
+        return 3 * self.position + self.mask
+
+    def slice_channels(self, conditions: int) -> int:
+        """Input channels of a 2D network: conditions with neighbouring slices, position, mask, x_t."""
+        return conditions * (2 * self.context + 1) + self.common_channels + 1
+
+    @property
+    def volume_channels(self) -> int:
+        """Input channels of the 3D network: x_t, conditions, position and mask, the branches' outputs."""
+        return 1 + len(self.conditions) + self.common_channels + len(self.branches)
+
+    def labels(self, network: str) -> int:
+        """Labels of a 2D network: one for each plane where planes share it, else none."""
+        planes = {branch.plane for branch in self.branches if branch.network == network}
+        return len(PLANES) if len(planes) > 1 else 0
+
+    @property
+    def block(self) -> int:
+        """Slices that 2D networks are given at once are whole blocks of so many."""
+        return max(self.feature_scales, default=1)
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """The share of each branch before the fusion network has a say."""
         return self.base_weights or (1.0 / max(len(self.branches), 1),) * len(self.branches)
@@ -257,6 +292,11 @@ class ModelConfig(Frozen):
     def multiples(self) -> tuple[int, int, int]:
         """(z, y, x) that the size of a sampled box is a multiple of: whole patches and whole blocks."""
         z, y, x = (math.lcm(factor, self.multiple) for factor in self.degradation.factors)
+        return z, y, x
+
+    def grid(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """The spatial size that the networks see: (z, y, x) padded to ``multiple``."""
+        z, y, x = (-(-length // self.multiple) * self.multiple for length in size)
         return z, y, x
 
 

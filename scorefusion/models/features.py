@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scorefusion.models.config import Plane
-from scorefusion.models.planes import as_slices
 from scorefusion.ops.ensemble_features import ensemble_features
 from scorefusion.ops.reference.planes import AXIS
 
@@ -52,8 +51,12 @@ class FeatureLayer(nn.Module):
     def start(self, size: Sequence[int], batch: int) -> Tensor:
         """A fresh accumulator ``[B, outputs, D/s, H/s, W/s]`` that holds the bias, channels last."""
         grid = [length // self.scale for length in size]
-        bias = self.bias[None, :, None, None, None].expand(batch, -1, *grid)
-        return bias.contiguous(memory_format=torch.channels_last_3d)
+        memory = torch.channels_last_3d
+        return self.restart(self.bias.new_empty(batch, self.outputs, *grid).contiguous(memory_format=memory))
+
+    def restart(self, total: Tensor) -> Tensor:
+        """Put the bias into an accumulator, in place."""
+        return total.copy_(self.bias[None, :, None, None, None])
 
     def add(self, total: Tensor, features: Tensor, branch: int, plane: Plane, start: int) -> Tensor:
         """Add a slab of one branch's features.
@@ -71,7 +74,7 @@ class FeatureLayer(nn.Module):
         weight = self.weights[branch]
         if self.kernel == 1:
             return ensemble_features(total, features, weight, plane, start)
-        stack = as_slices(total, plane)
+        stack = total.movedim(AXIS[plane], 1)
         weight = weight.to(features.dtype).movedim(AXIS[plane], 2)
         share = self._neighbours(features, weight, total.shape[0])
         share = share[:, max(0, 1 - start) : stack.shape[1] + 1 - start].to(total.dtype)

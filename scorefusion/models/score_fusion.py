@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scorefusion.diffusion.level import NoiseLevel, input_scale, prediction_coefficients
@@ -16,11 +15,19 @@ from scorefusion.diffusion.schedule import paper_sampling
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import PLANES, ModelConfig, Plane, UNetConfig
 from scorefusion.models.features import FeatureLayer
-from scorefusion.models.planes import slab_rows, slice_count
-from scorefusion.models.strategies import Strategy, require_strategy
+from scorefusion.models.slabs import (
+    cropped,
+    fill_channels,
+    gather_slab,
+    keep_slab,
+    pad,
+    scores_of,
+    slab_rows,
+    slabs,
+)
+from scorefusion.models.strategies import FUSE, Strategy, require_strategy
 from scorefusion.models.unet import UNet
 from scorefusion.ops.fuse_scores import Fusion, fuse_scores
-from scorefusion.ops.gather_slices import gather_slices
 from scorefusion.ops.reference.planes import AXIS
 
 Scores = tuple[Tensor, ...]
@@ -55,21 +62,17 @@ class ScoreFusion(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        common = 3 * config.position + config.mask
         self.slice_networks = nn.ModuleDict()
         for name, network in config.slice_networks.items():
             sees = next((len(b.conditions) for b in config.branches if b.network == name), 1)
-            planes = {branch.plane for branch in config.branches if branch.network == name}
-            labels = len(PLANES) if len(planes) > 1 else 0
-            inputs = sees * (2 * config.context + 1) + common + 1
-            self.slice_networks[name] = UNet(2, inputs, 1, network, labels=labels)
+            self.slice_networks[name] = UNet(
+                2, config.slice_channels(sees), 1, network, labels=config.labels(name)
+            )
         self.fusion: UNet | None = None
         self.features = nn.ModuleDict()
         if config.fusion is not None:
-            count = len(config.branches)
-            inputs = 1 + len(config.conditions) + common + count
-            zero = config.fusion_start == "mean"
-            self.fusion = UNet(3, inputs, max(count, 1), config.fusion, zero_output=zero)
+            maps, zero = max(len(config.branches), 1), config.fusion_start == "mean"
+            self.fusion = UNet(3, config.volume_channels, maps, config.fusion, zero_output=zero)
             for scale in config.feature_scales:
                 widths = [_width(config.slice_networks[b.network], scale) for b in config.branches]
                 kernel = config.feature_kernel if scale == 1 else 1
@@ -123,7 +126,7 @@ class ScoreFusion(nn.Module):
                 f"[B, {len(names)}, D, H, W]; got shape {list(condition.shape)}"
             )
         size = (condition.shape[2], condition.shape[3], condition.shape[4])
-        padded = self.padded(condition)
+        padded = pad(condition, self.config.grid(size))
         parts = []
         if self.config.position:
             shape, whole = padded.shape[2:], tuple(full or size)
@@ -186,7 +189,7 @@ class ScoreFusion(nn.Module):
         chosen = require_strategy(strategy, self.config)
         if isinstance(inputs, Tensor):
             inputs = self.prepare(inputs)
-        x = self.padded(self.scaled(x_t, level))
+        x = self.seen(x_t, level)
         cycle = chosen.branches(self.config, planes)
         branches = cycle[step % len(cycle)]
         scores, totals = self.branch_outputs(
@@ -194,7 +197,7 @@ class ScoreFusion(nn.Module):
         )
         maps = None
         if chosen.runs_volume:
-            maps = self.fusion_maps(x, inputs, level, scores or no_scores(self, x), totals)
+            maps = self.fusion_maps(x, inputs, level, scores, totals)
         return cropped(chosen.fuse(self.config, scores, maps), inputs.size)
 
     def eps(
@@ -238,24 +241,18 @@ class ScoreFusion(nn.Module):
         )
         return own * x_t + other * output
 
-    def fusion_of(
-        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
-    ) -> Fusion:
-        """Run the 3D network on the branches' outputs, given its feature sums by scale (or none)."""
-        maps = self.fusion_maps(x, inputs, level, scores, totals)
-        return Fusion(scores, maps, self.config.weights, self.config.residual_gain)
-
     def fuse(
-        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
+        self,
+        x: Tensor,
+        inputs: Inputs,
+        level: NoiseLevel,
+        scores: Scores,
+        totals: dict[int, Tensor],
+        strategy: Strategy = FUSE,
     ) -> Tensor:
-        """Fuse the branches' outputs: ``[B, 1, D, H, W]`` on the padded grid."""
-        return fuse_scores(*self.fusion_of(x, inputs, level, scores, totals))
-
-    def predict_volume(
-        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
-    ) -> Tensor:
-        """What the 3D network predicts alone, ``[B, 1, D, H, W]`` on the padded grid; as :meth:`fuse`."""
-        return self.config.residual_gain * self.fusion_maps(x, inputs, level, scores, totals)[:, -1:]
+        """Run the 3D network on the branches' outputs and fuse: ``[B, 1, D, H, W]`` on the padded grid."""
+        maps = self.fusion_maps(x, inputs, level, scores, totals)
+        return fuse_scores(*strategy.fuse(self.config, scores, maps))
 
     def branch_outputs(
         self,
@@ -274,36 +271,37 @@ class ScoreFusion(nn.Module):
             of slices in the network's dtype, and with ``features`` the feature layers' sums by scale,
             ``[B, C, D/s, H/s, W/s]``.
         """
-        chosen = range(len(self.config.branches)) if chosen is None else chosen
+        config = self.config
+        chosen = range(len(config.branches)) if chosen is None else chosen
         batch, size = x.shape[0], x.shape[2:]
-        scores = []
-        layers = {int(s): cast(FeatureLayer, layer) for s, layer in self.features.items()} if features else {}
-        totals = {scale: layer.start(size, batch) for scale, layer in layers.items()}
+        layers = self.feature_layers if features else {}
+        b: dict[str, Tensor] = {"seen": x, "condition": inputs.condition}
+        if inputs.common is not None:
+            b["common"] = inputs.common
+        for scale, layer in layers.items():
+            b[f"total.{scale}"] = layer.start(size, batch)
         for k in chosen:
-            branch = self.config.branches[k]
-            network = cast(UNet, self.slice_networks[branch.network])
+            plane, name = config.branches[k].plane, config.branches[k].network
+            network = cast(UNet, self.slice_networks[name])
             dtype = next(network.parameters()).dtype
-            count = slice_count(x, branch.plane)
-            unit = max(self.config.feature_scales, default=1)
-            rows = slab_rows(count, x.numel() // count, unit, slab)
-            axis = AXIS[branch.plane]
-            plane_size = [length for place, length in enumerate(size, start=2) if place != axis]
-            stack = x.new_empty(batch, count, 1, *plane_size, dtype=dtype)
-            for start in range(0, count, rows):
-                stop = min(start + rows, count)
-                cut = gather_slices(
-                    x, inputs.condition, inputs.common, branch.plane, start, stop, channels=branch.conditions,
-                    context=self.config.context, order=self.config.context_order, dtype=dtype,
-                )  # fmt: skip
-                time = network_time(network.config, level, self.config.halved_slice_time)
-                time = time.repeat_interleave(stop - start)
-                label = torch.full_like(time, PLANES.index(branch.plane), dtype=torch.long)
-                output, found = network.forward_with_features(cut, time, tuple(layers), label=label)
-                stack[:, start:stop] = output.unflatten(0, (batch, stop - start))
-                for scale, layer in layers.items():
-                    totals[scale] = layer.add(totals[scale], found[scale], k, branch.plane, start)
-            scores.append(stack.movedim(1, axis))
-        return tuple(scores), totals
+            time = network_time(network.config, level, config.halved_slice_time)
+            label = torch.full((1,), PLANES.index(plane), device=x.device)
+            count = x.shape[AXIS[plane]]
+            plane_size = [length for place, length in enumerate(size, start=2) if place != AXIS[plane]]
+            b[f"scores.{k}"] = x.new_empty(batch, count, 1, *plane_size, dtype=dtype)
+            for start, stop in slabs(count, slab_rows(count, x.numel() // count, config.block, slab)):
+                cut = gather_slab(b, config, k, start, stop, dtype)
+                times = time.repeat_interleave(stop - start)
+                outputs = network.forward_with_features(
+                    cut, times, tuple(layers), label=label.expand(len(times))
+                )
+                keep_slab(b, layers, k, plane, start, outputs)
+        return scores_of(b, config, chosen), {scale: b[f"total.{scale}"] for scale in layers}
+
+    @property
+    def feature_layers(self) -> dict[int, FeatureLayer]:
+        """The ensemble-2D-feature layers by scale."""
+        return {int(scale): cast(FeatureLayer, layer) for scale, layer in self.features.items()}
 
     def fusion_maps(
         self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor]
@@ -313,39 +311,23 @@ class ScoreFusion(nn.Module):
             raise ScoreFusionError(
                 f"model {self.config.name!r} has no fusion network; use strategy 'average'"
             )
-        dtype = next(self.fusion.parameters()).dtype
-        parts = [x, inputs.condition, *([inputs.common] if inputs.common is not None else []), *scores]
-        stacked = torch.cat([part.to(dtype) for part in parts], dim=1)
-        totals = {scale: total.to(dtype) for scale, total in totals.items()}
+        stacked = torch.zeros(
+            x.shape[0], self.config.volume_channels, *x.shape[2:], device=x.device,
+            dtype=next(self.fusion.parameters()).dtype,
+        ).contiguous(memory_format=torch.channels_last_3d)  # fmt: skip
+        fill_channels(stacked, 0, [x, inputs.condition, inputs.common, *scores])
         return self.fusion(stacked, network_time(self.fusion.config, level), inject=totals)
 
     def scaled(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """The networks' input for ``x_t [B, ...]``: EDM's input scaling, 1 for every other prediction."""
-        if self.config.prediction != "edm" or self.config.sigma_data == 1.0:
+        """``x_t [B, ...]`` times EDM's input scaling, which is 1 for every other prediction."""
+        if not self.config.scales_input:
             return x_t
         scale = input_scale(self.config.prediction, level.abar, self.config.sigma_data)
         return x_t * scale.to(x_t.dtype).reshape(-1, *[1] * (x_t.dim() - 1))
 
-    def padded(self, volume: Tensor) -> Tensor:
-        """Repeat the edges of ``[B, C, D, H, W]`` up to the next multiple of ``config.multiple``."""
-        multiple = self.config.multiple
-        pads = [-length % multiple for length in volume.shape[2:]]
-        if not any(pads):
-            return volume
-        return F.pad(volume, (0, pads[2], 0, pads[1], 0, pads[0]), mode="replicate")
-
-
-def no_scores(model: ScoreFusion, x: Tensor) -> Scores:
-    """Zeros in place of every branch's output, for strategy ``volume``."""
-    return (x.new_zeros(1).expand(x.shape),) * len(model.config.branches)
-
-
-def cropped(fusion: Fusion, size: Sequence[int]) -> Fusion:
-    """The fusion of the first ``size`` (z, y, x) voxels: views, nothing is copied."""
-    d, h, w = size
-    scores = tuple(score[:, :, :d, :h, :w] for score in fusion.scores)
-    maps = None if fusion.maps is None else fusion.maps[:, :, :d, :h, :w]
-    return fusion._replace(scores=scores, maps=maps)
+    def seen(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """``x_t [B, 1, d, h, w]`` as the networks see it, scaled and padded, ``[B, 1, D, H, W]``."""
+        return pad(self.scaled(x_t, level), self.config.grid(x_t.shape[2:]))
 
 
 def network_time(config: UNetConfig, level: NoiseLevel, halved: bool = False) -> Tensor:

@@ -103,7 +103,7 @@ class UNet(nn.Module):
 
     def injected_channels(self, scale: int) -> int:
         """Channels of the encoder's activations where features of ``scale`` are added."""
-        return cast(ResBlock, self.encoder[self.inject_at[scale]]).conv1.in_channels
+        return self.config.injected_channels(scale)
 
     def forward(
         self,

@@ -25,7 +25,7 @@ from scorefusion.engine.planning.available import (
 from scorefusion.engine.planning.fit import fit
 from scorefusion.engine.planning.forecast import PROGRAM, Forecast
 from scorefusion.engine.planning.memory import measure
-from scorefusion.engine.planning.plan import Plan, common_channels
+from scorefusion.engine.planning.plan import Plan
 from scorefusion.engine.pool import GPU_SHARE, Around, EnginePool, Limit
 from scorefusion.errors import OutOfMemory
 from scorefusion.models.config import ModelConfig
@@ -125,7 +125,7 @@ def footprint(
         longer = (kept + outside) * 4 * math.prod(whole)
     drawn = (3 + min(settings.batch, settings.samples)) * inside
     apart = (len(config.branches) + 8) * inside * min(settings.batch, settings.samples)
-    loading = 2 * (len(config.conditions) + common_channels(config)) * inside
+    loading = 2 * (len(config.conditions) + config.common_channels) * inside
     passing = max(drawn, loading, project, apart if settings.disagreement else 0)
     sides = int(settings.samples > 1) + int(settings.disagreement)
     fields = (1 + 2 * sides) * inside

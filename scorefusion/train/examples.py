@@ -20,6 +20,7 @@ from scorefusion.diffusion.schedule import paper_sampling, paper_training, sigma
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import PLANES, BranchConfig, ModelConfig
 from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.slabs import pad
 from scorefusion.ops.gather_slices import gather_slices
 from scorefusion.ops.reference.planes import AXIS
 from scorefusion.train.config import AugmentConfig, StageConfig
@@ -346,8 +347,9 @@ def draw_slices(
         add_noise(clean, noise, level.abar), level
     )
     inputs = model.prepare(condition, origin=origin, full=crop.full)
+    padded = pad(noisy, config.grid(noisy.shape[2:]))
     slab = gather_slices(
-        model.padded(noisy), inputs.condition, inputs.common, branch.plane, first, first + count,
+        padded, inputs.condition, inputs.common, branch.plane, first, first + count,
         channels=branch.conditions, context=config.context, order=config.context_order,
     )  # fmt: skip
     target = training_target(config.prediction, clean, noise, level.abar, config.sigma_data)
@@ -366,7 +368,7 @@ def draw_box(
     noise = normal(example.residual.shape, random)
     inputs = model.prepare(example.condition, origin=crop.origin, full=crop.full)
     batch = {
-        "x": model.padded(model.scaled(add_noise(example.residual, noise, level.abar), level)),
+        "x": model.seen(add_noise(example.residual, noise, level.abar), level),
         "condition": inputs.condition,
         "abar": level.abar,
         "t": level.t,

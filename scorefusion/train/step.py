@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from scorefusion.diffusion.level import NoiseLevel
 from scorefusion.errors import ScoreFusionError
-from scorefusion.models.score_fusion import Inputs, ScoreFusion, network_time, no_scores
+from scorefusion.models.score_fusion import Inputs, ScoreFusion, Scores, network_time
+from scorefusion.models.strategies import FUSE, VOLUME
 from scorefusion.ops.device import choose_device, choose_dtype
 from scorefusion.optional import need
 from scorefusion.train.config import StageConfig, TrainConfig
@@ -94,26 +95,23 @@ class StageLoss(nn.Module):
     def _boxes(self, batch: Batch) -> Tensor:
         stage, target = self.stage, batch["target"]
         inputs, level = _inputs(batch), _level(batch)
+        scores: Scores = ()
         totals: dict[int, Tensor] = {}
-        if stage.kind == "volume":
-            scores = no_scores(self.model, batch["x"])
-        elif "score.0" in batch:
+        if "score.0" in batch:
             scores = tuple(batch[f"score.{k}"] for k in range(len(self.model.config.branches)))
-        else:
+        elif stage.kind != "volume":
             scores, totals = self.model.branch_outputs(
                 batch["x"], inputs, level, features=stage.kind == "features"
             )
-        compute: Callable[..., Tensor] = (
-            self.model.predict_volume if stage.kind == "volume" else self.model.fuse
-        )
+        strategy = VOLUME if stage.kind == "volume" else FUSE
         d, h, w = (slice(stage.margin, length - stage.margin) for length in inputs.size)
         losses = []
         for given in ({}, totals) if stage.kind == "features" else ({},):
-            arguments = (batch["x"], inputs, level, scores, given)
+            arguments = (batch["x"], inputs, level, scores, given, strategy)
             if stage.checkpointing:
-                output = checkpoint(compute, *arguments, use_reentrant=False)
+                output = checkpoint(self.model.fuse, *arguments, use_reentrant=False)
             else:
-                output = compute(*arguments)
+                output = self.model.fuse(*arguments)
             losses.append(loss(output[:, :, d, h, w], target[:, :, d, h, w], stage))
         return torch.stack(losses).mean()
 

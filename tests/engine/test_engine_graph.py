@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorefusion.engine import engine as module
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.graph import Graphs
 from scorefusion.engine.planning.plan import plan
 from scorefusion.engine.runners import EagerRunner, Outputs
+from scorefusion.models import slabs as module
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for

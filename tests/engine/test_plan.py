@@ -52,7 +52,7 @@ def test_arithmetic_is_that_of_the_engines_step(strategy):
     layout = plan(config, SIZE, strategy=strategy, batch=2)
     with torch.device("meta"):
         engine = Engine(ScoreFusion(config).eval(), layout, device=torch.device("meta"))
-        walked = measure(lambda: [part.run() for part in engine._segments(layout.cycle[0])])
+        walked = measure(lambda: [part.run() for part in engine.segments(layout.cycle[0])])
     found = forecast(layout)
     # Embeddings of the noise level are computed once a slab, here counted once a slice.
     assert found.flop == pytest.approx(walked.flop, rel=0.01)

@@ -22,10 +22,10 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import PLANES
 from scorefusion.models.folder import from_pretrained
 from scorefusion.models.official.convert import describe, load_official
-from scorefusion.models.planes import slice_count
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion, network_time
 from scorefusion.ops.gather_slices import gather_slices
+from scorefusion.ops.reference.planes import AXIS
 from tests.support.official_states import (
     ENSEMBLE,
     GOLDEN,
@@ -82,7 +82,7 @@ def test_views_and_features(golden, model, view, plane):
     x = golden["x"]
     inputs = model.prepare(x[:, 1:2])
     network = model.slice_networks[plane]
-    count = slice_count(x, plane)
+    count = x.shape[AXIS[plane]]
     slab = gather_slices(x[:, :1], x[:, 1:2], inputs.common, plane, 0, count, context=2)
     level = NoiseLevel.of(float(paper_sampling().abar[500]), 500, count, "cpu")
     output, features = network.forward_with_features(slab, network_time(network.config, level), (8, 4, 2, 1))

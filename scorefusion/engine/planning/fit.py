@@ -109,7 +109,7 @@ def fit(layout: Plan, max_memory: str | int | None, *, device: str = "cpu") -> F
 
 def _with_slabs(found: Forecast, limit: int) -> Forecast:
     """With the largest slabs, of those halved again and again, that fit or that no longer matter."""
-    unit = max(found.plan.config.feature_scales, default=1)
+    unit = found.plan.config.block
     while found.peak_bytes > limit and max(found.slabs.values(), default=0) > found.volume:
         rows = max(found.plan.rows.values())
         if rows <= unit:
@@ -204,7 +204,7 @@ def _advice(best: Forecast, limit: int) -> tuple[str, ...]:
             "dtype": layout.dtype, "accumulators": layout.accumulators, "size": layout.size, **change,
         }  # fmt: skip
         size = values.pop("size")
-        unit = max(layout.config.feature_scales, default=1)
+        unit = layout.config.block
         changed = plan(layout.config, size, slab=unit, **values)
         cut = best.tiling if changed.fuses else None
         other = forecast(_with_maps(changed) if cut else changed, cut, device=best.device, packed=False)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from scorefusion.engine.planning.memory import Usage, measure
-from scorefusion.engine.planning.plan import Plan, cut_channels, injected_channels
+from scorefusion.engine.planning.plan import Plan
 from scorefusion.engine.planning.tiles import Tiling
 from scorefusion.engine.prepack import packed_bytes
-from scorefusion.models.config import PLANES, ModelConfig, Plane, UNetConfig
+from scorefusion.models.config import ModelConfig, Plane, UNetConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet
 
@@ -106,7 +106,7 @@ def forecast(
 def most_workspace(plan: Plan) -> int:
     """An upper bound of :attr:`Forecast.workspace`, by arithmetic alone, several times as much."""
     slabs = [
-        _most(plan.config.slice_networks[branch.network], cut_channels(plan.config, k), plan.dtype)
+        _most(plan.config.slice_networks[branch.network], plan.cut_shape(k, 1)[-1], plan.dtype)
         * plan.batch * plan.rows[branch.plane] * math.prod(plan.slice_size(branch.plane))
         for k, branch in enumerate(plan.config.branches)
         if k in plan.branches
@@ -144,12 +144,13 @@ def _feature_flop(plan: Plan) -> int:
     """Two operations for each weight at each place of the 3D grid."""
     total = 0
     for scale in plan.scales:
+        assert plan.config.fusion is not None
         places = plan.batch * math.prod(length // scale for length in plan.grid)
         kernel = scale if plan.config.feature_kernel == 1 or scale > 1 else 27
         for k in plan.branches:
             network = plan.config.slice_networks[plan.config.branches[k].network]
             width = network.widths[network.scales.index(scale)]
-            total += 2 * places * width * kernel * injected_channels(plan.config, scale)
+            total += 2 * places * width * kernel * plan.config.fusion.injected_channels(scale)
     return total
 
 
@@ -157,9 +158,8 @@ def _slice_usage(plan: Plan, plane: Plane) -> Usage:
     """Of one slice; a slab takes as many times as much."""
     k = next(k for k in plan.branches if plan.config.branches[k].plane == plane)
     name = plan.config.branches[k].network
-    shared = len({branch.plane for branch in plan.config.branches if branch.network == name}) > 1
     return _network_usage(
-        plan.config.slice_networks[name], cut_channels(plan.config, k), 1, len(PLANES) if shared else 0,
+        plan.config.slice_networks[name], plan.cut_shape(k, 1)[-1], 1, plan.config.labels(name),
         (1, *plan.slice_size(plane)), plan.dtype, plan.scales,
     )  # fmt: skip
 

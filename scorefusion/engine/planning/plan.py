@@ -7,14 +7,14 @@ buffers. What the networks need besides while they run is measured by :mod:`.mem
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import PLANES, ModelConfig, Plane
-from scorefusion.models.planes import SLAB_PIXELS, slab_rows
+from scorefusion.models.slabs import SLAB_PIXELS, slab_rows, slabs
 from scorefusion.models.strategies import Branches, Strategy, require_strategy
 from scorefusion.ops.reference.planes import AXIS
 
@@ -108,6 +108,18 @@ class Plan:
         """Slices of the plane on the padded grid."""
         return self.grid[AXIS[plane] - 2]
 
+    def slabs(self, branches: Branches) -> Iterator[tuple[int, int, int]]:
+        """Each slab of some branches: the branch, its first slice, its last + 1."""
+        for k in branches:
+            plane = self.config.branches[k].plane
+            for start, stop in slabs(self.slice_count(plane), self.rows[plane]):
+                yield k, start, stop
+
+    def cut_shape(self, branch: int, slices: int) -> tuple[int, int, int, int]:
+        """(slices, h, w, channels) of the 2D network's input for so many slices of a branch."""
+        known = self.config.branches[branch]
+        return (slices, *self.slice_size(known.plane), self.config.slice_channels(len(known.conditions)))
+
 
 def plan(
     config: ModelConfig,
@@ -144,12 +156,11 @@ def plan(
             f"an engine needs three sizes and a batch of at least 1; got {list(size)} and {batch}"
         )
     given = (int(size[0]), int(size[1]), int(size[2]))
-    d, h, w = (-(-length // config.multiple) * config.multiple for length in given)
+    d, h, w = config.grid(given)
     cycle = chosen.branches(config, planes)
     used = {config.branches[k].plane for branches in cycle for k in branches}
-    unit = max(config.feature_scales, default=1)
     rows = {
-        plane: slab_rows(count, batch * d * h * w // count, unit, slab, pixels)
+        plane: slab_rows(count, batch * d * h * w // count, config.block, slab, pixels)
         for plane, count in zip(PLANES, (d, h, w), strict=True)
         if plane in used
     }
@@ -175,7 +186,7 @@ def slab_pixels(device: str, runner: str = "eager") -> int:
 
 def smaller_slabs(layout: Plan) -> Plan | None:
     """The same plan with half the slices at once; None where every slab is one block already."""
-    unit = max(layout.config.feature_scales, default=1)
+    unit = layout.config.block
     rows = {plane: max(unit, rows // 2 // unit * unit) for plane, rows in layout.rows.items()}
     if rows == layout.rows:
         return None
@@ -187,21 +198,10 @@ def projected_blocks(config: ModelConfig) -> tuple[int, int, int] | None:
     return config.degradation.blocks if config.sampling.consistency else None
 
 
-def cut_channels(config: ModelConfig, branch: int) -> int:
-    """Channels of a branch's slices: its conditions with their neighbours, position, mask and x_t."""
-    sees = len(config.branches[branch].conditions)
-    return sees * (2 * config.context + 1) + common_channels(config) + 1
-
-
-def common_channels(config: ModelConfig) -> int:
-    """Channels of position and mask."""
-    return 3 * config.position + config.mask
-
-
 def _buffers(layout: Plan) -> tuple[Buffer, ...]:
     config, batch, float32 = layout.config, layout.batch, torch.float32
     own, grid = (batch, 1, *layout.size), (batch, 1, *layout.grid)
-    conditions, common = len(config.conditions), common_channels(config)
+    conditions, common = len(config.conditions), config.common_channels
     found = [
         Buffer("x", own, float32, "noisy volume"),
         Buffer("x0", own, float32, "clean volume of the step before"),
@@ -213,12 +213,12 @@ def _buffers(layout: Plan) -> tuple[Buffer, ...]:
     if edges is not None:
         blocks = (length // edge for length, edge in zip(layout.size, edges, strict=True))
         found.append(Buffer("measured", (batch, 1, *blocks), float32, "measured block means"))
-    if layout.grid != layout.size or (config.prediction == "edm" and config.sigma_data != 1.0):
-        found.append(Buffer("padded", grid, float32, "noisy volume, scaled and padded"))
+    if layout.grid != layout.size or config.scales_input:
+        found.append(Buffer("seen", grid, float32, "noisy volume, scaled and padded"))
     if common:
         found.append(Buffer("common", (batch, common, *layout.grid), float32, "position and mask"))
     slabs = [
-        batch * layout.rows[plane] * cut_channels(config, k) * math.prod(layout.slice_size(plane))
+        batch * layout.rows[plane] * math.prod(layout.cut_shape(k, 1))
         for k in layout.branches
         for plane in [config.branches[k].plane]
     ]
@@ -230,23 +230,10 @@ def _buffers(layout: Plan) -> tuple[Buffer, ...]:
         found.append(Buffer(f"scores.{k}", stack, layout.dtype, f"output of branch {k}, {plane}"))
     if layout.fuses:
         assert config.fusion is not None
-        channels = 1 + conditions + common + len(config.branches)
-        found.append(
-            Buffer("stacked", (batch, channels, *layout.grid), layout.dtype, "the 3D network's input")
-        )
+        shape = (batch, config.volume_channels, *layout.grid)
+        found.append(Buffer("stacked", shape, layout.dtype, "the 3D network's input"))
         for scale in layout.scales:
             coarse = (length // scale for length in layout.grid)
-            total = (batch, injected_channels(config, scale), *coarse)
+            total = (batch, config.fusion.injected_channels(scale), *coarse)
             found.append(Buffer(f"total.{scale}", total, layout.accumulators, f"features at scale {scale}"))
     return tuple(found)
-
-
-def injected_channels(config: ModelConfig, scale: int) -> int:
-    """Channels of the 3D encoder where features of ``scale`` are added, as ``UNet.injected_channels``."""
-    network = config.fusion
-    assert network is not None
-    level = network.scales.index(scale)
-    last = level == len(network.widths) - 1
-    if last:
-        return network.widths[level - 1] if level else network.widths[0]
-    return network.widths[level] if network.blocks > 1 else network.widths[max(level - 1, 0)]

@@ -116,7 +116,7 @@ def step_figure(found: Forecast) -> Any:
     title = f"One step of {plan.config.name}, {size} voxels, {plan.strategy}, {short(plan.dtype)}"
     peak = f"buffers {_bytes(plan.bytes)}, peak {_bytes(found.peak_bytes)}"
     axis.set_title(f"{title}: {found.flop / 1e12:.3g} TFLOP, {peak}")
-    volumes = [n for n in ("x", "x0", "padded", "condition", "common", "measured") if n in buffers]
+    volumes = [n for n in ("x", "x0", "seen", "condition", "common", "measured") if n in buffers]
     left = _box(axis, 0, 3.2, "volumes", [_line(buffers[n]) for n in volumes], _BUFFER)
     slabs = [
         f"{plane}: {plan.slice_count(plane)} slices, {rows} at once" for plane, rows in plan.rows.items()

@@ -215,12 +215,10 @@ class TensorRTRunner:
 def slabs_of(plan: Plan) -> dict[str, set[Shape]]:
     """The slabs (slices, rows, columns) that each network is given in a step of a plan."""
     slabs: dict[str, set[Shape]] = {}
-    for k in plan.branches:
+    for k, start, stop in plan.slabs(plan.branches):
         branch = plan.config.branches[k]
-        rows, count = plan.rows[branch.plane], plan.slice_count(branch.plane)
-        for slices in {min(rows, count), count % rows or min(rows, count)}:
-            shape = (plan.batch * slices, *plan.slice_size(branch.plane))
-            slabs.setdefault(branch.network, set()).add(shape)
+        shape = (plan.batch * (stop - start), *plan.slice_size(branch.plane))
+        slabs.setdefault(branch.network, set()).add(shape)
     return slabs
 
 
