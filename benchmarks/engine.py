@@ -163,7 +163,7 @@ def step(
 
 def launched(engine: Engine) -> None:
     """A step of the engine, kernel by kernel, without its graph."""
-    engine._all["index"].zero_()
+    engine.index.zero_()
     for segment in engine.segments(engine.plan.cycle[0]):
         segment.run()
 

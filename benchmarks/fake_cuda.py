@@ -32,7 +32,7 @@ class EngineStep(nn.Module):
         self.model = model
 
     def forward(self, engine: Engine) -> None:
-        for segment in engine._segments(engine.plan.planes):
+        for segment in engine.segments(engine.plan.cycle[0]):
             segment.run()
 
 

@@ -76,7 +76,7 @@ def budget(
     plan, kernels = step.plan, step.kernels
     return {
         "size": list(plan.size),
-        "strategy": plan.strategy,
+        "strategy": plan.strategy.name,
         "dtype": _name(plan.dtype),
         "slabs": dict(plan.rows),
         "kernels": len(kernels),

@@ -162,7 +162,7 @@ def one(
     }
     if graphs is not None and graphs.captures:
         found["capture, ms"] = 1e3 * sum(graphs.captures)
-        found["graphs"] = engine.captured[layout.planes].captured
+        found["graphs"] = engine.captured[layout.cycle[0]].captured
     found["ms"] = scaled(_clocked(run, body), "ms", lambda seconds: 1e3 * seconds)
     found["peak, bytes"] = device.peak()
     found["launches"], found["kernels"] = profiled(run, body)
@@ -178,7 +178,7 @@ def _model(name: str, dtype: torch.dtype, place: torch.device) -> ScoreFusion:
 
 
 def _eager(engine: Engine) -> Callable[[], None]:
-    segments = engine._segments(engine.plan.planes)
+    segments = engine.segments(engine.plan.cycle[0])
 
     def body() -> None:
         engine.index.zero_()
@@ -189,7 +189,7 @@ def _eager(engine: Engine) -> Callable[[], None]:
 
 
 def _captured(engine: Engine) -> Callable[[], None]:
-    captured: CapturedStep = engine._captured_step(engine.plan.planes)
+    captured: CapturedStep = engine._captured_step(engine.plan.cycle[0])
     captured.prepare()
 
     def body() -> None:

@@ -70,7 +70,7 @@ def trace(run: Run) -> str:
     from torch.profiler import ProfilerActivity, profile
 
     engine = small_engine(run, choose_dtype(run.sizes.dtype, run.device.place), run.device.place)
-    segments = engine._segments(engine.plan.planes)
+    segments = engine.segments(engine.plan.cycle[0])
     activities = [ProfilerActivity.CPU]
     if run.device.place.type == "cuda":
         activities.append(ProfilerActivity.CUDA)

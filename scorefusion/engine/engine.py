@@ -64,6 +64,7 @@ class Engine:
         }
         self.buffers = {buffer.name: self._allocate(buffer.shape, buffer.dtype) for buffer in plan.buffers}
         self._all = {"seen": self.buffers["x"], **self.buffers, **small_buffers(plan, self.device)}
+        self.index = self._all["index"]
         self.captured: dict[Branches, CapturedStep] = {}
         self._project: Projection | None = None
         self._given: Mapping[str, Tensor] | None = None
@@ -146,7 +147,7 @@ class Engine:
             runner.watch()
         load_table(self._all, self.plan, table)
         self._all["keys"].copy_(noise_keys(seeds, sample=sample, origin=self._origin))
-        self._all["index"].zero_()
+        self.index.zero_()
         self._turn, self._steps, self._given = 0, len(table), given
         shape = (self.plan.batch, 1, *self.plan.size)
         x = self.buffers["x"]
@@ -227,7 +228,7 @@ class Engine:
             self.captured[branches] = CapturedStep(
                 self.segments(branches),
                 device=self.device,
-                state=(self.buffers["x"], self.buffers["x0"], self._all["index"]),
+                state=(self.buffers["x"], self.buffers["x0"], self.index),
                 watch=self._weights,
                 graphs=self._graphs,
             )

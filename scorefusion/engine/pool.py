@@ -19,7 +19,7 @@ from scorefusion.engine.planning.available import (
 from scorefusion.engine.planning.fit import Fit, fit, parse_memory
 from scorefusion.engine.planning.forecast import PROGRAM, Forecast, most_workspace
 from scorefusion.engine.planning.memory import return_freed_memory
-from scorefusion.engine.planning.plan import Plan, plan, slab_pixels
+from scorefusion.engine.planning.plan import Plan, plan, slab_pixels, without_projection
 from scorefusion.engine.prepack import packed_bytes, packed_model
 from scorefusion.engine.runners import choose_runner, make_runners
 from scorefusion.errors import Cancelled, OutOfMemory
@@ -27,7 +27,7 @@ from scorefusion.models.config import Plane
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.strategies import Strategy
 
-Key = tuple[tuple[int, ...], int, str | Strategy, tuple[Plane, ...] | None]
+Key = tuple[tuple[int, ...], int, str | Strategy, tuple[Plane, ...] | None, bool]
 
 GPU_SHARE = 1.35
 """What a step took on a GPU, in forecasts: 0.178 GiB measured on an H200 where 0.136 were forecast."""
@@ -81,8 +81,9 @@ class Limit:
 class EnginePool:
     """Lends engines; safe to use from several threads, each of which gets an engine of its own.
 
-    One idle engine is kept. To make another takes a CPU 10 to 25 ms, of translations of 1.3 s and more, so
-    keeping one for each thread would hold memory for nothing.
+    One idle engine is kept. Building another takes 10 to 25 ms on a CPU, and a translation over 1.3 s, so
+    keeping one for each thread would hold memory for nothing. ``idle`` keeps more, for a caller that takes
+    turns with strategies on a GPU, where each captures a graph of its own.
 
     Args:
         model: in evaluation mode, its networks in the dtype to compute in.
@@ -90,6 +91,7 @@ class EnginePool:
         engines: folder of TensorRT engines that ``scorefusion engine build`` wrote.
         max_memory: the most that may be resident while an engine runs, as :func:`.fit.parse_memory` reads it.
             What the machine has left limits it as well.
+        idle: how many idle engines are kept.
 
     Raises:
         ScoreFusionError: for an unknown runner, or what is no amount of memory.
@@ -102,14 +104,15 @@ class EnginePool:
         runner: str = "auto",
         engines: str | os.PathLike[str] | None = None,
         max_memory: str | int | None = None,
+        idle: int = 1,
     ):
-        self.model, self.engines = model, engines
+        self.model, self.engines, self.idle = model, engines, idle
         self.max_memory = None if max_memory is None else parse_memory(max_memory)
         self.device = next(model.parameters()).device
         self.runner, self.reason = choose_runner(runner, self.device, engines=engines is not None)
         self._lock = threading.Lock()
         renew_lock_after_fork(self)
-        self._idle: tuple[Key, Engine] | None = None
+        self._idle: dict[Key, Engine] = {}
         self._twin: ScoreFusion | None = None
         self._lent: dict[int, int] = {}
         parameters = [*model.parameters(), *model.buffers()]
@@ -125,6 +128,7 @@ class EnginePool:
         batch: int = 1,
         strategy: str | Strategy,
         planes: Sequence[Plane] | None = None,
+        consistent: bool = True,
         around: Around | None = None,
     ) -> Iterator[Engine]:
         """An engine for volumes of that size: the one last given back if it fits, else a new one.
@@ -137,17 +141,18 @@ class EnginePool:
             batch: volumes at once.
             strategy: how scores are fused.
             planes: for ``single`` and ``alternate``.
+            consistent: False for an engine without a projection, whatever the configuration says.
             around: what the caller takes besides.
 
         Raises:
             OutOfMemory: for what fits neither into ``max_memory`` nor into what the machine has left.
             ScoreFusionError: for what the model cannot do, and engines that are not this model's.
         """
-        key: Key = (tuple(size), batch, strategy, tuple(planes) if planes else None)
+        key: Key = (tuple(size), batch, strategy, tuple(planes) if planes else None, consistent)
         with self._lock:
-            found, self._idle = self._idle, None
-        engine = found[1] if found is not None and found[0] == key else None
-        del found  # its memory is free before another engine takes its own
+            engine = self._idle.pop(key, None)
+            if engine is None and len(self._idle) >= self.idle:  # free before another takes its memory
+                del self._idle[next(iter(self._idle))]
         engine = engine or self._make(key, around or Around())
         self._lent[id(engine)] = engine.plan.bytes
         try:
@@ -161,12 +166,14 @@ class EnginePool:
 
     def _keep(self, key: Key, engine: Engine) -> None:
         with self._lock:
-            self._idle = key, engine
+            self._idle[key] = engine
+            while len(self._idle) > self.idle:
+                del self._idle[next(iter(self._idle))]
 
     def free(self) -> None:
         """Let go of the engine that was last given back, and of its memory."""
         with self._lock:
-            self._idle = None
+            self._idle.clear()
 
     def limit(self, held: int = 0) -> Limit | None:
         """The most that this process may hold on the device: ``max_memory``, or what the machine allows.
@@ -199,12 +206,13 @@ class EnginePool:
         batch: int = 1,
         strategy: str | Strategy,
         planes: Sequence[Plane] | None = None,
+        consistent: bool = True,
         around: Around | None = None,
     ) -> Fit:
         """The plan of an engine for volumes of that size, made to fit beside what is around it."""
         around = around or Around()
         room = None if limit is None else max(1, limit - around.held - around.more)
-        return fit(self._layout(size, batch, strategy, planes), room, device=self.device.type)
+        return fit(self._layout(size, batch, strategy, planes, consistent), room, device=self.device.type)
 
     def batch_that_fits(
         self,
@@ -245,11 +253,17 @@ class EnginePool:
         return program + self.weights + self.packed + layout.bytes + around.held + around.more + passing
 
     def _layout(
-        self, size: Sequence[int], batch: int, strategy: str | Strategy, planes: Sequence[Plane] | None
+        self,
+        size: Sequence[int],
+        batch: int,
+        strategy: str | Strategy,
+        planes: Sequence[Plane] | None,
+        consistent: bool = True,
     ) -> Plan:
+        config = self.model.config if consistent else without_projection(self.model.config)
         dtype = next(self.model.slice_networks.parameters(), next(self.model.parameters())).dtype
         return plan(
-            self.model.config, size, batch=batch, strategy=strategy, planes=planes, dtype=dtype,
+            config, size, batch=batch, strategy=strategy, planes=planes, dtype=dtype,
             pixels=slab_pixels(self.device.type, self.runner),
         )  # fmt: skip
 
@@ -265,14 +279,15 @@ class EnginePool:
         return None if limit is None or most <= limit.bytes and not limit.asked else limit
 
     def _make(self, key: Key, around: Around) -> Engine:
-        size, batch, strategy, planes = key
-        layout = self._layout(size, batch, strategy, planes)
+        size, batch, strategy, planes, consistent = key
+        layout = self._layout(size, batch, strategy, planes, consistent)
         tiling, packed, notes = None, self._packs, list[str]()
         limit = self._room(layout, around)
         if limit is not None:
             found = self.fitted(
-                size, limit.bytes, batch=batch, strategy=strategy, planes=planes, around=around
-            )
+                size, limit.bytes, batch=batch, strategy=strategy, planes=planes, consistent=consistent,
+                around=around,
+            )  # fmt: skip
             if not found.fits or around.total(found.forecast) > limit.bytes:
                 need = limit.shown(around.total(found.forecast))
                 raise OutOfMemory(
@@ -285,12 +300,15 @@ class EnginePool:
             return_freed_memory()
             if found.changes and not limit.asked:
                 notes.append(shortage(around.total(found.first), limit, found.changes))
-        model = self._packed() if packed else self.model
+        model = self.packed_model if packed else self.model
         runners = make_runners(self.runner, model, layout, engines=self.engines)
         return Engine(model, layout, runners=runners, tiling=tiling, notes=notes)
 
-    def _packed(self) -> ScoreFusion:
-        """The model with its convolutions packed, once for all engines."""
+    @property
+    def packed_model(self) -> ScoreFusion:
+        """The model as engines run it: its convolutions packed, once for all, where that is faster."""
+        if not self._packs:
+            return self.model
         with self._lock:
             self._twin = self._twin or packed_model(self.model)
             return self._twin

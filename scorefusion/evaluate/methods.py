@@ -13,6 +13,7 @@ import torch
 
 from scorefusion.data import BASELINES, interpolate
 from scorefusion.diffusion.solvers import Table
+from scorefusion.engine.pool import EnginePool
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.evaluate.cases import Case, as_array, makes_its_input
 from scorefusion.evaluate.shared_start import StrategyRun, strategy_runs
@@ -43,6 +44,11 @@ class Contender:
     model: ScoreFusion
     strategies: tuple[str, ...]
     sampling: SamplingConfig
+
+    @cached_property
+    def engines(self) -> EnginePool:
+        """The model's engines; on a GPU those of several strategies are kept, with their graphs."""
+        return EnginePool(self.model, idle=8 if next(self.model.parameters()).device.type == "cuda" else 1)
 
     @property
     def config(self) -> ModelConfig:

@@ -276,7 +276,7 @@ class _Turn:
         )  # fmt: skip
         record = self.store.record(key)
         if record is None:
-            case, model = self._view(contender), self._start(contender, 0).model
+            case, model = self._view(contender), contender.engines.packed_model
             errors = denoising_errors(
                 model, case.residual(), case.prepared.condition[case.box.index],
                 origin=case.box.start, full=case.prepared.base.shape[2:], seed=self.settings.seed,
@@ -334,7 +334,9 @@ class _Turn:
         place = (contender.name, sample)
         if place not in self.starts:
             case, seed = self._view(contender), self.settings.seed
-            self.starts[place] = SharedStart(contender.model, case.prepared, case.box, seed, sample)
+            self.starts[place] = SharedStart(
+                contender.model, case.prepared, case.box, seed, sample, engines=contender.engines
+            )
         return self.starts[place]
 
 

@@ -6,8 +6,8 @@ computed once for all strategies.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,14 +16,13 @@ from torch import Tensor
 
 from scorefusion.data import Box, Prepared
 from scorefusion.diffusion.level import NoiseLevel
-from scorefusion.diffusion.sample import Callback, sample
 from scorefusion.diffusion.solvers import Table
-from scorefusion.engine.prepack import packed_model
+from scorefusion.engine.engine import Callback, Engine
+from scorefusion.engine.pool import EnginePool
 from scorefusion.models.config import PLANES, ModelConfig, Plane
-from scorefusion.models.score_fusion import ScoreFusion, Scores
-from scorefusion.models.slabs import cropped
+from scorefusion.models.score_fusion import Inputs, ScoreFusion
 from scorefusion.models.strategies import AVERAGE, STRATEGIES, Strategy, strategies_of, strategy_named
-from scorefusion.ops.fuse_scores import Fusion
+from scorefusion.ops.reference.planes import AXIS
 from scorefusion.pipeline import whole_patches
 
 
@@ -79,24 +78,28 @@ class SharedStart:
         box: where to compute; a voxel's noise depends on its place in the whole volume.
         seed: of the noise.
         sample: which of the samples of that seed.
+        engines: of the model, shared with other boxes of the same size; its own when None.
     """
 
     COST: ClassVar[int] = 3
     """Cost of the evaluation that is shared, in about one plane's evaluation."""
 
     def __init__(
-        self, model: ScoreFusion, prepared: Prepared, box: Box, seed: int = 0, sample: int = 0
+        self,
+        model: ScoreFusion,
+        prepared: Prepared,
+        box: Box,
+        seed: int = 0,
+        sample: int = 0,
+        *,
+        engines: EnginePool | None = None,
     ) -> None:
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        self.model, self.wanted = packed_model(model) if on_cpu else model, Box.whole(box.size).index
-        self.seed, self.number = seed, sample
-        full = prepared.condition.shape[2:]
+        self.engines, self.seed, self.sample = engines or EnginePool(model), seed, sample
+        self.inside, self.full = Box.whole(box.size).index, prepared.condition.shape[2:]
         prepared, self.box = whole_patches(model.config, prepared, box)
         self.condition = prepared.condition[self.box.index]
         self.project = prepared.projection(model.config, self.box)
-        with torch.no_grad():
-            self.inputs = model.prepare(self.condition, origin=box.start, full=full)
-        self._start: tuple[Tensor, Scores, dict[int, Tensor]] | None = None
+        self._first: tuple[list[float], dict[str, Tensor]] | None = None
 
     def draw(self, run: StrategyRun, table: Table, callback: Callback | None = None) -> Tensor:
         """Draw one residual.
@@ -111,46 +114,38 @@ class SharedStart:
             ``[1, 1, d, h, w]`` of the box, in units of ``residual.scale``.
         """
         strategy = _strategy_of(run)
-        evaluation = itertools.count()
+        with self.engines.borrow(
+            self.box.size, strategy=strategy, planes=run.planes, consistent=run.consistent
+        ) as engine:
+            project = self.project if run.consistent else None
+            engine.load(self.condition, origin=self.box.start, full=self.full, project=project)
+            drawn = engine.run(
+                table, [self.seed], sample=self.sample, callback=callback,
+                given=self._first_evaluation(engine, table) if strategy.runs_slices else None,
+            )  # fmt: skip
+        return drawn[self.inside]
 
-        def denoise(x_t: Tensor, level: NoiseLevel) -> Fusion:
-            number = next(evaluation)
-            if number == 0 and strategy.runs_slices:
-                return self._at_start(strategy, run.planes, x_t, level)
-            return self.model.unfused(
-                x_t, self.inputs, level, strategy=strategy, planes=run.planes, step=number
-            )
-
-        drawn = sample(
-            denoise,
-            self.condition,
-            table,
-            seeds=[self.seed],
-            origin=self.box.start,
-            sample=self.number,
-            clamp=self.model.config.sampling.clamp,
-            project=self.project if run.consistent else None,
-            callback=callback,
-        )
-        return drawn[self.wanted]
-
-    def _at_start(
-        self, strategy: Strategy, planes: Sequence[Plane] | None, x_t: Tensor, level: NoiseLevel
-    ) -> Fusion:
-        """What the model says of the noise that every strategy starts from."""
-        model, config = self.model, self.model.config
-        x = model.seen(x_t, level)
-        if self._start is None or not torch.equal(self._start[0], x):
-            scores, totals = model.branch_outputs(x, self.inputs, level, features=bool(model.features))
-            self._start = (x, scores, totals)
-        _, scores, totals = self._start
-        scores = tuple(scores[k] for k in strategy.branches(config, planes)[0])
-        maps = None
-        if strategy.runs_volume:
-            maps = model.fusion_maps(x, self.inputs, level, scores, totals if strategy.takes_features else {})
-        return cropped(strategy.fuse(config, scores, maps), self.inputs.size)
+    @torch.no_grad()
+    def _first_evaluation(self, engine: Engine, table: Table) -> dict[str, Tensor]:
+        """The outputs of all branches for the noise that a table starts from, and the sums of features."""
+        level, model = table.rows[0, :2].tolist(), engine.model
+        if self._first is None or self._first[0] != level:
+            engine.start(table, [self.seed], sample=self.sample)
+            inputs = Inputs(engine.buffers["condition"], engine.buffers.get("common"), engine.plan.size)
+            at = NoiseLevel.of(level[0], int(level[1]), 1, engine.device)
+            scores, totals = model.branch_outputs(
+                model.seen(engine.buffers["x"], at), inputs, at,
+                slab=max(engine.plan.rows.values()), features=bool(model.features),
+            )  # fmt: skip
+            stacks = {
+                f"scores.{k}": score.movedim(AXIS[branch.plane], 1)
+                for k, (score, branch) in enumerate(zip(scores, model.config.branches, strict=True))
+            }
+            self._first = level, stacks | {f"total.{scale}": total for scale, total in totals.items()}
+        return self._first[1]
 
 
+@functools.cache
 def _strategy_of(run: StrategyRun) -> Strategy:
     """The strategy of a run; of one that averages some branches only, one of its own."""
     if run.branches is None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from scorefusion.diffusion.solvers import SOLVERS, Table
+from scorefusion.engine.pool import EnginePool
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.evaluate.cases import Case
 from scorefusion.evaluate.run import Clock, Progress, Work
@@ -209,11 +210,12 @@ def tune(
     ways.sort(key=lambda way: tables[way].abar_start)
     work = Work(callback, len(subjects) * len(seeds) * _evaluations(tables[way] for way in ways))
     points: dict[SamplingConfig, list[Point]] = {way: [] for way in ways}
+    engines = EnginePool(model)
     for subject in subjects:
         times: list[float] = []
         rows: list[Point] = []
         for seed in seeds:
-            sampler = SharedStart(model, subject.prepared, subject.box, seed)
+            sampler = SharedStart(model, subject.prepared, subject.box, seed, engines=engines)
             start = None
             for way in ways:
                 table = tables[way]

@@ -18,11 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from benchmarks.fake_cuda import CUDA, FakeEngine, Indexing, OnDevice, taken
 from scorefusion.degradations import Pooling, Projection
 from scorefusion.diffusion.level import NoiseLevel
-from scorefusion.diffusion.sample import _fused
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.ops.noise import noise_keys
+from tests.support.fused_loop import fused_update
 
 
 class Step(nn.Module):
@@ -74,7 +74,7 @@ def walk(
         abar, t = table.rows[0, :2].tolist()
         level = NoiseLevel.of(abar, int(t), batch, x.device)
         project = Projection(Pooling(factor))
-        update = _fused(table, x, noise_keys(list(range(batch)), device="cuda"), 1.0, project)
+        update = fused_update(table, x, noise_keys(list(range(batch)), device="cuda"), 1.0, project)
         with OnDevice() as watched:
             x_next, x0_next = torch.func.functional_call(step, placed, (x, x0, inputs, level, update))
     return x_next, x0_next, watched.operations

@@ -198,6 +198,11 @@ def projected_blocks(config: ModelConfig) -> tuple[int, int, int] | None:
     return config.degradation.blocks if config.sampling.consistency else None
 
 
+def without_projection(config: ModelConfig) -> ModelConfig:
+    """Return the configuration of a model whose steps are not projected onto what was measured."""
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"consistency": False})})
+
+
 def _buffers(layout: Plan) -> tuple[Buffer, ...]:
     config, batch, float32 = layout.config, layout.batch, torch.float32
     own, grid = (batch, 1, *layout.size), (batch, 1, *layout.grid)
