@@ -13,7 +13,7 @@ import torch
 
 import scorefusion
 from scorefusion.diffusion.solvers import SOLVERS
-from scorefusion.engine import tail
+from scorefusion.engine import step as step_module
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import ResidualConfig
 from scorefusion.models.strategies import BUILT_IN as STRATEGIES
@@ -112,7 +112,7 @@ def test_several_samples_take_one_pass_a_step(pipeline: Pipeline, monkeypatch: p
         batches.append(len(arguments[4]))
         return fuse_step(*arguments, **options)
 
-    monkeypatch.setattr(tail, "fuse_step", counted)
+    monkeypatch.setattr(step_module, "fuse_step", counted)
     pipeline(tiny_image(), samples=3, batch=2, solver="ddpm", steps=4)
     assert batches == [2] * 4 + [1] * 4
 
