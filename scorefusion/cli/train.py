@@ -49,7 +49,6 @@ def train(
     from scorefusion.cli.streams import require_stdout
     from scorefusion.errors import ScoreFusionError
     from scorefusion.models.config import read_config
-    from scorefusion.models.folder import save_pretrained
     from scorefusion.ops.device import DTYPES
     from scorefusion.train.config import TrainConfig
     from scorefusion.train.estimate import describe
@@ -88,5 +87,5 @@ def train(
             domain = settings.domain
         model.config = model.config.model_copy(update={"domain": domain})
         card = training_card(settings, out, model.config)
-        save_pretrained(model, target, card=card, dtype=DTYPES[settings.export_dtype])
+        model.save_pretrained(target, card=card, dtype=DTYPES[settings.export_dtype])
         say(f"model written to {target}")

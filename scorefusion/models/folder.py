@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +20,6 @@ from scorefusion.io.atomic import written_beside
 from scorefusion.io.placeholders import check_fetched
 from scorefusion.models.config import ModelConfig, read_config
 from scorefusion.models.features import FeatureLayer
-from scorefusion.models.score_fusion import ScoreFusion
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 Model = TypeVar("Model", bound=nn.Module)
@@ -36,41 +36,29 @@ def bundled_models() -> list[str]:
     return sorted(config.parent.name for config in ASSETS.glob(f"*/{CONFIG}"))
 
 
-def save_pretrained(
-    model: ScoreFusion, folder: str | os.PathLike[str], *, card: str, dtype: torch.dtype | None = None
+def save_folder(
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    folder: str | os.PathLike[str],
+    *,
+    card: str,
+    dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a model's configuration, weights and card.
-
-    The files are written beside and renamed, so an interrupted call leaves nothing under a final name.
-
-    Args:
-        model: the model; its own weights are not changed.
-        folder: where to; made if missing, and files of the same names in it are replaced.
-        card: Markdown: what the model saw, what it is for and not for, measured figures.
-        dtype: stored type of the weights (``torch.float16`` halves the file); their own when None.
-
-    Returns:
-        The folder.
-
-    Raises:
-        BadInput: if the folder cannot be written.
-        ScoreFusionError: if a weight does not fit ``dtype``.
-    """
+    """Write a model's configuration, weights and card; see :meth:`ScoreFusion.save_pretrained`."""
     target = Path(folder)
-    state = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
-    config = _json(model.config)
+    state = {name: _stored(name, tensor, dtype) for name, tensor in weights.items()}
     try:
         new = not target.exists()
         target.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.callback(_remove_empty, target, new)
-            weights, readme, described = (
+            file, readme, described = (
                 stack.enter_context(written_beside(target / name)) for name in (WEIGHTS, CARD, CONFIG)
             )
-            described.write_text(config, encoding="utf-8")
+            described.write_text(_json(config), encoding="utf-8")
             readme.write_text(card.rstrip() + "\n", encoding="utf-8")
-            save_file(state, weights, metadata={"format": "pt"})
-            weights.chmod(stat.S_IMODE(readme.stat().st_mode))  # safetensors' own is 0600
+            save_file(state, file, metadata={"format": "pt"})
+            file.chmod(stat.S_IMODE(readme.stat().st_mode))  # safetensors' own is 0600
     except OSError as error:
         raise BadInput(target, f"cannot be written ({error.strerror})", "Choose another folder.") from None
     return target
@@ -82,41 +70,31 @@ def _remove_empty(folder: Path, new: bool) -> None:
         folder.rmdir()
 
 
-def from_pretrained(model: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> ScoreFusion:
-    """Load a model folder, or a bundled model by name.
+def load_weights(
+    folder: Path, expected: Mapping[str, tuple[int, ...]], *, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Read a model folder's weights as float32.
 
     Args:
-        model: a folder that :func:`save_pretrained` wrote, or a name without a slash: a bundled model's, or
-            failing that a folder's here.
-        device: where the weights go.
-
-    Returns:
-        The model in float32 (whatever the file stores), channels-last weights, evaluation mode.
+        folder: from :func:`find_folder`.
+        expected: shape of each tensor by name.
+        device: where they go.
 
     Raises:
-        ScoreFusionError: for a name that is no model's, with the nearest one.
-        BadInput: for a folder without its files, a configuration that does not validate, a pickled or damaged
-            weights file, and missing, unexpected or mis-shaped tensors, each named.
+        BadInput: for a pickled or damaged file, and missing, unexpected or mis-shaped tensors, each named.
     """
-    folder = find_folder(model)
-    config = read_config(ModelConfig, folder / CONFIG)
     weights = folder / WEIGHTS
     check_fetched(weights)
     _refuse_pickle(folder, weights)
-    with torch.device("meta"):
-        result = ScoreFusion(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in result.state_dict().items()}
     try:
         with safe_open(weights, framework="pt") as file:
             stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
             check_tensors(weights, expected, stored)
-            state = {name: file.get_tensor(name).to(device, torch.float32) for name in expected}
+            return {name: file.get_tensor(name).to(device, torch.float32) for name in expected}
     except SafetensorError as error:
         raise BadInput(weights, f"is damaged or not a safetensors file ({error})", USE_SAFETENSORS) from None
     except OSError as error:
         raise BadInput(weights, f"cannot be read ({error})", "Give a model folder.") from None
-    result.load_state_dict(state, assign=True)
-    return channels_last(result).eval()
 
 
 def write_config(config: ModelConfig, folder: str | os.PathLike[str]) -> Path:
@@ -132,7 +110,7 @@ def write_config(config: ModelConfig, folder: str | os.PathLike[str]) -> Path:
 
 
 def load_config(model: str | os.PathLike[str]) -> ModelConfig:
-    """Read what :func:`from_pretrained` would build: a model folder's, or a bundled model's by name."""
+    """Read the configuration of a model folder, or of a bundled model by name."""
     return read_config(ModelConfig, find_folder(model) / CONFIG)
 
 
@@ -147,8 +125,8 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
 
 def check_tensors(
     file: str | os.PathLike[str],
-    expected: dict[str, tuple[int, ...]],
-    found: dict[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
     fix: str = "The weights are not of this configuration.",
 ) -> None:
     """Compare names and shapes of tensors with what a model needs."""

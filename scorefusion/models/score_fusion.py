@@ -15,6 +15,7 @@ from scorefusion.diffusion.schedule import paper_sampling
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import PLANES, ModelConfig, Plane, UNetConfig
 from scorefusion.models.features import FeatureLayer
+from scorefusion.models.folder import channels_last, find_folder, load_config, load_weights, save_folder
 from scorefusion.models.slabs import (
     cropped,
     fill_channels,
@@ -88,18 +89,47 @@ class ScoreFusion(nn.Module):
     def from_pretrained(
         cls, model: str | PathLike[str], *, device: torch.device | str = "cpu"
     ) -> ScoreFusion:
-        """Load a model folder, or a bundled model by name; see :func:`folder.from_pretrained`."""
-        from scorefusion.models.folder import from_pretrained
+        """Load a model folder, or a bundled model by name.
 
-        return from_pretrained(model, device=device)
+        Args:
+            model: a folder that :meth:`save_pretrained` wrote, or a name without a slash: a bundled model's,
+                or failing that a folder's here.
+            device: where the weights go.
+
+        Returns:
+            The model in float32 (whatever the file stores), channels-last weights, evaluation mode.
+
+        Raises:
+            ScoreFusionError: for a name that is no model's, with the nearest one.
+            BadInput: for a folder without its files, a configuration that does not validate, a pickled or
+                damaged weights file, and missing, unexpected or mis-shaped tensors, each named.
+        """
+        with torch.device("meta"):
+            result = cls(load_config(model))
+        expected = {name: tuple(tensor.shape) for name, tensor in result.state_dict().items()}
+        result.load_state_dict(load_weights(find_folder(model), expected, device=device), assign=True)
+        return channels_last(result).eval()
 
     def save_pretrained(
         self, folder: str | PathLike[str], *, card: str, dtype: torch.dtype | None = None
     ) -> Path:
-        """Write config, weights and card; see :func:`folder.save_pretrained`."""
-        from scorefusion.models.folder import save_pretrained
+        """Write the configuration, weights and card.
 
-        return save_pretrained(self, folder, card=card, dtype=dtype)
+        The files are written beside and renamed, so an interrupted call leaves nothing under a final name.
+
+        Args:
+            folder: where to; made if missing, and files of the same names in it are replaced.
+            card: Markdown: what the model saw, what it is for and not for, measured figures.
+            dtype: stored type of the weights (``torch.float16`` halves the file); their own when None.
+
+        Returns:
+            The folder.
+
+        Raises:
+            BadInput: if the folder cannot be written.
+            ScoreFusionError: if a weight does not fit ``dtype``.
+        """
+        return save_folder(self.config, self.state_dict(), folder, card=card, dtype=dtype)
 
     def prepare(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +14,15 @@ from torch import Tensor
 
 from scorefusion.data import Refusal
 from scorefusion.degradations import Projection
-from scorefusion.diffusion.level import NoiseLevel
-from scorefusion.diffusion.sample import sample
+from scorefusion.engine.engine import Engine
+from scorefusion.engine.planning.plan import plan, without_projection
 from scorefusion.errors import one_line
 from scorefusion.io.atomic import written_beside
 from scorefusion.metrics import Pair, measure
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.domain import made_for
-from scorefusion.models.score_fusion import Inputs, ScoreFusion
-from scorefusion.models.strategies import AVERAGE, FUSE, FUSE_FEATURES, VOLUME, Strategy, strategy_named
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models.strategies import AVERAGE, FUSE, FUSE_FEATURES, VOLUME, strategy_named
 from scorefusion.models.table import table_for
 from scorefusion.optional import need
 from scorefusion.train.checkpoint import State
@@ -222,18 +221,14 @@ def restore(model: ScoreFusion, crop: Crop, stage: StageConfig, seed: int) -> di
     truth = crop.volume[:, target : target + 1]
     example = make_example(crop.volume, description)
     condition = example.condition.to(next(model.parameters()).device)
-    inputs = model.prepare(condition, origin=crop.origin, full=crop.full)
+    project = _projection(description, condition)
+    planned = without_projection(description) if project is None else description
+    engine = Engine(model, plan(planned, condition.shape[2:], strategy=strategy))
+    engine.load(condition, origin=crop.origin, full=crop.full, project=project)
     volumes = {"truth": truth, "base": example.condition[:, :1]}
     steps = description.sampling.steps
     for label, count in (("one step", 1), (f"a sample, {steps} steps", steps)):
-        residual = sample(
-            functools.partial(_predict, model, inputs, strategy),
-            condition,
-            table_for(description, steps=count),
-            seeds=[seed],
-            clamp=description.sampling.clamp,
-            project=_projection(description, condition),
-        )
+        residual = engine.run(table_for(description, steps=count), [seed])
         volumes[label] = description.residual.added_to(volumes["base"], residual.cpu())
     return volumes
 
@@ -245,10 +240,6 @@ def _projection(description: ModelConfig, condition: Tensor) -> Projection | Non
         return None
     operator = degradation.operator(condition.shape[2:], device=condition.device)
     return None if operator is None else operator.project()
-
-
-def _predict(model: ScoreFusion, inputs: Inputs, strategy: Strategy, x: Tensor, level: NoiseLevel) -> Tensor:
-    return model(x, inputs, level, strategy=strategy)
 
 
 def draw_look(restored: Sequence[dict[str, Tensor]], picture: Path) -> None:

@@ -28,7 +28,6 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.io.grid import read_grid
 from scorefusion.models.config import DomainConfig, ModelConfig, read_config
 from scorefusion.models.contrast import canonical, is_known
-from scorefusion.models.folder import from_pretrained
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet
 from scorefusion.train.checkpoint import CHECKPOINT, load
@@ -233,7 +232,7 @@ def _trained(where: str) -> ScoreFusion:
     """A trained model, or what a run has come to."""
     folder = Path(where)
     if not (folder / CHECKPOINT).is_file():
-        return from_pretrained(where)
+        return ScoreFusion.from_pretrained(where)
     model = ScoreFusion(read_config(TrainConfig, folder / "config.json").description)
     load(folder, ScoreFusion(model.config), model)
     return model

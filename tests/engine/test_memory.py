@@ -104,11 +104,12 @@ def test_the_fusion_networks_peak(monkeypatch):
 REAL = """
 import resource, sys, torch
 from scorefusion.engine.planning.memory import measure, return_freed_memory
-from scorefusion.models.folder import from_pretrained
+from scorefusion.models.score_fusion import ScoreFusion
 torch.set_num_threads(1)
 
 def case(device):
-    network = from_pretrained("t1-sr4").to(device).slice_networks["slice"].to(getattr(torch, sys.argv[1]))
+    model = ScoreFusion.from_pretrained("t1-sr4").to(device)
+    network = model.slice_networks["slice"].to(getattr(torch, sys.argv[1]))
     cut = torch.zeros(8, 6, 96, 96, device=device, dtype=next(network.parameters()).dtype)
     cut = cut.contiguous(memory_format=torch.channels_last)
     time, label = torch.zeros(8, device=device), torch.zeros(8, dtype=torch.long, device=device)
@@ -158,14 +159,14 @@ import resource, sys, torch
 from scorefusion.engine.planning.memory import keep_freed_memory
 from scorefusion.engine.planning.plan import plan
 from scorefusion.engine.pool import EnginePool
-from scorefusion.models.folder import from_pretrained
+from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 assert keep_freed_memory() or sys.platform != "linux"
-pool = EnginePool(from_pretrained("t1-sr4"))
+pool = EnginePool(ScoreFusion.from_pretrained("t1-sr4"))
 with pool.borrow((32, 48, 48), strategy="fuse+features") as engine:
     engine.load(torch.zeros(1, 1, 32, 48, 48))
     engine.start(table_for(engine.plan.config, steps=6), [0])

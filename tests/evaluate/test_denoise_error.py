@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from scorefusion.cli import app
 from scorefusion.evaluate.denoise_error import DenoisingErrors, denoising_errors
-from scorefusion.models.folder import save_pretrained
 from scorefusion.models.score_fusion import ScoreFusion
 from tests.support import tiny
 
@@ -60,7 +59,7 @@ def test_ratio_is_of_geometric_means_and_the_table_says_so() -> None:
 def test_verb_prints_the_table(tmp_path: Path) -> None:
     values = np.random.default_rng(0).uniform(0, 100, (32, 32, 32)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "truth.nii.gz")
-    save_pretrained(fusing_model(), tmp_path / "model", card="test")
+    fusing_model().save_pretrained(tmp_path / "model", card="test")
     arguments = ["denoise-error", str(tmp_path / "truth.nii.gz"), "--model", str(tmp_path / "model")]
     result = CliRunner().invoke(app, [*arguments, "--box", "16,16,16", "--quiet"])
     assert result.exit_code == 0, result.output

@@ -30,7 +30,6 @@ from scorefusion.evaluate.tune import (
 )
 from scorefusion.metrics import compare_spectra, psnr, ssim
 from scorefusion.models.config import SamplingConfig
-from scorefusion.models.folder import from_pretrained
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from tests.support.drawing import drawn
@@ -212,7 +211,7 @@ def test_files_and_config(folder: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7 and float(rows[-1]["psnr"]) == pytest.approx(found["reference"]["psnr"], abs=1e-4)
     assert (out / "tune.png").read_bytes().startswith(b"\x89PNG")
-    after = from_pretrained(folder / "tiny").config.sampling
+    after = ScoreFusion.from_pretrained(folder / "tiny").config.sampling
     if found["chosen"] is None:
         assert "config.json is unchanged" in done.stdout and after == SAMPLING
     else:
@@ -228,7 +227,7 @@ def test_the_choice_is_written_and_used(folder: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0 and "written to" in done.stdout, done.output
     assert "*" in done.stdout.splitlines()[1]
-    assert from_pretrained(tmp_path / "mine").config.sampling == SAMPLING
+    assert ScoreFusion.from_pretrained(tmp_path / "mine").config.sampling == SAMPLING
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_table(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import scorefusion.models.folder as folder_module
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.models.folder import bundled_models, check_folder, from_pretrained, save_pretrained
+from scorefusion.models.folder import bundled_models, check_folder
 from scorefusion.models.score_fusion import ScoreFusion
 from tests.support.tiny import tiny_config, tiny_model
 
@@ -48,7 +48,7 @@ def test_round_trip(saved):
 
 
 def test_weights_are_channels_last(saved):
-    model = from_pretrained(saved)
+    model = ScoreFusion.from_pretrained(saved)
     conv = model.slice_networks["slice"].encoder[1].conv1.weight
     assert conv.is_contiguous(memory_format=torch.channels_last)
     conv = model.fusion.encoder[1].conv1.weight
@@ -58,17 +58,17 @@ def test_weights_are_channels_last(saved):
 def test_half_weights_are_loaded_as_float32(tmp_path):
     model = tiny_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    folder = save_pretrained(model, tmp_path / "half", card="# half", dtype=torch.float16)
+    folder = model.save_pretrained(tmp_path / "half", card="# half", dtype=torch.float16)
     stored = load_file(folder / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
-    for name, value in from_pretrained(folder).state_dict().items():
+    for name, value in ScoreFusion.from_pretrained(folder).state_dict().items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, before[name].half().float(), rtol=0, atol=0)
         assert model.state_dict()[name].dtype == torch.float32
     with torch.no_grad():
         model.fusion.norm.weight[0] = 1e6
     with pytest.raises(ScoreFusionError, match=r"fusion.norm.weight.*float16"):
-        save_pretrained(model, tmp_path / "over", card="# over", dtype=torch.float16)
+        model.save_pretrained(tmp_path / "over", card="# over", dtype=torch.float16)
     assert not (tmp_path / "over").exists()
 
 
@@ -76,7 +76,7 @@ def test_saving_again_replaces_and_keeps_other_files(saved):
     (saved / "curves.png").write_bytes(b"png")
     tiny_model(seed=1).save_pretrained(saved, card="# second")
     assert (saved / "README.md").read_text() == "# second\n" and (saved / "curves.png").exists()
-    first = next(iter(from_pretrained(saved).state_dict().values()))
+    first = next(iter(ScoreFusion.from_pretrained(saved).state_dict().values()))
     assert torch.equal(first, next(iter(tiny_model(seed=1).state_dict().values())))
 
 
@@ -111,13 +111,13 @@ def test_names_are_bundled_models(monkeypatch, tmp_path, saved):
     monkeypatch.chdir(tmp_path)
     shutil.move(saved, saved.with_name("tiny-sr2"))
     assert bundled_models() == ["tiny-sr2"]
-    assert from_pretrained("tiny-sr2").config.name == "tiny"
+    assert ScoreFusion.from_pretrained("tiny-sr2").config.name == "tiny"
     with pytest.raises(ScoreFusionError, match="unknown model 'tiny-sr3'; did you mean 'tiny-sr2'"):
-        from_pretrained("tiny-sr3")
+        ScoreFusion.from_pretrained("tiny-sr3")
     with pytest.raises(BadInput, match="does not exist.*tiny-sr2"):
-        from_pretrained("./tiny-sr2")
+        ScoreFusion.from_pretrained("./tiny-sr2")
     shutil.copytree(tmp_path / "a" / "tiny-sr2", tmp_path / "mine")
-    assert from_pretrained("mine").config.name == "tiny"
+    assert ScoreFusion.from_pretrained("mine").config.name == "tiny"
 
 
 def test_missing_unexpected_and_misshaped_tensors_are_named(saved):
@@ -128,7 +128,7 @@ def test_missing_unexpected_and_misshaped_tensors_are_named(saved):
 
     rewrite(saved, change)
     with pytest.raises(BadInput) as error:
-        from_pretrained(saved)
+        ScoreFusion.from_pretrained(saved)
     assert "lacks fusion.norm.weight" in str(error.value)
     assert "unexpected fusion.extra" in str(error.value)
     assert "fusion.norm.bias [3] (needed: [8])" in str(error.value)
@@ -139,14 +139,14 @@ def test_the_wrong_config_key_is_named(saved):
     config["predicton"] = config.pop("prediction")
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match="did you mean 'prediction'"):
-        from_pretrained(saved)
+        ScoreFusion.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
 def test_a_pickle_in_safetensors_clothes_is_refused(saved, legacy):
     torch.save({"a": torch.zeros(3)}, saved / "model.safetensors", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(BadInput, match="pickled checkpoint where safetensors is expected.*import-official"):
-        from_pretrained(saved)
+        ScoreFusion.from_pretrained(saved)
 
 
 class Bomb:
@@ -162,7 +162,7 @@ class Bomb:
 def test_a_hostile_pickle_is_not_run(saved, tmp_path):
     (saved / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
     with pytest.raises(BadInput, match="pickled"):
-        from_pretrained(saved)
+        ScoreFusion.from_pretrained(saved)
     assert not (tmp_path / "boom").exists()
 
 
@@ -170,9 +170,9 @@ def test_a_hostile_pickle_is_not_run(saved, tmp_path):
 def test_a_pickled_checkpoint_beside_the_config_is_refused(saved, name):
     (saved / "model.safetensors").rename(saved / name)
     with pytest.raises(BadInput, match=f"{name}: is a pickled checkpoint"):
-        from_pretrained(saved)
+        ScoreFusion.from_pretrained(saved)
     with pytest.raises(BadInput, match="pickled checkpoint where a model folder is expected"):
-        from_pretrained(saved / name)
+        ScoreFusion.from_pretrained(saved / name)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -10])
@@ -180,19 +180,19 @@ def test_truncated_weights(saved, keep):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
     with pytest.raises(BadInput, match="damaged or not a safetensors file"):
-        from_pretrained(saved)
+        ScoreFusion.from_pretrained(saved)
 
 
 def test_no_model_here(saved, tmp_path):
     with pytest.raises(BadInput, match="does not exist"):
-        from_pretrained(tmp_path / "nothing")
+        ScoreFusion.from_pretrained(tmp_path / "nothing")
     with pytest.raises(BadInput, match="holds no config.json"):
-        from_pretrained(tmp_path)
+        ScoreFusion.from_pretrained(tmp_path)
     with pytest.raises(BadInput, match="is a file where a folder is expected"):
-        from_pretrained(saved / "config.json")
+        ScoreFusion.from_pretrained(saved / "config.json")
     (saved / "model.safetensors").unlink()
     with pytest.raises(BadInput, match="model.safetensors: does not exist"):
-        from_pretrained(saved)
+        ScoreFusion.from_pretrained(saved)
 
 
 def test_an_absurd_config_is_refused_before_allocating(saved):
@@ -200,4 +200,4 @@ def test_an_absurd_config_is_refused_before_allocating(saved):
     config["slice_networks"]["slice"]["widths"] = [2**20]
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match="holds the wrong shape"):
-        from_pretrained(saved)
+        ScoreFusion.from_pretrained(saved)

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from scorefusion.cli import app
-from scorefusion.models.folder import from_pretrained
+from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.pipeline import Pipeline
 from tests.support.official_states import keys, slice_keys, state_of
 from tests.support.tiny import tiny_image
@@ -35,7 +35,7 @@ def test_an_imported_folder_translates(ensemble, tmp_path):
     assert "3 2D networks, one 3D network" in result.output and "fuse+features" in result.output
     card = (tmp_path / "mine" / "README.md").read_text()
     assert card.startswith("# mine") and "`model-3.pt`" in card
-    assert from_pretrained(tmp_path / "mine").config.conditions == ("t1",)
+    assert ScoreFusion.from_pretrained(tmp_path / "mine").config.conditions == ("t1",)
     nib.save(tiny_image((5, 4, 3)), tmp_path / "in.nii.gz")
     pipeline = Pipeline(tmp_path / "mine", device="cpu", dtype="float32")
     translation = pipeline(tmp_path / "in.nii.gz", steps=2, crop=False)
@@ -49,7 +49,10 @@ def test_slice_files_of_two_planes(tmp_path):
     files = (tmp_path / "a.pth", tmp_path / "c.pth")
     result = run(*files, "--plane", "axial", "--plane", "coronal", "-o", tmp_path / "two")
     assert result.exit_code == 0 and "2 2D networks, no 3D network" in result.output, result.output
-    assert [b.plane for b in from_pretrained(tmp_path / "two").config.branches] == ["axial", "coronal"]
+    assert [b.plane for b in ScoreFusion.from_pretrained(tmp_path / "two").config.branches] == [
+        "axial",
+        "coronal",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from scorefusion.diffusion.schedule import paper_sampling
 from scorefusion.diffusion.solvers import ddpm
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import PLANES
-from scorefusion.models.folder import from_pretrained
 from scorefusion.models.official.convert import describe, load_official
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion, network_time
@@ -342,7 +341,7 @@ def test_another_schedule_is_refused(slice_state):
 
 def test_it_saves_and_loads_as_any_model(tmp_path, golden, model):
     folder = model.save_pretrained(tmp_path / "imported", card="# imported")
-    again = from_pretrained(folder).requires_grad_(False)
+    again = ScoreFusion.from_pretrained(folder).requires_grad_(False)
     assert again.config == model.config
     x = golden["x"]
     assert error(again.eps(x[:, :1], x[:, 1:2], 20), golden["eps_3D_feature_t20"]) < TOLERANCE
