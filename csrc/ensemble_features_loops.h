@@ -5,9 +5,9 @@ constexpr int kGroup = 4 * kRows;            // inputs whose weight gradient is 
 
 inline int64_t padded(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
 
-// Columns of a panel: two vectors, or three where there are enough and none is left over.
+// Columns of a panel: as many vectors as fit with kRows rows; three where there are enough and none is left over.
 inline int64_t panel_width(int64_t columns) {
-    return kLanes == 16 && columns % (3 * kLanes) == 0 ? 3 * kLanes : 2 * kLanes;
+    return kLanes == 16 ? (columns % (3 * kLanes) == 0 ? 3 : 2) * kLanes : kMost * kLanes;
 }
 
 // All columns of kRows rows, added to the sums. panels: for each panel's columns [length, width], of which rows
@@ -15,25 +15,19 @@ inline int64_t panel_width(int64_t columns) {
 template <bool kTurned, typename Number>
 void multiply_rows(const Number* a, const Number* panels, int64_t length, int64_t from, int64_t depth, float* sums,
                    int64_t columns) {
-    constexpr int64_t kRow = kTurned ? 1 : kDepth;
+    constexpr std::integral_constant<int64_t, kTurned ? 1 : kDepth> row;
     constexpr int kStep = kTurned ? kGroup : 1;
     const int64_t panel = panel_width(columns);
     for (int64_t column = 0; column < columns; column += panel) {
         const int64_t width = std::min(panel, columns - column);
         const Number* part = panels + column * length + from * width;
         switch (width / kLanes) {
-            case 1: multiply<kRows, 1, true, kStep>(a, kRow, part, depth, sums + column, columns); break;
-            case 2: multiply<kRows, 2, true, kStep>(a, kRow, part, depth, sums + column, columns); break;
+            case 1: multiply<kRows, 1, true, kStep>(a, row, part, depth, sums + column, columns); break;
+            case 2: multiply<kRows, 2, true, kStep>(a, row, part, depth, sums + column, columns); break;
             default:
-                if constexpr (kLanes == 16) multiply<kRows, 3, true, kStep>(a, kRow, part, depth, sums + column, columns);
+                if constexpr (kLanes == 16) multiply<kRows, 3, true, kStep>(a, row, part, depth, sums + column, columns);
         }
     }
-}
-
-// Where column o of row k lies in panels of `length` rows and `columns` (padded) columns.
-inline int64_t panel_at(int64_t k, int64_t o, int64_t length, int64_t columns) {
-    const int64_t panel = panel_width(columns), start = o / panel * panel;
-    return start * length + k * std::min(panel, columns - start) + (o - start);
 }
 
 // Copies `count` elements, `stride` apart and `step` apart, as another type.
@@ -52,6 +46,19 @@ SF_INLINE void convert(const From* __restrict source, int64_t stride, int64_t co
     } else {
         for (int64_t i = 0; i < count; ++i) target[i * step] = one(source[i * stride]);
     }
+}
+
+// Writes a row's outputs, `stride` apart, from `column` on as row k of their panel of `length` rows; a Number holds one
+// or two rows.
+template <typename Number, typename From>
+void pack_row(const Slab& slab, const From* row, int64_t stride, int64_t column, int64_t k, int64_t length,
+              Number* panels) {
+    using Part = typename Number::Part;
+    constexpr int64_t kParts = sizeof(Number) / sizeof(Part);
+    const int64_t columns = padded(slab.outputs), panel = panel_width(columns);
+    const int64_t at = column * length + k / kParts * std::min(panel, columns - column);
+    convert(row + column * stride, stride, std::min(panel, slab.outputs - column),
+            reinterpret_cast<Part*>(panels + at) + k % kParts, kParts);
 }
 
 // Inputs [input, input + depth) of `count` pixels of a slice, as rows `stride` apart.
@@ -105,11 +112,9 @@ Scratch<char> pack_weight(const Slab& slab) {
     dispatch(slab.weight.dtype, [&](auto* as) {
         const auto* source = static_cast<decltype(as)>(slab.weight.data);
         for (int64_t column = 0; column < columns; column += panel_width(columns)) {
-            const int64_t count = std::min(panel_width(columns), slab.outputs - column);
             for (int64_t k = 0; k < length; ++k) {
                 const auto* row = source + k % slab.inputs * stride[1] + k / slab.inputs * stride[2];
-                Part* target = reinterpret_cast<Part*>(panels + panel_at(k / kParts, column, numbers, columns));
-                convert(row + column * stride[0], stride[0], count, target + k % kParts, kParts);
+                pack_row(slab, row, stride[0], column, k, numbers, panels);
             }
         }
     });
@@ -168,15 +173,13 @@ void add_range(const Slab& slab, const char* panels, int64_t begin, int64_t end)
 // The gradient's pixels [pixel, pixel + count) as panels of kChunkRows rows and O columns, in float32.
 inline void pack_gradient(const Slab& slab, int64_t item, int64_t slice, int64_t pixel, int64_t count,
                           Single* panels) {
-    const int64_t columns = padded(slab.outputs), channel_stride = slab.total.stride[1];
+    const int64_t columns = padded(slab.outputs);
     dispatch(slab.total.dtype, [&](auto* as) {
         const auto* source = static_cast<decltype(as)>(slab.total.data);
         for (int64_t r = 0; r < count; ++r) {
             const auto* row = source + slab.total_at(item, slice, pixel + r);
             for (int64_t column = 0; column < columns; column += panel_width(columns)) {
-                convert(row + column * channel_stride, channel_stride,
-                        std::min(panel_width(columns), slab.outputs - column),
-                        &panels[panel_at(r, column, kChunkRows, columns)].value);
+                pack_row(slab, row, slab.total.stride[1], column, r, kChunkRows, panels);
             }
         }
     });

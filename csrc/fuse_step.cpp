@@ -9,21 +9,16 @@
 
 #include "common/bind.h"
 #include "fuse_scores.h"
-#include "noise.h"
-#include "common/parallel.h"
+#include "noise_tile.h"
 
 namespace scorefusion {
 namespace {
-
-constexpr int kTileGroups = kTileX / 4 + 1;  // groups of four that a row of a tile may touch
-constexpr int kTileLanes = kTileY * kTileGroups;
-static_assert(kTileLanes % 16 == 0, "lanes are computed in whole vectors");
 
 struct Step {
     Fusion fusion;
     View x_next, x0, x_t, x0_prev;
     View measured;  // [B, C, D/rz, H/ry, W/rx], or none for zero means
-    const StepKey* keys;
+    const NoiseKey* keys;
     StepRow row;
     float limit;
     std::array<int64_t, 3> factor;
@@ -83,35 +78,6 @@ void find_excess(const Step& step, const Tile& slab, Columns& columns) {
     }
 }
 
-// Standard normals of a tile, rows of 4 * groups; the tile's first voxel is at the returned place of a row.
-SF_INLINE int noise_tile(const Step& step, const Tile& tile, float* __restrict out, int& width) {
-    alignas(64) uint32_t counters[kTileLanes];
-    alignas(64) float lanes[4][kTileLanes];
-    const StepKey& key = step.keys[tile.item];
-    const int64_t first = key.x + tile.x;
-    const auto group = static_cast<uint32_t>(first / 4);
-    const int groups = static_cast<int>((first + tile.columns + 3) / 4 - first / 4);
-    const int count = tile.rows * groups;
-    for (int y = 0; y < tile.rows; ++y) {
-        const auto high = static_cast<uint32_t>(key.y + tile.y + y) << 16;
-        for (int i = 0; i < groups; ++i) counters[y * groups + i] = high | (group + static_cast<uint32_t>(i));
-    }
-    const int padded = (count + 15) / 16 * 16;
-    for (int i = count; i < padded; ++i) counters[i] = 0;
-    const auto z = static_cast<uint32_t>(key.z + tile.z);
-    const auto channel = static_cast<uint32_t>(tile.channel), sample = static_cast<uint32_t>(key.sample);
-    const uint64_t seed = key.seed;
-    for (int i = 0; i < padded; ++i) {
-        normal4(counters[i], 0, z, channel, step.number, sample, seed, lanes[0][i], lanes[1][i], lanes[2][i],
-                lanes[3][i]);
-    }
-    for (int i = 0; i < padded; ++i) {
-        for (int lane = 0; lane < 4; ++lane) out[4 * i + lane] = lanes[lane][i];
-    }
-    width = 4 * groups;
-    return static_cast<int>(first % 4);
-}
-
 // Reads x0 back, projects it, and writes it and x'.
 SF_VECTOR_CLONES
 void finish_tile(const Step& step, const Tile& tile, Columns& columns) {
@@ -119,7 +85,7 @@ void finish_tile(const Step& step, const Tile& tile, Columns& columns) {
     const Floats x_t = read_tile(step.x_t, tile, x_t_copy);
     const Floats previous = step.row.c != 0.0f ? read_tile(step.x0_prev, tile, previous_copy) : x_t;
     int width = kTileX, start = 0;
-    if (step.row.s != 0.0f) start = noise_tile(step, tile, noise, width);
+    if (step.row.s != 0.0f) start = noise_tile(step.keys[tile.item], step.number, tile, noise, width);
     for (int y = 0; y < tile.rows; ++y) {
         const float* __restrict now = x_t.row(y);
         const float* __restrict before = previous.row(y);
@@ -149,36 +115,14 @@ void for_slab(const Step& step, const Tile& slab, const Body& body) {
 }
 
 void run(const Step& step, int threads) {
-    const auto& size = step.x0.size;
-    const int64_t channels = size[1], height = size[3], width = size[4];
-    const int64_t deep = size[2] / step.factor[0];
     const int64_t high = step.factor[1] * std::max<int64_t>(1, kTileY / step.factor[1]);
     const int64_t wide = step.factor[2] * std::max<int64_t>(1, kTileX / step.factor[2]);
-    const int64_t strips = (height + high - 1) / high;
-    const int64_t count = size[0] * channels * deep * strips;
-    const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(step.factor[0] * high * width, 1));
-    parallel_for(count, grain, threads, [&](int64_t begin, int64_t end) {
-        Columns columns;
-        columns.width = wide;
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t layer = i / strips;
-            const int64_t y = i % strips * high;
-            for (int64_t x = 0; x < width; x += wide) {
-                const Tile slab{layer / deep / channels,
-                                layer / deep % channels,
-                                layer % deep * step.factor[0],
-                                y,
-                                x,
-                                static_cast<int>(std::min(high, height - y)),
-                                static_cast<int>(std::min(wide, width - x))};
-                columns.y = y;
-                columns.x = x;
-                if (step.projects()) columns.value.assign(high / step.factor[1] * wide, 0.0f);
-                for_slab(step, slab, [&](const Tile& tile) { clean_tile(step, tile, columns); });
-                if (step.projects()) find_excess(step, slab, columns);
-                for_slab(step, slab, [&](const Tile& tile) { finish_tile(step, tile, columns); });
-            }
-        }
+    for_boxes(step.x0, step.factor[0], high, wide, threads, [&](const Tile& slab) {
+        Columns columns{{}, slab.y, slab.x, wide};
+        if (step.projects()) columns.value.assign(high / step.factor[1] * wide, 0.0f);
+        for_slab(step, slab, [&](const Tile& tile) { clean_tile(step, tile, columns); });
+        if (step.projects()) find_excess(step, slab, columns);
+        for_slab(step, slab, [&](const Tile& tile) { finish_tile(step, tile, columns); });
     });
 }
 
@@ -198,7 +142,7 @@ void bind_fuse_step(pybind11::module_& m) {
                             x_t,
                             x0_prev,
                             measured,
-                            reinterpret_cast<const StepKey*>(keys),
+                            reinterpret_cast<const NoiseKey*>(keys),
                             reinterpret_cast<const StepRow*>(rows)[number],
                             clamp.value_or(INFINITY),
                             factor,

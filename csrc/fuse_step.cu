@@ -67,7 +67,7 @@ __device__ __forceinline__ void load_lanes(const DeviceView& view, const Box& bo
 // Standard normals of four neighbouring voxels from x of the box.
 __device__ __forceinline__ void load_noise(const CudaStep& step, const Box& box, int row, int64_t x, uint32_t number,
                                            float (&out)[kLanes]) {
-    const StepKey& key = step.keys[box.item];
+    const NoiseKey& key = step.keys[box.item];
     x += key.x;
     const auto y = static_cast<uint32_t>(key.y + box.y + row), z = static_cast<uint32_t>(key.z + box.z);
     const auto channel = static_cast<uint32_t>(box.channel), sample = static_cast<uint32_t>(key.sample);

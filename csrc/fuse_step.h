@@ -14,13 +14,6 @@ struct StepRow {
     float p, q, a, b, c, s;
 };
 
-// An item's noise: a row of `keys`, as it lies in memory. The box begins at (z, y, x) of the original volume.
-struct StepKey {
-    uint64_t seed;
-    int64_t sample, z, y, x;
-};
-static_assert(sizeof(StepKey) == 5 * sizeof(int64_t), "a key is five columns of int64");
-
 // The clean voxel before projecting; limit is infinity where nothing is clamped. NaN stays NaN.
 SF_INLINE float clean_voxel(const StepRow& row, float x_t, float m, float limit) {
     const float x0 = row.p * x_t + row.q * m;

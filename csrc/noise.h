@@ -11,6 +11,13 @@
 
 namespace scorefusion {
 
+// An item's noise: a row of `keys`, as it lies in memory. The box begins at (z, y, x) of the original volume.
+struct NoiseKey {
+    uint64_t seed;
+    int64_t sample, z, y, x;
+};
+static_assert(sizeof(NoiseKey) == 5 * sizeof(int64_t), "a key is five columns of int64");
+
 struct Words {
     uint32_t w0, w1, w2, w3;
 };

@@ -159,6 +159,15 @@ int64_t start_of(const View& view, int64_t n, int64_t v) {
     return view.at(n, int64_t{0}, line / view.size[3], line % view.size[3], x);
 }
 
+// Widens `count` evenly spaced voxels of sample n from voxel v on, all channels, into rows of `tile`.
+void load_parts(const Job& job, int64_t n, int64_t v, int64_t count, float* tile) {
+    const int64_t row = padded(job.channels());
+    for (const View& part : job.parts) {
+        job.loops.load_voxels(part, start_of(part, n, v), part.stride[4], count, part.size[1], tile, row);
+        tile += part.size[1];
+    }
+}
+
 // ---- statistics
 
 // Partial statistics of a sample's channels, [chunks, C]: without `add`.
@@ -236,26 +245,17 @@ std::vector<Moments> group_moments(const Job& job, int64_t n, const Partials& pa
 
 // ---- forward
 
-Fold fold_layer(const Job& job, int64_t n) {
-    const int64_t channels = job.channels();
-    Fold fold(channels);
-    for (int64_t c = 0; c < channels; ++c) {
-        fold.centre[c] = static_cast<float>(-job.add[n * channels + c]);
-        fold.shifted |= fold.centre[c] != 0.0f;
-        fold.slope[c] = static_cast<float>(job.slope[n * channels + c]);
-        fold.offset[c] = static_cast<float>(job.offset[n * channels + c]);
-    }
-    return fold;
-}
-
-Fold fold_groups(const Job& job, int64_t n, int threads) {
-    const int64_t channels = job.channels(), each = channels / job.groups;
-    const std::vector<Moments> moments = group_moments(job, n, channel_moments(job, n, threads));
+// What each channel of sample n is moved and scaled by: GroupNorm's statistics folded in, LayerNorm's left out.
+Fold fold_channels(const Job& job, int64_t n, int threads) {
+    const int64_t channels = job.channels(), each = job.groups == 0 ? channels : channels / job.groups;
+    std::vector<Moments> moments(1, {0.0, 1.0});
+    if (job.groups != 0) moments = group_moments(job, n, channel_moments(job, n, threads));
     Fold fold(channels);
     for (int64_t c = 0; c < channels; ++c) {
         const Moments& group = moments[c / each];
         const double centre = group.mean - job.add[n * channels + c], slope = job.slope[n * channels + c] * group.rstd;
         fold.centre[c] = static_cast<float>(centre);
+        fold.shifted |= fold.centre[c] != 0.0f;
         fold.slope[c] = static_cast<float>(slope);
         // What rounding cut off the centre: as large as 5e-4 at a mean of 1e4.
         fold.offset[c] = static_cast<float>(job.offset[n * channels + c] - (centre - fold.centre[c]) * slope);
@@ -281,13 +281,7 @@ void write_row(const Job& job, const Fold& fold, int64_t n, int64_t z, int64_t y
     const int64_t step = voxels_of_tile(channels);
     for (int64_t x = 0; x < width; x += step) {
         const int64_t size = std::min(step, width - x);
-        int64_t c = 0;
-        for (const View& part : job.parts) {
-            const int64_t start = n * part.stride[0] + from_z * part.stride[2] + from_y * part.stride[3] +
-                                  x * part.stride[4];
-            job.loops.load_voxels(part, start, part.stride[4], size, part.size[1], tile + c, padded(channels));
-            c += part.size[1];
-        }
+        load_parts(job, n, (from_z * job.size(1) + from_y) * width + x, size, tile);
         if (job.groups == 0) {
             const auto eps = static_cast<float>(job.eps);
             job.loops.finish_layer(tile, size, fold, eps, job.silu, job.out.dtype, first + x * voxel);
@@ -311,7 +305,7 @@ void write_row(const Job& job, const Fold& fold, int64_t n, int64_t z, int64_t y
 void run_sample(const Job& job, int64_t n, int threads) {
     const int64_t channels = job.channels(), height = job.out.size[3];
     const int64_t grain = kGrain / (channels * job.out.size[4]) + 1;
-    const Fold fold = job.groups == 0 ? fold_layer(job, n) : fold_groups(job, n, threads);
+    const Fold fold = fold_channels(job, n, threads);
     parallel_for(job.out.size[2] * height, grain, threads, [&](int64_t begin, int64_t end) {
         std::vector<float> tile(voxels_of_tile(channels) * padded(channels));
         for (int64_t row = begin; row < end; ++row) write_row(job, fold, n, row / height, row % height, tile.data());
@@ -327,15 +321,11 @@ void over_tiles(const Job& job, int64_t n, int64_t begin, int64_t end, bool leav
     std::vector<float> tile(job.half_voxels() * row), gradient(job.half_voxels() * row);
     for (int64_t v = begin; v < end;) {
         const int64_t size = std::min({job.half_voxels(), job.line - v % job.line, end - v});
-        int64_t c = 0;
-        for (const View& part : job.parts) {
-            job.loops.load_voxels(part, start_of(part, n, v), part.stride[4], size, part.size[1], tile.data() + c, row);
-            c += part.size[1];
-        }
+        load_parts(job, n, v, size, tile.data());
         job.loops.load_voxels(job.out, start_of(job.out, n, v), job.out.stride[4], size, channels,
                           gradient.data(), row);
         body(tile.data(), gradient.data(), size);
-        c = 0;
+        int64_t c = 0;
         for (const View& result : job.results) {
             if (!leave) break;
             const int64_t voxel = result.size[1] * result.element_size();
@@ -373,7 +363,7 @@ void over_chunks(const Job& job, int threads, const std::vector<double*>& totals
 }
 
 void layer_sample(Job& job, int64_t n, int threads) {
-    const Fold fold = fold_layer(job, n);
+    const Fold fold = fold_channels(job, n, 1);
     const auto eps = static_cast<float>(job.eps);
     const int64_t at = n * job.channels();
     over_chunks(job, threads, {&job.plain[at], &job.leaning[at], &job.inner[at]},

@@ -19,11 +19,7 @@ from torch import Tensor
 from .launch import Config, launch
 
 CONFIGS = (
-    Config(
-        "32x32",
-        "whole sectors along x and y; eight voxels a thread leave registers for six branches and their maps",
-        {"BLOCK_Y": 32, "BLOCK_X": 32},
-    ),
+    Config("32x32", "whole sectors on both axes; registers for six branches", {"BLOCK_Y": 32, "BLOCK_X": 32}),
 )
 
 

@@ -28,7 +28,7 @@ from .noise import _box_muller, _philox
 CONFIGS = (
     Config(
         "2048",
-        "eight voxels a thread, whole sectors along x and along y for the axial, coronal and sagittal stacks",
+        "eight voxels a thread, whole sectors on both axes",
         {"VOXELS": 2048, "MAX_X": 32},
         num_warps=8,
     ),

@@ -21,23 +21,9 @@ from torch import Tensor
 from .launch import Config, launch
 
 CONFIGS = (
-    Config(
-        "1024x1",
-        "one slice, for planes whose pixels run contiguously; eight elements a thread hide latency",
-        {"BLOCK": 1024, "BLOCK_S": 1},
-    ),
-    Config(
-        "128x16",
-        "sixteen slices, for planes contiguous across slices: whole sectors; eight elements a thread",
-        {"BLOCK": 128, "BLOCK_S": 16},
-        num_warps=8,
-    ),
-    Config(
-        "256x8",
-        "eight slices, a sector of float32, for short slabs of such planes: no idle lanes",
-        {"BLOCK": 256, "BLOCK_S": 8},
-        num_warps=8,
-    ),
+    Config("1024x1", "contiguous pixels: one slice; eight elements a thread", {"BLOCK": 1024, "BLOCK_S": 1}),
+    Config("128x16", "contiguous slices: sixteen, whole sectors", {"BLOCK": 128, "BLOCK_S": 16}, num_warps=8),
+    Config("256x8", "short slabs of such planes: no idle lanes", {"BLOCK": 256, "BLOCK_S": 8}, num_warps=8),
 )
 
 

@@ -17,13 +17,7 @@ from torch import Tensor
 
 from .launch import Config, launch
 
-CONFIGS = (
-    Config(
-        "256",
-        "two groups a thread: eight voxels, two 16-byte stores, and ten rounds of Philox in few registers",
-        {"BLOCK": 256},
-    ),
-)
+CONFIGS = (Config("256", "two groups a thread: eight voxels, two 16-byte stores", {"BLOCK": 256}),)
 
 
 @triton.jit

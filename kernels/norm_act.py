@@ -19,22 +19,13 @@ from torch import Tensor
 
 from .launch import Config, launch
 
-LAYER = Config(
-    "4096x8",
-    "32 floats a thread whatever the width; the channels' parameters are read once for eight tiles",
-    {"TILE": 4096, "STEPS": 8},
-)
+LAYER = Config("4096x8", "32 floats a thread whatever the width", {"TILE": 4096, "STEPS": 8})
 PARTIAL = Config(
     "32x64x64",
     "rows of 64 channels are whole lines; 2048 voxels a chunk keep a volume's partials in the L2 cache",
     {"BLOCK_V": 32, "BLOCK_C": 64, "STEPS": 64},
 )
-FINALISE = Config(
-    "64",
-    "a chunk's statistics are a few numbers: what counts is many loads in flight",
-    {"BLOCK_K": 64},
-    num_warps=2,
-)
+FINALISE = Config("64", "a chunk has few statistics: many loads in flight", {"BLOCK_K": 64}, num_warps=2)
 APPLY = Config(
     "32x64x8",
     "16 floats a thread; the channels' parameters are read once for 256 voxels",

@@ -323,9 +323,9 @@ using Short = Single;
 #endif
 
 // sums [R, V kLanes], whose rows are sum_row apart, = or (kAdd) += a [R, depth] · panel [depth, V kLanes], held in
-// registers. a's element (r, k) lies at r * row + k * kStep.
-template <int R, int V, bool kAdd = false, int kStep = 1, typename Number>
-void multiply(const Number* __restrict a, int64_t row, const Number* __restrict panel, int64_t depth,
+// registers. a's element (r, k) lies at r * row + k * kStep; a row that is a constant's type takes fewer registers.
+template <int R, int V, bool kAdd = false, int kStep = 1, typename Number, typename Row>
+void multiply(const Number* __restrict a, Row row, const Number* __restrict panel, int64_t depth,
               float* __restrict sums, int64_t sum_row = V * kLanes) {
     Lanes sum[R][V];
     SF_UNROLL for (int r = 0; r < R; ++r) {

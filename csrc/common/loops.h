@@ -4,7 +4,7 @@
 // Vectors are never split for a narrower machine. Include it inside a namespace, after processor.h; no include guard.
 
 namespace baseline {
-constexpr int kLanes = 8, kMost = 2;
+constexpr int kLanes = 8, kMost = 1;
 #include "lanes.h"
 #include SF_LOOPS
 }  // namespace baseline

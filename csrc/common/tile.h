@@ -1,9 +1,11 @@
 // Reading a view in tiles: rows of x that fit the first-level cache, whichever axis is contiguous in memory.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
+#include "parallel.h"
 #include "transpose.h"
 #include "view.h"
 
@@ -71,6 +73,24 @@ SF_INLINE void widen_tile(const View& view, const Tile& tile, float* __restrict 
         const T* __restrict row = source + y * view.stride[3];
         for (int x = 0; x < tile.columns; ++x) out[y * kTileX + x] = to_float(row[x]);
     }
+}
+
+// Calls body(box) for boxes of deep x high x wide voxels that fill every channel of a [B, C, D, H, W] view, strips of
+// them shared among threads; at the far edges of y and x there is less of a box.
+template <typename Body>
+void for_boxes(const View& view, int64_t deep, int64_t high, int64_t wide, int threads, const Body& body) {
+    const int64_t channels = view.size[1], height = view.size[3], width = view.size[4];
+    const int64_t layers = view.size[2] / deep, strips = (height + high - 1) / high;
+    const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(deep * high * width, 1));
+    parallel_for(view.size[0] * channels * layers * strips, grain, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t layer = i / strips, y = i % strips * high;
+            for (int64_t x = 0; x < width; x += wide) {
+                body(Tile{layer / layers / channels, layer / layers % channels, layer % layers * deep, y, x,
+                          static_cast<int>(std::min(high, height - y)), static_cast<int>(std::min(wide, width - x))});
+            }
+        }
+    });
 }
 
 // The tile after this one in a box: along x, then y, then z, where the next is `deep` planes on.

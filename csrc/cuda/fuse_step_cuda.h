@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "fuse_step.h"
+#include "noise.h"
 
 namespace scorefusion {
 
@@ -25,7 +26,7 @@ struct CudaStep {
     float* x0;
     const float* rows;
     const int32_t* index;
-    const StepKey* keys;
+    const NoiseKey* keys;
     int64_t size[5];
     int64_t factor[3];
     int branches;

@@ -16,10 +16,10 @@ DeviceView on_device(const View& view) {
     return out;
 }
 
-void fuse_step(const View& x_next, const View& x0, const std::vector<View>& scores, const std::optional<View>& maps,
+void fuse_step(const View& x_next, const View& x0, const std::vector<View>& scores, const View& maps,
                const std::vector<double>& base, double gain, const View& x_t, const View& x0_prev, uintptr_t rows,
                uintptr_t index, uintptr_t keys, std::optional<float> clamp, const std::array<int64_t, 3>& factor,
-               const std::optional<View>& measured, uintptr_t stream) {
+               const View& measured, uintptr_t stream) {
     CudaStep step{};
     step.branches = static_cast<int>(scores.size());
     if (step.branches > kMaxCudaBranches) throw std::invalid_argument("too many branches");
@@ -27,15 +27,15 @@ void fuse_step(const View& x_next, const View& x0, const std::vector<View>& scor
         step.scores[k] = on_device(scores[k]);
         step.base[k] = static_cast<float>(base[k]);
     }
-    if (maps) step.maps = on_device(*maps);
-    if (measured) step.measured = on_device(*measured);
+    step.maps = on_device(maps);
+    step.measured = on_device(measured);
     step.x_t = on_device(x_t);
     step.x0_prev = on_device(x0_prev);
     step.x_next = static_cast<float*>(x_next.data);
     step.x0 = static_cast<float*>(x0.data);
     step.rows = reinterpret_cast<const float*>(rows);
     step.index = reinterpret_cast<const int32_t*>(index);
-    step.keys = reinterpret_cast<const StepKey*>(keys);
+    step.keys = reinterpret_cast<const NoiseKey*>(keys);
     for (int i = 0; i < 5; ++i) step.size[i] = x0.size[i];
     for (int i = 0; i < 3; ++i) step.factor[i] = factor[i];
     if (factor[1] > kCudaTile || factor[2] > kCudaTile) throw std::invalid_argument("a block wider than a tile");
@@ -49,10 +49,7 @@ void fuse_step(const View& x_next, const View& x0, const std::vector<View>& scor
 }  // namespace scorefusion
 
 PYBIND11_MODULE(_cuda, m) {
-    namespace py = pybind11;
     m.doc() = "CUDA kernels of scorefusion; scorefusion.ops calls them, with checked arguments.";
-    m.def("fuse_step", &scorefusion::fuse_step, py::arg("x_next"), py::arg("x0"), py::arg("scores"), py::arg("maps"),
-          py::arg("base"), py::arg("gain"), py::arg("x_t"), py::arg("x0_prev"), py::arg("rows"), py::arg("index"),
-          py::arg("keys"), py::arg("clamp"), py::arg("factor"), py::arg("measured"), py::arg("stream"),
+    m.def("fuse_step", &scorefusion::fuse_step,
           "Write float32 `x_next` and `x0` [B, C, D, H, W] of one solver step; pointers and stream are numbers.");
 }
