@@ -105,10 +105,10 @@ def evaluate(
     from scorefusion.evaluate import methods as models
     from scorefusion.evaluate import report
     from scorefusion.evaluate.cases import find_cases, is_synthetic, read_case
-    from scorefusion.evaluate.features import feature_network
     from scorefusion.evaluate.output import check_folder
     from scorefusion.evaluate.run import Settings
     from scorefusion.evaluate.run import evaluate as run_all
+    from scorefusion.evaluate.sets import feature_network
     from scorefusion.evaluate.store import Store
     from scorefusion.evaluate.summary import summarise
     from scorefusion.evaluate.table import rich_table

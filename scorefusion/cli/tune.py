@@ -63,7 +63,6 @@ def tune(
     from scorefusion.evaluate import tune as tuning
     from scorefusion.evaluate.cases import make_cases
     from scorefusion.evaluate.output import check_folder
-    from scorefusion.evaluate.tune_report import FILES, NEEDED, table_text, verdict, write_results
     from scorefusion.models.folder import find_folder, write_config
     from scorefusion.models.strategies import require_strategy
     from scorefusion.pipeline import Pipeline
@@ -94,7 +93,7 @@ def tune(
         nan=options["nan"],
         device=pipeline.device,
     )
-    folder = check_folder(output, FILES, NEEDED, "tuning")
+    folder = check_folder(output, tuning.FILES, tuning.NEEDED, "tuning")
     with progress("tuning", quiet=quiet) as report:
         curve = tuning.tune(
             pipeline.model,
@@ -106,10 +105,10 @@ def tune(
             callback=report,
         )
     computed = f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}"
-    print(table_text(curve))
-    print(f"\n{verdict(curve)}")
+    print(tuning.table_text(curve))
+    print(f"\n{tuning.verdict(curve)}")
     note(
-        write_results(
+        tuning.write_results(
             folder, curve, subjects, model=config.name, strategy=strategy, seeds=seeds, computed=computed
         )
     )

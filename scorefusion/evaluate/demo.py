@@ -36,17 +36,7 @@ NEEDED = ("matplotlib", "scipy.ndimage", "skimage.metrics")
 """Optional packages that measure and draw."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """How close one result is to the truth, inside the box.
-
-    Attributes:
-        name: the method.
-        figures: metric to value, in the image's units.
-    """
-
-    name: str
-    figures: dict[str, float]
+Rows = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -54,14 +44,14 @@ class Result:
     """What the demonstration found.
 
     Attributes:
-        rows: in the order they are printed.
+        rows: method to metric to value in the box, in the image's units, in the order they are printed.
         volumes: name to float32 ``[D, H, W]`` of the box, RAS order, the image's units; ``truth`` is one.
         data_range: greatest less least value of the whole true volume, for PSNR and SSIM.
         steps: network evaluations of a sample.
         solver: its name.
     """
 
-    rows: tuple[Row, ...]
+    rows: Rows
     volumes: dict[str, np.ndarray]
     data_range: float
     steps: int
@@ -142,9 +132,9 @@ def run_demo(
     return Result(_rows(volumes, data_range), volumes, data_range, len(table), table.name)
 
 
-def _rows(volumes: dict[str, np.ndarray], data_range: float) -> tuple[Row, ...]:
+def _rows(volumes: dict[str, np.ndarray], data_range: float) -> Rows:
     """Measure every volume but the truth; after the single planes comes their mean."""
-    rows: dict[str, dict[str, float]] = {}
+    rows: Rows = {}
     for name, volume in volumes.items():
         if name == "truth":
             continue
@@ -156,17 +146,16 @@ def _rows(volumes: dict[str, np.ndarray], data_range: float) -> tuple[Row, ...]:
         planes = [each for each in volumes if plane_row(each) == strategy]
         if strategy and name == planes[-1]:
             rows[strategy] = {key: float(np.mean([rows[p][key] for p in planes])) for key in rows[name]}
-    return tuple(Row(name, figures) for name, figures in rows.items())
+    return rows
 
 
-def table_text(rows: Sequence[Row]) -> str:
+def table_text(rows: Rows) -> str:
     """The rows as aligned columns: name, PSNR in dB, SSIM, error of the power spectrum's upper half."""
-    metrics = [metric for metric in shown("demo") if any(metric.name in row.figures for row in rows)]
+    metrics = [metric for metric in shown("demo") if any(metric.name in figures for figures in rows.values())]
     lines = [["", *(metric.head for metric in metrics)]]
-    for row in rows:
-        cells = [metric.format(row.figures[metric.name], narrow=True) for metric in metrics]
-        lines.append([row.name, *cells])
-    return aligned(lines, [-max(len(row.name) for row in rows), *(max(10, len(m.head) + 2) for m in metrics)])
+    for name, figures in rows.items():
+        lines.append([name, *(metric.format(figures[metric.name], narrow=True) for metric in metrics)])
+    return aligned(lines, [-max(map(len, rows)), *(max(10, len(metric.head) + 2) for metric in metrics)])
 
 
 def notes(case: Case, result: Result, *, model: str, seed: int) -> str:
@@ -226,7 +215,7 @@ def write_results(
         "steps": result.steps,
         "seed": seed,
         "seconds": round(seconds, 1),
-        "rows": [{"name": row.name, **row.figures} for row in result.rows],
+        "rows": [{"name": name, **figures} for name, figures in result.rows.items()],
     }
     text = f"{table_text(result.rows)}\n\n{notes(case, result, model=model, seed=seed)}\n"
     write_text(folder / "table.txt", text)
@@ -244,12 +233,8 @@ def report_figure(case: Case, result: Result) -> Any:
     pictured = ("nearest", "trilinear+consistency", *first_rows(), "truth")
     names = [name for name in pictured if name in result.volumes and name != ALTERNATE.name]
     labels = {name: name for name in names} | {"nearest": "input (nearest)"}
-    psnr = METRICS["psnr"]
-    scores = {
-        labels[row.name]: f"{psnr.format(row.figures['psnr'])} {psnr.unit}"
-        for row in result.rows
-        if row.name in labels
-    }
+    psnr, rows = METRICS["psnr"], result.rows
+    scores = {labels[n]: f"{psnr.format(rows[n]['psnr'])} {psnr.unit}" for n in rows if n in labels}
     volumes = {label: result.volumes[name] for name, label in labels.items()}
     return side_by_side(volumes, case.spacing, result.data_range, scores)
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from scorefusion._version import __version__
 from scorefusion.evaluate.cases import Where
-from scorefusion.evaluate.features import CUBE, STEP, FeatureNetwork
 from scorefusion.evaluate.methods import Contender
 from scorefusion.evaluate.output import write_text
 from scorefusion.evaluate.page import report_page
 from scorefusion.evaluate.run import Results, Settings, figure_names
+from scorefusion.evaluate.sets import CUBE, STEP, FeatureNetwork
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary
 from scorefusion.evaluate.table import Table, markdown, tables

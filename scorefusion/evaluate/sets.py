@@ -1,18 +1,38 @@
-"""Distances of the set of results from the set of truths: FID and MMD of 3D features, and MMD of voxels."""
+"""Distances of the set of results from the set of truths: FID and MMD of 3D features, and MMD of voxels.
+
+Feature networks: ``random``, a small convolutional one with weights fixed by a seed, which is always there;
+``deepbet``, the encoder of a brain extraction network trained on about 8,000 T1 volumes (Fisch et al. 2024,
+MIT licence), where that package is installed; and any TorchScript file. Maps are averaged over cubes.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory, unknown_name
 from scorefusion.evaluate.cases import FOREGROUND
-from scorefusion.evaluate.features import FeatureNetwork
 from scorefusion.evaluate.statistics import Estimate, jackknife, left_out
 from scorefusion.evaluate.store import Store
 from scorefusion.metrics import Moments, discrepancy, frechet_distance, paired_terms, squared_distances
 
+CUBE, STEP = 32, 16
+"""Edge of a cube and distance of neighbouring ones, in voxels."""
+
+NAMES = ("random", "deepbet")
+_WIDTHS = (16, 32, 64)
+_RANDOM = "Three 3D convolutions of 16, 32 and 64 channels with random weights, fixed by seed 0."
+
+Maps = Callable[[Tensor], Sequence[Tensor]]
 Keys = Sequence[Mapping[str, str]]
 Crowds = list[np.ndarray]
 Value = TypeVar("Value")
@@ -39,13 +59,14 @@ def set_distances(
         persons: of each subject.
 
     Returns:
-        Row to ``fid NETWORK``, ``mmd NETWORK`` and ``mmd voxels``. Left out is what too few vectors or
-        persons, or boxes of several sizes, do not give.
+        Row to ``fid NETWORK``, ``mmd NETWORK`` and ``mmd voxels``, without what too few vectors or persons,
+        or boxes of several sizes, do not give.
     """
     found: dict[str, dict[str, Estimate]] = {row: {} for row in rows}
     for network in networks:
         true = _crowds(keys, "truth", store, network, persons)
-        width = _width(np.concatenate(true))
+        vectors = np.concatenate(true).astype(np.float64)
+        width = _median(squared_distances(vectors, vectors))
         for row in rows:
             crowds = _crowds(keys, row, store, network, persons)
             if sum(map(len, crowds)) < 2 or not width > 0.0:
@@ -63,24 +84,20 @@ def _estimate(count: int, figure: Callable[[Sequence[int]], float]) -> Estimate:
 
 
 def _frechet(crowds: Crowds, true: Crowds) -> Callable[[Sequence[int]], float]:
-    one, other = ([Moments.of(vectors) for vectors in several] for several in (crowds, true))
+    both = [[Moments.of(vectors) for vectors in several] for several in (crowds, true)]
 
     def figure(kept: Sequence[int]) -> float:
-        first, second = (
-            sum((several[k] for k in kept[1:]), start=several[kept[0]]) for several in (one, other)
-        )
-        return frechet_distance(first, second)
+        return frechet_distance(*(sum((each[k] for k in kept[1:]), start=each[kept[0]]) for each in both))
 
     return figure
 
 
 def _discrepancy(crowds: Crowds, true: Crowds, width: float) -> Callable[[Sequence[int]], float]:
-    one, other = ([vectors.astype(np.float64) for vectors in several] for several in (crowds, true))
+    both = [[vectors.astype(np.float64) for vectors in several] for several in (crowds, true)]
 
     def figure(kept: Sequence[int]) -> float:
-        return discrepancy(
-            np.concatenate([one[k] for k in kept]), np.concatenate([other[k] for k in kept]), width
-        )
+        one, other = (np.concatenate([several[k] for k in kept]) for several in both)
+        return discrepancy(one, other, width)
 
     return figure
 
@@ -126,9 +143,7 @@ def _apart(some: Crowds, others: Crowds) -> np.ndarray:
     return total
 
 
-def _crowds(
-    keys: Keys, row: str, store: Store, network: FeatureNetwork, persons: Sequence[str]
-) -> list[np.ndarray]:
+def _crowds(keys: Keys, row: str, store: Store, network: FeatureNetwork, persons: Sequence[str]) -> Crowds:
     """Feature vectors of each person; computed once and stored."""
     found = []
     for each in keys:
@@ -150,13 +165,157 @@ def _gather(values: Sequence[Value], persons: Sequence[str]) -> list[list[Value]
     return list(found.values())
 
 
-def _width(vectors: np.ndarray) -> float:
-    """The kernel's width for some of the truth's vectors ``[N, F]``."""
-    rows = vectors.astype(np.float64)
-    return _median(squared_distances(rows, rows))
-
-
 def _median(apart: np.ndarray) -> float:
     """The median squared distance of two different ones."""
     pairs = apart[np.triu_indices(len(apart), 1)]
     return float(np.median(pairs)) if pairs.size else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+    """A network that turns a volume into feature maps.
+
+    Attributes:
+        name: ``random``, ``deepbet``, or the file's stem.
+        description: one sentence for tables and documents.
+        maps: ``[1, 1, D, H, W]`` normalised to feature maps ``[1, C, d, h, w]``, or vectors ``[1, C]``.
+    """
+
+    name: str
+    description: str
+    maps: Maps
+
+    @torch.no_grad()
+    def vectors(self, volume: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Feature vectors of a volume's cubes.
+
+        Args:
+            volume: float32 ``[D, H, W]``, normalised.
+            inside: bool, the same shape, of the truth: a cube counts if at least half of it is inside; the
+                fullest one counts in any case.
+
+        Returns:
+            float32 ``[cubes, F]``: each map's mean over a cube. One row for a network of whole volumes.
+        """
+        maps = self.maps(torch.from_numpy(np.ascontiguousarray(volume, np.float32))[None, None])
+        if all(each.dim() == 2 for each in maps):
+            return torch.cat([each.float() for each in maps], dim=1).cpu().numpy()
+        share = _cubes(torch.from_numpy(inside.astype(np.float32))[None, None], volume.shape)[0]
+        means = torch.cat([_cubes(each.float().cpu(), volume.shape) for each in maps], dim=0)
+        counted = share >= min(0.5, float(share.max()))
+        return means[:, counted].T.contiguous().numpy()
+
+
+def feature_network(name: str) -> FeatureNetwork:
+    """Find a feature network.
+
+    Args:
+        name: ``random``, ``deepbet``, or a TorchScript file that takes ``[1, 1, D, H, W]`` normalised to
+            [-1, 1] and returns a map ``[1, C, d, h, w]`` or a vector ``[1, C]``.
+
+    Raises:
+        ScoreFusionError: for an unknown name, or ``deepbet`` where it is not installed.
+        BadInput: for a file that cannot be read.
+    """
+    if name == "random":
+        return FeatureNetwork("random", _RANDOM, random_network(0))
+    if name == "deepbet":
+        text = "deepbet 1.0's encoder (ResNet-18, 3D), trained to find brains in about 8,000 T1 volumes."
+        return FeatureNetwork("deepbet", text, _deepbet())
+    file = Path(name)
+    if not file.suffix:
+        raise unknown_name("feature network", name, (*NAMES, "FILE.pt"))
+    script = _torchscript(file)
+    return FeatureNetwork(file.stem, f"The TorchScript network {file.name}.", lambda volume: [script(volume)])
+
+
+def random_network(seed: int) -> Maps:
+    """Three 3D convolutions, 16, 32 and 64 channels, strides 1, 2 and 2, random weights fixed by a seed.
+
+    Weights are normal, of variance 2/fan-in, less their mean; after each a leaky ReLU of slope 0.2. Random
+    filters tell textures apart (Saxe et al. 2011), and favour no contrast or anatomy.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights, inputs = [], 1
+    for width in _WIDTHS:
+        weight = torch.randn(width, inputs, 3, 3, 3, generator=generator)
+        weight -= weight.mean(dim=(1, 2, 3, 4), keepdim=True)
+        weights.append(weight * math.sqrt(2.0 / weight[0].numel()))
+        inputs = width
+
+    def maps(volume: Tensor) -> list[Tensor]:
+        found = []
+        for number, weight in enumerate(weights):
+            padded = F.pad(volume, (1,) * 6, mode="replicate")
+            volume = F.leaky_relu(F.conv3d(padded, weight, stride=1 if number == 0 else 2), 0.2)
+            found.append(volume)
+        return found
+
+    return maps
+
+
+def _deepbet() -> Maps:
+    """The first three stages of the package's network: 16, 32 and 64 channels, 4, 8 and 16 voxels apart."""
+    try:
+        files = importlib.metadata.files("deepbet") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ScoreFusionError(
+            "feature network 'deepbet' needs the package deepbet; "
+            "pip install --no-deps deepbet==1.0.2 (17 MB, MIT licence), or use --features random"
+        ) from None
+    found = next((file for file in files if file.parts[-2:] == ("models", "model.pt")), None)
+    if found is None:
+        raise ScoreFusionError("the package deepbet holds no models/model.pt; pip install deepbet==1.0.2")
+    weights = _torchscript(Path(str(found.locate()))).state_dict()
+
+    def maps(volume: Tensor) -> list[Tensor]:
+        if min(volume.shape[2:]) <= 16:
+            raise ScoreFusionError(
+                f"deepbet's features need more than 16 voxels along each axis, got {list(volume.shape[2:])}"
+            )
+        low, high = (float(q) for q in np.quantile(volume.numpy(), (0.005, 0.995)))
+        scaled = ((volume - low) / max(high - low, 1e-6)).clamp(0.0, 1.0)
+        scaled = 0.226 * (scaled - scaled.mean()) / scaled.std() + 0.449  # As the network was trained.
+        x = F.conv3d(scaled, weights["init.0.weight"], stride=2, padding=3)
+        x = F.max_pool3d(F.instance_norm(x).relu(), 3, 2, 1)
+        stages = []
+        for stage in ("down0", "down1", "down2"):
+            for block in ("block1", "block2"):
+                x = _residual_block(x, weights, f"{stage}.{block}")
+            stages.append(x)
+        return stages
+
+    return maps
+
+
+def _residual_block(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
+    """Two 3×3×3 convolutions without bias, each normalised by instance, and what they are added to."""
+    down = weights.get(f"{name}.downsample.0.weight")
+    stride = 1 if down is None else 2
+    kept = x if down is None else F.instance_norm(F.conv3d(x, down, stride=stride))
+    x = F.conv3d(x, weights[f"{name}.double_conv.0.weight"], stride=stride, padding=1)
+    x = F.conv3d(F.instance_norm(x).relu(), weights[f"{name}.double_conv.3.weight"], padding=1)
+    return (F.instance_norm(x) + kept).relu()
+
+
+def _torchscript(file: Path) -> Any:
+    if not file.is_file():
+        raise BadInput(file, "does not exist", f"Name a TorchScript file, or one of {', '.join(NAMES)}.")
+    try:
+        return torch.jit.load(str(file), map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        problem = f"is not a TorchScript network ({str(error).splitlines()[0]})"
+        raise BadInput(file, problem, "Save it by torch.jit.script or torch.jit.trace.") from None
+
+
+def _cubes(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Means ``[C, cubes]`` of maps ``[1, C, d, h, w]`` over the cubes of a volume of ``size``."""
+    kernel, step = [], []
+    for length, full in zip(maps.shape[2:], size, strict=True):
+        kernel.append(max(1, round(min(CUBE, full) * length / full)))
+        step.append(max(1, round(STEP * length / full)))
+    count = [max(0, full - CUBE) // STEP + 1 for full in size]
+    means = F.avg_pool3d(maps, kernel, step)
+    return means[0, :, : count[0], : count[1], : count[2]].flatten(1)

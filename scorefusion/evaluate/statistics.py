@@ -60,8 +60,7 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Estimate:
 def intervals(rows: Sequence[Sequence[float]], *, seed: int = 0) -> list[Estimate]:
     """The means of several rows of one number per subject, and their bootstrap intervals over subjects.
 
-    Bias-corrected and accelerated (BCa, Efron 1987), by scipy; percentiles where that is not defined, as for
-    very few or equal values. All rows are resampled by the same subjects.
+    Bias-corrected and accelerated (BCa, Efron 1987), by scipy; percentiles where that is not defined.
 
     Args:
         rows: of finite values, one per subject, all in one order.
@@ -104,8 +103,7 @@ def _bootstrap(array: np.ndarray, method: str, seed: int) -> np.ndarray:
 def jackknife(whole: float, without: Sequence[float], count: int) -> Estimate:
     """The interval of a figure of a whole set, from its values with each subject left out in turn.
 
-    The standard error is ``sqrt((n - 1)/n · sum (x_i - mean x)²)`` (Tukey 1958), times Student's t. Drawing
-    with replacement would put copies into a set, which a distance of distributions takes for a difference.
+    The standard error is ``sqrt((n - 1)/n · sum (x_i - mean x)²)`` (Tukey 1958), times Student's t.
 
     Args:
         whole: the figure with all subjects.

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorefusion.evaluate.features import FeatureNetwork
 from scorefusion.evaluate.methods import Method
 from scorefusion.evaluate.run import Results, figure_names
-from scorefusion.evaluate.sets import set_distances
+from scorefusion.evaluate.sets import FeatureNetwork, set_distances
 from scorefusion.evaluate.shared_start import plane_row
 from scorefusion.evaluate.statistics import Comparison, Estimate, by_person, compare, intervals
 from scorefusion.evaluate.store import Store
@@ -89,7 +88,7 @@ def summarise(
     for method in methods:
         members[method.name] = [method.name]
         strategy = plane_row(method.name)
-        planes = [each.name for each in methods if plane_row(each.name) == strategy]
+        planes = [m.name for m in methods if m.run and m.name == m.run.name and plane_row(m.name) == strategy]
         if strategy and len(planes) > 1 and method.name == planes[-1]:
             members[strategy], kinds[strategy] = planes, "sample"
     values = {name: _values(results, of, groups) for name, of in members.items()}

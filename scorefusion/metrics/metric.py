@@ -5,8 +5,7 @@ A new metric is one call of :func:`register`; it then has its column in every ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
@@ -20,11 +19,10 @@ MOST = 200.0
 """dB given for a volume without any error, so that means stay finite."""
 
 PLACES = frozenset({"intervals", "terminal", "tests", "tested", "demo", "tune"})
-"""Where a metric can be shown, beside evaluate's tables and files, which show all of them.
+"""Where a metric can be shown beside evaluate's tables and files, which hold all of them.
 
-``intervals``: with its interval, and as a panel of the picture; ``terminal``: in evaluate's short table;
-``tested``: rows are compared by it; ``tests``: in the tables of these comparisons; ``demo``; ``tune``; and
-``look``, training's early looks, where a metric is only on request.
+With its ``intervals`` and as a panel of the picture; in the ``terminal``; rows are ``tested`` by it, which
+tables of ``tests`` show; ``demo``; ``tune``. Only on request: ``look``, in training's early looks.
 """
 
 
@@ -125,17 +123,6 @@ def register(metric: Metric) -> Metric:
     """Add a metric, or replace the one of that name."""
     METRICS[metric.name] = metric
     return metric
-
-
-@contextmanager
-def registered(metric: Metric) -> Iterator[Metric]:
-    """Register a metric within a ``with`` block only."""
-    before = dict(METRICS)
-    try:
-        yield register(metric)
-    finally:
-        METRICS.clear()
-        METRICS.update(before)
 
 
 def shown(place: str) -> list[Metric]:

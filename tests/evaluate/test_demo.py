@@ -76,20 +76,18 @@ def result(model: ScoreFusion, case: Case) -> Result:
 
 
 def test_rows(result: Result, case: Case) -> None:
-    assert [row.name for row in result.rows] == NAMES
-    rows = {row.name: row for row in result.rows}
+    assert list(result.rows) == NAMES
+    rows = result.rows
     planes = [rows[f"single {plane}"] for plane in ("axial", "coronal", "sagittal")]
     for name in ("psnr", "ssim"):
-        mean = np.mean([row.figures[name] for row in planes])
-        assert rows["single"].figures[name] == pytest.approx(mean)
+        mean = np.mean([figures[name] for figures in planes])
+        assert rows["single"][name] == pytest.approx(mean)
     truth = result.volumes["truth"]
     np.testing.assert_array_equal(truth, case.target[case.box.index][0, 0])
     # The range is the whole volume's: the pattern on black, not just what the box has of it.
     assert result.data_range == pytest.approx(float(np.ptp(head().get_fdata()[:22, :24, :18])), rel=1e-3)
-    assert rows["fuse"].figures["psnr"] == pytest.approx(
-        psnr(result.volumes["fuse"], truth, result.data_range)
-    )
-    assert len({row.figures["psnr"] for row in result.rows}) == len(NAMES)
+    assert rows["fuse"]["psnr"] == pytest.approx(psnr(result.volumes["fuse"], truth, result.data_range))
+    assert len({figures["psnr"] for figures in rows.values()}) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", [*SAMPLED, "trilinear+consistency", "nearest"])
@@ -154,12 +152,10 @@ def test_coarsening_averages_the_truth_and_its_affine(model: ScoreFusion) -> Non
 def test_the_table_begins_with_psnr(result: Result) -> None:
     lines = table_text(result.rows).splitlines()
     assert not re.search(r"\d", lines[0]) and len(lines) == len(NAMES) + 1
-    for line, row in zip(lines[1:], result.rows, strict=True):
-        assert line.startswith(row.name)
+    for line, (name, figures) in zip(lines[1:], result.rows.items(), strict=True):
+        assert line.startswith(name)
         numbers = re.findall(r"-?\d+\.\d+", line)
-        assert (
-            numbers[:2] == [f"{row.figures['psnr']:.2f}", f"{row.figures['ssim']:.3f}"] and len(numbers) == 3
-        )
+        assert numbers[:2] == [f"{figures['psnr']:.2f}", f"{figures['ssim']:.3f}"] and len(numbers) == 3
 
 
 @pytest.fixture(scope="module")

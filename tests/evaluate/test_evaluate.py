@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scorefusion.evaluate.cases import Where, find_cases
 from scorefusion.evaluate.demo import pooled_case, run_demo
-from scorefusion.evaluate.features import feature_network
 from scorefusion.evaluate.methods import Contender, Method, choose_baselines, model_methods
 from scorefusion.evaluate.page import chosen_subjects
 from scorefusion.evaluate.run import Results, Settings, evaluate, flop_of
+from scorefusion.evaluate.sets import feature_network
 from scorefusion.evaluate.shared_start import SharedStart
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary, summarise
@@ -79,12 +79,12 @@ def test_rows_and_figures_are_those_of_the_demonstration(
     case = pooled_case(scan, main.config, size=WHERE.size or ())
     shown = run_demo(main.model, case, seed=3)
     span = shown.data_range
-    for row in shown.rows:
-        if row.name in ROWS:
-            record = results.records[1][row.name]
-            assert record["psnr"] == pytest.approx(row.figures["psnr"], abs=1e-3), row.name
-            assert record["ssim"] == pytest.approx(row.figures["ssim"], abs=1e-4)
-            assert record["spectrum"] == pytest.approx(row.figures["spectrum"], abs=1e-4)
+    for name, figures in shown.rows.items():
+        if name in ROWS:
+            record = results.records[1][name]
+            assert record["psnr"] == pytest.approx(figures["psnr"], abs=1e-3), name
+            assert record["ssim"] == pytest.approx(figures["ssim"], abs=1e-4)
+            assert record["spectrum"] == pytest.approx(figures["spectrum"], abs=1e-4)
     volume, truth = shown.volumes["fuse"], shown.volumes["truth"]
     intensity = case.prepared.intensity
     inside = intensity.normalise(truth) > -0.95

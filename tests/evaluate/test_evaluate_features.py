@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.evaluate.features import NAMES, feature_network
+from scorefusion.evaluate.sets import NAMES, feature_network
 from scorefusion.metrics import Moments, discrepancy, frechet_distance
 
 RNG = np.random.default_rng(0)

@@ -236,7 +236,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_table(
     def broken(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("scorefusion.evaluate.tune_report.curve_figure", broken)
+    monkeypatch.setattr("scorefusion.evaluate.tune.curve_figure", broken)
     out = tmp_path / "out"
     done = CliRunner().invoke(app, command(folder, "--sigma-min", "0.2", "--quiet", "-o", str(out)))
     assert done.exit_code == 0 and "PSNR dB" in done.stdout, (done.output, done.exception)
