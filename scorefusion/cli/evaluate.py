@@ -159,25 +159,18 @@ def evaluate(
         )  # fmt: skip
     summary = summarise(results, methods, store, networks, main=own)
     made_up = is_synthetic(data) if who.synthetic is None else who.synthetic
-    count = f"{len(found)} subject{'s' * (len(found) != 1)}"
-    head = f"{'synthetic' if made_up else 'real'}, {count}"
+    about = report.About(main, others, networks, data, made_up, len(found), settings, where)
     dice = None
     if measures.segmenter:
-        dice = _dice(main, methods, results, store, where, settings, measures, learnt, head, quiet)
-    notes = report.notes(main, others, results, networks, data=str(data), settings=settings, where=where)
+        dice = _dice(main, methods, results, store, where, settings, measures, learnt, about.head, quiet)
     console = Console()
     wide = console if console.is_terminal else Console(width=240)
-    wide.print(rich_table(summary, head, f"{main.config.name} on {data}"))
+    wide.print(rich_table(summary, about.head, f"{main.config.name} on {data}"))
     if dice is not None:
         wide.print(
             "\n".join("  ".join(cell for cell in row) for row in (dice.titles, *dice.rows)), markup=False
         )
-    problem = report.write_report(
-        folder, summary, results, store, head=head, title=f"{main.config.name} on {data.name}", notes=notes,
-        facts=report.facts(main, others, networks, data=str(data), synthetic=made_up, settings=settings),
-        segmentation=dice,
-    )  # fmt: skip
-    note(problem)
+    note(report.write_report(folder, about, summary, results, store, dice))
     if not quiet:
         print(f"{time.perf_counter() - began:.0f} s in all; see {folder / 'report.html'}")
 

@@ -41,21 +41,14 @@ Rows = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Result:
-    """What the demonstration found.
+    """What the demonstration found."""
 
-    Attributes:
-        rows: method to metric to value in the box, in the image's units, in the order they are printed.
-        volumes: name to float32 ``[D, H, W]`` of the box, RAS order, the image's units; ``truth`` is one.
-        data_range: greatest less least value of the whole true volume, for PSNR and SSIM.
-        steps: network evaluations of a sample.
-        solver: its name.
-    """
-
-    rows: Rows
+    rows: Rows  # method to metric to value in the box, in the image's units, in the order they are printed
+    # name to float32 ``[D, H, W]`` of the box, RAS order, the image's units; ``truth`` is one
     volumes: dict[str, np.ndarray]
-    data_range: float
-    steps: int
-    solver: str
+    data_range: float  # greatest less least value of the whole true volume, for PSNR and SSIM
+    steps: int  # network evaluations of a sample
+    solver: str  # its name
 
 
 def pooled_case(
@@ -183,12 +176,12 @@ def write_results(
 
     Args:
         folder: from :func:`~scorefusion.evaluate.output.check_folder`.
-        case: the volume.
-        result: what came out.
+        case: from :func:`pooled_case`.
+        result: from :func:`run_demo`.
         model: its name.
         strategy: whose result is ``output.nii.gz`` (for ``single``, of the first plane).
         seed: of the noise.
-        seconds: what the whole took.
+        seconds: of the whole.
 
     Returns:
         Why the picture could not be drawn, which is last; None if it was.
@@ -225,11 +218,7 @@ def write_results(
 
 
 def report_figure(case: Case, result: Result) -> Any:
-    """Three planes, a zoom of the axial one, and its error, of a few baselines and strategies.
-
-    Returns:
-        A ``matplotlib.figure.Figure``.
-    """
+    """A figure of three planes, a zoom of the axial one, and its error, of a few baselines and strategies."""
     pictured = ("nearest", "trilinear+consistency", *first_rows(), "truth")
     names = [name for name in pictured if name in result.volumes and name != ALTERNATE.name]
     labels = {name: name for name in names} | {"nearest": "input (nearest)"}

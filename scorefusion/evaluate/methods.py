@@ -31,19 +31,12 @@ DEGREE = 3
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """A model that takes part.
+    """A model that takes part."""
 
-    Attributes:
-        name: empty for the model that is evaluated; else what its rows are called.
-        model: in evaluation mode, on its device.
-        strategies: which of its strategies make rows.
-        sampling: solver and noise levels.
-    """
-
-    name: str
-    model: ScoreFusion
-    strategies: tuple[str, ...]
-    sampling: SamplingConfig
+    name: str  # empty for the model that is evaluated; else what its rows are called
+    model: ScoreFusion  # in evaluation mode, on its device
+    strategies: tuple[str, ...]  # which of its strategies make rows
+    sampling: SamplingConfig  # solver and noise levels
 
     @cached_property
     def engines(self) -> EnginePool:
@@ -71,21 +64,13 @@ class Contender:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A row.
+    """A row."""
 
-    Attributes:
-        name: unique.
-        kind: ``baseline``, ``sample``, or ``one-step``: one evaluation from pure noise.
-        contender: whose model; None for a baseline.
-        run: how it is sampled; None for a baseline.
-        sampled: for ``one-step``, the name of the row that is sampled the same way in full.
-    """
-
-    name: str
-    kind: Kind
-    contender: Contender | None = None
-    run: StrategyRun | None = None
-    sampled: str | None = None
+    name: str  # unique
+    kind: Kind  # ``baseline``, ``sample``, or ``one-step``: one evaluation from pure noise
+    contender: Contender | None = None  # whose model; None for a baseline
+    run: StrategyRun | None = None  # how it is sampled; None for a baseline
+    sampled: str | None = None  # for ``one-step``, the name of the row that is sampled the same way in full
 
     @cached_property
     def table(self) -> Table:
@@ -99,11 +84,7 @@ def other_sampling(
 ) -> SamplingConfig:
     """The model's sampling, changed where something is given; another solver takes no eta or spread.
 
-    Args:
-        config: the model.
-        solver: its name.
-        steps: of the solver.
-        levels: ``sigma_min``, ``sigma_max`` and ``rho``.
+    ``levels`` are ``sigma_min``, ``sigma_max`` and ``rho``.
 
     Raises:
         ScoreFusionError: for noise levels of a model whose schedule is fixed.
@@ -129,16 +110,12 @@ def load_main(
     device: str = "auto",
     dtype: str = "auto",
 ) -> Contender:
-    """Load the model that is evaluated.
+    """Load the model that is evaluated, device and dtype as :class:`~scorefusion.Pipeline` takes them.
 
     Args:
         model: a bundled model's name, or a folder.
         strategies: names with commas between them; all of the model's when None.
-        solver: in place of the model's own; without eta and spread.
-        steps: in place of the model's own.
-        levels: ``sigma_min``, ``sigma_max`` and ``rho`` in place of the model's own.
-        device: as :class:`~scorefusion.pipeline.pipeline.Pipeline` takes it.
-        dtype: likewise.
+        solver: as :func:`other_sampling` takes it, and ``steps`` and ``levels``.
 
     Raises:
         ScoreFusionError: for unknown names or numbers out of range.
@@ -219,11 +196,8 @@ def choose_strategies(text: str | None, config: ModelConfig) -> tuple[str, ...]:
 def rows_of(main: Contender, others: Sequence[Contender], without_consistency: str | None) -> list[Method]:
     """The rows of all models, each of a name of its own.
 
-    Args:
-        main: the model that is evaluated.
-        others: those beside it.
-        without_consistency: strategies that are also sampled without projection, with commas between them;
-            the model's own when None, no one for ``none``.
+    ``without_consistency`` names the strategies that are also sampled without projection, with commas between
+    them: the model's own when None, no one for ``none``.
 
     Raises:
         ScoreFusionError: for a strategy without a row, or two rows of one name.
@@ -254,10 +228,7 @@ def check_names(methods: Sequence[Method]) -> None:
 def model_methods(contender: Contender, *, without_consistency: Sequence[str] = ()) -> list[Method]:
     """The rows of one model: its strategies, single conditions, ablated consistency, one evaluation each.
 
-    Args:
-        contender: the model.
-        without_consistency: strategies that are also sampled without projecting each step onto what was
-            measured; ignored for a model that measures nothing.
+    Strategies ``without_consistency`` are also sampled without projecting each step onto what was measured.
     """
     config = contender.config
     runs = [run for run in strategy_runs(config) if run.strategy in contender.strategies]
@@ -304,16 +275,20 @@ def choose_rows(text: str | None, methods: Sequence[Method], own: str) -> list[M
         ScoreFusionError: for a name without a row; ``none`` is no row.
     """
     valid = [method.name for method in methods]
-    if text == "none":
-        return []
     if text is None:
         names = [own] if own in valid else [m.name for m in methods if m.kind == "sample"][-1:]
     else:
-        names = _names(text)
+        names = _known_names("row", text, valid)
+    return [method for method in methods if method.name in names]
+
+
+def _known_names(kind: str, text: str, valid: Sequence[str]) -> list[str]:
+    """Read valid names with commas between them, each once; ``none`` is no name."""
+    names = [] if text == "none" else list(dict.fromkeys(_names(text)))
     for name in names:
         if name not in valid:
-            raise unknown_name("row", name, (*valid, "none"))
-    return [method for method in methods if method.name in names]
+            raise unknown_name(kind, name, (*valid, "none"))
+    return names
 
 
 def baseline_names(config: ModelConfig, *, fitted: bool = False) -> tuple[str, ...]:
@@ -332,24 +307,12 @@ def choose_baselines(text: str | None, config: ModelConfig, *, fitted: bool = Fa
         ScoreFusionError: for a name that is no baseline of the model's task.
     """
     valid = baseline_names(config, fitted=fitted)
-    names = valid if text is None else [] if text == "none" else _names(text)
-    for name in names:
-        if name not in valid:
-            raise unknown_name("baseline", name, (*valid, "none"))
-    return [Method(name, "baseline") for name in dict.fromkeys(names)]
+    names = valid if text is None else _known_names("baseline", text, valid)
+    return [Method(name, "baseline") for name in names]
 
 
 def baseline_volume(name: str, case: Case, regression: Regression | None = None) -> np.ndarray:
-    """A baseline's result.
-
-    Args:
-        name: one of :func:`baseline_names`.
-        case: the subject.
-        regression: for the baseline of that name.
-
-    Returns:
-        float32 ``[d, h, w]`` of the box, normalised.
-    """
+    """The result of one of :func:`baseline_names`: float32 ``[d, h, w]`` of the box, normalised."""
     degradation = case.config.degradation
     if name in (*BASELINES, "pseudo-inverse") and degradation.coarse:
         given = case.measured.float()
@@ -364,12 +327,9 @@ def baseline_volume(name: str, case: Case, regression: Regression | None = None)
 
 @dataclass(frozen=True, eq=False)
 class Regression:
-    """The target's intensity as a polynomial of the conditions', the same everywhere.
+    """The target's intensity as a polynomial of the conditions', the same everywhere."""
 
-    Attributes:
-        weights: float64 ``[1 + DEGREE · C]``: a constant, then for each condition its powers 1, 2, 3.
-    """
-
+    # float64 ``[1 + DEGREE · C]``: a constant, then for each condition its powers 1, 2, 3
     weights: np.ndarray
 
     @classmethod

@@ -34,38 +34,26 @@ VERSION = 3
 
 @dataclass(frozen=True)
 class Settings:
-    """How everything is sampled.
+    """How everything is sampled."""
 
-    Attributes:
-        seed: of the noise, the same for every row and subject.
-        samples: drawn and averaged.
-        denoise: whether to measure denoising errors too.
-    """
-
-    seed: int = 0
-    samples: int = 1
-    denoise: bool = True
+    seed: int = 0  # of the noise, the same for every row and subject
+    samples: int = 1  # drawn and averaged
+    denoise: bool = True  # whether to measure denoising errors too
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        subjects: in order.
-        cases: name and person of each, its box and spacing; see :func:`describe_case`.
-        records: for each subject, row name to its figures.
-        keys: for each subject, row name (and ``truth``, ``labels``) to the stored volume.
-        denoising: for each subject, contender name to strategy to errors by noise level.
-        flop: row name to floating-point operations per volume, in the mean over subjects.
-    """
-
-    subjects: tuple[Subject, ...]
+    subjects: tuple[Subject, ...]  # in order
+    # name and person of each, its box and spacing; see :func:`describe_case`
     cases: tuple[dict[str, Any], ...]
-    records: tuple[dict[str, dict[str, Any]], ...]
+    records: tuple[dict[str, dict[str, Any]], ...]  # for each subject, row name to its figures
+    # for each subject, row name (and ``truth``, ``labels``) to the stored volume
     keys: tuple[dict[str, str], ...]
+    # for each subject, contender name to strategy to errors by noise level
     denoising: tuple[dict[str, dict[str, list[float]]], ...]
-    flop: Mapping[str, float]
+    flop: Mapping[str, float]  # row name to floating-point operations per volume, in the mean over subjects
 
     @property
     def persons(self) -> list[str]:
@@ -87,11 +75,7 @@ class Work:
 
 
 class Clock:
-    """Times the evaluations of one sample, of which the first may be shared with other samples.
-
-    Args:
-        done: called with the number of each evaluation, from 1.
-    """
+    """Times the evaluations of one sample; ``done`` is called with the number of each, from 1."""
 
     def __init__(self, done: Callable[[int], None] | None = None) -> None:
         self.done, self.ticks = done, [time.perf_counter()]
@@ -171,11 +155,7 @@ def figure_names() -> tuple[str, ...]:
 
 
 def measure(volume: np.ndarray, case: Case) -> dict[str, Any]:
-    """Measure a result on a subject.
-
-    Args:
-        volume: float32 ``[d, h, w]`` of the box, normalised.
-        case: the subject.
+    """Measure a result, float32 ``[d, h, w]`` of the box, normalised.
 
     Returns:
         Every metric, floats or None where there is nothing to measure; and ``frequency``,

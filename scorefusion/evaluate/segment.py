@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,37 +31,23 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class SegmenterSettings:
-    """The network and its training.
+    """The network and its training."""
 
-    Attributes:
-        steps: of Adam, with a cosine decay of the learning rate to 0.
-        batch: crops a step.
-        crop: their edge in voxels, a multiple of 4.
-        channels: of the U-Net's three levels.
-        learning_rate: at the start.
-        seed: of the weights and crops.
-    """
-
-    steps: int = 300
-    batch: int = 2
-    crop: int = 48
-    channels: tuple[int, int, int] = (16, 32, 64)
-    learning_rate: float = 3e-3
-    seed: int = 0
+    steps: int = 300  # of Adam, with a cosine decay of the learning rate to 0
+    batch: int = 2  # crops a step
+    crop: int = 48  # their edge in voxels, a multiple of 4
+    channels: tuple[int, int, int] = (16, 32, 64)  # of the U-Net's three levels
+    learning_rate: float = 3e-3  # at the start
+    seed: int = 0  # of the weights and crops
 
 
 @dataclass(frozen=True, eq=False)
 class DiceRow:
-    """Dice scores of one segmenter on one kind of volume.
+    """Dice scores of one segmenter on one kind of volume."""
 
-    Attributes:
-        trained: ``truth``, or the row whose translations it was trained on.
-        scored: the same of the volumes it was given.
-        scores: label to its mean over persons; persons without the label do not count.
-    """
-
-    trained: str
-    scored: str
+    trained: str  # ``truth``, or the row whose translations it was trained on
+    scored: str  # the same of the volumes it was given
+    # label to its mean over persons; persons without the label do not count
     scores: dict[int, Estimate] = field(default_factory=dict)
 
 
@@ -157,9 +142,9 @@ def train_segmenter(
     settings: SegmenterSettings,
     callback: Callable[[int], None] | None = None,
 ) -> nn.Module:
-    """Train on random crops, every label in the middle as often, half of them flipped left to right.
+    """Train on random crops by Dice and cross entropy; return the network in evaluation mode.
 
-    The loss is Dice and cross entropy.
+    Every label is in the middle as often, half of the crops are flipped left to right.
 
     Args:
         volumes: float32 ``[d, h, w]`` each, normalised.
@@ -167,9 +152,6 @@ def train_segmenter(
         count: of labels beside the background.
         settings: of the training.
         callback: called with the steps done.
-
-    Returns:
-        The network, in evaluation mode.
     """
     network = make_network(count, settings).train()
     loss = need("monai.losses", "a segmenter").DiceCELoss(to_onehot_y=True, softmax=True)
@@ -249,17 +231,12 @@ def _score(
 
 
 def _labels(store: Store, keys: Mapping[str, str]) -> np.ndarray:
-    array: Any = store.array(keys["labels"])
-    assert array is not None
-    return np.asarray(array, np.int64)
+    return np.asarray(store.array(keys["labels"]), np.int64)
 
 
 def _numbered(values: np.ndarray, labels: Sequence[int]) -> np.ndarray:
     """Labels as 1, 2, ... in their order; any other value is background."""
-    found = np.zeros(values.shape, np.int64)
-    for number, label in enumerate(labels, start=1):
-        found[values == label] = number
-    return found
+    return np.select([values == label for label in labels], list(range(1, len(labels) + 1)), 0)
 
 
 def _crop(
@@ -281,9 +258,7 @@ def _crop(
         int(np.clip(at + by - edge // 2, 0, length - edge))
         for at, by, length in zip(middle, shift, volume.shape, strict=True)
     ]
-    place = tuple(slice(at, at + edge) for at in start)
-    flip = slice(None, None, -1) if random.random() < 0.5 else slice(None)
-    return (
-        np.ascontiguousarray(volume[place][:, :, flip]),
-        np.ascontiguousarray(label[place][:, :, flip]),
-    )
+    z, y, x = (slice(at, at + edge) for at in start)
+    flip = slice(None, None, -1 if random.random() < 0.5 else 1)
+    crop, its_label = (np.ascontiguousarray(array[z, y, x][:, :, flip]) for array in (volume, label))
+    return crop, its_label

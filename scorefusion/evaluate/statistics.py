@@ -18,38 +18,23 @@ RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval.
+    """A mean with its interval."""
 
-    Attributes:
-        mean: over the subjects.
-        low: end of the interval of :data:`CONFIDENCE`; NaN where there are too few subjects.
-        high: the other end.
-        count: of subjects.
-    """
-
-    mean: float
-    low: float
-    high: float
-    count: int
+    mean: float  # over the subjects
+    low: float  # end of the interval of :data:`CONFIDENCE`; NaN where there are too few subjects
+    high: float  # the other end
+    count: int  # of subjects
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method less another, subject by subject.
+    """One method less another, subject by subject."""
 
-    Attributes:
-        name: of the one.
-        other: of the other.
-        difference: the mean, with a bootstrap interval over subjects.
-        p: of Wilcoxon's two-sided signed-rank test; NaN for fewer than 2 subjects.
-        adjusted: p after Holm's correction for the comparisons made together.
-    """
-
-    name: str
-    other: str
-    difference: Estimate
-    p: float
-    adjusted: float
+    name: str  # of the one
+    other: str  # of the other
+    difference: Estimate  # the mean, with a bootstrap interval over subjects
+    p: float  # of Wilcoxon's two-sided signed-rank test; NaN for fewer than 2 subjects
+    adjusted: float  # p after Holm's correction for the comparisons made together
 
 
 def interval(values: Sequence[float], *, seed: int = 0) -> Estimate:

@@ -21,46 +21,29 @@ Values = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        name: the method's.
-        kind: ``baseline``, ``sample`` or ``one-step``.
-        figures: by name, metrics and ``seconds`` where they were measured.
-        sets: distances of the set of results from the set of truths: ``fid NETWORK``, ``mmd NETWORK``,
-            ``mmd voxels``.
-        flop: per volume; None for a baseline.
-    """
-
-    name: str
-    kind: str
-    figures: dict[str, Estimate]
+    name: str  # the method's
+    kind: str  # ``baseline``, ``sample`` or ``one-step``
+    figures: dict[str, Estimate]  # by name, metrics and ``seconds`` where they were measured
+    # distances of the set of results from the set of truths: ``fid NETWORK``, ``mmd NETWORK``, ``mmd voxels``
     sets: dict[str, Estimate]
-    flop: float | None
+    flop: float | None  # per volume; None for a baseline
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """Everything that tables and pictures show.
+    """Everything that tables and pictures show."""
 
-    Attributes:
-        lines: the rows, in order.
-        values: row to figure to one number per person.
-        order: by figure, each strategy of :data:`.strategies.PAPER_ORDER` against the one before.
-        against: every other row against the main one, by figure.
-        main: the row that others are compared with.
-        people: how many persons.
-        denoising: ``contender strategy`` to mean squared errors by noise level.
-        bands: row to (frequency, log10 power ratio, shell correlation), in the mean over subjects.
-    """
-
-    lines: tuple[Line, ...]
-    values: Values
+    lines: tuple[Line, ...]  # the rows, in order
+    values: Values  # row to figure to one number per person
+    # by figure, each strategy of :data:`.strategies.PAPER_ORDER` against the one before
     order: dict[str, tuple[Comparison, ...]]
-    against: dict[str, tuple[Comparison, ...]]
-    main: str
-    people: int
-    denoising: dict[str, list[float]]
+    against: dict[str, tuple[Comparison, ...]]  # every other row against the main one, by figure
+    main: str  # the row that others are compared with
+    people: int  # how many persons
+    denoising: dict[str, list[float]]  # ``contender strategy`` to mean squared errors by noise level
+    # row to (frequency, log10 power ratio, shell correlation), in the mean over subjects
     bands: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -72,14 +55,9 @@ def summarise(
     *,
     main: str,
 ) -> Summary:
-    """Summarise.
+    """Summarise results whose volumes are in the store, with FID and MMD by the networks.
 
-    Args:
-        results: of every row.
-        methods: the rows.
-        store: that holds the volumes.
-        networks: for FID and MMD.
-        main: the strategy that others are compared with, or the first row if it is none of them.
+    Others are compared with the row ``main``, or with the first one if it is none of them.
     """
     groups = results.persons
     people = len(dict.fromkeys(groups))

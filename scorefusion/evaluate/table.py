@@ -18,17 +18,11 @@ SECONDS = Metric(
 
 
 class Table(NamedTuple):
-    """A table under its heading.
+    """A table under its heading."""
 
-    Attributes:
-        heading: above it.
-        titles: of the columns; what is evaluated stands in the corner.
-        rows: of cells.
-    """
-
-    heading: str
-    titles: list[str]
-    rows: list[list[str]]
+    heading: str  # above it
+    titles: list[str]  # of the columns; what is evaluated stands in the corner
+    rows: list[list[str]]  # of cells
 
 
 def tables(summary: Summary, head: str, segmentation: Table | None = None) -> list[Table]:

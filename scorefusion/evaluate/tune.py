@@ -50,25 +50,15 @@ _CHOSEN = "crimson"
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """What one way of sampling gave, in the mean over subjects and seeds.
+    """What one way of sampling gave, in the mean over subjects and seeds."""
 
-    Attributes:
-        sampling: solver, steps and noise levels.
-        evaluations: of the network, for one sample.
-        seconds: evaluations times the median time of one, averaged over the subjects.
-        figures: metric to value.
-        frequency: ``[bands]``, cycles per voxel.
-        log_ratio: ``[bands]``, log10 power ratio.
-        shells: ``[bands]``, Fourier shell correlation.
-    """
-
-    sampling: SamplingConfig
-    evaluations: int
-    seconds: float
-    figures: Mapping[str, float]
-    frequency: np.ndarray
-    log_ratio: np.ndarray
-    shells: np.ndarray
+    sampling: SamplingConfig  # solver, steps and noise levels
+    evaluations: int  # of the network, for one sample
+    seconds: float  # evaluations times the median time of one, averaged over the subjects
+    figures: Mapping[str, float]  # metric to value
+    frequency: np.ndarray  # ``[bands]``, cycles per voxel
+    log_ratio: np.ndarray  # ``[bands]``, log10 power ratio
+    shells: np.ndarray  # ``[bands]``, Fourier shell correlation
 
     def no_worse(self, other: Point, slack: Mapping[str, float] | None = None) -> bool:
         """Whether all metrics that have a slack, or the given ones, are no worse than another point's."""
@@ -81,19 +71,12 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Every setting tried, and the reference.
+    """Every setting tried, and the reference."""
 
-    Attributes:
-        points: in the order of the candidates.
-        reference: many ancestral steps.
-        own: the model's default as it was.
-        chosen: the cheapest point that is no worse than the reference; None if there is none.
-    """
-
-    points: tuple[Point, ...]
-    reference: Point
-    own: Point
-    chosen: Point | None
+    points: tuple[Point, ...]  # in the order of the candidates
+    reference: Point  # many ancestral steps
+    own: Point  # the model's default as it was
+    chosen: Point | None  # the cheapest point that is no worse than the reference; None if there is none
 
 
 def solver_name(sampling: SamplingConfig) -> str:
@@ -360,8 +343,7 @@ def write_results(
         folder: from :func:`~scorefusion.evaluate.output.check_folder`.
         curve: what was found.
         subjects: what it was found on.
-        model: its name.
-        strategy: how scores were fused.
+        model: its name, and the strategy's.
         seeds: samples of each setting.
         computed: dtype and device.
 
@@ -425,15 +407,10 @@ def _record(point: Point) -> dict[str, Any]:
 
 
 def curve_figure(curve: Curve, title: str) -> Any:
-    """Metrics against evaluations, PSNR against the spectrum error, and the bands.
+    """Draw metrics against evaluations, PSNR against the spectrum error, and the bands.
 
-    Args:
-        curve: what was found.
-        title: of the picture.
-
-    Returns:
-        A ``matplotlib.figure.Figure``: a colour a solver, a line style a noise range; the reference is a
-        dashed line or a diamond, the choice a star.
+    Each solver has a colour, each noise range a line style; the reference is a dashed line or a diamond, the
+    choice a star.
     """
     metrics = [metric for metric in shown("tune") if metric.better and metric.name in curve.own.figures]
     rows = -(-(len(metrics) + 3) // 4)

@@ -29,8 +29,7 @@ def psnr(
     Args:
         volume: any shape.
         truth: the same shape and units.
-        data_range: L, the span of intensities that can occur, such as that of the whole image that ``truth``
-            is a part of; the greatest less the least value of ``truth`` by default.
+        data_range: L, the span of intensities that can occur; that of ``truth`` by default.
         inside: bool, the same shape: the voxels that count; all by default.
 
     Returns:
@@ -92,10 +91,9 @@ def patch_distance(
 ) -> float:
     """Squared maximum mean discrepancy (Gretton et al. 2012, equation 3, unbiased) of small patches.
 
-    A figure of realism, that too smooth and too grainy a volume both raise. Each patch is taken less its
-    mean. The kernel is exp(-|a - b|²/h), h the median of |a - b|² among the truth's patches. Patches of the
-    volume are compared with the truth's at other places, so that fidelity does not count. Places lie where
-    the truth exceeds its 20th percentile.
+    A figure of realism, that too smooth and too grainy a volume both raise. Patches, less their means, are
+    compared with the truth's at other places, where it exceeds its 20th percentile, so that fidelity does not
+    count. The kernel is exp(-|a - b|²/h), h the median of |a - b|² among the truth's patches.
 
     Args:
         volume: 2D or 3D.

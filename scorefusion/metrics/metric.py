@@ -28,22 +28,15 @@ tables of ``tests`` show; ``demo``; ``tune``. Only on request: ``look``, in trai
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A volume and its truth, with what metrics need to compare them.
+    """A volume and its truth, with what metrics need to compare them."""
 
-    Attributes:
-        volume: float ``[d, h, w]``.
-        truth: the same shape and units.
-        data_range: greatest less least intensity of the whole image that ``truth`` is a part of.
-        inside: bool ``[d, h, w]``, the foreground; None where no metric should distinguish it.
-        translated: whether brightness and contrast of the volume are not determined by its input.
-        consistency: greatest difference from the measurement over the data range; None without one.
-    """
-
-    volume: np.ndarray
-    truth: np.ndarray
-    data_range: float
+    volume: np.ndarray  # float ``[d, h, w]``
+    truth: np.ndarray  # the same shape and units
+    data_range: float  # greatest less least intensity of the whole image that ``truth`` is a part of
+    # bool ``[d, h, w]``, the foreground; None where no metric should distinguish it
     inside: np.ndarray | None = None
-    translated: bool = False
+    translated: bool = False  # whether brightness and contrast of the volume are not determined by its input
+    # greatest difference from the measurement over the data range; None without one
     consistency: float | None = None
 
     @cached_property
@@ -62,32 +55,20 @@ class Pair:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of one volume against its truth.
+    """A figure of one volume against its truth."""
 
-    Attributes:
-        name: key in records, CSV and JSON.
-        title: head of its column, without the unit.
-        compute: from a :class:`Pair`; None where there is nothing to measure.
-        short: head of a narrow column, without the unit; the title by default.
-        unit: such as ``dB``.
-        better: ``higher`` or ``lower``; empty where neither end is.
-        digits: after the decimal point; None for three significant ones.
-        narrow: digits after the point in narrow tables; ``digits``, or 5, by default.
-        table: which of evaluate's tables it belongs to: ``closeness``, ``realism`` or ``cost``.
-        places: where else it is shown, of :data:`PLACES`.
-        slack: by how much tune's choice may be worse than the reference; None if it does not decide.
-    """
-
-    name: str
-    title: str
-    compute: Callable[[Pair], float | None]
-    short: str = ""
-    unit: str = ""
-    better: Literal["higher", "lower", ""] = ""
-    digits: int | None = 3
-    narrow: int | None = None
+    name: str  # key in records, CSV and JSON
+    title: str  # head of its column, without the unit
+    compute: Callable[[Pair], float | None]  # from a :class:`Pair`; None where there is nothing to measure
+    short: str = ""  # head of a narrow column, without the unit; the title by default
+    unit: str = ""  # such as ``dB``
+    better: Literal["higher", "lower", ""] = ""  # ``higher`` or ``lower``; empty where neither end is
+    digits: int | None = 3  # after the decimal point; None for three significant ones
+    narrow: int | None = None  # digits after the point in narrow tables; ``digits``, or 5, by default
+    # which of evaluate's tables it belongs to: ``closeness``, ``realism`` or ``cost``
     table: Literal["closeness", "realism", "cost"] = "closeness"
-    places: frozenset[str] = PLACES
+    places: frozenset[str] = PLACES  # where else it is shown, of :data:`PLACES`
+    # by how much tune's choice may be worse than the reference; None if it does not decide
     slack: float | None = None
 
     @property

@@ -11,17 +11,11 @@ from scorefusion.errors import ScoreFusionError
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Sums over a set of vectors, from which mean and covariance of any union of sets follow.
+    """Sums over a set of vectors, from which mean and covariance of any union of sets follow."""
 
-    Attributes:
-        count: of vectors.
-        total: float64 ``[F]``, their sum.
-        squares: float64 ``[F, F]``, the sum of their outer products.
-    """
-
-    count: int
-    total: np.ndarray
-    squares: np.ndarray
+    count: int  # of vectors
+    total: np.ndarray  # float64 ``[F]``, their sum
+    squares: np.ndarray  # float64 ``[F, F]``, the sum of their outer products
 
     @classmethod
     def of(cls, vectors: np.ndarray) -> Moments:

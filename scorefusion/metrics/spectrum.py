@@ -25,17 +25,12 @@ class Spectra:
     """Radial spectra of a volume and the truth, in bands of equal width up to 0.5 cycles per voxel.
 
     There are half as many bands as the shortest axis has voxels.
-
-    Attributes:
-        frequency: float64 ``[bands]``, the middle of each band, cycles per voxel.
-        power: float64 ``[bands]``, mean of |DFT|² of the volume over the band.
-        true_power: the same of the truth.
-        correlation: float64 ``[bands]``, Fourier shell correlation, -1..1; 0 where either has no power.
     """
 
-    frequency: np.ndarray
-    power: np.ndarray
-    true_power: np.ndarray
+    frequency: np.ndarray  # float64 ``[bands]``, the middle of each band, cycles per voxel
+    power: np.ndarray  # float64 ``[bands]``, mean of |DFT|² of the volume over the band
+    true_power: np.ndarray  # the same of the truth
+    # float64 ``[bands]``, Fourier shell correlation, -1..1; 0 where either has no power
     correlation: np.ndarray
 
     @property
@@ -66,17 +61,13 @@ class Spectra:
 
 
 def check_shapes(volume: np.ndarray, truth: np.ndarray) -> None:
-    """Raise a ScoreFusionError unless both have one shape."""
+    """Raise a ``ScoreFusionError`` unless both have one shape."""
     if volume.shape != truth.shape:
         raise ScoreFusionError(f"volume has shape {list(volume.shape)}, truth {list(truth.shape)}")
 
 
 def compare_spectra(volume: np.ndarray, truth: np.ndarray) -> Spectra:
-    """Compare a volume with the truth in every band.
-
-    Args:
-        volume: 2D or 3D.
-        truth: the same shape.
+    """Compare a volume, 2D or 3D, with the truth of the same shape in every band.
 
     Raises:
         ScoreFusionError: for different shapes, or axes shorter than 8.

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scorefusion.evaluate.cases import Where, find_cases
 from scorefusion.evaluate.demo import pooled_case, run_demo
 from scorefusion.evaluate.methods import Contender, Method, choose_baselines, model_methods
-from scorefusion.evaluate.page import chosen_subjects
+from scorefusion.evaluate.report import chosen_subjects
 from scorefusion.evaluate.run import Results, Settings, evaluate, flop_of
 from scorefusion.evaluate.sets import feature_network
 from scorefusion.evaluate.shared_start import SharedStart
