@@ -34,8 +34,7 @@ def denoise_error(
     from scorefusion.cli.bars import progress
     from scorefusion.cli.streams import require_stdout
     from scorefusion.engine.planning.memory import keep_freed_memory
-    from scorefusion.evaluate.demo import pooled_case
-    from scorefusion.evaluate.denoise_error import denoising_errors
+    from scorefusion.evaluate import denoising_errors, pooled_case
     from scorefusion.io import read_scan
     from scorefusion.pipeline import Pipeline
 

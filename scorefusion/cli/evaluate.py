@@ -12,10 +12,7 @@ from scorefusion.cli.options import Device, Levels, ModelArgument, Only, Output,
 from scorefusion.pipeline import Options
 
 if TYPE_CHECKING:
-    from scorefusion.evaluate.cases import Where
-    from scorefusion.evaluate.methods import Contender, Method
-    from scorefusion.evaluate.run import Results, Settings
-    from scorefusion.evaluate.store import Store
+    from scorefusion.evaluate import Contender, Method, Results, Settings, Store, Where
     from scorefusion.evaluate.table import Table
 
 
@@ -102,15 +99,19 @@ def evaluate(
     from scorefusion.cli.streams import note
     from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
+    from scorefusion.evaluate import (
+        Settings,
+        Store,
+        feature_network,
+        find_cases,
+        is_synthetic,
+        read_case,
+        report,
+        summarise,
+    )
+    from scorefusion.evaluate import evaluate as run_all
     from scorefusion.evaluate import methods as models
-    from scorefusion.evaluate import report
-    from scorefusion.evaluate.cases import find_cases, is_synthetic, read_case
     from scorefusion.evaluate.output import check_folder
-    from scorefusion.evaluate.run import Settings
-    from scorefusion.evaluate.run import evaluate as run_all
-    from scorefusion.evaluate.sets import feature_network
-    from scorefusion.evaluate.store import Store
-    from scorefusion.evaluate.summary import summarise
     from scorefusion.evaluate.table import rich_table
 
     began = time.perf_counter()
@@ -190,7 +191,7 @@ def _shares(fractions: str | None) -> list[float] | None:
 def _where(place: Place) -> Where:
     """Read --box, --region and --coarsen."""
     from scorefusion.errors import ScoreFusionError
-    from scorefusion.evaluate.cases import Where
+    from scorefusion.evaluate import Where
 
     size = None
     if place.box != "whole":
@@ -223,8 +224,8 @@ def _dice(
     from dataclasses import replace
 
     from scorefusion.cli.bars import progress
-    from scorefusion.evaluate.cases import find_cases, label_names
-    from scorefusion.evaluate.run import evaluate as run_all
+    from scorefusion.evaluate import evaluate as run_all
+    from scorefusion.evaluate import find_cases, label_names
     from scorefusion.evaluate.segment import SegmenterSettings, dice_table, segment
 
     assert how.segment_train is not None

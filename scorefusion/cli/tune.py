@@ -60,8 +60,8 @@ def tune(
     from scorefusion.cli.streams import note
     from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
+    from scorefusion.evaluate import make_cases
     from scorefusion.evaluate import tune as tuning
-    from scorefusion.evaluate.cases import make_cases
     from scorefusion.evaluate.output import check_folder
     from scorefusion.models.folder import find_folder, write_config
     from scorefusion.models.strategies import require_strategy

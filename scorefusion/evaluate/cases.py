@@ -132,14 +132,10 @@ class Case:
         return replace(self, config=config, prepared=prepared, intensity=intensity, truth=truth)
 
     def consistency(self, volume: np.ndarray) -> float | None:
-        """How far a result is from what was measured; None where nothing was.
+        """How far a result, float32 ``[d, h, w]`` of the box, normalised, is from what was measured.
 
-        Args:
-            volume: float32 ``[d, h, w]`` of the box, normalised.
-
-        Returns:
-            The greatest difference between the degraded result and the measurement in the box, as a share of
-            white less black of the whole true volume.
+        It is the greatest difference between the degraded result and the measurement in the box, as a share
+        of the data range; None where nothing was measured.
         """
         operator, degradation = self.prepared.operator, self.config.degradation
         if operator is None:
@@ -232,13 +228,7 @@ def make_case(
 
 
 def make_cases(files: Sequence[Path], config: ModelConfig, *, nan: str = "error", **where: Any) -> list[Case]:
-    """Read volumes with known truth.
-
-    Args:
-        files: of each subject what :func:`files_needed` names, in that order.
-        config: the model.
-        nan: ``error`` or ``zero``.
-        where: as :func:`make_case` takes it.
+    """Read the files of each subject, as :func:`files_needed` orders them; ``where`` is :func:`make_case`'s.
 
     Raises:
         ScoreFusionError: for a number of files that does not fit the model.

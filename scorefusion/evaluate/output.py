@@ -16,15 +16,9 @@ def check_folder(
 ) -> Path:
     """Make a folder, and find out before any work is done that the files can be written.
 
-    Args:
-        folder: of the results.
-        files: to be written in it.
-        modules: optional packages that the work needs.
-        purpose: what needs them, for the message.
-
     Raises:
         BadInput: if the folder cannot be made or written.
-        ScoreFusionError: without one of the packages.
+        ScoreFusionError: without one of the optional modules that serve the purpose.
     """
     for module in modules:
         need(module, purpose)
@@ -39,11 +33,7 @@ def check_folder(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that appears under its name whole or not at all.
-
-    Raises:
-        BadInput: if it cannot be written.
-    """
+    """Write a file that appears under its name whole or not at all; raise ``BadInput`` if it cannot be."""
     with written_beside(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="")
 

@@ -24,9 +24,9 @@ from scorefusion.evaluate.shared_start import plane_row
 from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary
 from scorefusion.evaluate.table import Table, markdown, tables
+from scorefusion.io.figures import side_by_side, try_to_write
 from scorefusion.io.pages import data_url, render
 from scorefusion.metrics import METRICS
-from scorefusion.pipeline.figures import side_by_side, try_to_write
 
 FILES = ("subjects.csv", "summary.json", "table.md", "report.html")
 CACHE = "cache"

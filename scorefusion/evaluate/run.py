@@ -32,6 +32,14 @@ VERSION = 3
 """Goes up when a figure's definition changes: stored results are then measured again."""
 
 
+_MEASUREMENT: dict[str, Any] = {
+    "kind": "none", "factor": 1, "edges": None, "axis": None, "thickness": None, "gap": 0, "profile": "box",
+    "fraction": 0.5, "acceleration": None, "centre": 0.08, "seed": None, "views": None, "detector": None,
+    "hole": 0.25, "holes": 1, "noise": 0.0,
+}  # fmt: skip
+"""Defaults of all measurements, in the order in which keys of stored results have always named them."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How everything is sampled."""
@@ -214,8 +222,10 @@ class _Turn:
         self.views: dict[str, Case] = {}
         # What of the main model decides how the truth is normalised and measured.
         config = case.config
-        task = (config.conditions, config.target, config.degradation, config.intensity, config.multiple)
-        self.parts = {"case": case.digest, "main": repr(task)}
+        measured = _MEASUREMENT | dict(config.degradation)
+        values = ", ".join(f"{name}={value!r}" for name, value in measured.items())
+        task = f"{config.conditions!r}, {config.target!r}, DegradationConfig({values}), {config.intensity!r}"
+        self.parts = {"case": case.digest, "main": f"({task}, {config.multiple!r})"}
 
     def truth(self) -> dict[str, str]:
         """Store the truth, and the label map if there is one; returns their keys by name."""

@@ -49,18 +49,11 @@ def set_distances(
     *,
     persons: Sequence[str],
 ) -> dict[str, dict[str, Estimate]]:
-    """Every row's distances, with the jackknife's intervals over persons.
+    """Every row's distances, with the jackknife's intervals over the subjects' persons.
 
-    Args:
-        keys: for each subject, row name (and ``truth``) to its stored volume.
-        rows: the rows.
-        store: that holds the volumes.
-        networks: whose features are compared.
-        persons: of each subject.
-
-    Returns:
-        Row to ``fid NETWORK``, ``mmd NETWORK`` and ``mmd voxels``, without what too few vectors or persons,
-        or boxes of several sizes, do not give.
+    ``keys`` holds the stored volumes of each subject by row name and ``truth``. Returned are, by row,
+    ``fid NETWORK``, ``mmd NETWORK`` and ``mmd voxels``, without what too few vectors or persons, or boxes of
+    several sizes, do not give.
     """
     found: dict[str, dict[str, Estimate]] = {row: {} for row in rows}
     for network in networks:

@@ -17,22 +17,13 @@ VERSION = 1
 
 
 class Store:
-    """A folder of results: JSON records, and volumes as float16 ``.npy``.
-
-    Args:
-        folder: made when something is first stored.
-    """
+    """A folder of results: JSON records, and volumes as float16 ``.npy``; made when it is first needed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def key(self, label: str, **parts: Any) -> str:
-        """A file name that changes with anything a result depends on.
-
-        Args:
-            label: for people.
-            parts: what JSON can hold.
-        """
+        """A file name, after a readable label, that changes with any of the parts a result depends on."""
         text = json.dumps({"version": VERSION, "label": label, **parts}, sort_keys=True, default=str)
         readable = re.sub(r"[^a-zA-Z0-9]+", "-", label).strip("-").lower()[:48]
         return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -52,10 +43,9 @@ class Store:
     def array(self, key: str) -> np.ndarray | None:
         """A stored array, or None."""
         try:
-            found: np.ndarray = np.load(self.folder / f"{key}.npy", allow_pickle=False)
+            return np.asarray(np.load(self.folder / f"{key}.npy", allow_pickle=False))
         except (OSError, ValueError):
             return None
-        return found
 
     def put_array(self, key: str, array: np.ndarray) -> None:
         """Store an array as it is."""

@@ -26,13 +26,7 @@ class Table(NamedTuple):
 
 
 def tables(summary: Summary, head: str, segmentation: Table | None = None) -> list[Table]:
-    """All tables of a report, in order.
-
-    Args:
-        summary: what was found.
-        head: few words that stand in the corner of every table, such as ``synthetic, 12 subjects``.
-        segmentation: the table of Dice scores, if there is one.
-    """
+    """All tables of a report, in order, with ``head`` in the corner of each."""
     realism = (*set_columns(summary), *columns("realism"), *columns("cost"))
     made = [
         measured("How close to the truth", summary, columns("closeness"), head),

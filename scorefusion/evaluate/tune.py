@@ -24,13 +24,13 @@ from scorefusion.evaluate.cases import Case
 from scorefusion.evaluate.output import aligned, write_text
 from scorefusion.evaluate.run import Clock, Progress, Work
 from scorefusion.evaluate.shared_start import SharedStart, StrategyRun, strategy_runs
+from scorefusion.io.figures import save_figure, try_to_write
 from scorefusion.metrics import METRICS, Metric, Pair, measure, shown
 from scorefusion.models.config import ModelConfig, SamplingConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.strategies import require_strategy
 from scorefusion.models.table import table_for
 from scorefusion.optional import need
-from scorefusion.pipeline.figures import save_figure, try_to_write
 
 EVALUATIONS = (1, 2, 3, 4, 6, 8, 12)
 SOLVERS_TRIED = ("ddpm", "ddim", "ddim:0.5", "ddim:0:0.2", "dpmpp_2m")

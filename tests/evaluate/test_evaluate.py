@@ -132,6 +132,19 @@ def test_what_is_done_is_not_done_again(
         evaluate(other, [], rows(other), subjects, store, where=WHERE, settings=Settings(seed=3))
 
 
+def test_keys_of_stored_results_are_those_of_earlier_versions(main: Contender, folder: Path) -> None:
+    from scorefusion.evaluate.run import _Turn
+    from tests.evaluate.test_evaluate_case import case_of
+
+    turn = _Turn(case_of(folder / "data", main.config, WHERE), Store(folder / "none"), Settings(), None)
+    assert turn.parts["main"] == (
+        "(('t1',), 't1', DegradationConfig(kind='block-mean', factor=2, edges=None, axis=None, "
+        "thickness=None, gap=0, profile='box', fraction=0.5, acceleration=None, centre=0.08, seed=None, "
+        "views=None, detector=None, hole=0.25, holes=1, noise=0.0), 'minmax', 1)"
+    )
+    assert Store(folder).key("sub-000 truth", case="x", main="y") == "sub-000-truth-927b7a573253ba1c"
+
+
 def test_stored_volumes_are_measured_again_when_a_definition_changed(
     main: Contender, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
