@@ -35,8 +35,8 @@ def sample(
     """Draw one sample for each item of a batch; the engine draws the same, to rounding, and faster.
 
     Args:
-        model: (x_t, level) -> m; x_t float32 [B, channels, D, H, W], m of the same shape and any float dtype,
-            being what `table.prediction` says, or the `Fusion` that gives it. It already holds its condition.
+        model: (x_t, level) -> m, what `table.prediction` says, or the `Fusion` that gives it; x_t is float32
+            [B, channels, D, H, W], m of the same shape and any float dtype.
         condition: [B, C, D, H, W]; only its batch, box and device matter here.
         table: the solver.
         seeds: one seed for each item; an item's sample depends on its own seed alone, whatever the batch.
@@ -57,10 +57,8 @@ def sample(
     """
     shape, device = (condition.shape[0], channels, *condition.shape[2:]), condition.device
     if condition.ndim != 5 or len(seeds) != shape[0]:
-        raise ScoreFusionError(
-            f"sampling needs a condition [B, C, D, H, W] and B seeds; "
-            f"got {list(condition.shape)} and {len(seeds)} seeds"
-        )
+        given = f"got {list(condition.shape)} and {len(seeds)} seeds"
+        raise ScoreFusionError(f"sampling needs a condition [B, C, D, H, W] and B seeds; {given}")
     draw = noise or functools.partial(normal, shape, seeds, origin=origin, sample=sample, device=device)
     x = math.sqrt(1.0 - table.abar_start) * draw(0)
     x = x if prior_mean is None else x + math.sqrt(table.abar_start) * prior_mean
