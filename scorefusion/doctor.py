@@ -23,19 +23,13 @@ from scorefusion.ops.device import choose_dtype, probe_cpu
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """One line of the report."""
 
-    Attributes:
-        subject: what was looked at.
-        state: ``present``, ``missing`` (what needs it does not work), or ``optional`` (all works without it).
-        detail: version, figures, or the reason.
-        remedy: what to do about it; empty where nothing needs doing.
-    """
-
-    subject: str
+    subject: str  #: what was looked at
+    #: ``present``, ``missing`` (what needs it does not work), or ``optional`` (all works without it)
     state: Literal["present", "missing", "optional"]
-    detail: str
-    remedy: str = ""
+    detail: str  #: version, figures, or the reason
+    remedy: str = ""  #: what to do about it; empty where nothing needs doing
 
 
 def examine() -> list[Finding]:

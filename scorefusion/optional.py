@@ -27,11 +27,7 @@ EXTRA = {
 
 
 def need(module: str, purpose: str) -> Any:
-    """Import and return an optional module, such as ``scipy.ndimage``.
-
-    Raises:
-        ScoreFusionError: if it is not installed, naming the extra that brings it.
-    """
+    """Import and return an optional module, such as ``scipy.ndimage``."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

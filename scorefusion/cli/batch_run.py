@@ -30,9 +30,6 @@ def run_batch(batch: Batch, many: Many, *, quiet: bool) -> int:
     Returns:
         The exit code: 0 if no item failed, 1 if some did, 3 if the run had to stop, 128 and the signal's
         number if it was interrupted.
-
-    Raises:
-        ScoreFusionError: if nothing could be started.
     """
     from scorefusion.batch import StopFlag, translate_batch
     from scorefusion.engine.planning.memory import keep_freed_memory
@@ -82,9 +79,6 @@ def make_batch(
         options: of each translation.
         many: of the batch.
         refused: options that are for one volume, each None if it was not given.
-
-    Raises:
-        ScoreFusionError: for an option that makes no sense here.
     """
     from scorefusion.batch import Batch, Limits, Shard, Work
     from scorefusion.engine.planning.fit import parse_memory

@@ -55,11 +55,7 @@ Device = Annotated[Machine, Only("device", "dtype")]
 
 
 def parse_box(text: str) -> tuple[list[int], list[int] | None]:
-    """Read ``SIZE`` or ``SIZE@START``, three whole numbers (z, y, x) each.
-
-    Raises:
-        ScoreFusionError: for anything else.
-    """
+    """Read ``SIZE`` or ``SIZE@START``, three whole numbers (z, y, x) each."""
     try:
         parts = [[int(number) for number in part.split(",")] for part in text.split("@")]
     except ValueError:
@@ -72,11 +68,7 @@ def parse_box(text: str) -> tuple[list[int], list[int] | None]:
 
 
 def numbers(option: str, text: str | None, *, signed: bool = False) -> list[float] | None:
-    """Read numbers with commas between them, positive unless ``signed``; None where nothing was given.
-
-    Raises:
-        ScoreFusionError: naming the option, for anything else.
-    """
+    """Read numbers with commas between them, positive unless ``signed``; None where nothing was given."""
     if text is None:
         return None
     try:

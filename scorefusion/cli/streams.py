@@ -84,12 +84,7 @@ def shield_standard_streams() -> None:
 
 
 def require_stdout() -> None:
-    """Check that standard output took the text that a verb was run for.
-
-    Raises:
-        ScoreFusionError: if it could not be written.
-        SystemExit: with :data:`READER_GONE` if its reader has gone, as with ``| head -1``.
-    """
+    """Check that standard output took the text that a verb was run for."""
     error = _stdout_error()
     if isinstance(error, BrokenPipeError):
         raise SystemExit(READER_GONE)

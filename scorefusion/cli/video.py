@@ -118,11 +118,7 @@ def video(
 
 
 def parse_frames(text: str) -> tuple[int, int | None]:
-    """Read ``FIRST:STOP``.
-
-    Raises:
-        ScoreFusionError: for anything else.
-    """
+    """Read ``FIRST:STOP``."""
     from scorefusion.errors import ScoreFusionError
 
     first, colon, stop = text.partition(":")

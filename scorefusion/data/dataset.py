@@ -29,38 +29,30 @@ LayoutName = Literal["auto", "folder", "csv", "brats", "hcp", "ixi", "fastmri", 
 
 
 class DatasetConfig(Frozen):
-    """Which volumes, of whom, and what to do with those that cannot be used.
+    """Which volumes, of whom, and what to do with those that cannot be used."""
 
-    Attributes:
-        root: a folder, a CSV or TSV file, or one NIfTI file.
-        layout: how files are named (docs/data.md); ``auto`` finds out.
-        contrasts: what every subject must have, in this order; the first one's grid counts. Empty: whatever
-            each has. Usual spellings are alike: ``T1w`` is ``t1``.
-        choose: where a subject has several files of a contrast, parts of the path of the one that is meant.
-        split: which subjects; ``all`` of them, or one of the splits.
-        fractions: of train, validation and test, of the persons; a person's share is decided by the seed and
-            the person's name alone, so the sizes are approximate.
-        seed: of the splits.
-        on_misaligned: a subject's volumes on different grids are refused, or resampled onto the first's.
-        tolerance: how far apart two grids' corners may be, in millimetres, to count as one.
-        interpolation: of resampled images; label maps take the nearest voxel.
-        nan: refuse a volume with NaN or infinite voxels, or count them as 0.
-        assume_affine: for headers without orientation, take the voxel size and RAS axes.
-        skip_broken: leave subjects out that cannot be used, with the reason; else the first is an error.
-    """
-
-    root: str
-    layout: LayoutName = "auto"
+    root: str  #: a folder, a CSV or TSV file, or one NIfTI file
+    layout: LayoutName = "auto"  #: how files are named (docs/data.md); ``auto`` finds out
+    #: what every subject must have, in this order; the first one's grid counts. Empty: whatever each has.
+    #: Usual spellings are alike: ``T1w`` is ``t1``.
     contrasts: tuple[str, ...] = ()
+    #: where a subject has several files of a contrast, parts of the path of the one that is meant
     choose: tuple[str, ...] = ()
+    #: which subjects; ``all`` of them, or one of the splits
     split: Literal["all", "train", "validation", "test"] = "all"
+    #: of train, validation and test, of the persons; a person's share is decided by the seed and the person's
+    #: name alone, so the sizes are approximate
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 0
+    seed: int = 0  #: of the splits
+    #: a subject's volumes on different grids are refused, or resampled onto the first's
     on_misaligned: Literal["refuse", "resample"] = "refuse"
-    tolerance: float = 0.01
+    tolerance: float = 0.01  #: how far apart two grids' corners may be, in millimetres, to count as one
+    #: of resampled images; label maps take the nearest voxel
     interpolation: Literal["linear", "cubic"] = "linear"
+    #: refuse a volume with NaN or infinite voxels, or count them as 0
     nan: Literal["error", "zero"] = "error"
-    assume_affine: bool = False
+    assume_affine: bool = False  #: for headers without orientation, take the voxel size and RAS axes
+    #: leave subjects out that cannot be used, with the reason; else the first is an error
     skip_broken: bool = True
 
     @field_validator("contrasts")
@@ -98,23 +90,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Found:
-    """The subjects of a dataset.
+    """The subjects of a dataset."""
 
-    Attributes:
-        layout: name of its layout.
-        subjects: subjects that can be used, sorted by name.
-        refused: subjects of the chosen split that cannot be used.
-        splits: split of each person.
-        ignored: NIfTI files that the layout does not know.
-        people_unknown: why files of one person cannot be told apart from others', or empty.
-    """
-
-    layout: str
-    subjects: tuple[Subject, ...]
-    refused: tuple[Refusal, ...]
-    splits: Mapping[str, str]
-    ignored: tuple[Path, ...] = ()
-    people_unknown: str = ""
+    layout: str  #: name of its layout
+    subjects: tuple[Subject, ...]  #: subjects that can be used, sorted by name
+    refused: tuple[Refusal, ...]  #: subjects of the chosen split that cannot be used
+    splits: Mapping[str, str]  #: split of each person
+    ignored: tuple[Path, ...] = ()  #: NIfTI files that the layout does not know
+    people_unknown: str = ""  #: why files of one person cannot be told apart from others', or empty
 
 
 def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Progress | None = None) -> Found:
@@ -395,10 +378,6 @@ def resample(scan: Scan, onto: Scan, order: int = 1) -> Scan:
         scan: the volume.
         onto: whose grid, orientation and header the result has.
         order: of the spline: 0 nearest voxel, 1 linear, 3 cubic (limited to the volume's own range).
-
-    Raises:
-        BadInput: if they do not overlap.
-        ScoreFusionError: if scipy is missing.
     """
     need("scipy.ndimage", "resampling")
     from nibabel.processing import resample_from_to

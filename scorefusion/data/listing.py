@@ -16,53 +16,34 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Subject:
-    """Volumes of one person taken at one time.
+    """Volumes of one person taken at one time."""
 
-    Attributes:
-        name: unique in its dataset, such as ``sub-001`` or ``sub-001_ses-2``.
-        group: the person; sessions of one person share it, and splits go by it.
-        files: contrast (``t1``, ``t1c``, ``t2``, ``flair``, ``pd``, ``labels``, ...) to NIfTI file.
-    """
-
-    name: str
-    group: str
+    name: str  #: unique in its dataset, such as ``sub-001`` or ``sub-001_ses-2``
+    group: str  #: the person; sessions of one person share it, and splits go by it
+    #: contrast (``t1``, ``t1c``, ``t2``, ``flair``, ``pd``, ``labels``, ...) to NIfTI file
     files: Mapping[str, Path] = field(hash=False)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A file as a layout understands it.
+    """A file as a layout understands it."""
 
-    Attributes:
-        subject: one session of one person; unique in the dataset.
-        group: the person.
-        contrast: its canonical name.
-        path: the file.
-        variant: of several versions of the whole dataset, the one this belongs to; 0 is the best.
-    """
-
-    subject: str
-    group: str
-    contrast: str
-    path: Path
-    variant: int = 0
+    subject: str  #: one session of one person; unique in the dataset
+    group: str  #: the person
+    contrast: str  #: its canonical name
+    path: Path  #: the file
+    variant: int = 0  #: of several versions of the whole dataset, the one this belongs to; 0 is the best
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout found.
+    """What a layout found."""
 
-    Attributes:
-        volumes: every file that it understands.
-        problems: subjects that cannot be used, each with the file, the reason and the fix.
-        splits: the split of a person, where the dataset says it.
-        people_unknown: why files of one person cannot be told; empty where they can.
-    """
-
-    volumes: tuple[Volume, ...]
+    volumes: tuple[Volume, ...]  #: every file that it understands
+    #: subjects that cannot be used, each with the file, the reason and the fix
     problems: tuple[tuple[str, BadInput], ...] = ()
-    splits: dict[str, str] = field(default_factory=dict)
-    people_unknown: str = ""
+    splits: dict[str, str] = field(default_factory=dict)  #: the split of a person, where the dataset says it
+    people_unknown: str = ""  #: why files of one person cannot be told; empty where they can
 
     @property
     def count(self) -> int:

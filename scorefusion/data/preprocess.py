@@ -146,27 +146,20 @@ def least_box(volumes: Sequence[Tensor], config: ModelConfig) -> Box | None:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What sampling needs, on the output's whole grid and in normalised intensity.
+    """What sampling needs, on the output's whole grid and in normalised intensity."""
 
-    Attributes:
-        condition: ``[1, C, D, H, W]`` float32, the network's condition channels.
-        base: ``[1, 1, D, H, W]``, what ``residual.scale`` times the sampled residual is added to.
-        outside: ``[1, 1, D, H, W]``, the result where nothing is sampled: the base, made consistent.
-        intensity: of the first condition, and so of the result.
-        operator: what was measured of the result, on the whole grid; None where nothing is known.
-        held: bool ``[1, 1, d, h, w]`` on the first condition's own grid: voxels whose value the result has
-            everywhere: outliers, and a background that is known; None where there are none.
-        levels: normalised value of each condition's background where that is not its darkest; else None.
-        found: by condition, what is wrong with its intensities, and what to do.
-    """
-
-    condition: Tensor
-    base: Tensor
-    outside: Tensor
-    intensity: Intensity
+    condition: Tensor  #: ``[1, C, D, H, W]`` float32, the network's condition channels
+    base: Tensor  #: ``[1, 1, D, H, W]``, what ``residual.scale`` times the sampled residual is added to
+    outside: Tensor  #: ``[1, 1, D, H, W]``, the result where nothing is sampled: the base, made consistent
+    intensity: Intensity  #: of the first condition, and so of the result
+    #: what was measured of the result, on the whole grid; None where nothing is known
     operator: LinearOperator | None = None
+    #: bool ``[1, 1, d, h, w]`` on the first condition's own grid: voxels whose value the result has
+    #: everywhere: outliers, and a background that is known; None where there are none
     held: Tensor | None = None
+    #: normalised value of each condition's background where that is not its darkest; else None
     levels: tuple[float | None, ...] = ()
+    #: by condition, what is wrong with its intensities, and what to do
     found: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     def to(self, device: torch.device | str) -> Prepared:

@@ -40,44 +40,30 @@ Region = tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] |
 
 @dataclass(frozen=True)
 class Source:
-    """One subject to be stored.
+    """One subject to be stored."""
 
-    Attributes:
-        subject: its files.
-        contrasts: which are stored, in this order; the first one's grid counts.
-        reading: how they are read and brought onto one grid; with ``skip_broken``, a subject that cannot be
-            read is left out, and its share goes to the others of the same dataset.
-        variants: how many varied copies are made beside it.
-        share: of the crops that come from it and its variants together.
-        region: (start, stop) along z, y and x (RAS+ order) of what may be seen; None for all of an axis.
-    """
-
-    subject: Subject
-    contrasts: tuple[str, ...]
+    subject: Subject  #: its files
+    contrasts: tuple[str, ...]  #: which are stored, in this order; the first one's grid counts
+    #: how they are read and brought onto one grid; with ``skip_broken``, a subject that cannot be read is
+    #: left out, and its share goes to the others of the same dataset
     reading: DatasetConfig
-    variants: int = 0
-    share: float = 1.0
+    variants: int = 0  #: how many varied copies are made beside it
+    share: float = 1.0  #: of the crops that come from it and its variants together
+    #: (start, stop) along z, y and x (RAS+ order) of what may be seen; None for all of an axis
     region: Region = (None, None, None)
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """Settings that all arrays of a store share.
+    """Settings that all arrays of a store share."""
 
-    Attributes:
-        seed: of the run.
-        intensity: the model's intensity normalisation.
-        factors: (z, y, x) by how much each contrast's input will be coarser, as many as contrasts: the
-            normalisation is read off the pooled volume.
-        variation: names how variants differ; part of the address.
-        extra: names the extra channel, if there is one; part of the address.
-    """
-
-    seed: int
-    intensity: str
+    seed: int  #: of the run
+    intensity: str  #: the model's intensity normalisation
+    #: (z, y, x) by how much each contrast's input will be coarser, as many as contrasts: the normalisation is
+    #: read off the pooled volume
     factors: tuple[tuple[int, int, int], ...]
-    variation: str = ""
-    extra: str = ""
+    variation: str = ""  #: names how variants differ; part of the address
+    extra: str = ""  #: names the extra channel, if there is one; part of the address
     multiple: int = field(default=MULTIPLE)
 
 
@@ -227,9 +213,6 @@ def write_array(path: Path, array: np.ndarray) -> None:
     Args:
         path: ends in ``.npy``.
         array: any.
-
-    Raises:
-        BadInput: if it cannot be written.
     """
     with written_beside(path) as beside:
         np.save(beside, array)
@@ -242,9 +225,6 @@ def open_array(path: Path) -> np.ndarray:
     It is read and its checksum compared only if its size or time of change is not what was noted: after a
     copy, or when something wrote to it. (A checksum runs at 3.5 GB/s; what it costs is reading all of a store
     from the disk at every start.)
-
-    Raises:
-        BadInput: if it is not what was written.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -59,19 +59,13 @@ class Inpainting(LinearOperator):
 
 @register
 class Inpaint(Measurement):
-    """Everything outside some boxes.
-
-    Attributes:
-        hole: edge of a missing box as a share of the volume's, along each axis.
-        holes: number of boxes.
-        seed: of their places; one box in the middle if None.
-    """
+    """Everything outside some boxes."""
 
     takes_mask: ClassVar[bool] = True
     kind: Literal["inpaint"] = "inpaint"
-    hole: Share = 0.25
-    holes: Count = 1
-    seed: int | None = None
+    hole: Share = 0.25  #: edge of a missing box as a share of the volume's, along each axis
+    holes: Count = 1  #: number of boxes
+    seed: int | None = None  #: of their places; one box in the middle if None
 
     def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> Inpainting:
         known = known_outside_boxes(size, hole=self.hole, holes=self.holes, seed=seed)

@@ -76,13 +76,10 @@ class KSpace(LinearOperator):
 
 @register
 class LowFrequencies(Measurement):
-    """The low frequencies of k-space.
-
-    Attributes:
-        fraction: share of the frequencies kept along each axis, one number or (z, y, x).
-    """
+    """The low frequencies of k-space."""
 
     kind: Literal["k-space"] = "k-space"
+    #: share of the frequencies kept along each axis, one number or (z, y, x)
     fraction: Share | tuple[Share, Share, Share] = 0.5
 
     @model_validator(mode="after")
@@ -109,21 +106,15 @@ class LowFrequencies(Measurement):
 
 @register
 class CompressedSensing(Measurement):
-    """Random lines of k-space.
-
-    Attributes:
-        axis: of the slices that are each measured by itself, along lines of their plane; None for lines
-            through a 3D k-space.
-        acceleration: lines in all for each line measured.
-        centre: share of the lines, in the middle of k-space, that are all measured.
-        seed: of the random lines.
-    """
+    """Random lines of k-space."""
 
     kind: Literal["cs-mri"] = "cs-mri"
+    #: of the slices that are each measured by itself, along lines of their plane; None for lines through a 3D
+    #: k-space
     axis: Axis | None = None
-    acceleration: float = Field(ge=1)
-    centre: Share = 0.08
-    seed: int | None = None
+    acceleration: float = Field(ge=1)  #: lines in all for each line measured
+    centre: Share = 0.08  #: share of the lines, in the middle of k-space, that are all measured
+    seed: int | None = None  #: of the random lines
 
     @property
     def whole(self) -> tuple[bool, bool, bool]:
@@ -171,9 +162,6 @@ def random_lines(size: Sequence[int], *, acceleration: float, centre: float, see
 
     Returns:
         bool of shape ``size``, zero in the middle; its own mirror image.
-
-    Raises:
-        ScoreFusionError: if the centre alone is more than the acceleration allows.
     """
     axes = [_frequencies(n) for n in size]
     share = centre ** (1 / len(axes))

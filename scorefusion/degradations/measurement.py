@@ -38,15 +38,12 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Degraded(NamedTuple):
-    """What is known of a target.
+    """What is known of a target."""
 
-    Attributes:
-        measured: y, of the operator's own shape, complex for k-space; None where nothing is measured.
-        condition: ``[B, 1, D, H, W]`` on the target's grid: the networks' first condition, and the base that
-            the residual is added to.
-    """
-
+    #: y, of the operator's own shape, complex for k-space; None where nothing is measured
     measured: Tensor | None
+    #: ``[B, 1, D, H, W]`` on the target's grid: the networks' first condition, and the base that the residual
+    #: is added to
     condition: Tensor
 
 
@@ -55,26 +52,21 @@ class Measurement(BaseModel):
 
     A subclass declares ``kind`` (a literal), its fields and :meth:`make_operator`, and is registered with
     :func:`register`. ``Measurement.model_validate`` reads a mapping as the kind that it names.
-
-    Attributes:
-        kind: name of the kind.
-        noise: standard deviation of the Gaussian noise in the measurement, in normalised intensity.
-        coarse: whether the measurement is itself an image, on a grid ``factors`` times coarser.
-        measures: whether anything is measured of the target.
-        inverse_is_nearest: whether the pseudo-inverse is the base ``nearest``, and so no baseline of its own.
-        takes_mask: whether the caller may give the voxels that are not measured.
-        traceable: whether the operator runs on the meta device, so that its memory can be forecast.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: whether the measurement is itself an image, on a grid ``factors`` times coarser
     coarse: ClassVar[bool] = False
-    measures: ClassVar[bool] = True
-    takes_mask: ClassVar[bool] = False
+    measures: ClassVar[bool] = True  #: whether anything is measured of the target
+    takes_mask: ClassVar[bool] = False  #: whether the caller may give the voxels that are not measured
+    #: whether the pseudo-inverse is the base ``nearest``, and so no baseline of its own
     inverse_is_nearest: ClassVar[bool] = False
+    #: whether the operator runs on the meta device, so that its memory can be forecast
     traceable: ClassVar[bool] = True
 
-    kind: str = ""
+    kind: str = ""  #: name of the kind
+    #: standard deviation of the Gaussian noise in the measurement, in normalised intensity
     noise: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="wrap")
@@ -247,17 +239,13 @@ class Nothing(Measurement):
 
 @register
 class BlockMean(Measurement):
-    """Means of blocks of voxels.
-
-    Attributes:
-        factor: the blocks' edge r, in voxels.
-        edges: (z, y, x) edges, where they differ; ``factor`` is then 1.
-    """
+    """Means of blocks of voxels."""
 
     coarse: ClassVar[bool] = True
     inverse_is_nearest: ClassVar[bool] = True
     kind: Literal["block-mean"] = "block-mean"
-    factor: Count = 1
+    factor: Count = 1  #: the blocks' edge r, in voxels
+    #: (z, y, x) edges, where they differ; ``factor`` is then 1
     edges: tuple[Count, Count, Count] | None = None
 
     @model_validator(mode="after")

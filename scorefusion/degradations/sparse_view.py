@@ -103,17 +103,12 @@ class SparseView(LinearOperator):
 
 @register
 class FewViews(Measurement):
-    """Parallel projections of every axial slice from a few directions.
-
-    Attributes:
-        views: projections over half a turn.
-        detector: bins, each a voxel wide; as many as cover the slice's diagonal if None.
-    """
+    """Parallel projections of every axial slice from a few directions."""
 
     traceable: ClassVar[bool] = False
     kind: Literal["sparse-view"] = "sparse-view"
-    views: Count
-    detector: Count | None = None
+    views: Count  #: projections over half a turn
+    detector: Count | None = None  #: bins, each a voxel wide; as many as cover the slice's diagonal if None
 
     @property
     def whole(self) -> tuple[bool, bool, bool]:

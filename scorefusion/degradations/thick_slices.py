@@ -25,9 +25,6 @@ def slice_profile(thickness: int, gap: int, profile: str) -> Tensor:
     voxels in half. ``box`` is the share of a voxel within the thickness. ``gaussian`` integrates a Gaussian
     whose full width at half maximum is the thickness over each voxel; its tails end where the next slice's
     step begins, so no voxel is in two slices.
-
-    Raises:
-        ScoreFusionError: for an unknown profile, a thickness below 1 or a gap below 0.
     """
     if profile not in PROFILES:
         raise unknown_name("slice profile", profile, PROFILES)
@@ -99,20 +96,14 @@ class ThickSlices(LinearOperator):
 
 @register
 class SliceAverages(Measurement):
-    """Averages over slices thicker than a voxel.
-
-    Attributes:
-        axis: that the slices are stacked along.
-        thickness: of a slice, in voxels.
-        gap: between two slices, in voxels.
-        profile: ``box``, or ``gaussian`` with the thickness as full width at half maximum.
-    """
+    """Averages over slices thicker than a voxel."""
 
     coarse: ClassVar[bool] = True
     kind: Literal["thick-slices"] = "thick-slices"
-    axis: Axis
-    thickness: Count
-    gap: int = Field(default=0, ge=0)
+    axis: Axis  #: that the slices are stacked along
+    thickness: Count  #: of a slice, in voxels
+    gap: int = Field(default=0, ge=0)  #: between two slices, in voxels
+    #: ``box``, or ``gaussian`` with the thickness as full width at half maximum
     profile: Literal["box", "gaussian"] = "box"
 
     @property

@@ -28,15 +28,10 @@ PREDICTIONS = ("edm", "eps", "v", "x0")
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """The noise level of each item of a batch.
+    """The noise level of each item of a batch."""
 
-    Attributes:
-        abar: float64 [B] (float32 where the device has no float64), cumulative alpha in (0, 1).
-        t: int64 [B], discrete step of the schedule, -1 where the level is continuous.
-    """
-
-    abar: Tensor
-    t: Tensor
+    abar: Tensor  #: float64 [B] (float32 where the device has no float64), cumulative alpha in (0, 1)
+    t: Tensor  #: int64 [B], discrete step of the schedule, -1 where the level is continuous
 
     @classmethod
     def of(cls, abar: float, t: int, batch: int, device: torch.device | str) -> NoiseLevel:

@@ -43,9 +43,6 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
         sigma_max: noisiest level, above sigma_min.
         rho: 1 is even steps of sigma; the larger, the more the levels crowd at the clean end, up to equal
             ratios for infinity; below 0 they crowd there still more, and -1 is even steps of 1/sigma.
-
-    Raises:
-        ScoreFusionError: if the numbers are out of order.
     """
     if n < 1 or not 0.0 < sigma_min < sigma_max or rho == 0.0:
         raise ScoreFusionError(
@@ -63,15 +60,10 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
 
 @dataclass(frozen=True)
 class Levels:
-    """The noise levels a solver evaluates the network at, noisiest first.
+    """The noise levels a solver evaluates the network at, noisiest first."""
 
-    Attributes:
-        abar: float64 [n], strictly increasing (less noise with every step), each in (0, 1).
-        t: int64 [n], the schedule's discrete step of each level, -1 where the level is continuous.
-    """
-
-    abar: FloatArray
-    t: IntArray
+    abar: FloatArray  #: float64 [n], strictly increasing (less noise with every step), each in (0, 1)
+    t: IntArray  #: int64 [n], the schedule's discrete step of each level, -1 where the level is continuous
 
     def __post_init__(self) -> None:
         """Check the shapes and the order."""
@@ -111,15 +103,10 @@ class Spacing(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A discrete schedule: abar after each of the steps t = 0 .. T-1.
+    """A discrete schedule: abar after each of the steps t = 0 .. T-1."""
 
-    Attributes:
-        abar: float64 [T], strictly decreasing in t, each in (0, 1).
-        name: what it is called in configs and messages.
-    """
-
-    abar: FloatArray
-    name: str = "custom"
+    abar: FloatArray  #: float64 [T], strictly decreasing in t, each in (0, 1)
+    name: str = "custom"  #: what it is called in configs and messages
 
     def __post_init__(self) -> None:
         """Check the shape and the order."""

@@ -25,19 +25,12 @@ COLUMNS = ("abar", "t", "P", "Q", "A", "B", "C", "S")
 
 @dataclass(frozen=True)
 class Table:
-    """A solver: what to multiply by what, step by step.
+    """A solver: what to multiply by what, step by step."""
 
-    Attributes:
-        rows: float64 [n, 8], a row for each network evaluation, columns as in `COLUMNS`.
-        name: the solver's name.
-        prediction: what the network must output: "eps", "v", "x0" or "edm".
-        sigma_data: the standard deviation of the data that "edm" assumes.
-    """
-
-    rows: FloatArray
-    name: str
-    prediction: str = "eps"
-    sigma_data: float = 1.0
+    rows: FloatArray  #: float64 [n, 8], a row for each network evaluation, columns as in `COLUMNS`
+    name: str  #: the solver's name
+    prediction: str = "eps"  #: what the network must output: "eps", "v", "x0" or "edm"
+    sigma_data: float = 1.0  #: the standard deviation of the data that "edm" assumes
 
     def __post_init__(self) -> None:
         """Check the shape, that all is finite, and that the table ends on x0."""
@@ -100,9 +93,6 @@ def ddim(
         x_r = x0 + a (x_sigma - x0),  a = (sqrt((v + r^2) (v + sigma^2)) - v)/sigma^2
 
     which is r/sigma for v = 0, and A = a sqrt(abar'/abar). The last step, to the clean image, is unchanged.
-
-    Raises:
-        ScoreFusionError: unless 0 <= eta <= 1 and spread >= 0.
     """
     if not 0.0 <= eta <= 1.0:
         raise ScoreFusionError(f"ddim needs eta within 0..1, got {eta}")
@@ -166,9 +156,6 @@ def dpmpp_2m_sde(levels: Levels, prediction: str = "eps", sigma_data: float = 1.
 
     As `dpmpp_2m` with A = (s'/s) exp(-eta h), w = sqrt(abar') (1 - exp(-(1 + eta) h)) and
     S = s' sqrt(1 - exp(-2 eta h)). The paper's form is eta 1; eta 0 is `dpmpp_2m`.
-
-    Raises:
-        ScoreFusionError: if eta is negative.
     """
     if eta < 0.0:
         raise ScoreFusionError(f"dpmpp_2m_sde needs eta >= 0, got {eta}")

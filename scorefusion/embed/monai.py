@@ -155,9 +155,6 @@ def datalist(folder: str | os.PathLike[str], keys: Sequence[str]) -> list[dict[s
     Args:
         folder: of ``NAME.nii.gz`` for one condition, of ``CONDITION/NAME.nii.gz`` for several.
         keys: names of the conditions.
-
-    Raises:
-        BadInput: for a folder without images, or names that one condition has and another lacks.
     """
     places = [Path(folder)] if len(keys) == 1 else [Path(folder, key) for key in keys]
     named = [

@@ -128,11 +128,7 @@ class Translate(CommandLine):
         return f"-- {text}" if name == "in_files" else text
 
     def _run_interface(self, runtime: Any, correct_return_codes: Any = (0,)) -> Any:
-        """Run the command without a shell, to which nipype would hand it.
-
-        Raises:
-            RuntimeError: with what the command printed, if it fails.
-        """
+        """Run the command without a shell, to which nipype would hand it."""
         runtime.cmdline, runtime.success_codes = self.cmdline, correct_return_codes
         runtime.environ.update(self.inputs.environ)
         command = shlex.split(runtime.cmdline)

@@ -28,20 +28,15 @@ _capturing = threading.Lock()
 
 
 class Segment(NamedTuple):
-    """A part of a step.
+    """A part of a step."""
 
-    Attributes:
-        name: for the warning.
-        run: takes and returns nothing; it reads and writes static buffers.
-        capturable: False for what may refuse capture, such as a TensorRT engine; it then runs eagerly between
-            graphs of the parts around it.
-        live: True for what reads more than static buffers, so that a graph of it would be out of date; it is
-            never captured.
-    """
-
-    name: str
-    run: Body
+    name: str  #: for the warning
+    run: Body  #: takes and returns nothing; it reads and writes static buffers
+    #: False for what may refuse capture, such as a TensorRT engine; it then runs eagerly between graphs of
+    #: the parts around it
     capturable: bool = True
+    #: True for what reads more than static buffers, so that a graph of it would be out of date; it is never
+    #: captured
     live: bool = False
 
 

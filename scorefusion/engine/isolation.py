@@ -51,11 +51,7 @@ def renew_lock_after_fork(owner: _HasLock) -> None:
 
 
 def require_device_after_fork(device: torch.device) -> None:
-    """Refuse CUDA in a process that was forked after its parent had used CUDA.
-
-    Raises:
-        ScoreFusionError: there.
-    """
+    """Refuse CUDA in a process that was forked after its parent had used CUDA."""
     if device.type == "cuda" and getattr(torch.cuda, "_is_in_bad_fork", bool)():
         raise ScoreFusionError(
             "this process was forked from one that had used CUDA, which cannot be used again in it; start "

@@ -35,17 +35,11 @@ GPU_SHARE = 1.35
 
 @dataclass(frozen=True)
 class Around:
-    """Bytes on the device that a translation takes besides its engine while it samples.
+    """Bytes on the device that a translation takes besides its engine while it samples."""
 
-    Attributes:
-        held: allocated before the engine is made.
-        more: allocated after it, and kept until it has drawn.
-        passing: taken and given back between steps, when the engine's workspace is free.
-    """
-
-    held: int = 0
-    more: int = 0
-    passing: int = 0
+    held: int = 0  #: allocated before the engine is made
+    more: int = 0  #: allocated after it, and kept until it has drawn
+    passing: int = 0  #: taken and given back between steps, when the engine's workspace is free
 
     def total(self, found: Forecast) -> int:
         """The peak, engine included."""
@@ -54,21 +48,13 @@ class Around:
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a process may hold on a device, program and weights included, and why.
+    """The most that a process may hold on a device, program and weights included, and why."""
 
-    Attributes:
-        bytes: how much.
-        source: what limits it, in words.
-        asked: whether the caller set it.
-        own: what of it the process holds already and its forecasts count.
-        share: bytes on the device in one byte of a forecast.
-    """
-
-    bytes: int
-    source: str
-    asked: bool = False
-    own: int = 0
-    share: float = 1.0
+    bytes: int  #: how much
+    source: str  #: what limits it, in words
+    asked: bool = False  #: whether the caller set it
+    own: int = 0  #: what of it the process holds already and its forecasts count
+    share: float = 1.0  #: bytes on the device in one byte of a forecast
 
     def shown(self, need: int, least: int | None = None) -> str:
         """What is needed, or at least, and what there is, in words, without what is held already."""

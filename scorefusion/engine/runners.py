@@ -24,13 +24,9 @@ Outputs = tuple[Tensor, dict[int, Tensor]]
 
 
 class Runner(Protocol):
-    """Runs one 2D network.
+    """Runs one 2D network."""
 
-    Attributes:
-        name: one of :data:`RUNNERS`.
-    """
-
-    name: str
+    name: str  #: one of :data:`RUNNERS`
 
     def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> Outputs:
         """Run the network on a slab.
@@ -47,11 +43,7 @@ class Runner(Protocol):
         ...
 
     def watch(self) -> None:
-        """Make sure, before a sample is drawn, that the weights are those it runs with.
-
-        Raises:
-            ScoreFusionError: if it has a copy of others.
-        """
+        """Make sure, before a sample is drawn, that the weights are those it runs with."""
         ...
 
 
@@ -98,9 +90,6 @@ def make_runners(
         model: in the dtype it computes in.
         plan: the step they are for.
         engines: folder of TensorRT engines; needed for ``tensorrt`` alone.
-
-    Raises:
-        ScoreFusionError: for ``tensorrt`` without a folder, and as :func:`.tensorrt.load_engines`.
     """
     if name == "tensorrt":
         if engines is None:
@@ -123,9 +112,6 @@ def choose_runner(name: str, device: torch.device, *, engines: bool = False) -> 
         name: one of :data:`RUNNERS`, or ``auto``.
         device: where the networks are.
         engines: whether TensorRT engines of this model are at hand.
-
-    Raises:
-        ScoreFusionError: for an unknown name.
     """
     if name != "auto":
         if name not in RUNNERS:

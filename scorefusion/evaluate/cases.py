@@ -181,10 +181,6 @@ def make_case(
         start: its first voxel; in the middle of the head by default.
         slab: (first, last + 1) slice along z that the box must lie in, after coarsening; None for all.
         device: where the tensors go.
-
-    Raises:
-        ScoreFusionError: for a number out of range.
-        BadInput: for volumes on other grids, or too small.
     """
     target, made = scans[-1], makes_its_input(config)
     if coarsen < 1 or min(size or (1,)) < 1 or (start is not None and min(start) < 0):

@@ -185,9 +185,6 @@ def write_results(
 
     Returns:
         Why the picture could not be drawn, which is last; None if it was.
-
-    Raises:
-        BadInput: if another file cannot be written.
     """
     factors = case.config.degradation.factors
     fine = box_affine(case.affine, case.box)

@@ -85,9 +85,6 @@ def other_sampling(
     """The model's sampling, changed where something is given; another solver takes no eta or spread.
 
     ``levels`` are ``sigma_min``, ``sigma_max`` and ``rho``.
-
-    Raises:
-        ScoreFusionError: for noise levels of a model whose schedule is fixed.
     """
     changes: dict[str, Any] = {} if solver is None else {"solver": solver, "eta": None, "spread": None}
     changes |= {} if steps is None else {"steps": steps}
@@ -183,11 +180,7 @@ def _names(text: str) -> list[str]:
 
 
 def choose_strategies(text: str | None, config: ModelConfig) -> tuple[str, ...]:
-    """Read names with commas between them; all of a model's strategies when None.
-
-    Raises:
-        ScoreFusionError: for a name the model cannot run.
-    """
+    """Read names with commas between them; all of a model's strategies when None."""
     if text is None:
         return strategies_of(config)
     return tuple(dict.fromkeys(require_strategy(name, config).name for name in _names(text)))
@@ -214,11 +207,7 @@ def rows_of(main: Contender, others: Sequence[Contender], without_consistency: s
 
 
 def check_names(methods: Sequence[Method]) -> None:
-    """Check that every row has a name of its own.
-
-    Raises:
-        ScoreFusionError: for a name that occurs twice.
-    """
+    """Check that every row has a name of its own."""
     names = [method.name for method in methods]
     for name in names:
         if names.count(name) > 1:
@@ -269,11 +258,7 @@ def _row_name(contender: Contender, name: str) -> str:
 
 
 def choose_rows(text: str | None, methods: Sequence[Method], own: str) -> list[Method]:
-    """Read rows' names with commas between them; the row ``own`` or else the last sample when None.
-
-    Raises:
-        ScoreFusionError: for a name without a row; ``none`` is no row.
-    """
+    """Read rows' names with commas between them; the row ``own`` or else the last sample when None."""
     valid = [method.name for method in methods]
     if text is None:
         names = [own] if own in valid else [m.name for m in methods if m.kind == "sample"][-1:]
@@ -301,11 +286,7 @@ def baseline_names(config: ModelConfig, *, fitted: bool = False) -> tuple[str, .
 
 
 def choose_baselines(text: str | None, config: ModelConfig, *, fitted: bool = False) -> list[Method]:
-    """Read names with commas between them; all baselines of the task when None, none for ``none``.
-
-    Raises:
-        ScoreFusionError: for a name that is no baseline of the model's task.
-    """
+    """Read names with commas between them; all baselines of the task when None, none for ``none``."""
     valid = baseline_names(config, fitted=fitted)
     names = valid if text is None else _known_names("baseline", text, valid)
     return [Method(name, "baseline") for name in names]

@@ -71,9 +71,6 @@ def segment(
         trained_on: rows on whose translations a segmenter is trained.
         settings: of the segmenters.
         callback: called with (steps done, steps in all).
-
-    Raises:
-        ScoreFusionError: without MONAI; for subjects without labels; for subjects in both sets.
     """
     need("monai", "a segmenter")
     both = sorted({*training.persons} & {*testing.persons})

@@ -28,23 +28,15 @@ from scorefusion.pipeline import whole_patches
 
 @dataclass(frozen=True)
 class StrategyRun:
-    """A strategy to sample with.
+    """A strategy to sample with."""
 
-    Attributes:
-        name: the strategy's, and for one that uses a plane by itself the plane's.
-        strategy: how scores are fused.
-        planes: for ``single``.
-        cost: of an evaluation, in about one plane's evaluation.
-        branches: average these branches only (by index); ``strategy`` is then ``average``.
-        consistent: whether each step is projected onto what was measured.
-    """
-
-    name: str
-    strategy: str
-    planes: tuple[Plane, ...] | None
-    cost: int
+    name: str  #: the strategy's, and for one that uses a plane by itself the plane's
+    strategy: str  #: how scores are fused
+    planes: tuple[Plane, ...] | None  #: for ``single``
+    cost: int  #: of an evaluation, in about one plane's evaluation
+    #: average these branches only (by index); ``strategy`` is then ``average``
     branches: tuple[int, ...] | None = None
-    consistent: bool = True
+    consistent: bool = True  #: whether each step is projected onto what was measured
 
 
 def strategy_runs(config: ModelConfig) -> Iterator[StrategyRun]:

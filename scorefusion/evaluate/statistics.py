@@ -50,9 +50,6 @@ def intervals(rows: Sequence[Sequence[float]], *, seed: int = 0) -> list[Estimat
     Args:
         rows: of finite values, one per subject, all in one order.
         seed: of the resampling.
-
-    Raises:
-        ScoreFusionError: for no value, or one that is not finite.
     """
     array = np.asarray(rows, np.float64)
     if array.size == 0 or not np.isfinite(array).all():
@@ -141,9 +138,6 @@ def compare(
         values: for each method one number per subject, all in one order.
         pairs: (one, other): the difference is one less other.
         seed: of the resampling.
-
-    Raises:
-        ScoreFusionError: for methods with other numbers of subjects.
     """
     for name, other in pairs:
         if len(values[name]) != len(values[other]):

@@ -96,11 +96,7 @@ def noise_range(sampling: SamplingConfig) -> str:
 
 
 def parse_solver(text: str) -> dict[str, Any]:
-    """Read ``SOLVER``, ``SOLVER:ETA`` or ``SOLVER:ETA:SPREAD`` as the keys of a ``SamplingConfig``.
-
-    Raises:
-        ScoreFusionError: for an unknown solver, with the nearest, or what is no number.
-    """
+    """Read ``SOLVER``, ``SOLVER:ETA`` or ``SOLVER:ETA:SPREAD`` as the keys of a ``SamplingConfig``."""
     name, *given = text.split(":")
     if name not in SOLVERS:
         raise unknown_name("solver", name, SOLVERS)
@@ -135,10 +131,6 @@ def candidates(
         sigma_min: where the noise ends; the model's own, twice and four times that by default.
         sigma_max: where it begins; the model's own by default.
         rho: how levels crowd at the clean end; the model's own by default.
-
-    Raises:
-        ScoreFusionError: for an unknown solver or numbers out of range; and for noise ranges of a model
-            whose schedule is not ``karras``, which has none to choose.
     """
     own = config.sampling
     ranged = own.schedule == "karras"
@@ -349,9 +341,6 @@ def write_results(
 
     Returns:
         Why the picture could not be drawn, which is last; None if it was.
-
-    Raises:
-        BadInput: if another file cannot be written.
     """
     content = {
         "model": model,

@@ -50,11 +50,7 @@ def read_header(path: Path, max_voxels: int = MAX_VOXELS) -> Any:
 
 
 def read_image(path: Path, max_voxels: int = MAX_VOXELS) -> Any:
-    """Read a volume as a nibabel NIfTI image.
-
-    Raises:
-        BadInput, ScoreFusionError: as :func:`read_header`.
-    """
+    """Read a volume as a nibabel NIfTI image."""
     return _checked_format(path).read(path, max_voxels)
 
 

@@ -116,20 +116,16 @@ class ResidualConfig(Frozen):
 
 
 class DomainConfig(Frozen):
-    """What a condition of a model was made for; what is empty or None is not known, and not checked.
+    """What a condition of a model was made for; what is empty or None is not known, and not checked."""
 
-    Attributes:
-        contrasts: in any usual spelling: ``t1``, ``T1w``.
-        spacing: least and greatest voxel size in mm along z, y and x (RAS+ order) of the image that is given.
-        anisotropy: at most how many times longer than its shortest edge a voxel's longest may be.
-        background: ``zero``, where voxels outside the object are 0 and darker than it, as in a magnitude MRI.
-        intensity: ``non-negative`` for any unit from 0 up, ``hounsfield``, or ``8-bit`` for 0 to 255.
-    """
-
-    contrasts: tuple[str, ...] = ()
+    contrasts: tuple[str, ...] = ()  #: in any usual spelling: ``t1``, ``T1w``
+    #: least and greatest voxel size in mm along z, y and x (RAS+ order) of the image that is given
     spacing: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] | None = None
+    #: at most how many times longer than its shortest edge a voxel's longest may be
     anisotropy: float | None = None
+    #: ``zero``, where voxels outside the object are 0 and darker than it, as in a magnitude MRI
     background: Literal["zero"] | None = None
+    #: ``non-negative`` for any unit from 0 up, ``hounsfield``, or ``8-bit`` for 0 to 255
     intensity: Literal["non-negative", "hounsfield", "8-bit"] | None = None
 
     @model_validator(mode="after")

@@ -79,9 +79,6 @@ def load_weights(
         folder: from :func:`find_folder`.
         expected: shape of each tensor by name.
         device: where they go.
-
-    Raises:
-        BadInput: for a pickled or damaged file, and missing, unexpected or mis-shaped tensors, each named.
     """
     weights = folder / WEIGHTS
     check_fetched(weights)

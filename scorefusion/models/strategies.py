@@ -68,31 +68,22 @@ def residual_alone(config: ModelConfig, scores: Sequence[Tensor], maps: Tensor |
 
 @dataclass(frozen=True)
 class Strategy:
-    """Which networks a denoising step runs, and how their outputs become one score.
+    """Which networks a denoising step runs, and how their outputs become one score."""
 
-    Attributes:
-        name: of letters, digits and signs other than comma, colon and space.
-        help: one line for ``--help`` and tables.
-        cost: of one evaluation, in about one plane's evaluations.
-        cycle: ``cycle(config, planes)`` gives the branches of successive evaluations, by number; evaluation n
-            runs ``cycle[n % len(cycle)]``. ``planes`` are those asked for, empty for the default.
-        fuse: ``fuse(config, scores, maps)`` makes a :class:`~scorefusion.ops.fuse_scores.Fusion` of the
-            scores ``[B, 1, D, H, W]`` of the branches that ran and the 3D network's maps, or None.
-        takes_planes: whether a caller may choose planes.
-        runs_volume: whether the 3D network runs.
-        takes_features: whether the 2D networks' features are streamed into the 3D network.
-        trained: whether a model must name it among its ``strategies``, having been trained for it; otherwise
-            every model that has the networks can run it.
-    """
-
-    name: str
-    help: str
-    cost: int = 3
+    name: str  #: of letters, digits and signs other than comma, colon and space
+    help: str  #: one line for ``--help`` and tables
+    cost: int = 3  #: of one evaluation, in about one plane's evaluations
+    #: ``cycle(config, planes)`` gives the branches of successive evaluations, by number; evaluation n runs
+    #: ``cycle[n % len(cycle)]``. ``planes`` are those asked for, empty for the default.
     cycle: Callable[[ModelConfig, Sequence[Plane]], tuple[Branches, ...]] = all_branches
+    #: ``fuse(config, scores, maps)`` makes a :class:`~scorefusion.ops.fuse_scores.Fusion` of the scores ``[B,
+    #: 1, D, H, W]`` of the branches that ran and the 3D network's maps, or None
     fuse: Callable[[ModelConfig, Sequence[Tensor], Tensor | None], Fusion] = average_scores
-    takes_planes: bool = False
-    runs_volume: bool = False
-    takes_features: bool = False
+    takes_planes: bool = False  #: whether a caller may choose planes
+    runs_volume: bool = False  #: whether the 3D network runs
+    takes_features: bool = False  #: whether the 2D networks' features are streamed into the 3D network
+    #: whether a model must name it among its ``strategies``, having been trained for it; otherwise every
+    #: model that has the networks can run it
     trained: bool = False
 
     def __str__(self) -> str:

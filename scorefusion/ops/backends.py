@@ -31,16 +31,11 @@ from scorefusion.errors import ScoreFusionError, unknown_name
 
 @dataclass(frozen=True)
 class Backend:
-    """What a backend needs.
+    """What a backend needs."""
 
-    Attributes:
-        device: type of the devices whose tensors it takes; empty for all.
-        modules: what it imports, with what to say where a module is missing.
-        dtypes: of the tensors that it takes; empty for all.
-    """
-
-    device: str
-    modules: Mapping[str, str]
+    device: str  #: type of the devices whose tensors it takes; empty for all
+    modules: Mapping[str, str]  #: what it imports, with what to say where a module is missing
+    #: of the tensors that it takes; empty for all
     dtypes: Collection[torch.dtype] = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
 
@@ -177,9 +172,6 @@ def choose(
         backend: what the call asked for; None leaves it to the context, the environment or the device.
         implemented: the backends that have this operation.
         dtypes: of its tensors; only PyTorch computes in others than float32, bfloat16 and float16.
-
-    Raises:
-        ScoreFusionError: if the backend asked for cannot run, saying why and who asked.
     """
     for name, asker in (
         (backend, "the call"),

@@ -36,19 +36,13 @@ Timer = Callable[[str, torch.dtype], float]
 
 @dataclass(frozen=True)
 class Probe:
-    """What the processor is fast at.
+    """What the processor is fast at."""
 
-    Attributes:
-        instructions: of those that matter here, the ones it has.
-        seconds: for each kind of layer timed, (float32, bfloat16); empty where bfloat16 was out of question.
-        dtype: the choice.
-        reason: one line that says why.
-    """
-
-    instructions: tuple[str, ...]
+    instructions: tuple[str, ...]  #: of those that matter here, the ones it has
+    #: for each kind of layer timed, (float32, bfloat16); empty where bfloat16 was out of question
     seconds: dict[str, tuple[float, float]]
-    dtype: torch.dtype
-    reason: str
+    dtype: torch.dtype  #: the choice
+    reason: str  #: one line that says why
 
 
 def decide(instructions: Iterable[str], timer: Timer) -> Probe:

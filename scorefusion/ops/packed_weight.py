@@ -19,24 +19,16 @@ PRODUCTS = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A layer's weight, laid out for `winograd` or `pointwise`, whose `pack` functions make it.
+    """A layer's weight, laid out for `winograd` or `pointwise`, whose `pack` functions make it."""
 
-    Attributes:
-        values: flat, of dtype `products`: panels of outputs, each `[position, input, output]`, with pairs of
-            inputs innermost in bfloat16; zeros where channels are filled up.
-        inputs: channels in.
-        outputs: channels out.
-        tile: outputs of a tile along each axis; empty for a kernel of one voxel.
-        products: the dtype of what is multiplied.
-        panels: where each panel's outputs begin, and the end, in whole vectors.
-    """
-
+    #: flat, of dtype `products`: panels of outputs, each `[position, input, output]`, with pairs of inputs
+    #: innermost in bfloat16; zeros where channels are filled up
     values: Tensor
-    inputs: int
-    outputs: int
-    tile: tuple[int, ...]
-    products: torch.dtype
-    panels: tuple[int, ...]
+    inputs: int  #: channels in
+    outputs: int  #: channels out
+    tile: tuple[int, ...]  #: outputs of a tile along each axis; empty for a kernel of one voxel
+    products: torch.dtype  #: the dtype of what is multiplied
+    panels: tuple[int, ...]  #: where each panel's outputs begin, and the end, in whole vectors
 
     @property
     def positions(self) -> int:

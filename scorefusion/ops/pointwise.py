@@ -19,9 +19,6 @@ def pack(weight: Tensor, *, products: torch.dtype = torch.float32) -> PackedWeig
     Args:
         weight: [O, C], or [O, C, 1, ...] of a convolution, on the CPU, floating.
         products: float32, or bfloat16 for AVX512-BF16.
-
-    Raises:
-        ScoreFusionError: if the weight or dtype is none of these.
     """
     if (
         weight.ndim < 2

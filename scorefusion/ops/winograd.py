@@ -28,9 +28,6 @@ def pack(weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch
         tile: outputs of a tile along each axis, one of `TILES`; the packed weight has
             prod((t + 2) / 3) times as many elements.
         products: float32, or bfloat16 for AVX512-BF16.
-
-    Raises:
-        ScoreFusionError: if the weight, tile or dtype is none of these.
     """
     dims = weight.ndim - 2
     if dims not in TILES or tuple(weight.shape[2:]) != (3,) * dims or not weight.is_floating_point():

@@ -56,33 +56,19 @@ class Bytes(NamedTuple):
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory that a translation takes besides the program, the weights and its engine, stage by stage.
+    """Memory that a translation takes besides the program, the weights and its engine, stage by stage."""
 
-    Attributes:
-        shapes: (z, y, x) of each image.
-        box: (z, y, x) of the box that is sampled.
-        operator: whether the caller passed the operator of the measurement.
-        size: (z, y, x) of the box, extended to whole patches.
-        read: bytes while the images are read.
-        scans: bytes of the images as they were read.
-        prepare: bytes while conditions are brought to the output's grid, images included.
-        held: bytes of conditions, base and first image, kept until the end.
-        around: bytes on the device, while sampling.
-        finish: bytes while the result is made, ``held`` included.
-        save: bytes while it is written.
-    """
-
-    shapes: tuple[Size, ...]
-    box: Size
-    operator: bool
-    size: Size
-    read: Bytes
-    scans: Bytes
-    prepare: Bytes
-    held: Bytes
-    around: Around
-    finish: Bytes
-    save: Bytes
+    shapes: tuple[Size, ...]  #: (z, y, x) of each image
+    box: Size  #: (z, y, x) of the box that is sampled
+    operator: bool  #: whether the caller passed the operator of the measurement
+    size: Size  #: (z, y, x) of the box, extended to whole patches
+    read: Bytes  #: bytes while the images are read
+    scans: Bytes  #: bytes of the images as they were read
+    prepare: Bytes  #: bytes while conditions are brought to the output's grid, images included
+    held: Bytes  #: bytes of conditions, base and first image, kept until the end
+    around: Around  #: bytes on the device, while sampling
+    finish: Bytes  #: bytes while the result is made, ``held`` included
+    save: Bytes  #: bytes while it is written
 
 
 def footprint(

@@ -18,33 +18,22 @@ from scorefusion.pipeline.settings import Settings
 
 @dataclass(eq=False, repr=False)
 class Job:
-    """One translation: ``read``, ``prepare`` and ``sample`` fill it in turn, and ``finish`` takes the result.
+    """One translation, filled by ``read``, ``prepare`` and ``sample``; ``finish`` takes the result."""
 
-    Attributes:
-        settings: how it is to be made.
-        scans: the images as they were read, on the host, one per condition; after ``prepare`` the first only.
-        mask: where voxels are missing, for a model that fills in; None after ``prepare``.
-        timings: seconds by stage.
-        warnings: what of the input or of the run may have harmed the result, a sentence each.
-        prepared: conditions and base on the output's whole grid, on the device.
-        box: where to sample.
-        footprint: the memory that the translation takes besides its engine.
-        mean: the residual of the box, ``[1, 1, d, h, w]``, averaged over the samples, in units of
-            ``residual.scale``.
-        deviation: its standard deviation over the samples; None for a single one.
-        planes_apart: the standard deviation over planes of the predicted clean volume; None if not asked for.
-    """
-
-    settings: Settings
+    settings: Settings  #: how it is to be made
+    #: the images as they were read, on the host, one per condition; after ``prepare`` the first only
     scans: tuple[Scan, ...] = ()
-    mask: Scan | None = None
-    timings: dict[str, float] = field(default_factory=dict)
+    mask: Scan | None = None  #: where voxels are missing, for a model that fills in; None after ``prepare``
+    timings: dict[str, float] = field(default_factory=dict)  #: seconds by stage
+    #: what of the input or of the run may have harmed the result, a sentence each
     warnings: tuple[str, ...] = ()
-    prepared: Prepared = field(init=False)
-    box: Box = field(init=False)
-    footprint: Footprint = field(init=False)
+    prepared: Prepared = field(init=False)  #: conditions and base on the output's whole grid, on the device
+    box: Box = field(init=False)  #: where to sample
+    footprint: Footprint = field(init=False)  #: the memory that the translation takes besides its engine
+    #: the residual of the box, ``[1, 1, d, h, w]``, averaged over the samples, in units of ``residual.scale``
     mean: Tensor = field(init=False)
-    deviation: Tensor | None = None
+    deviation: Tensor | None = None  #: its standard deviation over the samples; None for a single one
+    #: the standard deviation over planes of the predicted clean volume; None if not asked for
     planes_apart: Tensor | None = None
 
     @property

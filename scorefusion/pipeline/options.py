@@ -27,31 +27,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Option:
-    """One option; its entry in a table gives its name and its type.
+    """One option; its entry in a table gives its name and its type."""
 
-    Attributes:
-        default: its value where it is not given.
-        help: what it does, for ``--help``, docstrings and nipype.
-        flag: its name on the command line, where that is not its own.
-        cli: its type on the command line, where that is another.
-        otherwise: what None stands for, in words.
-        off: for an option that is true by default, whose flag turns it off: what the flag does.
-        python: whether only Python has it, not the command line.
-        bits: whether it decides the bits of a result.
-        choices: all values it may have, where they are fixed.
-        least: the least value of a number.
-    """
-
-    default: Any
-    help: str
-    flag: str = ""
-    cli: Any = None
-    otherwise: str = ""
-    off: str = ""
-    python: bool = False
-    bits: bool = True
-    choices: tuple[str, ...] = ()
-    least: int | None = None
+    default: Any  #: its value where it is not given
+    help: str  #: what it does, for ``--help``, docstrings and nipype
+    flag: str = ""  #: its name on the command line, where that is not its own
+    cli: Any = None  #: its type on the command line, where that is another
+    otherwise: str = ""  #: what None stands for, in words
+    off: str = ""  #: for an option that is true by default, whose flag turns it off: what the flag does
+    python: bool = False  #: whether only Python has it, not the command line
+    bits: bool = True  #: whether it decides the bits of a result
+    choices: tuple[str, ...] = ()  #: all values it may have, where they are fixed
+    least: int | None = None  #: the least value of a number
 
 
 OWN = "the model's own"

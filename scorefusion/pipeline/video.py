@@ -28,9 +28,6 @@ def degraded(frames: np.ndarray, config: ModelConfig) -> tuple[np.ndarray, np.nd
 
     Returns:
         The measured frames, and the truth cut to what they cover: whole blocks.
-
-    Raises:
-        ScoreFusionError: for another kind of model, or a clip smaller than a block.
     """
     if len(config.conditions) != 1 or not config.degradation.coarse:
         raise ScoreFusionError(f"model {config.name!r} does not restore a coarser clip alone")

@@ -32,23 +32,14 @@ FREE = (
 
 @dataclass
 class State:
-    """Where a run is: everything that a checkpoint holds beside the two sets of weights.
+    """Where a run is: everything that a checkpoint holds beside the two sets of weights."""
 
-    Attributes:
-        stage: index of the stage.
-        step: steps of it that are done.
-        seconds: of all steps so far.
-        logged: bytes of ``log.jsonl`` that belong to these.
-        losses: of the steps since its last row.
-        optimiser: its state; None at a stage's start.
-    """
-
-    stage: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    logged: int = 0
-    losses: list[float] = field(default_factory=list)
-    optimiser: dict[str, Any] | None = None
+    stage: int = 0  #: index of the stage
+    step: int = 0  #: steps of it that are done
+    seconds: float = 0.0  #: of all steps so far
+    logged: int = 0  #: bytes of ``log.jsonl`` that belong to these
+    losses: list[float] = field(default_factory=list)  #: of the steps since its last row
+    optimiser: dict[str, Any] | None = None  #: its state; None at a stage's start
 
 
 def claim(folder: Path, config: TrainConfig) -> None:

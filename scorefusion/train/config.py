@@ -125,54 +125,35 @@ class ValidationConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """The whole run.
+    """The whole run."""
 
-    Attributes:
-        model: a preset's name or a full model description.
-        volumes: training subjects, one by one.
-        datasets: and all those of datasets.
-        validation: what is looked at besides the loss.
-        start_from: weights of trained models: a network's name (``slice_networks.slice``, ``fusion``,
-            ``features``) to a model folder or another run's, or to ``FOLDER:NETWORK`` where it has another
-            name there.
-        stages: in order.
-        variants: how warped copies differ from their source.
-        augment: how every crop is varied.
-        seed: of every random number.
-        device: the GPU where there is one, unless named.
-        precision: what convolutions and matrix products compute in (the weights are float32): ``auto`` takes
-            bfloat16 where the processor is clearly faster at it.
-        save_every: seconds between checkpoints.
-        log_every: steps between rows of the log.
-        look_every: steps between sample pictures, with the PSNR of ``validation``; each stage ends with one.
-            0: none.
-        tensorboard: write TensorBoard's events, too, if the package is installed.
-        workers: processes that draw examples ahead; None: on a CPU none, on a GPU up to four.
-        domain: what the finished model was made for, by condition, where that is not measured: contrasts and
-            voxel sizes are taken from the training data.
-        export: where the finished model goes.
-        export_dtype: the stored type of its weights.
-    """
-
-    model: str | ModelConfig
-    volumes: tuple[VolumeConfig, ...] = ()
-    datasets: tuple[FolderConfig, ...] = ()
-    validation: ValidationConfig | None = None
+    model: str | ModelConfig  #: a preset's name or a full model description
+    volumes: tuple[VolumeConfig, ...] = ()  #: training subjects, one by one
+    datasets: tuple[FolderConfig, ...] = ()  #: and all those of datasets
+    validation: ValidationConfig | None = None  #: what is looked at besides the loss
+    #: weights of trained models: a network's name (``slice_networks.slice``, ``fusion``, ``features``) to a
+    #: model folder or another run's, or to ``FOLDER:NETWORK`` where it has another name there
     start_from: dict[str, str] = {}
-    stages: tuple[StageConfig, ...]
-    variants: VariantConfig = VariantConfig()
-    augment: AugmentConfig = AugmentConfig()
-    seed: int = Field(default=0, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    stages: tuple[StageConfig, ...]  #: in order
+    variants: VariantConfig = VariantConfig()  #: how warped copies differ from their source
+    augment: AugmentConfig = AugmentConfig()  #: how every crop is varied
+    seed: int = Field(default=0, ge=0)  #: of every random number
+    device: Literal["auto", "cpu", "cuda"] = "auto"  #: the GPU where there is one, unless named
+    #: what convolutions and matrix products compute in (the weights are float32): ``auto`` takes bfloat16
+    #: where the processor is clearly faster at it
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    save_every: float = 60.0
-    log_every: int = 20
+    save_every: float = 60.0  #: seconds between checkpoints
+    log_every: int = 20  #: steps between rows of the log
+    #: steps between sample pictures, with the PSNR of ``validation``; each stage ends with one. 0: none.
     look_every: int = 500
-    tensorboard: bool = True
+    tensorboard: bool = True  #: write TensorBoard's events, too, if the package is installed
+    #: processes that draw examples ahead; None: on a CPU none, on a GPU up to four
     workers: int | None = Field(default=None, ge=0)
+    #: what the finished model was made for, by condition, where that is not measured: contrasts and voxel
+    #: sizes are taken from the training data
     domain: dict[str, DomainConfig] = {}
-    export: str | None = None
-    export_dtype: Literal["float32", "float16"] = "float16"
+    export: str | None = None  #: where the finished model goes
+    export_dtype: Literal["float32", "float16"] = "float16"  #: the stored type of its weights
 
     @property
     def description(self) -> ModelConfig:

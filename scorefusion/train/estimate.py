@@ -34,25 +34,15 @@ AGAIN = 3
 
 
 class Convolution(NamedTuple):
-    """A convolution as it ran, forward or backward.
+    """A convolution as it ran, forward or backward."""
 
-    Attributes:
-        input: shape.
-        weight: shape.
-        stride: along each axis.
-        padding: along each axis.
-        dtype: of input and weight.
-        bias: whether there is one.
-        wanted: for a backward one, whether the gradients of input, weight and bias were.
-    """
-
-    input: tuple[int, ...]
-    weight: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dtype: torch.dtype
-    bias: bool
-    wanted: tuple[bool, ...] = ()
+    input: tuple[int, ...]  #: shape
+    weight: tuple[int, ...]  #: shape
+    stride: tuple[int, ...]  #: along each axis
+    padding: tuple[int, ...]  #: along each axis
+    dtype: torch.dtype  #: of input and weight
+    bias: bool  #: whether there is one
+    wanted: tuple[bool, ...] = ()  #: for a backward one, whether the gradients of input, weight and bias were
 
     @property
     def output(self) -> tuple[int, ...]:
@@ -130,17 +120,11 @@ def now(device: torch.device) -> Moment:
 
 @dataclass(frozen=True)
 class Rate:
-    """What bare convolutions reach.
+    """What bare convolutions reach."""
 
-    Attributes:
-        flop: of all of them.
-        busy: seconds of a processor that they take, one after another; of a GPU, by the clock.
-        best: FLOP a second of the fastest one.
-    """
-
-    flop: int
-    busy: float
-    best: float
+    flop: int  #: of all of them
+    busy: float  #: seconds of a processor that they take, one after another; of a GPU, by the clock
+    best: float  #: FLOP a second of the fastest one
 
     @property
     def each_second(self) -> float:
@@ -175,34 +159,21 @@ APART = 2
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage takes.
+    """What a stage takes."""
 
-    Attributes:
-        stage: which.
-        parameters: that it trains.
-        flop: of a step of one process, forward and backward; convolutions and matrix products.
-        seconds: of a step, the median.
-        busy: seconds of a processor that a step takes; of a GPU, by the clock.
-        drawing: of these, what making the examples takes, where no other process does that.
-        first: seconds before the steps that a ``cached`` stage spends on what it keeps.
-        convolutions: the step's own, run bare; the median of several times.
-        shares: of what the same convolutions reach bare, a step's FLOP a second: those run bare just then and
-            the steps just before, in ascending order.
-        peak_bytes: the most that was resident (on a GPU: allocated), the whole program's.
-        examples: slices or boxes of a step, of all processes.
-    """
-
-    stage: StageConfig
-    parameters: int
-    flop: int
-    seconds: float
-    busy: float
-    drawing: float
-    first: float
-    convolutions: Rate
+    stage: StageConfig  #: which
+    parameters: int  #: that it trains
+    flop: int  #: of a step of one process, forward and backward; convolutions and matrix products
+    seconds: float  #: of a step, the median
+    busy: float  #: seconds of a processor that a step takes; of a GPU, by the clock
+    drawing: float  #: of these, what making the examples takes, where no other process does that
+    first: float  #: seconds before the steps that a ``cached`` stage spends on what it keeps
+    convolutions: Rate  #: the step's own, run bare; the median of several times
+    #: of what the same convolutions reach bare, a step's FLOP a second: those run bare just then and the
+    #: steps just before, in ascending order
     shares: tuple[float, ...]
-    peak_bytes: int
-    examples: int
+    peak_bytes: int  #: the most that was resident (on a GPU: allocated), the whole program's
+    examples: int  #: slices or boxes of a step, of all processes
 
     @property
     def hours(self) -> float:
@@ -227,29 +198,17 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes.
+    """What a run takes."""
 
-    Attributes:
-        stages: in order.
-        parameters: of the whole model.
-        device: where it was timed.
-        precision: of convolutions and matrix products.
-        threads: of a process.
-        processes: that share a step.
-        arrays: volumes and variants to be stored.
-        store_seconds: to make one of them.
-        store_bytes: of one of them.
-    """
-
-    stages: tuple[StageCost, ...]
-    parameters: int
-    device: str
-    precision: str
-    threads: int
-    processes: int
-    arrays: int
-    store_seconds: float
-    store_bytes: int
+    stages: tuple[StageCost, ...]  #: in order
+    parameters: int  #: of the whole model
+    device: str  #: where it was timed
+    precision: str  #: of convolutions and matrix products
+    threads: int  #: of a process
+    processes: int  #: that share a step
+    arrays: int  #: volumes and variants to be stored
+    store_seconds: float  #: to make one of them
+    store_bytes: int  #: of one of them
 
 
 def dry_run(

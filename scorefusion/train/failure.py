@@ -29,23 +29,14 @@ WEIGHTS = "weights."
 
 @dataclass(frozen=True)
 class Replay:
-    """What a step gives in float32 on the CPU.
+    """What a step gives in float32 on the CPU."""
 
-    Attributes:
-        loss: the stage's loss.
-        norm: of the gradients together.
-        batch: names of the batch's tensors that are not finite.
-        weights: names of the weights that are not.
-        layer: the first layer whose output is not finite, though its batch and weights are.
-        gradients: names of the weights whose gradients are not finite.
-    """
-
-    loss: float
-    norm: float
-    batch: tuple[str, ...]
-    weights: tuple[str, ...]
-    layer: str | None
-    gradients: tuple[str, ...]
+    loss: float  #: the stage's loss
+    norm: float  #: of the gradients together
+    batch: tuple[str, ...]  #: names of the batch's tensors that are not finite
+    weights: tuple[str, ...]  #: names of the weights that are not
+    layer: str | None  #: the first layer whose output is not finite, though its batch and weights are
+    gradients: tuple[str, ...]  #: names of the weights whose gradients are not finite
 
     @property
     def reason(self) -> str:

@@ -26,11 +26,7 @@ _NOT_A_PERSON = re.compile(r"(single|multi)coil.*|train.*|val.*|test.*|brain.*",
 
 
 def list_fastmri(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Listing:
-    """Brain volumes exported from fastMRI.
-
-    Raises:
-        BadInput: for a ``patients.csv`` that cannot be used.
-    """
+    """Brain volumes exported from fastMRI."""
     matches = [(path, match) for path in files if (match := _NAME.fullmatch(stem(path)))]
     table = root / TABLE
     people = dict(_rows(table)) if matches and table.is_file() else None

@@ -65,12 +65,7 @@ _RESERVED = ("subject", "group", "split")
 
 
 def list_table(table: Path, contrasts: Sequence[str]) -> Listing:
-    """The subjects of a table.
-
-    Raises:
-        BadInput: for a table that cannot be read, a person in two splits, an unknown split, or two columns of
-            one contrast.
-    """
+    """The subjects of a table."""
     rows = read_rows(table, ("subject",))
     columns = contrast_columns(table, rows, contrasts)
     volumes: list[Volume] = []

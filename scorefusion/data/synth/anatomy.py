@@ -43,17 +43,11 @@ SMALLEST, LARGEST = 1.5, 9.0
 
 @dataclass(frozen=True)
 class Grid:
-    """Where voxels lie.
+    """Where voxels lie."""
 
-    Attributes:
-        start: (z, y, x) of the first voxel's centre in mm.
-        spacing: voxel size in mm.
-        shape: voxels along (z, y, x).
-    """
-
-    start: tuple[float, float, float]
-    spacing: float
-    shape: tuple[int, int, int]
+    start: tuple[float, float, float]  #: (z, y, x) of the first voxel's centre in mm
+    spacing: float  #: voxel size in mm
+    shape: tuple[int, int, int]  #: voxels along (z, y, x)
 
     def axis(self, axis: int) -> np.ndarray:
         """Centres along an axis in mm from the first voxel's outer face, float64."""
@@ -79,15 +73,10 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """A random field of unit variance with a knot every ``knot`` mm, independent of the grid it is seen on.
+    """A random field of unit variance with a knot every ``knot`` mm, whatever the grid."""
 
-    Attributes:
-        coefficients: float32 ``[d, h, w]``.
-        knot: in mm.
-    """
-
-    coefficients: np.ndarray
-    knot: float
+    coefficients: np.ndarray  #: float32 ``[d, h, w]``
+    knot: float  #: in mm
 
     @classmethod
     def draw(cls, random: np.random.Generator, extent: Sequence[float] | np.ndarray, knot: float) -> Field:
@@ -121,30 +110,18 @@ def _basis(places: np.ndarray, knot: float, count: int, derived: bool) -> np.nda
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """A head on a grid.
+    """A head on a grid."""
 
-    Attributes:
-        grid: where its voxels lie.
-        fractions: for each of ``TISSUES`` the part of each voxel it fills, float32 ``[D, H, W]``; the rest is
-            air.
-        depth: mm below the surface of the brain, float32 ``[D, H, W]``, negative outside.
-        mixed: probability of white matter in the template, float32 ``[D, H, W]``.
-        least_jacobian: the smallest determinant of the deformation's derivative.
-    """
-
-    grid: Grid
+    grid: Grid  #: where its voxels lie
+    #: for each of ``TISSUES`` the part of each voxel it fills, float32 ``[D, H, W]``; the rest is air
     fractions: dict[str, np.ndarray]
-    depth: np.ndarray
-    mixed: np.ndarray
-    least_jacobian: float
+    depth: np.ndarray  #: mm below the surface of the brain, float32 ``[D, H, W]``, negative outside
+    mixed: np.ndarray  #: probability of white matter in the template, float32 ``[D, H, W]``
+    least_jacobian: float  #: the smallest determinant of the deformation's derivative
 
 
 def make_grid(maps: Maps, spacing: float) -> Grid:
-    """The box around the template's brain on a grid of its own voxel size.
-
-    Raises:
-        ScoreFusionError: for a voxel size that is out of range.
-    """
+    """The box around the template's brain on a grid of its own voxel size."""
     if not 0.4 <= spacing <= 8.0:
         raise ScoreFusionError(f"spacing must be between 0.4 and 8 mm, not {spacing:g}")
     within = np.argwhere(maps.brain > 0)

@@ -26,19 +26,12 @@ CONTRASTS = ("t1", "t2", "flair")
 
 @dataclass(frozen=True)
 class Settings:
-    """What all subjects of a set share.
+    """What all subjects of a set share."""
 
-    Attributes:
-        spacing: voxel size in mm.
-        lesions: whether the white matter has lesions.
-        snr: mean signal of the brain over the noise's standard deviation; 0 for no noise.
-        bias: standard deviation of the logarithm of the coil's shading.
-    """
-
-    spacing: float = 1.0
-    lesions: bool = False
-    snr: float = 40.0
-    bias: float = 0.1
+    spacing: float = 1.0  #: voxel size in mm
+    lesions: bool = False  #: whether the white matter has lesions
+    snr: float = 40.0  #: mean signal of the brain over the noise's standard deviation; 0 for no noise
+    bias: float = 0.1  #: standard deviation of the logarithm of the coil's shading
 
     def __post_init__(self) -> None:
         if self.snr < 0 or self.bias < 0:
@@ -47,17 +40,12 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class PhantomSubject:
-    """A synthetic subject.
+    """A synthetic subject."""
 
-    Attributes:
-        volumes: float32 ``[D, H, W]`` (z, y, x) in RAS+ order by contrast; the brightest is about 1000.
-        labels: uint8 ``[D, H, W]``, the tissue that fills most of each voxel, by ``LABELS``.
-        affine: float64 ``[4, 4]``, (x, y, z) index to mm.
-    """
-
+    #: float32 ``[D, H, W]`` (z, y, x) in RAS+ order by contrast; the brightest is about 1000
     volumes: dict[str, np.ndarray]
-    labels: np.ndarray
-    affine: np.ndarray
+    labels: np.ndarray  #: uint8 ``[D, H, W]``, the tissue that fills most of each voxel, by ``LABELS``
+    affine: np.ndarray  #: float64 ``[4, 4]``, (x, y, z) index to mm
 
 
 def make_subject(

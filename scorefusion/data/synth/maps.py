@@ -33,25 +33,15 @@ AIR = 0.3
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """A template head. Arrays are float32 ``[D, H, W]`` (z, y, x) in RAS+ order, all on one grid.
+    """A template head. Arrays are float32 ``[D, H, W]`` (z, y, x) in RAS+ order, all on one grid."""
 
-    Attributes:
-        gm: probability of grey matter, sharpened.
-        wm: probability of white matter, sharpened.
-        brain: signed distance to the surface of the brain in mm, positive inside.
-        skin: signed distance to the surface of the head in mm, positive inside.
-        tone: T1 intensity of the head, 0 (air) to 1 (white matter).
-        affine: float64 ``[4, 4]``, (x, y, z) index to mm; the axes must not be oblique.
-        digest: names the maps' content.
-    """
-
-    gm: np.ndarray
-    wm: np.ndarray
-    brain: np.ndarray
-    skin: np.ndarray
-    tone: np.ndarray
-    affine: np.ndarray
-    digest: str
+    gm: np.ndarray  #: probability of grey matter, sharpened
+    wm: np.ndarray  #: probability of white matter, sharpened
+    brain: np.ndarray  #: signed distance to the surface of the brain in mm, positive inside
+    skin: np.ndarray  #: signed distance to the surface of the head in mm, positive inside
+    tone: np.ndarray  #: T1 intensity of the head, 0 (air) to 1 (white matter)
+    affine: np.ndarray  #: float64 ``[4, 4]``, (x, y, z) index to mm; the axes must not be oblique
+    digest: str  #: names the maps' content
 
     @property
     def spacing(self) -> np.ndarray:

@@ -17,19 +17,12 @@ TOP = 1000.0
 
 @dataclass(frozen=True)
 class Tissue:
-    """Relaxation of a tissue at 3 T.
+    """Relaxation of a tissue at 3 T."""
 
-    Attributes:
-        t1: longitudinal relaxation time in ms.
-        t2: transverse relaxation time in ms.
-        pd: proton density, water 1.
-        spread: standard deviation between people of each of the three, relative.
-    """
-
-    t1: float
-    t2: float
-    pd: float
-    spread: float = 0.03
+    t1: float  #: longitudinal relaxation time in ms
+    t2: float  #: transverse relaxation time in ms
+    pd: float  #: proton density, water 1
+    spread: float = 0.03  #: standard deviation between people of each of the three, relative
 
 
 TISSUES = {
@@ -49,21 +42,13 @@ and marrow keep the part of theirs that fat suppression leaves."""
 
 @dataclass(frozen=True)
 class Sequence:
-    """A pulse sequence; times in ms.
+    """A pulse sequence; times in ms."""
 
-    Attributes:
-        kind: which signal equation.
-        tr: repetition time.
-        te: echo time.
-        ti: inversion time, of an inversion recovery.
-        flip: flip angle in degrees, of a spoiled gradient echo.
-    """
-
-    kind: Literal["spin-echo", "inversion-recovery", "gradient-echo"]
-    tr: float
-    te: float
-    ti: float = 0.0
-    flip: float = 90.0
+    kind: Literal["spin-echo", "inversion-recovery", "gradient-echo"]  #: which signal equation
+    tr: float  #: repetition time
+    te: float  #: echo time
+    ti: float = 0.0  #: inversion time, of an inversion recovery
+    flip: float = 90.0  #: flip angle in degrees, of a spoiled gradient echo
 
     def signal(self, t1: Values, t2: Values, pd: Values) -> Any:
         """Magnitude for relaxation times in ms and a proton density; any shapes that broadcast."""
@@ -85,11 +70,7 @@ SEQUENCES = {
 
 
 def sequences_named(names: tuple[str, ...]) -> dict[str, Sequence]:
-    """Look sequences up.
-
-    Raises:
-        ScoreFusionError: for an unknown name, a name given twice, or no name.
-    """
+    """Look sequences up."""
     for name in names:
         if name not in SEQUENCES:
             raise unknown_name("contrast", name, SEQUENCES)

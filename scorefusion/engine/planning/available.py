@@ -22,15 +22,10 @@ _NO_LIMIT = 2**60
 
 @dataclass(frozen=True, order=True)
 class Available:
-    """Memory that can still be taken.
+    """Memory that can still be taken."""
 
-    Attributes:
-        bytes: how much.
-        source: what limits it, in words.
-    """
-
-    bytes: int
-    source: str
+    bytes: int  #: how much
+    source: str  #: what limits it, in words
 
 
 def available_on(device: torch.device) -> Available | None:

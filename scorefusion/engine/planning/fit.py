@@ -28,23 +28,14 @@ TRIES = 6
 
 @dataclass(frozen=True)
 class Fit:
-    """A plan that fits, or the one that comes nearest.
+    """A plan that fits, or the one that comes nearest."""
 
-    Attributes:
-        plan: with a buffer ``maps`` for the 3D network's output where it runs on tiles.
-        tiling: of the 3D network, or None.
-        forecast: what the plan takes.
-        first: what the plan took as it was asked for.
-        changes: what was done to make it fit, in words.
-        advice: what else would have to change; empty if it fits.
-    """
-
-    plan: Plan
-    tiling: Tiling | None
-    forecast: Forecast
-    first: Forecast
-    changes: tuple[str, ...]
-    advice: tuple[str, ...]
+    plan: Plan  #: with a buffer ``maps`` for the 3D network's output where it runs on tiles
+    tiling: Tiling | None  #: of the 3D network, or None
+    forecast: Forecast  #: what the plan takes
+    first: Forecast  #: what the plan took as it was asked for
+    changes: tuple[str, ...]  #: what was done to make it fit, in words
+    advice: tuple[str, ...]  #: what else would have to change; empty if it fits
 
     @property
     def fits(self) -> bool:

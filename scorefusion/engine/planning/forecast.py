@@ -22,31 +22,18 @@ PROGRAM = 400_000_000
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one denoising step takes.
+    """What one denoising step takes."""
 
-    Attributes:
-        plan: what was forecast.
-        tiling: of the 3D network, or None where it sees the whole volume.
-        weights: bytes of the whole model's.
-        slabs: bytes that the 2D network takes for a slab, its output included, by plane.
-        volume: bytes that the 3D network takes, its output included; 0 where it does not run.
-        slice_flop: of the 2D networks, by plane, over all its branches and slices.
-        feature_flop: of the feature layers.
-        volume_flop: of the 3D network, what overlapping tiles repeat included.
-        device: "cpu" or "cuda".
-        packed: bytes of convolutions packed for this CPU, beside the weights; 0 where none are.
-    """
-
-    plan: Plan
-    tiling: Tiling | None
-    weights: int
-    slabs: dict[Plane, int]
-    volume: int
-    slice_flop: dict[Plane, int]
-    feature_flop: int
-    volume_flop: int
-    device: str
-    packed: int = 0
+    plan: Plan  #: what was forecast
+    tiling: Tiling | None  #: of the 3D network, or None where it sees the whole volume
+    weights: int  #: bytes of the whole model's
+    slabs: dict[Plane, int]  #: bytes that the 2D network takes for a slab, its output included, by plane
+    volume: int  #: bytes that the 3D network takes, its output included; 0 where it does not run
+    slice_flop: dict[Plane, int]  #: of the 2D networks, by plane, over all its branches and slices
+    feature_flop: int  #: of the feature layers
+    volume_flop: int  #: of the 3D network, what overlapping tiles repeat included
+    device: str  #: "cpu" or "cuda"
+    packed: int = 0  #: bytes of convolutions packed for this CPU, beside the weights; 0 where none are
 
     @property
     def program(self) -> int:

@@ -38,21 +38,13 @@ class Held:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a function takes.
+    """What a function takes."""
 
-    Attributes:
-        peak_bytes: the most that the tensors made inside hold at once, what it returns included.
-        flop: multiplications and additions of convolutions, matrix products, attention, feature layers.
-        operation: the one that reached the peak.
-        held: the tensors alive then, largest first.
-        result_bytes: what is still alive at the end.
-    """
-
-    peak_bytes: int
-    flop: int
-    operation: str
-    held: tuple[Held, ...]
-    result_bytes: int
+    peak_bytes: int  #: the most that the tensors made inside hold at once, what it returns included
+    flop: int  #: multiplications and additions of convolutions, matrix products, attention, feature layers
+    operation: str  #: the one that reached the peak
+    held: tuple[Held, ...]  #: the tensors alive then, largest first
+    result_bytes: int  #: what is still alive at the end
 
 
 def measure(function: Callable[[], Any]) -> Usage:

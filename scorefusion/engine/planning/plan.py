@@ -26,19 +26,13 @@ Size = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor that an engine allocates once.
+    """A tensor that an engine allocates once."""
 
-    Attributes:
-        name: under which the engine keeps it.
-        shape: as PyTorch orders it; slices and volumes of several channels are channels last in memory.
-        dtype: of its elements.
-        purpose: what it holds, in a few words.
-    """
-
-    name: str
+    name: str  #: under which the engine keeps it
+    #: as PyTorch orders it; slices and volumes of several channels are channels last in memory
     shape: tuple[int, ...]
-    dtype: torch.dtype
-    purpose: str
+    dtype: torch.dtype  #: of its elements
+    purpose: str  #: what it holds, in a few words
 
     @property
     def bytes(self) -> int:
@@ -48,31 +42,18 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything an engine decides before it allocates.
+    """Everything an engine decides before it allocates."""
 
-    Attributes:
-        config: the model's description.
-        size: (z, y, x) of the volume.
-        grid: the same, padded to ``config.multiple``: what the networks see.
-        batch: volumes at once.
-        strategy: how scores are fused.
-        cycle: branches that successive steps run, by number.
-        dtype: that the networks compute in.
-        accumulators: dtype of the feature layers' sums.
-        rows: slices that go at once, by plane.
-        buffers: all that is allocated.
-    """
-
-    config: ModelConfig
-    size: Size
-    grid: Size
-    batch: int
-    strategy: Strategy
-    cycle: tuple[Branches, ...]
-    dtype: torch.dtype
-    accumulators: torch.dtype
-    rows: dict[Plane, int]
-    buffers: tuple[Buffer, ...]
+    config: ModelConfig  #: the model's description
+    size: Size  #: (z, y, x) of the volume
+    grid: Size  #: the same, padded to ``config.multiple``: what the networks see
+    batch: int  #: volumes at once
+    strategy: Strategy  #: how scores are fused
+    cycle: tuple[Branches, ...]  #: branches that successive steps run, by number
+    dtype: torch.dtype  #: that the networks compute in
+    accumulators: torch.dtype  #: dtype of the feature layers' sums
+    rows: dict[Plane, int]  #: slices that go at once, by plane
+    buffers: tuple[Buffer, ...]  #: all that is allocated
 
     @property
     def bytes(self) -> int:

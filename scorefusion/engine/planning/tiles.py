@@ -26,17 +26,11 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a padded grid is cut.
+    """How a padded grid is cut."""
 
-    Attributes:
-        tile: voxels (z, y, x) that a tile answers for, multiples of the coarsest scale.
-        halo: voxels that it reads beyond them on each side.
-        exact: whether the result is the untiled network's; else tiles are blended over their overlaps.
-    """
-
-    tile: Size
-    halo: int
-    exact: bool
+    tile: Size  #: voxels (z, y, x) that a tile answers for, multiples of the coarsest scale
+    halo: int  #: voxels that it reads beyond them on each side
+    exact: bool  #: whether the result is the untiled network's; else tiles are blended over their overlaps
 
     def boxes(self, grid: Sequence[int]) -> Iterator[tuple[tuple[Range, Range], ...]]:
         """For each tile and each axis, what it answers for and what it reads."""

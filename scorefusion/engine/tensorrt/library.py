@@ -28,17 +28,11 @@ class Library(NamedTuple):
 
 
 class Target(Frozen):
-    """What an engine was built for.
+    """What an engine was built for."""
 
-    Attributes:
-        kind: ``ahead of time``, or ``gpu``: the one that was there.
-        capabilities: compute capabilities, such as 8.9.
-        gpu: the GPU's name, where the engine is for that alone.
-    """
-
-    kind: str
-    capabilities: tuple[str, ...]
-    gpu: str = ""
+    kind: str  #: ``ahead of time``, or ``gpu``: the one that was there
+    capabilities: tuple[str, ...]  #: compute capabilities, such as 8.9
+    gpu: str = ""  #: the GPU's name, where the engine is for that alone
 
     def __str__(self) -> str:
         listed = f"compute capability {', '.join(self.capabilities)}"

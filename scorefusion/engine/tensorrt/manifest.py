@@ -55,53 +55,31 @@ class Profile(Frozen):
 
 
 class NetworkEntry(Frozen):
-    """One network's engine.
+    """One network's engine."""
 
-    Attributes:
-        file: its name in the folder.
-        sha256: of the file.
-        weights: hash of the network's weights in the engine's precision; see :func:`weights_hash`.
-        structure: hash of what else the network is; see :func:`structure_hash`.
-        scales: of its feature outputs.
-        profile: the shapes it takes.
-        onnx_error: largest relative error of the ONNX file against PyTorch, or None where it was not checked.
-        onnx_check: how it was checked, or why it was not.
-        seconds: what exporting, checking and building took.
-    """
-
-    file: str
-    sha256: str
-    weights: str
-    structure: str
-    scales: tuple[int, ...]
-    profile: Profile
+    file: str  #: its name in the folder
+    sha256: str  #: of the file
+    weights: str  #: hash of the network's weights in the engine's precision; see :func:`weights_hash`
+    structure: str  #: hash of what else the network is; see :func:`structure_hash`
+    scales: tuple[int, ...]  #: of its feature outputs
+    profile: Profile  #: the shapes it takes
+    #: largest relative error of the ONNX file against PyTorch, or None where it was not checked
     onnx_error: float | None
-    onnx_check: str
-    seconds: dict[str, float]
+    onnx_check: str  #: how it was checked, or why it was not
+    seconds: dict[str, float]  #: what exporting, checking and building took
 
 
 class Manifest(Frozen):
-    """A folder of engines.
+    """A folder of engines."""
 
-    Attributes:
-        scorefusion: version that built it.
-        model: what the build was given: a bundled name or a folder.
-        precision: of weights, inputs and outputs.
-        library: ``tensorrt`` or ``tensorrt_rtx``.
-        version: the library's.
-        target: the GPUs it is for.
-        size: the largest volume (D, H, W) that was asked for, or None.
-        networks: the engines, by the name of the 2D network.
-    """
-
-    scorefusion: str
-    model: str
-    precision: str
-    library: str
-    version: str
-    target: Target
-    size: Shape | None
-    networks: dict[str, NetworkEntry]
+    scorefusion: str  #: version that built it
+    model: str  #: what the build was given: a bundled name or a folder
+    precision: str  #: of weights, inputs and outputs
+    library: str  #: ``tensorrt`` or ``tensorrt_rtx``
+    version: str  #: the library's
+    target: Target  #: the GPUs it is for
+    size: Shape | None  #: the largest volume (D, H, W) that was asked for, or None
+    networks: dict[str, NetworkEntry]  #: the engines, by the name of the 2D network
 
     def write(self, folder: Path) -> None:
         """Write it into a folder."""

@@ -61,11 +61,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def why_not_dicom(path: Path) -> str:
-    """Return why a path does not lead to a DICOM file, such as ``is empty (0 bytes)``; empty if it does.
-
-    Raises:
-        BadInput: if it cannot be read.
-    """
+    """Return why a path does not lead to a DICOM file, such as ``is empty (0 bytes)``; empty if it does."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):

@@ -122,10 +122,6 @@ def stack(name: str, frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], np.nda
 
     Returns:
         The ordered frames, and the affine, (column, row, slice) index to RAS+ millimetres.
-
-    Raises:
-        BadInput: naming the files, for images of several sizes, orientations or contrasts, for two at one
-            position, for missing slices, and for a stack that leans (gantry tilt).
     """
     if len(frames) < 2:
         fix = "Give the folder with all slices of the series."
