@@ -100,6 +100,43 @@ def test_an_operation_has_one_name_everywhere(op: str) -> None:
     assert not [name for name in [*needed, f"csrc/{op}.cpp"] if not (ROOT / name).is_file()]
 
 
+def test_documents_and_examples_import_packages() -> None:
+    """Not their files, but for two modules that are public themselves (docs/embed.md)."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.py")]
+    modules = {
+        module
+        for page in pages
+        for module in re.findall(r"^\s*(?:from|import) (scorefusion[.\w]*)", page.read_text("utf-8"), re.M)
+    }
+    files = {module for module in modules if not (ROOT / module.replace(".", "/") / "__init__.py").is_file()}
+    assert files == {"scorefusion.embed.monai", "scorefusion.embed.nipype"}
+
+
+def test_eight_modules_at_most_lie_at_the_top() -> None:
+    assert len(list((ROOT / "scorefusion").glob("*.py"))) <= 8
+
+
+def test_tests_lie_in_folders_as_the_packages() -> None:
+    packages = {path.name for path in (ROOT / "scorefusion").iterdir() if (path / "__init__.py").is_file()}
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert folders - {"support", "benchmarks"} <= packages and packages - {"kernels"} <= folders
+
+
+def test_contributing_names_folders_and_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    folders = re.findall(r"^    (\w+)/", text, re.M)
+    files = re.findall(r"`((?:ops|csrc|kernels|benchmarks|tests)/[\w/]+)(?:\.py|\.\*|/)?`", text)
+    assert {"csrc", "kernels", "scorefusion", "benchmarks", "tests"} <= set(folders) and len(files) >= 7
+    for name in [*folders, *files]:
+        places = [
+            ROOT / name,
+            ROOT / f"{name}.py",
+            ROOT / "scorefusion" / name,
+            ROOT / "scorefusion" / f"{name}.py",
+        ]
+        assert any(place.exists() for place in [*places, ROOT / f"{name}.cpp"]), name
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "NOTICE", "docs"])
 def test_links_lead_somewhere(name: str) -> None:
     place = ROOT / name
