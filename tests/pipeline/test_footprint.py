@@ -331,7 +331,7 @@ ERRORS = {
 STAGES = {
     "read": ("scorefusion.io.compressed.gzip.GzipFile.read", "reading it"),
     "prepare": ("scorefusion.data.preprocess.base_volume", "preparing it"),
-    "sample": ("scorefusion.engine.engine.gather_slices", "sampling"),
+    "sample": ("scorefusion.models.slabs.gather_slices", "sampling"),
     "finish": ("scorefusion.pipeline.translation._volume", "finishing it"),
     "write": ("nibabel.save", "writing it"),
 }
