@@ -101,9 +101,6 @@ def identify(item: Item, recipe: Mapping[str, Any], known: KnownHash | None = No
     """Hash the files of an item without a problem, and with them the recipe of its translation.
 
     ``known`` gives the hash of a file with this stamp, if it was hashed before.
-
-    Raises:
-        BadInput: for a file that does not exist or cannot be read.
     """
     start = time.perf_counter()
     stamps = tuple(input_stamp(file) for file in item.files)
@@ -114,11 +111,7 @@ def identify(item: Item, recipe: Mapping[str, Any], known: KnownHash | None = No
 
 
 def input_stamp(file: Path) -> Stamp:
-    """Return the stamp of an input file.
-
-    Raises:
-        BadInput: if it does not exist or cannot be read.
-    """
+    """Return the stamp of an input file."""
     check_fetched(file)
     try:
         return stamp_of(file)
@@ -132,9 +125,6 @@ def stamp_of(path: str | os.PathLike[str]) -> Stamp:
     """Return the stamp of a file with its companions, such as the .img of a .hdr, or of a folder's files.
 
     Of several files it is the bytes in all, the latest change, and the inode of the first or of the folder.
-
-    Raises:
-        OSError: if it does not exist.
     """
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
@@ -146,11 +136,7 @@ def stamp_of(path: str | os.PathLike[str]) -> Stamp:
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """Return the sha256 of a file's bytes; of a folder or a .hdr and its .img, over the hashes of all files.
-
-    Raises:
-        BadInput: if it cannot be read.
-    """
+    """Return the sha256 of a file; of a folder or a .hdr and its .img, over the hashes of all files."""
     if os.path.isdir(path):
         return _combine([[file.relative_to(path).as_posix(), hash_file(file)] for file in _files_in(path)])
     if further := companions(Path(path)):
@@ -159,12 +145,7 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 
 
 def model_hash(model: str | os.PathLike[str]) -> str:
-    """Return the sha256 over a model's configuration and weights.
-
-    Raises:
-        ScoreFusionError: for a name that is no model's.
-        BadInput: for a folder without its files.
-    """
+    """Return the sha256 over a model's configuration and weights."""
     folder = find_folder(model)
     config = json.dumps(json.loads(Path(folder / CONFIG).read_text(encoding="utf-8")), sort_keys=True)
     check_fetched(folder / WEIGHTS)
@@ -198,9 +179,6 @@ def store_image(image: Any, path: Path, level: int = 1) -> tuple[int, str]:
     """Write a nibabel image beside ``path`` and rename it; return the file's size in bytes and its sha256.
 
     The ending chooses the format, ``level`` from 0 to 9 the compression. No time and no name goes into it.
-
-    Raises:
-        BadInput: if it cannot be written, from the system's error.
     """
     with written_beside(path) as beside:
         if not path.name.lower().endswith(".nii.gz"):
@@ -234,9 +212,6 @@ def remove_leftovers(outputs: Iterable[Path]) -> None:
     """Remove the hidden files of a killed run that outputs, or volumes beside them, were written to.
 
     Only for outputs of the shard that is locked: other processes may be writing theirs.
-
-    Raises:
-        OSError: if a folder cannot be read, or a file not removed.
     """
     places: dict[Path, set[str]] = {}
     for output in outputs:

@@ -57,23 +57,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Item:
-    """A scan, or the conditions of one subject.
+    """A scan, or the conditions of one subject."""
 
-    Attributes:
-        name: unique in its batch; reports and events use it.
-        files: one for each condition of the model, in its order; then the mask, if there is one.
-        output: where the translation goes.
-        problem: why it cannot be translated, if that is known already.
-        series: the DICOM series that are the conditions; ``files`` are then all of theirs, and the mask.
-        masked: whether the last file is the mask of what is missing.
-    """
-
-    name: str
+    name: str  #: unique in its batch; reports and events use it
+    #: one for each condition of the model, in its order; then the mask, if there is one
     files: tuple[Path, ...]
-    output: Path
-    problem: Problem | None = None
+    output: Path  #: where the translation goes
+    problem: Problem | None = None  #: why it cannot be translated, if that is known already
+    #: the DICOM series that are the conditions; ``files`` are then all of theirs, and the mask
     series: tuple[SeriesDescription, ...] = ()
-    masked: bool = False
+    masked: bool = False  #: whether the last file is the mask of what is missing
 
     @property
     def inputs(self) -> list[str]:
@@ -85,33 +78,22 @@ class Item:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A translation that is on the disk, or the reason why there is none. Pickles.
+    """A translation that is on the disk, or the reason why there is none. Pickles."""
 
-    Attributes:
-        name: the item's.
-        work: hash of all that decides the outputs' bits; None if it is not known.
-        outputs: (bytes, sha256) of what was written: ``volume``, and those of :data:`.files.SIDES` beside it.
-        error: what went wrong, in one line.
-        fix: what to do about it.
-        seconds: by stage: hash, read, prepare, sample, finish, write.
-        residual: mean disagreement with the measurement, as a share of the input's data range.
-        warnings: one sentence each.
-        numbers: other figures by name.
-        before: small picture of the input.
-        after: small picture of the result.
-    """
-
-    name: str
-    work: str | None = None
+    name: str  #: the item's
+    work: str | None = None  #: hash of all that decides the outputs' bits; None if it is not known
+    #: (bytes, sha256) of what was written: ``volume``, and those of :data:`.files.SIDES` beside it
     outputs: dict[str, tuple[int, str]] = field(default_factory=dict)
-    error: str | None = None
-    fix: str | None = None
+    error: str | None = None  #: what went wrong, in one line
+    fix: str | None = None  #: what to do about it
+    #: by stage: hash, read, prepare, sample, finish, write
     seconds: dict[str, float] = field(default_factory=dict)
+    #: mean disagreement with the measurement, as a share of the input's data range
     residual: float | None = None
-    warnings: tuple[str, ...] = ()
-    numbers: dict[str, float] = field(default_factory=dict)
-    before: bytes | None = None
-    after: bytes | None = None
+    warnings: tuple[str, ...] = ()  #: one sentence each
+    numbers: dict[str, float] = field(default_factory=dict)  #: other figures by name
+    before: bytes | None = None  #: small picture of the input
+    after: bytes | None = None  #: small picture of the result
 
 
 @dataclass(frozen=True)

@@ -35,19 +35,12 @@ _JSON = ("outputs", "seconds", "warnings", "numbers", "inputs")
 
 @dataclass(frozen=True)
 class Entry(Outcome):
-    """An item as the queue has it: its outcome, which is empty while it waits, and its state.
+    """An item as the queue has it: its outcome, which is empty while it waits, and its state."""
 
-    Attributes:
-        state: waiting, running, done or failed.
-        inputs: the files, as text.
-        output: the file, relative to the folder of the outputs, as text.
-        changed: when, in seconds since 1970.
-    """
-
-    state: str = "waiting"
-    inputs: tuple[str, ...] = ()
-    output: str = ""
-    changed: float = 0.0
+    state: str = "waiting"  #: waiting, running, done or failed
+    inputs: tuple[str, ...] = ()  #: the files, as text
+    output: str = ""  #: the file, relative to the folder of the outputs, as text
+    changed: float = 0.0  #: when, in seconds since 1970
 
 
 class Queue:
@@ -99,11 +92,7 @@ class Queue:
         self._write(("UPDATE items SET listed = 0", [()]), (again, [()]), (listing, rows))
 
     def adopt(self, other: Path) -> None:
-        """Take over what another queue of the folder has done: a run in shards goes on where one did not.
-
-        Raises:
-            sqlite3.Error: if it cannot be read.
-        """
+        """Take over what another queue of the folder has done: a run in shards goes on where one did not."""
         columns = "state, work, outputs, seconds, residual, warnings, numbers, before, after, changed"
         with self._lock:
             self._db.execute("ATTACH ? AS other", (str(other),))
@@ -197,11 +186,7 @@ def known_facts(state: Path) -> dict[str, str]:
 
 
 def merged_entries(state: Path) -> tuple[list[Entry], dict[str, str]]:
-    """Return the latest entry on each item from all queues in a state folder, and the facts.
-
-    Raises:
-        BadInput: if there is no queue, or one cannot be read.
-    """
+    """Return the latest entry on each item from all queues in a state folder, and the facts."""
     latest: dict[str, Entry] = {}
     facts: dict[str, str] = {}
     paths = queue_files(state)
@@ -289,10 +274,6 @@ class FolderLock:
 
         Returns:
             A note about a run that ended without releasing it, or None.
-
-        Raises:
-            BadInput: if another process has it, naming that process.
-            OSError: if the file cannot be written.
         """
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -365,11 +346,7 @@ class FolderLock:
 
 
 def _flock(file: int, shared: bool) -> bool:
-    """Lock with the system's help; return False where it has none.
-
-    Raises:
-        BlockingIOError: if another process has it.
-    """
+    """Lock with the system's help; return False where it has none."""
     try:
         import fcntl
 

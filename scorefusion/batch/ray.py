@@ -57,11 +57,7 @@ class RayWorker:
         self._worker: Worker | None = None
 
     def ready(self) -> int:
-        """Load the model; return this process's id.
-
-        Raises:
-            ScoreFusionError: where this machine would write something else than the one that asks.
-        """
+        """Load the model; return this process's id."""
         here = socket.gethostname()
         if self.version != scorefusion.__version__:
             raise ScoreFusionError(f"{here} has scorefusion {scorefusion.__version__}, not {self.version}")
@@ -94,19 +90,12 @@ class RayWorker:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Ray, connected, and what each worker gets of it.
+    """Ray, connected, and what each worker gets of it."""
 
-    Attributes:
-        workers: at most this many.
-        cpus: cores of each.
-        gpus: GPUs of each: 0 or 1.
-        elsewhere: whether it may have other machines than this one.
-    """
-
-    workers: int
-    cpus: int
-    gpus: int
-    elsewhere: bool
+    workers: int  #: at most this many
+    cpus: int  #: cores of each
+    gpus: int  #: GPUs of each: 0 or 1
+    elsewhere: bool  #: whether it may have other machines than this one
 
     @property
     def device(self) -> str:
@@ -150,9 +139,6 @@ def connected(
             connection that this process has already is used and kept.
         device: ``cpu``, ``cuda`` or ``auto``: GPUs where there are any.
         workers: how many at most; None for one on each GPU, without GPUs one on each machine.
-
-    Raises:
-        ScoreFusionError: if Ray is not installed, the cluster does not answer, or lacks what is asked for.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ScoreFusionError(f"with Ray a device is auto, cpu or cuda; Ray chooses which; got '{device}'")

@@ -132,20 +132,13 @@ class Journal:
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be under way at once.
+    """What may be under way at once."""
 
-    Attributes:
-        prefetch: volumes read ahead, and volumes waiting to be written.
-        prefetch_bytes: the most that those read ahead may take together, as far as headers tell; one always
-            may.
-        readers: threads that read.
-        writers: threads that write.
-    """
-
-    prefetch: int = 2
+    prefetch: int = 2  #: volumes read ahead, and volumes waiting to be written
+    #: the most that those read ahead may take together, as far as headers tell; one always may
     prefetch_bytes: int | None = None
-    readers: int = 2
-    writers: int = 2
+    readers: int = 2  #: threads that read
+    writers: int = 2  #: threads that write
 
     def __post_init__(self) -> None:
         """Refuse what would stand still."""
@@ -182,11 +175,7 @@ class Run:
         return str(self.worker.pipeline.device)
 
     def go(self, items: Sequence[Item], before: Mapping[str, Entry]) -> None:
-        """Translate items, given the queue's entries by name; those that turn out to be done are kept.
-
-        Raises:
-            Stopped: if the run has to end; what was being written is then on the disk or gone.
-        """
+        """Translate items, given the queue's entries by name; those that turn out to be done are kept."""
         waiting, stop = deque(items), self.journal.stop
         ahead: dict[Future[Task | None], tuple[Item, int]] = {}
         with (

@@ -28,33 +28,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """What is translated, how, and where to.
+    """What is translated, how, and where to."""
 
-    Attributes:
-        inputs: a folder, a table, or NIfTI files.
-        out: the folder of the outputs; made if missing.
-        work: how each item is translated.
-        ending: of the outputs: ``.nii.gz`` or ``.nii``.
-        layout: of a folder; see :class:`.sources.Query`, as for the next two.
-        choose: parts of the path of the right file, where a subject has several.
-        series: the DICOM series to translate.
-        shard: only this part of the items.
-        limits: what may be under way at once.
-        verify: hash inputs and outputs again, whatever their times say.
-        keep_failed: do not try again what failed.
-    """
-
-    inputs: tuple[Path, ...]
-    out: Path
-    work: Work = field(default_factory=Work)
-    ending: str = ".nii.gz"
-    layout: str = "auto"
-    choose: tuple[str, ...] = ()
-    series: str | None = None
-    shard: Shard | None = None
-    limits: Limits = field(default_factory=Limits)
-    verify: bool = False
-    keep_failed: bool = False
+    inputs: tuple[Path, ...]  #: a folder, a table, or NIfTI files
+    out: Path  #: the folder of the outputs; made if missing
+    work: Work = field(default_factory=Work)  #: how each item is translated
+    ending: str = ".nii.gz"  #: of the outputs: ``.nii.gz`` or ``.nii``
+    layout: str = "auto"  #: of a folder; see :class:`.sources.Query`, as for the next two
+    choose: tuple[str, ...] = ()  #: parts of the path of the right file, where a subject has several
+    series: str | None = None  #: the DICOM series to translate
+    shard: Shard | None = None  #: only this part of the items
+    limits: Limits = field(default_factory=Limits)  #: what may be under way at once
+    verify: bool = False  #: hash inputs and outputs again, whatever their times say
+    keep_failed: bool = False  #: do not try again what failed
 
     @property
     def state(self) -> Path:
@@ -69,24 +55,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a batch, or a shard of it, stands at the end of a run.
+    """How a batch, or a shard of it, stands at the end of a run."""
 
-    Attributes:
-        done: translated by this run.
-        kept: there already.
-        failed: items that failed, now or, where those are kept, before.
-        left: items that were not reached.
-        seconds: that the run took.
-        stopped: why it ended early, if it did.
-        unreported: what could not be reported, events or the page, and why; one sentence each.
-    """
-
-    done: int
-    kept: int
-    failed: int
-    left: int
-    seconds: float
-    stopped: Stopped | None = None
+    done: int  #: translated by this run
+    kept: int  #: there already
+    failed: int  #: items that failed, now or, where those are kept, before
+    left: int  #: items that were not reached
+    seconds: float  #: that the run took
+    stopped: Stopped | None = None  #: why it ended early, if it did
+    #: what could not be reported, events or the page, and why; one sentence each
     unreported: tuple[str, ...] = ()
 
 

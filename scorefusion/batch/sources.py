@@ -30,44 +30,29 @@ _NOT_DICOM = (*WRITABLE, ".json", ".tsv", ".csv", ".bval", ".bvec")
 
 @dataclass(frozen=True)
 class Query:
-    """What a source is read for.
+    """What a source is read for."""
 
-    Attributes:
-        out: the folder of the outputs.
-        conditions: the model's, by their canonical names.
-        target: what the model makes, such as ``t1``.
-        ending: of the outputs: ``.nii.gz`` or ``.nii``.
-        layout: of a folder: ``auto``, ``files`` (each file is a scan), ``dicom``, or one of ``LAYOUTS``.
-        choose: where a subject has several files of a condition, parts of the right one's path.
-        series: of DICOM, only the series that this means to :func:`.dicom.find.matching`; None for all.
-        masks: whether a table's column ``mask`` says what is missing, for a model that fills in.
-    """
-
-    out: Path
-    conditions: tuple[str, ...]
-    target: str
-    ending: str = ".nii.gz"
+    out: Path  #: the folder of the outputs
+    conditions: tuple[str, ...]  #: the model's, by their canonical names
+    target: str  #: what the model makes, such as ``t1``
+    ending: str = ".nii.gz"  #: of the outputs: ``.nii.gz`` or ``.nii``
+    #: of a folder: ``auto``, ``files`` (each file is a scan), ``dicom``, or one of ``LAYOUTS``
     layout: str = "auto"
+    #: where a subject has several files of a condition, parts of the right one's path
     choose: tuple[str, ...] = ()
+    #: of DICOM, only the series that this means to :func:`.dicom.find.matching`; None for all
     series: str | None = None
-    masks: bool = False
+    masks: bool = False  #: whether a table's column ``mask`` says what is missing, for a model that fills in
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be translated.
+    """What is to be translated."""
 
-    Attributes:
-        kind: ``folder``, ``table``, ``bids``, ``dicom`` or ``files``.
-        items: sorted by name, each with its own name and output.
-        ignored: files that are none of the model's conditions.
-        notes: one sentence each: what was left out, and why.
-    """
-
-    kind: str
-    items: tuple[Item, ...]
-    ignored: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
+    kind: str  #: ``folder``, ``table``, ``bids``, ``dicom`` or ``files``
+    items: tuple[Item, ...]  #: sorted by name, each with its own name and output
+    ignored: tuple[Path, ...] = ()  #: files that are none of the model's conditions
+    notes: tuple[str, ...] = ()  #: one sentence each: what was left out, and why
 
 
 def is_batch(inputs: Sequence[Path], output: str) -> bool:
@@ -90,9 +75,6 @@ def find_items(inputs: Sequence[Path], query: Query, *, sides: Sequence[str] = (
         inputs: a folder, a CSV or TSV, or NIfTI files.
         query: what the source is read for.
         sides: of :data:`.files.SIDES`, those that will be written beside each translation.
-
-    Raises:
-        BadInput: for a source that does not exist, cannot be read, or holds no scan.
     """
     first = inputs[0]
     check_fetched(first)
@@ -166,12 +148,7 @@ def _checked(items: Iterable[Item], kinds: Sequence[str]) -> tuple[Item, ...]:
 
 
 def list_folder(root: Path, query: Query) -> Source:
-    """List a folder by names alone: what is wrong with a file shows when its turn comes.
-
-    Raises:
-        BadInput: if the folder itself cannot be read.
-        ScoreFusionError: for an unknown layout.
-    """
+    """List a folder by names alone: what is wrong with a file shows when its turn comes."""
     choices = ("auto", "files", "dicom", *data.LAYOUTS)
     if query.layout not in choices:
         raise unknown_name("layout", query.layout, choices)
@@ -224,11 +201,7 @@ def _list_files(files: Sequence[Path], query: Query) -> Source:
 
 
 def describe_bids(out: Path, model: str) -> None:
-    """Write what makes a folder a BIDS derivative.
-
-    Raises:
-        BadInput: if it cannot be written.
-    """
+    """Write what makes a folder a BIDS derivative."""
     generator = {"Name": "scorefusion", "Version": scorefusion.__version__, "Description": f"model {model}"}
     content = {
         "Name": f"Translations by scorefusion ({model})",
@@ -301,11 +274,7 @@ def _subjects(root: Path, files: Sequence[Path], query: Query, layout: str) -> S
 
 
 def _list_table(table: Path, query: Query) -> Source:
-    """List the lines of a CSV or TSV; one that cannot be used is an item that fails.
-
-    Raises:
-        BadInput: for a table that cannot be read, or that lacks a column.
-    """
+    """List the lines of a CSV or TSV; one that cannot be used is an item that fails."""
     rows = data.read_rows(table, ("subject",))
     columns = {
         contrast: name for name, contrast in data.contrast_columns(table, rows, query.conditions).items()
@@ -373,10 +342,6 @@ def _list_dicom(root: Path, query: Query, skip: Skip) -> Source:
     An output has the name of the folder of its series, where it is alone there, else its number and
     description in a folder of that name. Series that are no volumes (localizers, reports) are left out and
     named in the notes, as are files that are not DICOM; of a series' own folders, in its item's warnings.
-
-    Raises:
-        BadInput: if the wanted series does not exist.
-        ScoreFusionError: without pydicom, or for a model with several conditions.
     """
     if len(query.conditions) != 1:
         raise ScoreFusionError(

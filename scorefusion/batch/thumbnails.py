@@ -17,15 +17,10 @@ QUALITY = 50
 
 
 class View(NamedTuple):
-    """What two pictures share so that they can be compared.
+    """What two pictures share so that they can be compared."""
 
-    Attributes:
-        limits: what is black and what is white, in the volume's units.
-        where: (z, y, x) place of the planes, as a fraction of each axis.
-    """
-
-    limits: tuple[float, float]
-    where: tuple[float, float, float]
+    limits: tuple[float, float]  #: what is black and what is white, in the volume's units
+    where: tuple[float, float, float]  #: (z, y, x) place of the planes, as a fraction of each axis
 
 
 def view_of(volume: np.ndarray) -> View:

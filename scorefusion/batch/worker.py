@@ -38,36 +38,23 @@ from scorefusion.pipeline import Job, Pipeline, Progress, Settings, Translation
 
 @dataclass(frozen=True)
 class Work:
-    """A model, the choices of a call, where it runs, and what is written. Pickles.
+    """A model, the choices of a call, where it runs, and what is written. Pickles."""
 
-    Attributes:
-        model: a bundled model's name, or a model folder.
-        choices: of :meth:`scorefusion.Pipeline.settings`; the model's own are filled in.
-        device: see :class:`scorefusion.Pipeline`, as all up to ``max_memory``.
-        dtype: what the networks compute in.
-        runner: how the 2D networks run.
-        engines: folder of TensorRT engines.
-        max_memory: the most that may be resident.
-        level: of gzip, 1 to 9; 0 stores.
-        spread: also write the standard deviation over the samples; the planes' disagreement is written
-            where ``choices`` ask for it.
-        pictures: make small pictures for the report.
-        dicom: also write each translation of a DICOM series as a derived series.
-        deidentify: leave the patient out of it.
-    """
-
-    model: str = "t1-sr4"
+    model: str = "t1-sr4"  #: a bundled model's name, or a model folder
+    #: of :meth:`scorefusion.Pipeline.settings`; the model's own are filled in
     choices: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "auto"
-    dtype: str = "auto"
-    runner: str = "auto"
-    engines: str | None = None
-    max_memory: str | int | None = None
-    level: int = 1
+    device: str = "auto"  #: see :class:`scorefusion.Pipeline`, as all up to ``max_memory``
+    dtype: str = "auto"  #: what the networks compute in
+    runner: str = "auto"  #: how the 2D networks run
+    engines: str | None = None  #: folder of TensorRT engines
+    max_memory: str | int | None = None  #: the most that may be resident
+    level: int = 1  #: of gzip, 1 to 9; 0 stores
+    #: also write the standard deviation over the samples; the planes' disagreement is written where
+    #: ``choices`` ask for it
     spread: bool = False
-    pictures: bool = True
-    dicom: bool = False
-    deidentify: bool = False
+    pictures: bool = True  #: make small pictures for the report
+    dicom: bool = False  #: also write each translation of a DICOM series as a derived series
+    deidentify: bool = False  #: leave the patient out of it
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written."""
@@ -175,11 +162,7 @@ class Worker:
         return Task(item, identity, job)
 
     def draw(self, task: Task, callback: Progress | None = None) -> None:
-        """Sample. One thread at a time.
-
-        Raises:
-            ScoreFusionError: if the networks' output is not finite.
-        """
+        """Sample. One thread at a time."""
         task.job.settings = self.settings
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -47,33 +47,35 @@ _MARK = "phantom.json"
 class Where:
     """Which part of each volume is evaluated."""
 
-    # of the box (z, y, x) in voxels; None for as much as there is
+    #: of the box (z, y, x) in voxels; None for as much as there is
     size: tuple[int, int, int] | None = (64, 80, 80)
-    # (first, last + 1) slice along z that the box must lie in; None for all
+    #: (first, last + 1) slice along z that the box must lie in; None for all
     slab: tuple[int, int] | None = None
-    coarsen: int = 1  # blocks of this edge are averaged first
+    coarsen: int = 1  #: blocks of this edge are averaged first
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
     """What a model is given, and what it should make of it, inside a box."""
 
-    file: str  # name of the target's file, and how it was coarsened
-    config: ModelConfig  # the model's
-    prepared: Prepared  # what sampling needs, on the whole grid
-    box: Box  # where to sample
-    truth: np.ndarray  # float32 ``[d, h, w]`` of the box, normalised
-    black: float  # least value of the whole true volume, normalised
-    data_range: float  # its greatest less its least value, normalised: what PSNR and SSIM are relative to
-    intensity: Intensity  # how ``truth`` was normalised
-    # contrast to ``[1, 1, ...]``, the conditions as the model is given them, image units: for a degradation,
-    # the first is what was measured
+    file: str  #: name of the target's file, and how it was coarsened
+    config: ModelConfig  #: the model's
+    prepared: Prepared  #: what sampling needs, on the whole grid
+    box: Box  #: where to sample
+    truth: np.ndarray  #: float32 ``[d, h, w]`` of the box, normalised
+    black: float  #: least value of the whole true volume, normalised
+    data_range: float  #: its greatest less its least value, normalised: what PSNR and SSIM are relative to
+    intensity: Intensity  #: how ``truth`` was normalised
+    #: contrast to ``[1, 1, ...]``, the conditions as the model is given them, image units: for a degradation,
+    #: the first is what was measured
     given: Mapping[str, Tensor]
-    target: Tensor  # ``[1, 1, D, H, W]``, the whole true volume, image units
-    affine: np.ndarray  # float64 ``[4, 4]``, (x, y, z) index of the whole target in RAS order to millimetres
-    subject: Subject | None = None  # of a dataset, its name, person and files
-    labels: np.ndarray | None = None  # int64 ``[d, h, w]`` of the box, or None
-    digest: str = ""  # of the subject's files and where they are evaluated: what a stored result is valid for
+    target: Tensor  #: ``[1, 1, D, H, W]``, the whole true volume, image units
+    affine: np.ndarray  #: float64 ``[4, 4]``, (x, y, z) index of the whole target in RAS order to millimetres
+    subject: Subject | None = None  #: of a dataset, its name, person and files
+    labels: np.ndarray | None = None  #: int64 ``[d, h, w]`` of the box, or None
+    digest: str = (
+        ""  #: of the subject's files and where they are evaluated: what a stored result is valid for
+    )
 
     @property
     def name(self) -> str:

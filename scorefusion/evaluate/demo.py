@@ -43,12 +43,12 @@ Rows = dict[str, dict[str, float]]
 class Result:
     """What the demonstration found."""
 
-    rows: Rows  # method to metric to value in the box, in the image's units, in the order they are printed
-    # name to float32 ``[D, H, W]`` of the box, RAS order, the image's units; ``truth`` is one
+    rows: Rows  #: method to metric to value in the box, in the image's units, in the order they are printed
+    #: name to float32 ``[D, H, W]`` of the box, RAS order, the image's units; ``truth`` is one
     volumes: dict[str, np.ndarray]
-    data_range: float  # greatest less least value of the whole true volume, for PSNR and SSIM
-    steps: int  # network evaluations of a sample
-    solver: str  # its name
+    data_range: float  #: greatest less least value of the whole true volume, for PSNR and SSIM
+    steps: int  #: network evaluations of a sample
+    solver: str  #: its name
 
 
 def pooled_case(

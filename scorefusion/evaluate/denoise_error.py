@@ -28,8 +28,8 @@ SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 class DenoisingErrors:
     """Mean squared errors of the denoised residual."""
 
-    sigmas: tuple[float, ...]  # noise levels, sqrt((1 - abar) / abar), with the residual's unit the model's
-    # for each strategy one number per level; ``single`` is the mean over the planes
+    sigmas: tuple[float, ...]  #: noise levels, sqrt((1 - abar) / abar), with the residual's unit the model's
+    #: for each strategy one number per level; ``single`` is the mean over the planes
     errors: dict[str, tuple[float, ...]]
 
     def ratio(self, strategy: str, other: str) -> float:

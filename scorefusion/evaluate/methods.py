@@ -33,10 +33,10 @@ DEGREE = 3
 class Contender:
     """A model that takes part."""
 
-    name: str  # empty for the model that is evaluated; else what its rows are called
-    model: ScoreFusion  # in evaluation mode, on its device
-    strategies: tuple[str, ...]  # which of its strategies make rows
-    sampling: SamplingConfig  # solver and noise levels
+    name: str  #: empty for the model that is evaluated; else what its rows are called
+    model: ScoreFusion  #: in evaluation mode, on its device
+    strategies: tuple[str, ...]  #: which of its strategies make rows
+    sampling: SamplingConfig  #: solver and noise levels
 
     @cached_property
     def engines(self) -> EnginePool:
@@ -66,11 +66,11 @@ class Contender:
 class Method:
     """A row."""
 
-    name: str  # unique
-    kind: Kind  # ``baseline``, ``sample``, or ``one-step``: one evaluation from pure noise
-    contender: Contender | None = None  # whose model; None for a baseline
-    run: StrategyRun | None = None  # how it is sampled; None for a baseline
-    sampled: str | None = None  # for ``one-step``, the name of the row that is sampled the same way in full
+    name: str  #: unique
+    kind: Kind  #: ``baseline``, ``sample``, or ``one-step``: one evaluation from pure noise
+    contender: Contender | None = None  #: whose model; None for a baseline
+    run: StrategyRun | None = None  #: how it is sampled; None for a baseline
+    sampled: str | None = None  #: for ``one-step``, the name of the row that is sampled the same way in full
 
     @cached_property
     def table(self) -> Table:
@@ -310,7 +310,7 @@ def baseline_volume(name: str, case: Case, regression: Regression | None = None)
 class Regression:
     """The target's intensity as a polynomial of the conditions', the same everywhere."""
 
-    # float64 ``[1 + DEGREE · C]``: a constant, then for each condition its powers 1, 2, 3
+    #: float64 ``[1 + DEGREE · C]``: a constant, then for each condition its powers 1, 2, 3
     weights: np.ndarray
 
     @classmethod

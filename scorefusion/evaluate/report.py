@@ -38,14 +38,14 @@ NEEDED = ("matplotlib", "scipy.stats", "skimage.metrics")
 class About:
     """What was evaluated, and how."""
 
-    main: Contender  # the model that was evaluated
-    others: Sequence[Contender]  # those beside it
-    networks: Sequence[FeatureNetwork]  # of FID and MMD
-    data: Path  # where the subjects are
-    synthetic: bool  # whether they are made up
-    count: int  # of subjects
-    settings: Settings  # how everything was sampled
-    where: Where  # which part of each volume
+    main: Contender  #: the model that was evaluated
+    others: Sequence[Contender]  #: those beside it
+    networks: Sequence[FeatureNetwork]  #: of FID and MMD
+    data: Path  #: where the subjects are
+    synthetic: bool  #: whether they are made up
+    count: int  #: of subjects
+    settings: Settings  #: how everything was sampled
+    where: Where  #: which part of each volume
 
     @property
     def head(self) -> str:

@@ -44,24 +44,24 @@ _MEASUREMENT: dict[str, Any] = {
 class Settings:
     """How everything is sampled."""
 
-    seed: int = 0  # of the noise, the same for every row and subject
-    samples: int = 1  # drawn and averaged
-    denoise: bool = True  # whether to measure denoising errors too
+    seed: int = 0  #: of the noise, the same for every row and subject
+    samples: int = 1  #: drawn and averaged
+    denoise: bool = True  #: whether to measure denoising errors too
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
     """What was found."""
 
-    subjects: tuple[Subject, ...]  # in order
-    # name and person of each, its box and spacing; see :func:`describe_case`
+    subjects: tuple[Subject, ...]  #: in order
+    #: name and person of each, its box and spacing; see :func:`describe_case`
     cases: tuple[dict[str, Any], ...]
-    records: tuple[dict[str, dict[str, Any]], ...]  # for each subject, row name to its figures
-    # for each subject, row name (and ``truth``, ``labels``) to the stored volume
+    records: tuple[dict[str, dict[str, Any]], ...]  #: for each subject, row name to its figures
+    #: for each subject, row name (and ``truth``, ``labels``) to the stored volume
     keys: tuple[dict[str, str], ...]
-    # for each subject, contender name to strategy to errors by noise level
+    #: for each subject, contender name to strategy to errors by noise level
     denoising: tuple[dict[str, dict[str, list[float]]], ...]
-    flop: Mapping[str, float]  # row name to floating-point operations per volume, in the mean over subjects
+    flop: Mapping[str, float]  #: row name to floating-point operations per volume, in the mean over subjects
 
     @property
     def persons(self) -> list[str]:

@@ -33,21 +33,21 @@ VERSION = 2
 class SegmenterSettings:
     """The network and its training."""
 
-    steps: int = 300  # of Adam, with a cosine decay of the learning rate to 0
-    batch: int = 2  # crops a step
-    crop: int = 48  # their edge in voxels, a multiple of 4
-    channels: tuple[int, int, int] = (16, 32, 64)  # of the U-Net's three levels
-    learning_rate: float = 3e-3  # at the start
-    seed: int = 0  # of the weights and crops
+    steps: int = 300  #: of Adam, with a cosine decay of the learning rate to 0
+    batch: int = 2  #: crops a step
+    crop: int = 48  #: their edge in voxels, a multiple of 4
+    channels: tuple[int, int, int] = (16, 32, 64)  #: of the U-Net's three levels
+    learning_rate: float = 3e-3  #: at the start
+    seed: int = 0  #: of the weights and crops
 
 
 @dataclass(frozen=True, eq=False)
 class DiceRow:
     """Dice scores of one segmenter on one kind of volume."""
 
-    trained: str  # ``truth``, or the row whose translations it was trained on
-    scored: str  # the same of the volumes it was given
-    # label to its mean over persons; persons without the label do not count
+    trained: str  #: ``truth``, or the row whose translations it was trained on
+    scored: str  #: the same of the volumes it was given
+    #: label to its mean over persons; persons without the label do not count
     scores: dict[int, Estimate] = field(default_factory=dict)
 
 

@@ -168,9 +168,9 @@ def _median(apart: np.ndarray) -> float:
 class FeatureNetwork:
     """A network that turns a volume into feature maps."""
 
-    name: str  # ``random``, ``deepbet``, or the file's stem
-    description: str  # one sentence for tables and documents
-    maps: Maps  # ``[1, 1, D, H, W]`` normalised to feature maps ``[1, C, d, h, w]``, or vectors ``[1, C]``
+    name: str  #: ``random``, ``deepbet``, or the file's stem
+    description: str  #: one sentence for tables and documents
+    maps: Maps  #: ``[1, 1, D, H, W]`` normalised to feature maps ``[1, C, d, h, w]``, or vectors ``[1, C]``
 
     @torch.no_grad()
     def vectors(self, volume: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -20,21 +20,21 @@ RESAMPLES = 9999
 class Estimate:
     """A mean with its interval."""
 
-    mean: float  # over the subjects
-    low: float  # end of the interval of :data:`CONFIDENCE`; NaN where there are too few subjects
-    high: float  # the other end
-    count: int  # of subjects
+    mean: float  #: over the subjects
+    low: float  #: end of the interval of :data:`CONFIDENCE`; NaN where there are too few subjects
+    high: float  #: the other end
+    count: int  #: of subjects
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One method less another, subject by subject."""
 
-    name: str  # of the one
-    other: str  # of the other
-    difference: Estimate  # the mean, with a bootstrap interval over subjects
-    p: float  # of Wilcoxon's two-sided signed-rank test; NaN for fewer than 2 subjects
-    adjusted: float  # p after Holm's correction for the comparisons made together
+    name: str  #: of the one
+    other: str  #: of the other
+    difference: Estimate  #: the mean, with a bootstrap interval over subjects
+    p: float  #: of Wilcoxon's two-sided signed-rank test; NaN for fewer than 2 subjects
+    adjusted: float  #: p after Holm's correction for the comparisons made together
 
 
 def interval(values: Sequence[float], *, seed: int = 0) -> Estimate:

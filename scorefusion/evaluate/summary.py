@@ -23,27 +23,27 @@ Values = dict[str, dict[str, list[float]]]
 class Line:
     """A row of the table."""
 
-    name: str  # the method's
-    kind: str  # ``baseline``, ``sample`` or ``one-step``
-    figures: dict[str, Estimate]  # by name, metrics and ``seconds`` where they were measured
-    # distances of the set of results from the set of truths: ``fid NETWORK``, ``mmd NETWORK``, ``mmd voxels``
+    name: str  #: the method's
+    kind: str  #: ``baseline``, ``sample`` or ``one-step``
+    figures: dict[str, Estimate]  #: by name, metrics and ``seconds`` where they were measured
+    #: distances of the results as a set from the truths: ``fid NETWORK``, ``mmd NETWORK``, ``mmd voxels``
     sets: dict[str, Estimate]
-    flop: float | None  # per volume; None for a baseline
+    flop: float | None  #: per volume; None for a baseline
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
     """Everything that tables and pictures show."""
 
-    lines: tuple[Line, ...]  # the rows, in order
-    values: Values  # row to figure to one number per person
-    # by figure, each strategy of :data:`.strategies.PAPER_ORDER` against the one before
+    lines: tuple[Line, ...]  #: the rows, in order
+    values: Values  #: row to figure to one number per person
+    #: by figure, each strategy of :data:`.strategies.PAPER_ORDER` against the one before
     order: dict[str, tuple[Comparison, ...]]
-    against: dict[str, tuple[Comparison, ...]]  # every other row against the main one, by figure
-    main: str  # the row that others are compared with
-    people: int  # how many persons
-    denoising: dict[str, list[float]]  # ``contender strategy`` to mean squared errors by noise level
-    # row to (frequency, log10 power ratio, shell correlation), in the mean over subjects
+    against: dict[str, tuple[Comparison, ...]]  #: every other row against the main one, by figure
+    main: str  #: the row that others are compared with
+    people: int  #: how many persons
+    denoising: dict[str, list[float]]  #: ``contender strategy`` to mean squared errors by noise level
+    #: row to (frequency, log10 power ratio, shell correlation), in the mean over subjects
     bands: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 

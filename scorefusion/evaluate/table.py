@@ -20,9 +20,9 @@ SECONDS = Metric(
 class Table(NamedTuple):
     """A table under its heading."""
 
-    heading: str  # above it
-    titles: list[str]  # of the columns; what is evaluated stands in the corner
-    rows: list[list[str]]  # of cells
+    heading: str  #: above it
+    titles: list[str]  #: of the columns; what is evaluated stands in the corner
+    rows: list[list[str]]  #: of cells
 
 
 def tables(summary: Summary, head: str, segmentation: Table | None = None) -> list[Table]:

@@ -52,13 +52,13 @@ _CHOSEN = "crimson"
 class Point:
     """What one way of sampling gave, in the mean over subjects and seeds."""
 
-    sampling: SamplingConfig  # solver, steps and noise levels
-    evaluations: int  # of the network, for one sample
-    seconds: float  # evaluations times the median time of one, averaged over the subjects
-    figures: Mapping[str, float]  # metric to value
-    frequency: np.ndarray  # ``[bands]``, cycles per voxel
-    log_ratio: np.ndarray  # ``[bands]``, log10 power ratio
-    shells: np.ndarray  # ``[bands]``, Fourier shell correlation
+    sampling: SamplingConfig  #: solver, steps and noise levels
+    evaluations: int  #: of the network, for one sample
+    seconds: float  #: evaluations times the median time of one, averaged over the subjects
+    figures: Mapping[str, float]  #: metric to value
+    frequency: np.ndarray  #: ``[bands]``, cycles per voxel
+    log_ratio: np.ndarray  #: ``[bands]``, log10 power ratio
+    shells: np.ndarray  #: ``[bands]``, Fourier shell correlation
 
     def no_worse(self, other: Point, slack: Mapping[str, float] | None = None) -> bool:
         """Whether all metrics that have a slack, or the given ones, are no worse than another point's."""
@@ -73,10 +73,10 @@ class Point:
 class Curve:
     """Every setting tried, and the reference."""
 
-    points: tuple[Point, ...]  # in the order of the candidates
-    reference: Point  # many ancestral steps
-    own: Point  # the model's default as it was
-    chosen: Point | None  # the cheapest point that is no worse than the reference; None if there is none
+    points: tuple[Point, ...]  #: in the order of the candidates
+    reference: Point  #: many ancestral steps
+    own: Point  #: the model's default as it was
+    chosen: Point | None  #: the cheapest point that is no worse than the reference; None if there is none
 
 
 def solver_name(sampling: SamplingConfig) -> str:

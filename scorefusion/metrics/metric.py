@@ -30,13 +30,13 @@ tables of ``tests`` show; ``demo``; ``tune``. Only on request: ``look``, in trai
 class Pair:
     """A volume and its truth, with what metrics need to compare them."""
 
-    volume: np.ndarray  # float ``[d, h, w]``
-    truth: np.ndarray  # the same shape and units
-    data_range: float  # greatest less least intensity of the whole image that ``truth`` is a part of
-    # bool ``[d, h, w]``, the foreground; None where no metric should distinguish it
+    volume: np.ndarray  #: float ``[d, h, w]``
+    truth: np.ndarray  #: the same shape and units
+    data_range: float  #: greatest less least intensity of the whole image that ``truth`` is a part of
+    #: bool ``[d, h, w]``, the foreground; None where no metric should distinguish it
     inside: np.ndarray | None = None
-    translated: bool = False  # whether brightness and contrast of the volume are not determined by its input
-    # greatest difference from the measurement over the data range; None without one
+    translated: bool = False  #: whether brightness and contrast of the volume are not determined by its input
+    #: greatest difference from the measurement over the data range; None without one
     consistency: float | None = None
 
     @cached_property
@@ -57,18 +57,18 @@ class Pair:
 class Metric:
     """A figure of one volume against its truth."""
 
-    name: str  # key in records, CSV and JSON
-    title: str  # head of its column, without the unit
-    compute: Callable[[Pair], float | None]  # from a :class:`Pair`; None where there is nothing to measure
-    short: str = ""  # head of a narrow column, without the unit; the title by default
-    unit: str = ""  # such as ``dB``
-    better: Literal["higher", "lower", ""] = ""  # ``higher`` or ``lower``; empty where neither end is
-    digits: int | None = 3  # after the decimal point; None for three significant ones
-    narrow: int | None = None  # digits after the point in narrow tables; ``digits``, or 5, by default
-    # which of evaluate's tables it belongs to: ``closeness``, ``realism`` or ``cost``
+    name: str  #: key in records, CSV and JSON
+    title: str  #: head of its column, without the unit
+    compute: Callable[[Pair], float | None]  #: from a :class:`Pair`; None where there is nothing to measure
+    short: str = ""  #: head of a narrow column, without the unit; the title by default
+    unit: str = ""  #: such as ``dB``
+    better: Literal["higher", "lower", ""] = ""  #: ``higher`` or ``lower``; empty where neither end is
+    digits: int | None = 3  #: after the decimal point; None for three significant ones
+    narrow: int | None = None  #: digits after the point in narrow tables; ``digits``, or 5, by default
+    #: which of evaluate's tables it belongs to: ``closeness``, ``realism`` or ``cost``
     table: Literal["closeness", "realism", "cost"] = "closeness"
-    places: frozenset[str] = PLACES  # where else it is shown, of :data:`PLACES`
-    # by how much tune's choice may be worse than the reference; None if it does not decide
+    places: frozenset[str] = PLACES  #: where else it is shown, of :data:`PLACES`
+    #: by how much tune's choice may be worse than the reference; None if it does not decide
     slack: float | None = None
 
     @property

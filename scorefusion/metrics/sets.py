@@ -13,9 +13,9 @@ from scorefusion.errors import ScoreFusionError
 class Moments:
     """Sums over a set of vectors, from which mean and covariance of any union of sets follow."""
 
-    count: int  # of vectors
-    total: np.ndarray  # float64 ``[F]``, their sum
-    squares: np.ndarray  # float64 ``[F, F]``, the sum of their outer products
+    count: int  #: of vectors
+    total: np.ndarray  #: float64 ``[F]``, their sum
+    squares: np.ndarray  #: float64 ``[F, F]``, the sum of their outer products
 
     @classmethod
     def of(cls, vectors: np.ndarray) -> Moments:

@@ -27,10 +27,10 @@ class Spectra:
     There are half as many bands as the shortest axis has voxels.
     """
 
-    frequency: np.ndarray  # float64 ``[bands]``, the middle of each band, cycles per voxel
-    power: np.ndarray  # float64 ``[bands]``, mean of |DFT|² of the volume over the band
-    true_power: np.ndarray  # the same of the truth
-    # float64 ``[bands]``, Fourier shell correlation, -1..1; 0 where either has no power
+    frequency: np.ndarray  #: float64 ``[bands]``, the middle of each band, cycles per voxel
+    power: np.ndarray  #: float64 ``[bands]``, mean of |DFT|² of the volume over the band
+    true_power: np.ndarray  #: the same of the truth
+    #: float64 ``[bands]``, Fourier shell correlation, -1..1; 0 where either has no power
     correlation: np.ndarray
 
     @property
