@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from scorefusion.data.domain import *
     from scorefusion.data.intensity import *
     from scorefusion.data.layouts import *
-    from scorefusion.data.layouts.table import *
     from scorefusion.data.listing import *
     from scorefusion.data.preprocess import *
     from scorefusion.data.store import *
@@ -27,8 +26,7 @@ __all__, __getattr__ = lazily(
         "read_subject",
         "domain": "check_domain contrast_in warnings_of",
         "intensity": "Intensity Outliers",
-        "layouts": "LAYOUTS detect",
-        "layouts.table": "TABLES contrast_columns read_rows write_table",
+        "layouts": "LAYOUTS TABLES contrast_columns detect read_rows write_table",
         "listing": "Listing Subject Volume is_volume stem volume_files",
         "preprocess": "BASELINES Box Prepared foreground_box interpolate least_box on_output_grid "
         "prepare_conditions sampling_box",

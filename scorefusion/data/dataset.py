@@ -14,8 +14,7 @@ import nibabel as nib
 import numpy as np
 from pydantic import field_validator, model_validator
 
-from scorefusion.data.layouts import LAYOUTS, detect
-from scorefusion.data.layouts.table import TABLES, list_table
+from scorefusion.data.layouts import LAYOUTS, TABLES, detect, list_table
 from scorefusion.data.listing import SPLITS, Listing, Subject, Volume, is_volume, stem, volume_files
 from scorefusion.errors import BadInput
 from scorefusion.io.grid import Grid, corner_distance, ras_grid, read_grid

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,16 +51,6 @@ class Listing:
 
 
 Layout = Callable[[Path, Sequence[Path], Sequence[str]], Listing]
-
-
-def layout(volumes: Callable[[Path, Sequence[Path], Sequence[str]], Iterable[Volume]]) -> Layout:
-    """Turn a generator of the volumes among ``files`` below ``root`` into a layout."""
-
-    @functools.wraps(volumes)
-    def listed(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Listing:
-        return Listing(tuple(volumes(root, files, contrasts)))
-
-    return listed
 
 
 def volume_files(
