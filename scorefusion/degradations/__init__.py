@@ -1,12 +1,6 @@
 """Linear measurements of a target: their kinds, operators, pseudo-inverses and projections."""
 
-from scorefusion.degradations.blocks import (
-    Factor,
-    Pooling,
-    block_edges,
-    block_mean,
-    upsample_blocks,
-)
+from scorefusion.degradations.blocks import Factor, Pooling, block_edges, block_mean, upsample_blocks
 from scorefusion.degradations.inpainting import Inpaint, Inpainting
 from scorefusion.degradations.kspace import CompressedSensing, KSpace, LowFrequencies
 from scorefusion.degradations.measurement import (
@@ -24,31 +18,8 @@ from scorefusion.degradations.sparse_view import FewViews, SparseView
 from scorefusion.degradations.thick_slices import SliceAverages, ThickSlices
 
 __all__ = [
-    "BASES",
-    "MEASUREMENTS",
-    "BlockMean",
-    "Chain",
-    "CompressedSensing",
-    "Degraded",
-    "Factor",
-    "FewViews",
-    "Inpaint",
-    "Inpainting",
-    "KSpace",
-    "LinearOperator",
-    "LowFrequencies",
-    "Measurement",
-    "Nothing",
-    "Operator",
-    "Pooling",
-    "Projection",
-    "SliceAverages",
-    "SparseView",
-    "ThickSlices",
-    "base_volume",
-    "block_edges",
-    "block_mean",
-    "linear_operator",
-    "register",
-    "upsample_blocks",
-]
+    "BASES", "MEASUREMENTS", "BlockMean", "Chain", "CompressedSensing", "Degraded", "Factor", "FewViews",
+    "Inpaint", "Inpainting", "KSpace", "LinearOperator", "LowFrequencies", "Measurement", "Nothing",
+    "Operator", "Pooling", "Projection", "SliceAverages", "SparseView", "ThickSlices", "base_volume",
+    "block_edges", "block_mean", "linear_operator", "register", "upsample_blocks",
+]  # fmt: skip

@@ -41,8 +41,7 @@ def block_mean(x: Tensor, factor: Factor) -> Tensor:
         ScoreFusionError: if the volume is not a whole number of blocks.
     """
     rz, ry, rx = edges = block_edges(factor)
-    _check_volume(x)
-    b, c, d, h, w = x.shape
+    b, c, d, h, w = _size_of(x)
     if any(length % edge for length, edge in zip((d, h, w), edges, strict=True)):
         size, block = (" x ".join(str(n) for n in lengths) for lengths in ((d, h, w), edges))
         raise ScoreFusionError(f"a volume of {size} voxels is not a whole number of {block} blocks")
@@ -60,8 +59,7 @@ def upsample_blocks(x: Tensor, factor: Factor) -> Tensor:
         ``[B, C, D*rz, H*ry, W*rx]``.
     """
     rz, ry, rx = block_edges(factor)
-    _check_volume(x)
-    b, c, d, h, w = x.shape
+    b, c, d, h, w = _size_of(x)
     blocks = x[:, :, :, None, :, None, :, None].expand(b, c, d, rz, h, ry, w, rx)
     return blocks.reshape(b, c, d * rz, h * ry, w * rx)
 
@@ -108,6 +106,7 @@ class Pooling(LinearOperator):
         return x
 
 
-def _check_volume(x: Tensor) -> None:
+def _size_of(x: Tensor) -> tuple[int, ...]:
     if x.ndim != 5:
         raise ScoreFusionError(f"expected a volume [B, C, D, H, W], got shape {list(x.shape)}")
+    return tuple(x.shape)

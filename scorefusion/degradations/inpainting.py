@@ -75,27 +75,15 @@ class Inpaint(Measurement):
 def known_outside_boxes(
     size: Sequence[int], *, hole: float, holes: int = 1, seed: int | None = None
 ) -> Tensor:
-    """Return the mask of what lies outside some boxes.
-
-    Args:
-        size: (z, y, x).
-        hole: edge of a box as a share of the volume's along each axis, at least one voxel.
-        holes: how many boxes; they may overlap.
-        seed: of their places, anywhere inside the volume; one box in the middle if None.
-
-    Returns:
-        bool ``[D, H, W]``.
-    """
+    """Mask, bool ``[D, H, W]``, of what lies outside boxes that may overlap: see :class:`Inpaint`."""
     known = torch.ones(*size, dtype=torch.bool)
     edges = [max(1, round(hole * n)) for n in size]
     spare = [n - edge + 1 for n, edge in zip(size, edges, strict=True)]
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    for _ in range(1 if seed is None else holes):
-        shares = (
-            torch.full((3,), 0.5, dtype=torch.float32)
-            if generator is None
-            else torch.rand(3, generator=generator, dtype=torch.float32)
-        )
-        first = [int(share * n) for share, n in zip(shares.tolist(), spare, strict=True)]
+    shares = torch.full((1, 3), 0.5, dtype=torch.float32)
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        shares = torch.stack([torch.rand(3, generator=generator, dtype=torch.float32) for _ in range(holes)])
+    for place in shares.tolist():
+        first = [int(share * n) for share, n in zip(place, spare, strict=True)]
         known[tuple(slice(at, at + edge) for at, edge in zip(first, edges, strict=True))] = False
     return known

@@ -54,9 +54,8 @@ class KSpace(LinearOperator):
                 f"the mask of k-space is for {list(self.mask.shape)} (z, y, x), got shape {list(x.shape)}"
             )
         wide = x if x.dtype == torch.float64 else x.float()
-        return torch.fft.fftshift(
-            torch.fft.fftn(wide, dim=self.axes, norm="ortho"), self.axes
-        ) * self.mask.to(x.device)
+        spectrum = torch.fft.fftn(wide, dim=self.axes, norm="ortho")
+        return torch.fft.fftshift(spectrum, self.axes) * self.mask.to(x.device)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         """The real part of the inverse transform of what was measured; float32 or float64."""
@@ -124,26 +123,14 @@ class CompressedSensing(Measurement):
     def make_operator(self, size: Sequence[int], seed: int | None, device: torch.device | str) -> KSpace:
         axes = [axis for axis, whole in enumerate(self.whole) if whole]
         encoded = axes[:-1]  # along the last axis a line is read out
-        lines = random_lines(
-            [size[axis] for axis in encoded],
-            acceleration=self.acceleration,
-            centre=self.centre,
-            seed=seed or 0,
-        )
+        lengths = [size[axis] for axis in encoded]
+        lines = random_lines(lengths, acceleration=self.acceleration, centre=self.centre, seed=seed or 0)
         shape = [length if axis in encoded else 1 for axis, length in enumerate(size)]
         return KSpace(lines.reshape(shape).to(device), axes)
 
 
 def central_box(size: Sequence[int], shares: Sequence[float]) -> Tensor:
-    """Return the mask of the frequencies k with abs(k) <= share · length / 2 along each axis.
-
-    Args:
-        size: (z, y, x).
-        shares: above 0 and at most 1, for each axis.
-
-    Returns:
-        bool ``[D, H, W]``, zero in the middle; its own mirror image.
-    """
+    """Mask, bool ``[D, H, W]``, of the frequencies k with abs(k) <= share · length / 2 along each axis."""
     kept = [_frequencies(n).abs() <= share * n / 2 for n, share in zip(size, shares, strict=True)]
     return kept[0][:, None, None] & kept[1][:, None] & kept[2]
 
@@ -152,44 +139,33 @@ def random_lines(size: Sequence[int], *, acceleration: float, centre: float, see
     """Draw lines of k-space for compressed sensing: all in the centre, and random ones, denser near it.
 
     A line beside the centre is drawn with weight (1 - r)³, r being its distance from the middle over the
-    largest, and always with its mirror image, which for a real volume holds the same.
-
-    Args:
-        size: of the grid of phase encodings: one length for lines in a plane, two for lines in a volume.
-        acceleration: encodings in all for each one measured.
-        centre: share of the encodings in the middle that are all measured.
-        seed: the same seed gives the same lines on any device.
-
-    Returns:
-        bool of shape ``size``, zero in the middle; its own mirror image.
+    largest, and always with its mirror image, which for a real volume holds the same. ``size`` is one length
+    for lines in a plane, two for lines in a volume; the mask, bool of that shape, has zero in the middle.
     """
     axes = [_frequencies(n) for n in size]
     share = centre ** (1 / len(axes))
     grids = torch.meshgrid(*axes, indexing="ij")
     middle = torch.stack([k.abs() <= share * n / 2 for k, n in zip(grids, size, strict=True)]).all(dim=0)
-    mirror = torch.arange(math.prod(size)).reshape(*size)
+    own = mirror = torch.arange(math.prod(size)).reshape(*size)
     for axis, n in enumerate(size):
         mirror = mirror.index_select(axis, (-axes[axis] + n // 2) % n)
-    wanted = round(math.prod(size) / acceleration) - int(middle.sum())
-    if wanted < 0:
+    left, inner = round(own.numel() / acceleration), int(middle.sum())
+    if left < inner:
         raise ScoreFusionError(
-            f"acceleration {acceleration:g} leaves {round(math.prod(size) / acceleration)} of "
-            f"{math.prod(size)} lines, fewer than the {int(middle.sum())} of a centre of {centre:g}"
+            f"acceleration {acceleration:g} leaves {left} of {own.numel()} lines, fewer than the {inner} of "
+            f"a centre of {centre:g}"
         )
     squares = [(k / max(n / 2, 1)) ** 2 for k, n in zip(grids, size, strict=True)]
     radius = torch.stack(squares).sum(dim=0).sqrt()
     weight = (1 - radius / radius.max().clamp(min=1)).clamp(min=1e-3) ** 3
     generator = torch.Generator().manual_seed(seed)
     turn = torch.empty(*size, dtype=torch.float64).exponential_(generator=generator) / weight
-    own = torch.arange(math.prod(size)).reshape(*size)
     turn[middle | (own > mirror)] = math.inf  # of a pair the first is drawn
-    order = turn.flatten().argsort()
-    order = order[: int(torch.isfinite(turn).sum())]
+    order = turn.flatten().argsort()[: int(torch.isfinite(turn).sum())]
     partner = mirror.flatten()[order]
-    count = torch.where(partner == order, 1, 2).cumsum(0)
-    chosen = torch.cat([order[count <= wanted], partner[count <= wanted]])
-    mask = middle.flatten().clone()
-    mask[chosen] = True
+    drawn = torch.where(partner == order, 1, 2).cumsum(0) <= left - inner
+    mask = middle.flatten()
+    mask[torch.cat([order[drawn], partner[drawn]])] = True
     return mask.reshape(*size)
 
 

@@ -11,14 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import ModelWrapValidatorHandler as Handler
 from torch import Tensor
 
 from scorefusion.degradations.blocks import Pooling, block_edges, upsample_blocks
@@ -31,8 +25,6 @@ BASES = ("nearest", "trilinear", "trilinear+consistency", "pseudo-inverse", "ide
 MEASUREMENTS: dict[str, type[Measurement]] = {}
 
 Kind = TypeVar("Kind", bound="Measurement")
-
-
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -71,7 +63,7 @@ class Measurement(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _of_kind(cls, values: Any, handler: ModelWrapValidatorHandler[Measurement]) -> Measurement:
+    def _of_kind(cls, values: Any, handler: Handler[Measurement]) -> Measurement:
         """Read a mapping as the kind that it names; fields of other kinds may be there if not set."""
         if not isinstance(values, Mapping):
             return handler(values)

@@ -23,36 +23,28 @@ class Operator(Protocol):
 
     def A(self, x: Tensor) -> Tensor:
         """Measure a volume."""
-        ...
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         """Return the volume with ``<A x, y> = <x, A_adjoint y>`` for every x."""
-        ...
 
     def A_dagger(self, y: Tensor) -> Tensor:
         """Return the smallest volume whose measurement is nearest to y: ``A A_dagger A = A``."""
-        ...
 
 
 class LinearOperator(Operator):
     """An :class:`Operator` with the properties that normalisation, sampling and reports ask for.
 
-    The defaults hold for any operator. An object with only the three functions is wrapped by
-    :func:`linear_operator`.
-
-    Attributes:
-        blocks: (z, y, x) edges of the blocks whose means ``A`` takes; None for any other operator. Those
-            are projected inside the fused solver step.
-        known: bool mask of the voxels that are measured one by one, where the others hold nothing; else None.
-        local: whether a measured value depends on near voxels only, so that a volume may be extended by
-            repeating its border.
-        exact_inverse: whether ``A A_dagger A = A`` to rounding, for a measurement on the volume's grid.
+    The defaults hold for any operator.
     """
 
+    #: (z, y, x) edges of the blocks whose means ``A`` takes; None for any other operator. Those are projected
+    #: inside the fused solver step.
     blocks: tuple[int, int, int] | None = None
+    #: bool mask of the voxels that are measured one by one, where the others hold nothing; else None
     known: Tensor | None = None
+    #: whether a measured value depends on near voxels only: a volume may be extended by repeating its border
     local = False
-    exact_inverse = False
+    exact_inverse = False  #: whether ``A A_dagger A = A`` to rounding, measured on the volume's grid
 
     @property
     def share(self) -> float:
@@ -76,21 +68,13 @@ class _Foreign(LinearOperator):
     """An object with the three functions of an operator, such as a physics object of deepinv."""
 
     def __init__(self, operator: Operator) -> None:
-        self.operator = operator
-
-    def A(self, x: Tensor) -> Tensor:
-        return self.operator.A(x)
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        return self.operator.A_adjoint(y)
-
-    def A_dagger(self, y: Tensor) -> Tensor:
-        return self.operator.A_dagger(y)
+        for name in ("A", "A_adjoint", "A_dagger"):
+            setattr(self, name, getattr(operator, name))
 
 
 def linear_operator(operator: Operator) -> LinearOperator:
     """Return the operator itself, or one of ours around any other object with its three functions."""
-    return operator if isinstance(operator, LinearOperator) else _Foreign(operator)
+    return operator if isinstance(operator, LinearOperator) else _Foreign(operator)  # type: ignore[abstract]
 
 
 class Projection:
@@ -127,41 +111,22 @@ class Projection:
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Return the real part of ``sum(conj(a) * b)`` over all but the first axis: ``[B]``.
-
-    Args:
-        a: ``[B, ...]``, real or complex.
-        b: like ``a``.
-    """
+    """The real part of ``sum(conj(a) * b)``, ``[B, ...]`` both, over all but the first axis: ``[B]``."""
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
     return (a * b).flatten(1).sum(dim=1)
 
 
 def conjugate_gradients(
-    operator: Operator,
-    y: Tensor,
-    *,
-    iterations: int = 50,
-    weigh: Callable[[Tensor], Tensor] | None = None,
+    operator: Operator, y: Tensor, *, iterations: int = 50, weigh: Callable[[Tensor], Tensor] = lambda r: r
 ) -> Tensor:
     """Apply the pseudo-inverse by conjugate gradients on the normal equations ``A* W A x = A* W y``.
 
     Starting from zero keeps every iterate in the row space of A. A measurement that no volume has, such as a
     noisy one, is met in the least-squares sense. The number of iterations is fixed, so the result is
     deterministic and nothing waits for the device; an item that has converged stays as it is.
-
-    Args:
-        operator: gives ``A`` and ``A_adjoint``.
-        y: ``[B, ...]``, a measurement.
-        iterations: at most this many, each one ``A`` and one ``A_adjoint``.
-        weigh: W, a symmetric positive map of measurements; convergence is fastest with the inverse of
-            ``A A*``. None for the plain distance.
-
-    Returns:
-        ``[B, C, D, H, W]``.
+    Convergence is fastest with the inverse of ``A A*`` as W (``weigh``).
     """
-    weigh = weigh or (lambda r: r)
 
     def scaled(a: Tensor, v: Tensor) -> Tensor:
         return a.reshape(-1, *(1,) * (v.ndim - 1)) * v
@@ -213,13 +178,7 @@ class Chain(LinearOperator):
 
 
 def add_noise(y: Tensor, deviation: float, seed: int) -> Tensor:
-    """Add Gaussian noise to a measurement: the same seed draws the same noise on any device.
-
-    Args:
-        y: real or complex.
-        deviation: standard deviation, in y's units; of a complex number, of its two parts each.
-        seed: of the noise.
-    """
+    """Add Gaussian noise to a measurement, the same on any device; to a complex one's two parts each."""
     real = torch.view_as_real(y) if y.is_complex() else y
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(real.shape, generator=generator, dtype=torch.float32).to(real)

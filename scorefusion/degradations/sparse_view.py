@@ -40,13 +40,7 @@ class SparseView(LinearOperator):
     """
 
     def __init__(
-        self,
-        views: int,
-        height: int,
-        width: int,
-        *,
-        detector: int | None = None,
-        iterations: int = 15,
+        self, views: int, height: int, width: int, *, detector: int | None = None, iterations: int = 15
     ) -> None:
         detector = math.ceil(math.hypot(height, width)) if detector is None else detector
         if min(views, height, width, detector, iterations) < 1:
@@ -69,22 +63,13 @@ class SparseView(LinearOperator):
         return self._apply(y, True).reshape(*y.shape[:3], *self.size)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        return conjugate_gradients(self, y, iterations=self.iterations, weigh=self._weigh)
+        # The weight is nearly the inverse of A A*: the ramp where views overlap in k-space, and flat beyond.
+        weigh = functools.partial(self._filter, limit=2 / sum(self.size))
+        return conjugate_gradients(self, y, iterations=self.iterations, weigh=weigh)
 
     def filtered_back_projection(self, y: Tensor) -> Tensor:
-        """The classic reconstruction, by the ramp filter of Ramachandran and Lakshminarayanan.
-
-        Args:
-            y: ``[B, C, D, views, detector]``.
-
-        Returns:
-            ``[B, C, D, H, W]``.
-        """
+        """Reconstruct ``[B, C, D, H, W]`` with the ramp filter of Ramachandran and Lakshminarayanan."""
         return self.A_adjoint(self._filter(y, math.inf))
-
-    def _weigh(self, y: Tensor) -> Tensor:
-        """Nearly the inverse of ``A A*``: the ramp where views overlap in k-space, and flat beyond."""
-        return self._filter(y, 2 / sum(self.size))
 
     def _filter(self, y: Tensor, limit: float) -> Tensor:
         """The ramp over every view, cut off at a limit."""

@@ -15,8 +15,6 @@ from scorefusion.degradations.measurement import AXES, Axis, Count, Measurement,
 from scorefusion.degradations.operator import LinearOperator
 from scorefusion.errors import ScoreFusionError, unknown_name
 
-PROFILES = ("box", "gaussian")
-
 
 def slice_profile(thickness: int, gap: int, profile: str) -> Tensor:
     """How much each voxel between two slices' borders counts, float64 ``[thickness + gap]``, of sum 1.
@@ -26,8 +24,8 @@ def slice_profile(thickness: int, gap: int, profile: str) -> Tensor:
     whose full width at half maximum is the thickness over each voxel; its tails end where the next slice's
     step begins, so no voxel is in two slices.
     """
-    if profile not in PROFILES:
-        raise unknown_name("slice profile", profile, PROFILES)
+    if profile not in ("box", "gaussian"):
+        raise unknown_name("slice profile", profile, ("box", "gaussian"))
     if thickness < 1 or gap < 0:
         raise ScoreFusionError(
             f"slices need a thickness of at least 1 voxel and a gap of at least 0; got {thickness} and {gap}"

@@ -16,17 +16,8 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train.config import TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
-FREE = (
-    "device",
-    "workers",
-    "validation",
-    "save_every",
-    "look_every",
-    "tensorboard",
-    "domain",
-    "export",
-    "export_dtype",
-)
+FREE = {"device", "workers", "validation", "save_every", "look_every", "tensorboard"}
+FREE |= {"domain", "export", "export_dtype"}
 """Settings that may change while a run goes on: they change no weight, but for a device's rounding."""
 
 
@@ -51,11 +42,8 @@ def claim(folder: Path, config: TrainConfig) -> None:
         raise BadInput(folder, f"cannot be a run's folder ({error.strerror})", "Choose another.") from None
     if path.exists():
         there, here = read_config(TrainConfig, path).model_dump(), config.model_dump()
-        for name in FREE:
-            there[name] = here[name]
-        if there != here:
-            names = ", ".join(name for name in here if there[name] != here[name])
-            problem = f"is the configuration of another run ({names} differ)"
+        if differ := [name for name in here if name not in FREE and there[name] != here[name]]:
+            problem = f"is the configuration of another run ({', '.join(differ)} differ)"
             raise BadInput(path, problem, "Choose another folder, or remove this one.")
     text = config.model_dump_json(indent=2) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from scorefusion.models.slabs import pad
 from scorefusion.ops.gather_slices import gather_slices
 from scorefusion.ops.reference.planes import AXIS
 from scorefusion.train.config import AugmentConfig, StageConfig
+
+Random = np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,8 @@ def whole_condition(volume: np.ndarray, config: ModelConfig) -> np.ndarray:
 def make_example(volume: Tensor, config: ModelConfig, *, seed: int | None = None) -> Example:
     """Form the conditions of a crop, and the residual to the base that they give.
 
-    Args:
-        volume: ``[B, C, D, H, W]`` near [-1, 1], contrasts as :func:`contrasts_of` names them, and last what
-            :func:`whole_condition` made where it is needed.
-        config: the model.
-        seed: of the measurement's noise, holes or lines; the degradation's own if None.
+    ``volume [B, C, D, H, W]`` near [-1, 1] has the contrasts of :func:`contrasts_of`, and last what
+    :func:`whole_condition` made where it is needed. A ``seed`` is of the measurement's noise, holes or lines.
     """
     names = contrasts_of(config)
     parts = volume.split(1, dim=1)
@@ -114,10 +113,8 @@ class Crop(NamedTuple):
 class CropSampler:
     """Draw boxes of the training volumes, mostly where there is something, and vary their contrast.
 
-    Args:
-        store: arrays ``[C, D, H, W]`` with intensities near [-1, 1], each with the share of draws it gets.
-        augment: how crops are varied.
-        align: crop origins are multiples of this, (z, y, x) (the block edges of the degradation).
+    The store has arrays ``[C, D, H, W]`` near [-1, 1], each with its share of the draws. Origins of crops are
+    multiples of ``align`` (z, y, x), the block edges of the degradation.
     """
 
     def __init__(
@@ -128,7 +125,7 @@ class CropSampler:
         self.shares = shares / shares.sum()
         self.augment, self.align = augment, tuple(align)
 
-    def draw(self, size: Sequence[int] | None, random: np.random.Generator) -> Crop:
+    def draw(self, size: Sequence[int] | None, random: Random) -> Crop:
         """An augmented crop of ``size`` (z, y, x); a whole volume when size is None."""
         array = self.arrays[random.choice(len(self.arrays), p=self.shares)]
         whole = array.shape[1:]
@@ -141,16 +138,13 @@ class CropSampler:
             part = F.pad(part, (0, short[2], 0, short[1], 0, short[0]), mode="replicate")
         return Crop(vary(part, self.augment, random), origin, whole)
 
-    def _place(self, array: np.ndarray, size: Sequence[int], random: np.random.Generator) -> tuple[int, ...]:
+    def _place(self, array: np.ndarray, size: Sequence[int], random: Random) -> tuple[int, ...]:
         """An aligned origin, drawn again (8 times at most) until a third of the box is foreground."""
         origin: tuple[int, ...] = (0, 0, 0)
         for _ in range(8):
-            last = [
-                max(have - length, 0) // step
-                for have, length, step in zip(array.shape[1:], size, self.align, strict=True)
-            ]
             origin = tuple(
-                int(random.integers(0, end + 1)) * step for end, step in zip(last, self.align, strict=True)
+                int(random.integers(0, max(have - length, 0) // step + 1)) * step
+                for have, length, step in zip(array.shape[1:], size, self.align, strict=True)
             )
             box = tuple(slice(start, start + length, 2) for start, length in zip(origin, size, strict=True))
             if (array[0][box] > FOREGROUND).mean() > 0.35:
@@ -158,7 +152,7 @@ class CropSampler:
         return origin
 
 
-def vary(volume: Tensor, augment: AugmentConfig, random: np.random.Generator) -> Tensor:
+def vary(volume: Tensor, augment: AugmentConfig, random: Random) -> Tensor:
     """Vary ``volume [1, C, D, H, W]`` near [-1, 1]: flip all contrasts together, change each on its own."""
     if augment.flip:
         axes = [axis for axis in (2, 3, 4) if random.random() < 0.5]
@@ -166,13 +160,13 @@ def vary(volume: Tensor, augment: AugmentConfig, random: np.random.Generator) ->
     return torch.cat([_varied(channel, augment, random) for channel in volume.split(1, dim=1)], dim=1)
 
 
-def normal(shape: Sequence[int], random: np.random.Generator) -> Tensor:
+def normal(shape: Sequence[int], random: Random) -> Tensor:
     """Independent normal numbers, float32; their generator is seeded from ``random``."""
     generator = torch.Generator().manual_seed(int(random.integers(2**63)))
     return torch.randn(tuple(shape), generator=generator)
 
 
-def _varied(volume: Tensor, augment: AugmentConfig, random: np.random.Generator) -> Tensor:
+def _varied(volume: Tensor, augment: AugmentConfig, random: Random) -> Tensor:
     """Sharpen, re-map, shade and add noise to one contrast ``[1, 1, D, H, W]``."""
     if augment.sharpen and random.random() < 0.5:
         strength = float(random.uniform(-0.3, augment.sharpen))
@@ -200,7 +194,7 @@ def _blurred(volume: Tensor) -> Tensor:
     return volume.div_(27)
 
 
-def _remapped(level: Tensor, random: np.random.Generator) -> Tensor:
+def _remapped(level: Tensor, random: Random) -> Tensor:
     """Another contrast: a random piecewise linear curve through (0, 0), not always rising."""
     knots = np.concatenate([[0.0], np.cumsum(random.uniform(-0.15, 0.5, 6))])
     knots = np.abs(knots) / max(np.abs(knots[1:5]).max(), 0.3)
@@ -212,7 +206,7 @@ def _remapped(level: Tensor, random: np.random.Generator) -> Tensor:
     return curve
 
 
-def _shade(shape: Sequence[int], strength: float, random: np.random.Generator) -> Tensor:
+def _shade(shape: Sequence[int], strength: float, random: Random) -> Tensor:
     """A smooth multiplicative bias field ``[1, 1, D, H, W]`` about 1: trilinear between the corners."""
     field = torch.from_numpy(random.normal(0, strength / 2, (2, 2, 2)).astype(np.float32))
     for axis in (2, 1, 0):  # the last, and largest, step in one pass
@@ -222,18 +216,12 @@ def _shade(shape: Sequence[int], strength: float, random: np.random.Generator) -
     return field.add_(1)[None, None]
 
 
-Batch = dict[str, Tensor]
-"""Tensors by name, the examples along the first dimension of each."""
-
-CACHED = 2**40
-"""The step of the examples that a ``cached`` stage keeps: no step of a run has that number."""
+Batch = dict[str, Tensor]  #: tensors by name, the examples along the first dimension of each
+CACHED = 2**40  #: the step of the examples that a ``cached`` stage keeps: no step of a run has that number
+DROPOUT = 2**41  #: from this index on, processes' own random numbers: no example has it
 
 
-DROPOUT = 2**41
-"""From this index on, processes' own random numbers: no example has it."""
-
-
-def stream(seed: int, stage: int, step: int, index: int) -> np.random.Generator:
+def stream(seed: int, stage: int, step: int, index: int) -> Random:
     """The random numbers of one example; 2^128 of them before two examples would share any."""
     return np.random.Generator(np.random.Philox(key=[seed, stage], counter=[0, 0, index, step]))
 
@@ -243,22 +231,15 @@ def step_seed(seed: int, stage: int, step: int, process: int = 0) -> int:
     return int(stream(seed, stage, step, DROPOUT + process).integers(2**31))
 
 
+@dataclass
 class Draws:
-    """Draw the examples of a stage.
+    """Draw the examples of a stage."""
 
-    Args:
-        model: says what its networks are given; its weights do not matter.
-        crops: where volumes come from.
-        stage: what an example is.
-        seed: of the run.
-        number: of the stage.
-    """
-
-    def __init__(
-        self, model: ScoreFusion, crops: CropSampler, stage: StageConfig, *, seed: int = 0, number: int = 0
-    ):
-        self.model, self.crops, self.stage = model, crops, stage
-        self.seed, self.number = seed, number
+    model: ScoreFusion  #: says what its networks are given; its weights do not matter
+    crops: CropSampler  #: where volumes come from
+    stage: StageConfig  #: what an example is
+    seed: int = 0  #: of the run
+    number: int = 0  #: of the stage
 
     def batch(self, step: int, indices: Iterable[int]) -> Batch:
         """The examples of those numbers, of the ``stage.batch`` that a step has, on the CPU.
@@ -276,11 +257,10 @@ class Draws:
         random = stream(self.seed, self.number, step, index)
         if self.stage.kind != "slices":
             return [draw_box(self.model, self.crops, self.stage, random)]
-        parts = []
-        for branch in self.model.config.branches:
-            slices = draw_slices(self.model, self.crops, self.stage, branch, random)
-            parts.append({f"{branch.network}.{key}": tensor for key, tensor in slices.items()})
-        return parts
+        return [
+            draw_slices(self.model, self.crops, self.stage, branch, random)
+            for branch in self.model.config.branches
+        ]
 
 
 def together(parts: list[Batch]) -> Batch:
@@ -293,7 +273,7 @@ def together(parts: list[Batch]) -> Batch:
     return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
 
 
-def draw_levels(count: int, stage: StageConfig, random: np.random.Generator) -> NoiseLevel:
+def draw_levels(count: int, stage: StageConfig, random: Random) -> NoiseLevel:
     """Noise levels ``[count]``: log-normal in sigma, or uniform over one of the paper's schedules.
 
     The paper's 2D stage draws abar uniformly between neighbouring steps of its training schedule.
@@ -311,11 +291,7 @@ def draw_levels(count: int, stage: StageConfig, random: np.random.Generator) -> 
 
 
 def draw_slices(
-    model: ScoreFusion,
-    crops: CropSampler,
-    stage: StageConfig,
-    branch: BranchConfig,
-    random: np.random.Generator,
+    model: ScoreFusion, crops: CropSampler, stage: StageConfig, branch: BranchConfig, random: Random
 ) -> Batch:
     """Slices of one branch, from a box as thin as they, their neighbours and the base's interpolation need.
 
@@ -332,20 +308,20 @@ def draw_slices(
     size[axis - 2] = inner + 2 * reach
     crop = crops.draw(size, random)
     example = make_example(crop.volume, config, seed=int(random.integers(2**31)))
-    window = [slice(None), slice(None)] + [
-        slice(edge, length - edge) for edge, length in zip(edges, size, strict=True)
-    ]
+    window: tuple[Any, ...] = (
+        ...,
+        *(slice(edge, length - edge) for edge, length in zip(edges, size, strict=True)),
+    )
     origin = [start + edge for edge, start in zip(edges, crop.origin, strict=True)]
-    residual, condition = example.residual[tuple(window)], example.condition[tuple(window)]
+    residual, condition = example.residual[window], example.condition[window]
 
     first = reach + int(random.integers(0, inner - count + 1))
     level = draw_levels(count, stage, random)
     clean = residual.movedim(axis, 1)[0, first : first + count]
     noise = normal(clean.shape, random)
     noisy = torch.zeros_like(residual)
-    noisy.movedim(axis, 1)[0, first : first + count] = model.scaled(
-        add_noise(clean, noise, level.abar), level
-    )
+    seen = model.scaled(add_noise(clean, noise, level.abar), level)
+    noisy.movedim(axis, 1)[0, first : first + count] = seen
     inputs = model.prepare(condition, origin=origin, full=crop.full)
     padded = pad(noisy, config.grid(noisy.shape[2:]))
     slab = gather_slices(
@@ -354,12 +330,11 @@ def draw_slices(
     )  # fmt: skip
     target = training_target(config.prediction, clean, noise, level.abar, config.sigma_data)
     label = torch.full((count,), PLANES.index(branch.plane))
-    return {"slab": slab, "target": target, "abar": level.abar, "label": label}
+    example_of = {"slab": slab, "target": target, "abar": level.abar, "label": label}
+    return {f"{branch.network}.{key}": tensor for key, tensor in example_of.items()}
 
 
-def draw_box(
-    model: ScoreFusion, crops: CropSampler, stage: StageConfig, random: np.random.Generator
-) -> Batch:
+def draw_box(model: ScoreFusion, crops: CropSampler, stage: StageConfig, random: Random) -> Batch:
     """A noisy box, or a whole volume, with its conditions."""
     config = model.config
     crop = crops.draw([stage.crop] * 3 if stage.crop else None, random)

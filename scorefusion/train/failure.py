@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ def not_finite(run: Run, draws: Draws, loss: float, norm: float) -> ScoreFusionE
         "model": run.model.config.model_dump(mode="json"),
     }
     with written_beside(file) as beside:
-        save_file({name: _plain(tensor) for name, tensor in tensors.items()}, beside)
+        save_file({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, beside)
     with written_beside(file.with_suffix(".json")) as beside:
         beside.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     found = replay(file)
@@ -126,7 +127,7 @@ def _examine(model: ScoreFusion, stage: StageConfig, batch: Batch) -> Replay:
 
     def watch(name: str) -> Any:
         def look(module: nn.Module, given: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not first and not _finite(output):
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
                 first.append(name)
 
         return look
@@ -144,16 +145,12 @@ def _examine(model: ScoreFusion, stage: StageConfig, batch: Batch) -> Replay:
     return Replay(
         loss=loss.item(),
         norm=float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm()),
-        batch=tuple(name for name, tensor in batch.items() if not _finite(tensor)),
-        weights=tuple(name for name, tensor in model.named_parameters() if not _finite(tensor)),
+        batch=_not_finite(batch.items()),
+        weights=_not_finite(model.named_parameters()),
         layer=first[0] if first else None,
-        gradients=tuple(name for name, gradient in gradients.items() if not _finite(gradient)),
+        gradients=_not_finite(gradients.items()),
     )
 
 
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+def _not_finite(tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, ...]:
+    return tuple(name for name, tensor in tensors if not torch.isfinite(tensor).all())

@@ -126,9 +126,8 @@ def run_stage(run: Run) -> None:
     """Do what is left of the current stage, and go over to the next."""
     config, state = run.config, run.state
     stage = config.stages[state.stage]
-    stepper = Stepper(
-        config, state.stage, run.accelerator, run.model, run.average, run.crops, state.optimiser
-    )
+    models = run.model, run.average
+    stepper = Stepper(config, state.stage, run.accelerator, *models, run.crops, state.optimiser)
     state.optimiser = None
     saved = began = time.perf_counter()
     for batch in stepper.batches(state.step):

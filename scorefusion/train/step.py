@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,10 +67,6 @@ class StageLoss(nn.Module):
     network on 3D boxes, the 2D networks frozen: in a ``features`` stage the mean of the losses with and
     without the ensemble-2D-feature layers, for which the 2D networks run once; in a ``volume`` stage there
     are none.
-
-    Args:
-        model: whose.
-        stage: which.
     """
 
     def __init__(self, model: ScoreFusion, stage: StageConfig):
@@ -78,13 +75,11 @@ class StageLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """A scalar, float32. ``batch`` is what :meth:`Draws.batch` gives, on the model's device."""
-        if self.stage.kind == "slices":
-            return self._slices(batch)
-        return self._boxes(batch)
+        return self._slices(batch) if self.stage.kind == "slices" else self._boxes(batch)
 
     def _slices(self, batch: Batch) -> Tensor:
-        networks, losses = self.model.slice_networks, []
-        for name, network in networks.items():
+        losses = []
+        for name, network in self.model.slice_networks.items():
             slab, target, abar, label = (
                 batch[f"{name}.{key}"] for key in ("slab", "target", "abar", "label")
             )
@@ -116,33 +111,16 @@ class StageLoss(nn.Module):
         return torch.stack(losses).mean()
 
 
+@dataclass
 class CachedDraws(Draws):
     """Boxes of which a stage keeps ``stage.cached``, with what the 2D networks made of them.
 
     The 2D networks run once for each, one at a time, so what is kept does not depend on the batch.
-
-    Args:
-        model: its 2D networks run, on the device where it is.
-        crops: as for :class:`Draws`.
-        stage: as for :class:`Draws`.
-        seed: of the run.
-        number: of the stage.
-        autocast: makes the context that networks run in.
     """
 
-    def __init__(
-        self,
-        model: ScoreFusion,
-        crops: CropSampler,
-        stage: StageConfig,
-        *,
-        seed: int = 0,
-        number: int = 0,
-        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ):
-        super().__init__(model, crops, stage, seed=seed, number=number)
-        self.autocast = autocast
-        self.kept: dict[int, Batch] = {}
+    #: makes the context that the 2D networks run in, on the device where they are
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    kept: dict[int, Batch] = field(default_factory=dict)
 
     def parts(self, step: int, index: int) -> list[Batch]:
         """One of the boxes that are kept, with ``score.K`` of each branch, on the model's device."""
@@ -190,16 +168,9 @@ def _level(batch: Batch) -> NoiseLevel:
 
 
 class Stepper:
-    """The steps of a stage; each is a function of its number and of the weights alone.
+    """The steps of stage ``number``; each is a function of its own number and of the weights alone.
 
-    Args:
-        config: the run.
-        number: which of its stages.
-        accelerator: where it runs.
-        model: trained in place.
-        average: its averaged twin, changed in place.
-        crops: where volumes come from.
-        optimiser: the state of an optimiser to go on with.
+    The model and its averaged twin are changed in place; ``optimiser`` is the state of one to go on with.
     """
 
     def __init__(
@@ -230,16 +201,16 @@ class Stepper:
         if stage.cached:
             options["autocast"] = accelerator.autocast
         self.draws: Draws = (CachedDraws if stage.cached else Draws)(model, crops, stage, **options)
-        self.workers = 0 if stage.cached else _workers(config, accelerator)
+        spare = min(4, (os.cpu_count() or 1) - 1) if accelerator.device.type == "cuda" else 0
+        self.workers = 0 if stage.cached else spare if config.workers is None else config.workers
 
     def batches(self, first: int) -> Iterator[Batch]:
         """This process's share of the examples of each step from ``first`` on, on its device."""
-        shares: Iterable[Batch] = (
-            self.draws.batch(step, self.mine) for step in range(first, self.stage.steps)
-        )
+        steps = range(first, self.stage.steps)
+        shares: Iterable[Batch] = (self.draws.batch(step, self.mine) for step in steps)
         if self.workers:
             shares = DataLoader(
-                _Shares(self, first), batch_size=None, num_workers=self.workers,
+                _Shares(self.draws, self.mine, steps), batch_size=None, num_workers=self.workers,
                 pin_memory=self.accelerator.device.type == "cuda",
             )  # fmt: skip
         for batch in shares:
@@ -264,24 +235,19 @@ class Stepper:
         torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
 
 
+@dataclass
 class _Shares(Dataset[Batch]):
-    """A stage's steps from one on, as processes that draw ahead read them."""
+    """A process's examples of some steps, as processes that draw ahead read them."""
 
-    def __init__(self, stepper: Stepper, first: int):
-        self.draws, self.mine = stepper.draws, stepper.mine
-        self.first, self.count = first, stepper.stage.steps - first
+    draws: Draws
+    mine: range
+    steps: range
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.steps)
 
     def __getitem__(self, place: int) -> Batch:
-        return self.draws.batch(self.first + place, self.mine)
-
-
-def _workers(config: TrainConfig, accelerator: Accelerator) -> int:
-    if config.workers is not None:
-        return config.workers
-    return min(4, (os.cpu_count() or 1) - 1) if accelerator.device.type == "cuda" else 0
+        return self.draws.batch(self.steps[place], self.mine)
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:
