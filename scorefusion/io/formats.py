@@ -11,12 +11,10 @@ from typing import Any
 
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import check_output
-from scorefusion.io.compressed import DAMAGED, codec_for
-from scorefusion.io.header import MAX_VOXELS, Format
-from scorefusion.io.mgh import Mgh
+from scorefusion.io.header import DAMAGED, MAX_VOXELS, Format, zstd
 from scorefusion.io.nifti_format import Nifti, Pair
+from scorefusion.io.other_formats import MetaImage, Mgh, Nrrd
 from scorefusion.io.placeholders import check_fetched
-from scorefusion.io.text_headers import MetaImage, Nrrd
 
 FORMATS: tuple[Format, ...] = (Nifti(), Pair(), Mgh(), Nrrd(), MetaImage())
 """What is read and written; files without a known ending are read by the first."""
@@ -88,9 +86,8 @@ def check_ending(ending: str) -> None:
     Raises:
         ScoreFusionError: naming the extra that brings it.
     """
-    codec = codec_for(ending)
-    if codec is not None:
-        codec.check()
+    if ending.lower().endswith(".zst"):
+        zstd()
 
 
 def _checked_format(path: Path) -> Format:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +40,8 @@ class Grid:
 class Placement(NamedTuple):
     """The affine of an image's header."""
 
-    affine: np.ndarray | None  # float64 ``[4, 4]``, (i, j, k) to millimetres; None where it has to be assumed
-    code: int  # NIfTI's code of the form that the affine was taken from
+    affine: np.ndarray  # float64 ``[4, 4]``, (i, j, k) to millimetres
+    code: int  # NIfTI's code of the form that the affine was taken from; 0 where it is assumed
     note: str = ""  # what is unusual about the choice; else empty
 
 
@@ -64,10 +63,8 @@ def read_grid(
     shape = check_shape(name, [int(n) for n in header.get_data_shape()], max_voxels)
     check_voxel_type(name, header.get_data_dtype())
     mend_orientation(header)
-    affine = find_affine(name, header, None, assume_affine, format_of(file).unoriented).affine
-    if affine is None:
-        affine = assumed_affine(name, header, shape)
-    return ras_grid(name, shape, affine)
+    place = find_affine(name, header, shape, None, assume_affine, format_of(file).unoriented)
+    return ras_grid(name, shape, place.affine)
 
 
 def ras_grid(name: str, shape: tuple[int, int, int], affine: np.ndarray) -> Grid:
@@ -91,40 +88,44 @@ def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int])
     return float(np.linalg.norm(apart[:, :3], axis=1).max())
 
 
-def find_affine(name: str, header: Any, affine: Any, assume: bool, unoriented: str) -> Placement:
-    """Choose the first valid one of an image's affine, its header's sform and its qform.
+def find_affine(
+    name: str, header: Any, shape: Sequence[int], affine: Any, assume: bool, unoriented: str
+) -> Placement:
+    """Choose the first valid one of an image's affine (as nibabel chose it), its header's sform and qform.
 
-    Args:
-        name: of the file, for messages.
-        header: its header, mended (:func:`scorefusion.io.nifti_format.mend_orientation`).
-        affine: the affine that nibabel chose; None if it could not.
-        assume: whether an affine may be assumed where neither form is valid.
-        unoriented: the problem of a header without forms.
+    Where none is and ``assume`` holds, the axes are R, A, S, the voxel size is pixdim's and the origin is in
+    the centre. ``unoriented`` is the problem of a header without forms.
     """
     codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
     chosen = "sform" if codes["sform"] else "qform"
     if codes[chosen] and _is_regular(affine):
         return Placement(np.asarray(affine, dtype=np.float64), codes[chosen])
     for form in (form for form, code in codes.items() if code):
-        own = _form(header, form)
+        own = own_form(header, form)
         if _is_regular(own):
             note = f"its {chosen} is not valid; the {form} is used" if form != chosen else ""
             return Placement(np.asarray(own, dtype=np.float64), codes[form], note)
     if codes["qform"] and not all(header.get_zooms()[:3]):
         raise _sizeless(name, header)
     if assume:
-        return Placement(None, 0, "its header has no orientation: pixdim and RAS axes are assumed")
+        zooms = np.array(header.get_zooms()[:3], dtype=np.float64)
+        assumed = np.diag([*zooms, 1.0])
+        if not (zooms > 0).all() or not _is_regular(assumed):
+            raise _sizeless(name, header)
+        assumed[:3, 3] = -0.5 * zooms * (np.array(shape) - 1)
+        return Placement(assumed, 0, "its header has no orientation: pixdim and RAS axes are assumed")
     fix = "Set one, or pass --assume-affine (assume_affine=True in Python) to use pixdim and RAS axes."
     if not any(codes.values()):
         raise BadInput(name, unoriented, fix)
     problem = "has a singular affine, which places its voxels in a plane or nowhere"
-    if codes["qform"] and _form(header, "qform") is None:
+    if codes["qform"] and own_form(header, "qform") is None:
         problem = "has a damaged qform (its quaternion is longer than 1)"
         problem += " and a singular sform" if codes["sform"] else " and no sform"
     raise BadInput(name, problem, fix)
 
 
-def _form(header: Any, form: str) -> np.ndarray | None:
+def own_form(header: Any, form: str) -> np.ndarray | None:
+    """Return a header's sform or qform as it stands, float64 ``[4, 4]``; None where nibabel refuses it."""
     try:
         return header.get_sform() if form == "sform" else header.get_qform()
     except (HeaderDataError, ValueError):
@@ -140,26 +141,10 @@ def _is_regular(affine: Any) -> bool:
         columns = np.linalg.norm(affine[:3, :3], axis=0)
         if not (np.isfinite(affine).all() and np.isfinite(columns).all() and columns.all()):
             return False
-        return abs(np.linalg.det(affine[:3, :3] / columns)) > 1e-3 and _has_axes(affine)
-
-
-def _has_axes(affine: np.ndarray) -> bool:
-    """Return whether every axis has a direction of its own, in numbers of any size."""
-    with np.errstate(all="ignore"):
-        return bool(np.isfinite(io_orientation(affine)).all())
+        three = abs(np.linalg.det(affine[:3, :3] / columns)) > 1e-3
+        return bool(three and np.isfinite(io_orientation(affine)).all())
 
 
 def _sizeless(name: str, header: Any) -> BadInput:
     zooms = [float(zoom) for zoom in header.get_zooms()[:3]]
     return BadInput(name, f"has no usable voxel size (pixdim {zooms})", "Set pixdim in its header.")
-
-
-def assumed_affine(name: str, header: Any, shape: Sequence[int]) -> np.ndarray:
-    """Return an affine with axes R, A, S, the voxel size of pixdim and the origin in the centre."""
-    zooms = np.array(header.get_zooms()[:3], dtype=np.float64)
-    good = all(math.isfinite(zoom) and zoom > 0 for zoom in zooms)
-    if not good or not _has_axes(np.diag([*zooms, 1.0])):
-        raise _sizeless(name, header)
-    affine = np.diag([*zooms, 1.0])
-    affine[:3, 3] = -0.5 * zooms * (np.array(shape) - 1)
-    return affine

@@ -51,9 +51,7 @@ _STALE_ITK = re.compile(
 class SimpleITKImage(Protocol):
     """A ``SimpleITK.Image``."""
 
-    def GetDirection(self) -> tuple[float, ...]:
-        """Cosines of the axes, row by row."""
-        ...
+    def GetDirection(self) -> tuple[float, ...]: ...
 
 
 Image = str | os.PathLike[str] | SpatialImage | np.ndarray | Tensor | SimpleITKImage | Scan
@@ -64,11 +62,7 @@ class Kind(Protocol):
     """How a result becomes what the caller handed in."""
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """Return a nibabel ``image`` of the result, ``factors`` finer along (i, j, k), as this kind.
-
-        Its voxels are float32, or with ``own_type`` of the input's type.
-        """
-        ...
+        """Return a nibabel ``image``, ``factors`` finer along (i, j, k), as this kind; else float32."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,6 @@ class NibabelKind:
     own: type[SpatialImage] = nib.Nifti1Image
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """Return a nibabel image."""
         if issubclass(self.own, nib.Nifti1Pair) or not getattr(self.own, "makeable", True):
             return image
         return self.own.from_image(image)
@@ -91,27 +84,28 @@ class ArrayKind:
     dtype: np.dtype
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """Return an array ``[i, j, k]``."""
         dtype = self.dtype.newbyteorder("=") if own_type else np.float32
         return np.asanyarray(image.dataobj).astype(dtype, copy=False)
 
 
 @dataclass(frozen=True)
 class TensorKind:
-    """A PyTorch tensor ``[i, j, k]``."""
+    """A PyTorch tensor ``[i, j, k]``; results are on its device."""
 
     dtype: torch.dtype
     device: torch.device
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """Return a tensor ``[i, j, k]`` on the input's device."""
         values = np.ascontiguousarray(np.asanyarray(image.dataobj))
         return torch.from_numpy(values).to(self.device, self.dtype if own_type else torch.float32)
 
 
 @dataclass(frozen=True)
 class MetaTensorKind(TensorKind):
-    """A MONAI MetaTensor ``[1, i, j, k]`` or ``[i, j, k]``."""
+    """A MONAI MetaTensor ``[1, i, j, k]`` or ``[i, j, k]``.
+
+    Recorded transforms are kept where the grid is the input's own; on another they could not be undone.
+    """
 
     channel: bool  # whether it has a channel axis
     lps: bool  # whether its affine leads to LPS+ instead of RAS+ millimetres
@@ -119,10 +113,6 @@ class MetaTensorKind(TensorKind):
     applied: list[Any]  # the transforms that MONAI recorded
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """Return a MetaTensor on the same device, with the result's affine and spatial shape.
-
-        Recorded transforms are kept where the grid is the input's own; on another they could not be undone.
-        """
         from monai.data import MetaTensor
 
         voxels = super().back(image, factors, own_type)
@@ -141,7 +131,7 @@ class MetaTensorKind(TensorKind):
 
 @dataclass(frozen=True)
 class SimpleITKKind:
-    """A SimpleITK image."""
+    """A SimpleITK image; metadata of the grid, of the stored type or of the file itself are left out."""
 
     origin: tuple[float, ...]  # of the first voxel's centre, LPS+ millimetres
     spacing: tuple[float, ...]  # millimetres along (i, j, k)
@@ -150,10 +140,6 @@ class SimpleITKKind:
     metadata: dict[str, str]  # its dictionary
 
     def back(self, image: Any, factors: tuple[int, int, int], own_type: bool) -> Any:
-        """Return an image of the same direction, the spacing divided, the origin moved to the first voxel.
-
-        Metadata of the grid, of the stored type or of the file itself is left out.
-        """
         import SimpleITK as itk
 
         stored = ArrayKind(self.dtype).back(image, factors, own_type)
@@ -214,8 +200,10 @@ def scan_of(
     Raises:
         BadInput: for an image that cannot be used.
     """
-    if isinstance(source, str | os.PathLike) and _is_series(Path(source)):
-        source = read_dicom_series(source, max_voxels=options.get("max_voxels", MAX_VOXELS))
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir() or (not path.name.lower().endswith(WRITABLE) and is_dicom(path)):
+            source = read_dicom_series(path, max_voxels=options.get("max_voxels", MAX_VOXELS))
     image, kind = _image_and_kind(source, affine, assume_affine)
     scan = read_scan(image, assume_affine=assume_affine, **options)
     return scan if kind is None else replace(scan, kind=kind)
@@ -296,20 +284,14 @@ def _is_a(source: object, package: str, name: str) -> bool:
     return any(kind.__name__ == name and kind.__module__.split(".")[0] == package for kind in kinds)
 
 
-def _is_series(path: Path) -> bool:
-    """Return whether a path is to be read as DICOM: a folder, or a file with the content of one."""
-    return path.is_dir() or (not path.name.lower().endswith(WRITABLE) and is_dicom(path))
-
-
 def _turned(affine: np.ndarray, lps: bool) -> np.ndarray:
     """Return an affine to RAS+ for one to LPS+, and the other way round."""
     return LPS @ affine if lps else affine
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """Return a tensor's values on the host; types that NumPy lacks become float32."""
-    values = tensor.detach().cpu()
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    """Return a tensor's values on the host; bfloat16, which NumPy lacks, becomes float32."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(force=True)
 
 
 def _nifti(name: str, values: np.ndarray, affine: np.ndarray | None, assume: bool = False) -> Any:

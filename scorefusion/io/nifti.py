@@ -15,14 +15,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.spatialimages import SpatialImage
 
 from scorefusion.errors import BadInput, unknown_name
 from scorefusion.io.atomic import written_beside
-from scorefusion.io.compressed import bad_input
 from scorefusion.io.formats import FORMATS, WRITABLE, format_of, read_image, volume_stem
-from scorefusion.io.grid import assumed_affine, corner_distance, find_affine
-from scorefusion.io.header import MAX_VOXELS, check_contrast, check_shape, check_voxel_type
+from scorefusion.io.grid import corner_distance, find_affine, own_form
+from scorefusion.io.header import MAX_VOXELS, bad_input, check_contrast, check_shape, check_voxel_type
 from scorefusion.io.nifti_format import mend_orientation, plain_header
 
 NAN_CHOICES = ("error", "zero")
@@ -136,24 +135,21 @@ def read_scan(
     shape = check_shape(name, list(image.shape), max_voxels)
     dtype = np.dtype(header.get_data_dtype())
     check_voxel_type(name, dtype)
-    place = find_affine(name, header, image.affine, assume_affine, unoriented)
-    affine = assumed_affine(name, header, shape) if place.affine is None else place.affine
-    if place.affine is not None and place.note:
-        header.set_sform(affine, place.code)
-    values = ras_order(_values(name, image, nan, constant).reshape(shape), affine)
-    slope, intercept = getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)
+    affine, code, note = find_affine(name, header, shape, image.affine, assume_affine, unoriented)
+    if code and note:
+        header.set_sform(affine, code)
     return Scan(
         name=name,
         file=path,
-        values=values,
+        values=ras_order(_values(name, image, nan, constant).reshape(shape), affine),
         affine=affine,
-        affine_assumed=place.affine is None,
+        affine_assumed=not code,
         shape=shape,
         header=header,
         dtype=dtype,
-        slope=float(slope),
-        intercept=float(intercept),
-        warnings=(place.note,) if place.note else (),
+        slope=float(getattr(image.dataobj, "slope", 1.0)),
+        intercept=float(getattr(image.dataobj, "inter", 0.0)),
+        warnings=(note,) if note else (),
     )
 
 
@@ -230,7 +226,10 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str
     factors = scan.own_factors(factor)
     affine = fine_affine(scan.affine, factors)
     sform = 2 if scan.affine_assumed else int(header["sform_code"])
-    qform_affine, qform = _qform(scan)
+    own = own_form(header, "qform") if int(header["qform_code"]) and not scan.affine_assumed else None
+    if own is not None and not (np.isfinite(own).all() and np.linalg.det(own[:3, :3])):
+        own = None
+    qform = 0 if own is None else int(header["qform_code"])
     header["qform_code"] = qform  # nibabel would read a damaged qform to compare it
     if kind.kind in "iu":
         limits = np.iinfo(kind)
@@ -246,7 +245,7 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str
     image = (nib.Nifti2Image if second else nib.Nifti1Image)(data, affine, header, dtype=kind)
     image.header.set_sform(affine if sform else None, sform)
     image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
-    image.header.set_qform(None if qform_affine is None else fine_affine(qform_affine, factors), qform)
+    image.header.set_qform(None if own is None else fine_affine(own, factors), qform)
     if kind.kind in "iu":
         image.header.set_slope_inter(scan.slope, scan.intercept)
     return image
@@ -265,19 +264,6 @@ def save_image(image: Any, path: str | os.PathLike[str]) -> Path:
     with written_beside(final) as beside:
         format_of(final).write(image, beside, 1)
     return final
-
-
-def _qform(scan: Scan) -> tuple[np.ndarray | None, int]:
-    """Return the input's qform and its code; code 0 where it has none or a broken one."""
-    code = int(scan.header["qform_code"])
-    if not code or scan.affine_assumed:
-        return None, 0
-    try:
-        affine = np.asarray(scan.header.get_qform(), dtype=np.float64)
-    except (ValueError, HeaderDataError):
-        return None, 0
-    good = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0
-    return (affine, code) if good else (None, 0)
 
 
 def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
@@ -306,9 +292,8 @@ def _sidecar(file: Path) -> dict[str, str]:
     """Return the acquisition parameters in the JSON file beside a NIfTI file, if there is one."""
     beside = file.with_name(f"{volume_stem(file.name)}.json")
     try:
-        if beside.name == file.name or beside.stat().st_size > _MAX_SIDECAR:
-            return {}
-        values = json.loads(beside.read_text())
+        small = beside.name != file.name and beside.stat().st_size <= _MAX_SIDECAR
+        values = json.loads(beside.read_text()) if small else {}
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(values, dict):

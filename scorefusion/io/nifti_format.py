@@ -22,16 +22,21 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 from scorefusion.errors import BadInput
-from scorefusion.io.compressed import (
+from scorefusion.io.header import (
     DAMAGED,
+    MAX_VOXELS,
     Codec,
+    Format,
     bad_input,
     check_room,
+    check_shape,
+    check_voxel_type,
     codec_for,
+    nifti_header,
+    nifti_image,
     read_exactly,
     read_first,
 )
-from scorefusion.io.header import MAX_VOXELS, Format, check_shape, check_voxel_type, nifti_header, nifti_image
 from scorefusion.io.placeholders import check_fetched
 
 _MAGIC = {348: (b"n+1\0", b"ni1\0"), 540: (b"n+2\0", b"ni2\0")}
@@ -64,14 +69,12 @@ class Nifti(Format):
     unoriented = "has no affine (its qform and sform codes are 0)"
 
     def read_header(self, path: Path, max_voxels: int) -> Any:
-        """Return the header, of Analyze as NIfTI's."""
         header = check_header(path, max_voxels).header
         if isinstance(header, nib.Nifti1Header):
             return header
         return nifti_header(header.get_data_shape(), header.get_data_dtype(), zooms=header.get_zooms())
 
     def read(self, path: Path, max_voxels: int) -> Any:
-        """Return the image, of Analyze as NIfTI's without a form."""
         promise = check_header(path, max_voxels)
         with bad_input(path, "cannot be read as NIfTI", "Check it with another viewer."):
             content = read_exactly(promise.voxels, promise.length, promise.codec)
@@ -86,7 +89,6 @@ class Nifti(Format):
         return nifti_image(np.asanyarray(image.dataobj), zooms=np.abs(image.header.get_zooms()))
 
     def write(self, image: Any, path: Path, level: int) -> None:
-        """Write one file."""
         codec = codec_for(path.name)
         if codec is None or codec.ending == ".gz" and level == 1:
             nib.save(image, path)
@@ -104,7 +106,6 @@ class Pair(Nifti):
     unoriented = "does not say how it is oriented (Analyze, or qform and sform codes of 0)"
 
     def companions(self, path: Path) -> tuple[Path, ...]:
-        """Return the other file of the pair."""
         promise = check_header(path)
         return tuple(file for file in (promise.file, promise.voxels) if file != path)
 
@@ -186,25 +187,19 @@ def _parse(path: Path, head: bytes) -> tuple[Any, bool]:
         if not 1 <= int(header["dim"][0]) <= 7:
             raise BadInput(path, f"its header gives {int(header['dim'][0])} dimensions", DAMAGED)
         return header, pair
-    match = re.fullmatch(r"(.+)\.img(\.gz)?", path.name, re.I)
-    if match is not None:
+    if match := re.fullmatch(r"(.+)\.img(\.gz)?", path.name, re.I):
         header_file = _pair_member(path, "img", "hdr")
         if header_file != path:
             raise BadInput(header_file, "is not a NIfTI or Analyze header", DAMAGED)
         problem = f"is not a NIfTI file, and its header {match[1]}.hdr is missing"
         raise BadInput(path, problem, "Put the header into the same folder.")
-    raise BadInput(path, "is not a NIfTI file", _conversion(path) or _NOT_NIFTI)
-
-
-def _conversion(path: Path) -> str:
-    """Return the command that makes a NIfTI file of another format's; empty if none is known."""
+    conversion = _NOT_NIFTI
     for endings, fix in _CONVERSIONS.items():
-        ending = next((ending for ending in endings if path.name.lower().endswith(ending)), None)
-        if ending is not None:
-            texts = (str(path), str(path)[: -len(ending)], str(path.parent))
-            file, stem, folder = (shlex.quote(text) for text in texts)
-            return fix.format(file=file, stem=stem, folder=folder).rstrip(".") + "."
-    return ""
+        if ending := next((ending for ending in endings if path.name.lower().endswith(ending)), None):
+            file, stem, folder = map(shlex.quote, (str(path), str(path)[: -len(ending)], str(path.parent)))
+            conversion = fix.format(file=file, stem=stem, folder=folder).rstrip(".") + "."
+            break
+    raise BadInput(path, "is not a NIfTI file", conversion)
 
 
 def mend_orientation(header: Any) -> None:

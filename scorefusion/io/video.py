@@ -14,7 +14,7 @@ import numpy as np
 
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import written_beside
-from scorefusion.io.compressed import bad_input
+from scorefusion.io.header import bad_input
 from scorefusion.optional import need
 
 CLIP_ENDINGS = (".mp4", ".gif")
@@ -56,7 +56,9 @@ def read_clip(
         (width, height), rate = properties["size"], float(properties["fps"])
         for image in islice(reader, first, stop):
             luma = np.frombuffer(image, np.uint8).reshape(height, width, 3) @ np.array(LUMA, np.float32)
-            kept.append(_pooled(luma, pool))
+            rows, columns = height // pool, width // pool
+            cut = luma[: rows * pool, : columns * pool].astype(np.float32)
+            kept.append(cut.reshape(rows, pool, columns, pool).mean(axis=(1, 3)))
     if not kept or not kept[0].size:
         raise BadInput(file, f"has no frame of {pool} pixels from frame {first} on", "Choose other frames.")
     return Clip(np.stack(kept), rate)
@@ -85,23 +87,18 @@ def write_clip(path: str | os.PathLike[str], frames: Sequence[np.ndarray] | np.n
 
             pictures = [Image.fromarray(image) for image in images]
             pictures[0].save(beside, save_all=True, append_images=pictures[1:], duration=1000 / rate, loop=0)
-        else:
-            _write_mp4(beside, images, rate)
+            return final
+        ffmpeg = need("imageio_ffmpeg", "writing an .mp4")
+        even = [(0, length % 2) for length in images.shape[1:3]]
+        images = np.pad(images, [(0, 0), *even, *[(0, 0)] * (images.ndim - 3)], mode="edge")
+        form = "gray" if images.ndim == 3 else "rgb24"
+        options = {"fps": rate, "pix_fmt_in": form, "quality": 8, "macro_block_size": 2}
+        writer = ffmpeg.write_frames(beside, images.shape[2:0:-1], **options)
+        writer.send(None)
+        for image in images:
+            writer.send(np.ascontiguousarray(image))
+        writer.close()
     return final
-
-
-def _write_mp4(path: Path, images: np.ndarray, rate: float) -> None:
-    ffmpeg = need("imageio_ffmpeg", "writing an .mp4")
-    even = [(0, length % 2) for length in images.shape[1:3]]
-    images = np.pad(images, [(0, 0), *even, *[(0, 0)] * (images.ndim - 3)], mode="edge")
-    _, height, width = images.shape[:3]
-    form = "gray" if images.ndim == 3 else "rgb24"
-    options = {"pix_fmt_in": form, "quality": 8, "macro_block_size": 2}
-    writer = ffmpeg.write_frames(path, (width, height), fps=rate, **options)
-    writer.send(None)
-    for image in images:
-        writer.send(np.ascontiguousarray(image))
-    writer.close()
 
 
 def clip_image(frames: np.ndarray, *, rate: float = 25.0) -> nibabel.Nifti1Image:
@@ -119,9 +116,3 @@ def clip_image(frames: np.ndarray, *, rate: float = 25.0) -> nibabel.Nifti1Image
 def clip_frames(volume: np.ndarray) -> np.ndarray:
     """Return the frames ``[T, H, W]`` of the voxels ``[i, j, k]`` of :func:`clip_image`."""
     return np.ascontiguousarray(volume.transpose(2, 1, 0))
-
-
-def _pooled(image: np.ndarray, pool: int) -> np.ndarray:
-    height, width = (length // pool for length in image.shape)
-    cut = image[: height * pool, : width * pool].astype(np.float32)
-    return cut.reshape(height, pool, width, pool).mean(axis=(1, 3))

@@ -329,7 +329,7 @@ ERRORS = {
     "C++": lambda: RuntimeError("std::bad_alloc"),
 }
 STAGES = {
-    "read": ("scorefusion.io.compressed.gzip.GzipFile.read", "reading it"),
+    "read": ("scorefusion.io.header.gzip.GzipFile.read", "reading it"),
     "prepare": ("scorefusion.data.preprocess.base_volume", "preparing it"),
     "sample": ("scorefusion.models.slabs.gather_slices", "sampling"),
     "finish": ("scorefusion.pipeline.translation._volume", "finishing it"),

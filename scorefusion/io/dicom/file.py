@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scorefusion.errors import BadInput
-from scorefusion.io.compressed import bad_input
+from scorefusion.io.header import bad_input
 from scorefusion.optional import need
 
 PathLike = str | os.PathLike[str]
@@ -32,13 +32,13 @@ PRIVATE = {"SiemensCreator": 0x00190010, "NumberOfImagesInMosaic": 0x0019100A}
 """Tags of the private attributes that may be read, by the names used here."""
 
 _MARK, _MARK_AT = b"DICM", 128
-_GZIP, _DEFLATE_RATIO = b"\x1f\x8b", 1032
+_GZIP, DEFLATE_RATIO = b"\x1f\x8b", 1032
 _HEAD = 1024
 _PIXELS = (0x7FE00010, 0x7FE00009, 0x7FE00008)
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _SHORT = b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
 _LONG = b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
-_SYNTAXES = {
+_SYNTAXES: dict[tuple[bool, bool] | None, str] = {
     (True, True): "1.2.840.10008.1.2",
     (False, True): "1.2.840.10008.1.2.1",
     (False, False): "1.2.840.10008.1.2.2",
@@ -81,16 +81,15 @@ def why_not_dicom(path: Path) -> str:
         return "is empty (0 bytes)"
     if _start(head) is not None:
         return ""
-    return next(
-        (reason for mark, reason in _POINTERS.items() if head.startswith(mark)), "is not a DICOM file"
-    )
+    pointers = (reason for mark, reason in _POINTERS.items() if head.startswith(mark))
+    return next(pointers, "is not a DICOM file")
 
 
 def capacity(path: Path) -> int:
     """Return the most bytes that a file can hold: its size, or what gzip can make of it."""
     with path.open("rb") as file:
         packed = _is_packed(file.read(_HEAD))
-        return os.fstat(file.fileno()).st_size * (_DEFLATE_RATIO if packed else 1)
+        return os.fstat(file.fileno()).st_size * (DEFLATE_RATIO if packed else 1)
 
 
 def _is_packed(head: bytes) -> bool:
@@ -143,19 +142,12 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_header(path: Path, keywords: Sequence[str]) -> Any:
-    """Return a Dataset of the named attributes and its ``file_meta``; no pixel is read.
-
-    Raises:
-        BadInput: for a damaged file, or one whose header is too large.
-    """
+    """Return a Dataset of the named attributes and its ``file_meta``; no pixel is read."""
     return _read(path, keywords, MAX_HEADER, pixels=False)
 
 
 def read_pixels(path: Path, keywords: Sequence[str], promised: int) -> Any:
-    """Return a Dataset of the named attributes, the undecoded pixels among them.
-
-    A deflated file is inflated no further than its header and the ``promised`` bytes of pixels.
-    """
+    """Return a Dataset of the named attributes, also of at most ``promised`` bytes of undecoded pixels."""
     return _read(path, keywords, MAX_HEADER + promised, pixels=True)
 
 
@@ -190,10 +182,8 @@ def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: b
         meta = read_dataset(data, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     if not meta.get("TransferSyntaxUID"):
         place = data.tell()
-        guessed = _encoding(data.read(_HEAD))
+        meta.TransferSyntaxUID = _SYNTAXES.get(_encoding(data.read(_HEAD)), "")
         data.seek(place)
-        if guessed is not None:
-            meta.TransferSyntaxUID = _SYNTAXES[guessed]
     syntax = pydicom("uid").UID(str(meta.get("TransferSyntaxUID", "")))
     if not syntax:
         raise BadInput(path, "names no transfer syntax and holds no data elements that show it", DAMAGED)
@@ -202,8 +192,18 @@ def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: b
         raise BadInput(path, problem, "Convert it to Explicit VR Little Endian first.")
     body = data
     if syntax.is_deflated:
-        body = io.BytesIO(_inflated(path, data.read(), bound, whole=pixels))
-    _check_items(path, body)
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        body = io.BytesIO(inflater.decompress(data.read(), bound))
+        if not inflater.eof and not inflater.unconsumed_tail:
+            raise ValueError("its deflated data end early")
+        if pixels and not inflater.eof and inflater.decompress(inflater.unconsumed_tail, 1):
+            problem = f"inflates to more than the {bound:,} bytes that its header accounts for"
+            raise BadInput(path, problem, DAMAGED)
+    place, header = body.tell(), body.read(MAX_HEADER)
+    # Millions of items, each of eight bytes, would become objects of a kilobyte each.
+    if len(header) > 8 * MAX_ITEMS and sum(header.count(mark) for mark in _ITEMS) > MAX_ITEMS:
+        raise BadInput(path, f"holds more than {MAX_ITEMS:,} sequence items", DAMAGED)
+    body.seek(place)
     tag_of = pydicom("datadict").tag_for_keyword
     header = read_dataset(
         body,
@@ -219,28 +219,6 @@ def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: b
             raise ValueError("it ends within its header")
     header.file_meta = dataset.FileMetaDataset(meta)
     return header
-
-
-def _inflated(path: Path, data: bytes, bound: int, whole: bool) -> bytes:
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    plain = inflater.decompress(data, bound)
-    if not inflater.eof and not inflater.unconsumed_tail:
-        raise ValueError("its deflated data end early")
-    if whole and not inflater.eof and inflater.decompress(inflater.unconsumed_tail, 1):
-        problem = f"inflates to more than the {bound:,} bytes that its header accounts for"
-        raise BadInput(path, problem, DAMAGED)
-    return plain
-
-
-def _check_items(path: Path, data: Any) -> None:
-    """Refuse a header of millions of items, each eight bytes that become an object of a kilobyte."""
-    place, count = data.tell(), 0
-    head = data.read(MAX_HEADER)
-    if len(head) > 8 * MAX_ITEMS:
-        count = sum(head.count(mark) for mark in _ITEMS)
-    if count > MAX_ITEMS:
-        raise BadInput(path, f"holds more than {MAX_ITEMS:,} sequence items", DAMAGED)
-    data.seek(place)
 
 
 def _unreadable(path: Path, error: OSError) -> BadInput:

@@ -93,7 +93,7 @@ def find_series(
             header = read_header(path, _TAGS)
             with reading(path):
                 kind, uid = frames.sop_class(header), str(header.get("SeriesInstanceUID") or "")
-                if frames.family(kind) and not uid:
+                if kind in frames.FAMILIES and not uid:
                     raise BadInput(path, "is an image without SeriesInstanceUID", DAMAGED)
         except BadInput as error:
             if damaged is None:
@@ -215,6 +215,10 @@ def _describe(
             problems[problem].append(path)
             images += frames.frame_count(header)
             slices += not problem or frames.is_mosaic(header)
+    problem = next((problem for problem in problems if problem), "")
+    files = problems.get(problem, [])
+    if problem and len(files) < len(members):
+        problem = f"{len(files)} of its {len(members)} files: {problem} ({files[0].name})"
     folders = {path.parent for path, _ in members}
     first_path, first = members[0]
     with reading(first_path):
@@ -230,18 +234,10 @@ def _describe(
             images=images,
             rows=int(first.get("Rows") or 0),
             columns=int(first.get("Columns") or 0),
-            problem=_problem(problems, len(members)),
+            problem=problem,
             slices=slices,
             passed=tuple(over for over in passed if over.file.parent in folders),
         )
-
-
-def _problem(problems: dict[str, list[Path]], count: int) -> str:
-    problem = next((problem for problem in problems if problem), "")
-    files = problems.get(problem, [])
-    if not problem or len(files) == count:
-        return problem
-    return f"{len(files)} of its {count} files: {problem} ({files[0].name})"
 
 
 def _printable(value: Any) -> str:

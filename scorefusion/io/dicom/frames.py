@@ -15,7 +15,7 @@ from scorefusion.io.dicom.file import PRIVATE, pydicom, read_header, reading
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _CLASSIC_MR = f"{_STORAGE}4"
-_FAMILIES = {
+FAMILIES = {
     f"{_STORAGE}{ending}": name
     for name, endings in {"CT": "2 2.1 2.2", "MR": "4 4.1 4.4", "PT": "128 130 128.1", "OT": "7"}.items()
     for ending in endings.split()
@@ -116,11 +116,6 @@ def sop_class(header: Any) -> str:
     return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
 
 
-def family(uid: str) -> str | None:
-    """Return ``CT``, ``MR``, ``PT`` or ``OT`` for a SOP class that is read, else None."""
-    return _FAMILIES.get(uid)
-
-
 def frame_count(header: Any) -> int:
     """Return NumberOfFrames; 1 where there is none."""
     return int(header.get("NumberOfFrames") or 1)
@@ -129,7 +124,7 @@ def frame_count(header: Any) -> int:
 def obstacle(header: Any) -> str:
     """Return why an object cannot be part of a volume; empty if the ``OBJECT_TAGS`` give no reason."""
     kind = sop_class(header)
-    if family(kind) is None:
+    if kind not in FAMILIES:
         return f"is no CT, MR or PET image but of SOP class {pydicom('uid').UID(kind).name or 'unknown'}"
     if "LOCALIZER" in _image_type(header):
         return "is a localizer"
@@ -182,8 +177,28 @@ def _frame(path: Path, header: Any, index: int) -> Frame:
     row, column = _numbers(path, measures, "PixelSpacing", 2)
     if not (row > 0 and column > 0):
         raise BadInput(path, f"has an impossible PixelSpacing ({row:g}, {column:g})", _PLACELESS)
-    slope, intercept = _rescale(path, _macro(header, index, "PixelValueTransformationSequence"))
-    place = _macro(header, index, "PlanePositionSequence")
+    rescale = _macro(header, index, "PixelValueTransformationSequence")
+    slope, intercept = (
+        default if rescale is None or rescale.get(keyword) is None else float(rescale.get(keyword))
+        for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+    )
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope):
+        problem = f"has an impossible rescaling (RescaleSlope {slope:g}, RescaleIntercept {intercept:g})"
+        raise BadInput(path, problem, "Export it again.")
+    position = _numbers(path, _macro(header, index, "PlanePositionSequence"), "ImagePositionPatient", 3)
+    cosines = _numbers(path, _macro(header, index, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+    axes = cosines.reshape(2, 3)
+    lengths = np.linalg.norm(axes, axis=1)
+    if np.abs(lengths - 1).max() > 1e-2 or abs(float(axes[0] @ axes[1])) > 1e-2:
+        problem = f"has an ImageOrientationPatient of no right angle ({', '.join(f'{c:g}' for c in cosines)})"
+        raise BadInput(path, problem, _PLACELESS)
+    traits = {"ImageType": "\\".join(_image_type(header))}
+    for macro, keywords in _TRAITS.items():
+        group = _macro(header, index, macro) if macro else header
+        for keyword in keywords.split():
+            value = None if group is None else group.get(keyword)
+            if value is not None and value != "":
+                traits[keyword] = f"{float(value):.6g}" if isinstance(value, float) else str(value)
     signed = int(header.get("PixelRepresentation") or 0)
     return Frame(
         file=path,
@@ -192,14 +207,14 @@ def _frame(path: Path, header: Any, index: int) -> Frame:
         sop_instance=str(header.get("SOPInstanceUID") or ""),
         number=int(header.get("InstanceNumber") or 0) + index,
         shape=(int(header.Rows), int(header.Columns)),
-        position=_numbers(path, place, "ImagePositionPatient", 3),
-        orientation=_orientation(path, _macro(header, index, "PlaneOrientationSequence")),
+        position=position,
+        orientation=axes / lengths[:, None],
         spacing=(float(row), float(column)),
         thickness=None if thickness is None else float(thickness),
         slope=slope,
         intercept=intercept,
         stored=np.dtype(f"{'i' if signed else 'u'}{int(header.BitsAllocated) // 8}"),
-        traits=_traits(header, index),
+        traits=traits,
         header=header,
     )
 
@@ -220,35 +235,3 @@ def _numbers(path: Path, place: Any, keyword: str, count: int) -> np.ndarray:
     if len(numbers) != count or not np.isfinite(numbers).all() or np.abs(numbers).max() > 1e6:
         raise BadInput(path, f"has an impossible {keyword} ({values})", _PLACELESS)
     return numbers
-
-
-def _orientation(path: Path, place: Any) -> np.ndarray:
-    cosines = _numbers(path, place, "ImageOrientationPatient", 6)
-    axes = cosines.reshape(2, 3)
-    lengths = np.linalg.norm(axes, axis=1)
-    if np.abs(lengths - 1).max() > 1e-2 or abs(float(axes[0] @ axes[1])) > 1e-2:
-        problem = f"has an ImageOrientationPatient of no right angle ({', '.join(f'{c:g}' for c in cosines)})"
-        raise BadInput(path, problem, _PLACELESS)
-    return axes / lengths[:, None]
-
-
-def _rescale(path: Path, values: Any) -> tuple[float, float]:
-    slope, intercept = (
-        default if values is None or values.get(keyword) is None else float(values.get(keyword))
-        for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
-    )
-    if not (math.isfinite(slope) and math.isfinite(intercept) and slope):
-        problem = f"has an impossible rescaling (RescaleSlope {slope:g}, RescaleIntercept {intercept:g})"
-        raise BadInput(path, problem, "Export it again.")
-    return slope, intercept
-
-
-def _traits(header: Any, index: int) -> dict[str, str]:
-    traits = {"ImageType": "\\".join(_image_type(header))}
-    for macro, keywords in _TRAITS.items():
-        place = _macro(header, index, macro) if macro else header
-        for keyword in keywords.split():
-            value = None if place is None else place.get(keyword)
-            if value is not None and value != "":
-                traits[keyword] = f"{float(value):.6g}" if isinstance(value, float) else str(value)
-    return traits

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from scorefusion.errors import BadInput
-from scorefusion.io.dicom.file import DAMAGED, capacity, pydicom, read_pixels, reading
+from scorefusion.io.dicom.file import DAMAGED, DEFLATE_RATIO, capacity, pydicom, read_pixels, reading
 from scorefusion.io.dicom.frames import Frame
 
 _TAGS = """
     Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit
     PixelRepresentation ExtendedOffsetTable ExtendedOffsetTableLengths PixelData
 """.split()
-_DEFLATE_RATIO, _RLE_RATIO = 1032, 64
+_RLE_RATIO = 64
 _JPEG_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}
 _JPEG_2000 = b"\xff\x4f\xff\x51"
@@ -46,7 +46,7 @@ def check_pixels(frames: Sequence[Frame]) -> None:
         _check_decoder(path, syntax)
         room = size * _RLE_RATIO if _is_rle(syntax) else promised
     elif syntax.is_deflated:
-        room = size * _DEFLATE_RATIO
+        room = size * DEFLATE_RATIO
     if promised > room:
         problem = f"is truncated: its header promises {promised:,} bytes of pixels, the file has {size:,}"
         raise BadInput(path, problem, DAMAGED)
@@ -76,15 +76,26 @@ def decoded(frames: Sequence[Frame], decoder: Decoder) -> Iterator[tuple[Frame, 
 
 
 def _check(path: Path, data: Any, frames: Sequence[Frame]) -> None:
+    """Check the size of the pixels; of compressed ones, so that decoders allocate no more than that."""
     with reading(path):
-        pixels, promised = data.get("PixelData"), _promised(frames)
+        pixels, promised, count = data.get("PixelData"), _promised(frames), len(frames)
         if not isinstance(pixels, bytes) or not pixels:
             raise BadInput(path, "has no PixelData", DAMAGED)
-        if data.file_meta.TransferSyntaxUID.is_encapsulated:
-            _check_codestreams(path, pixels, frames)
-        elif len(pixels) < promised:
-            problem = f"is truncated: {promised:,} bytes of pixels are promised, {len(pixels):,} are there"
-            raise BadInput(path, problem, DAMAGED)
+        if not data.file_meta.TransferSyntaxUID.is_encapsulated:
+            if len(pixels) < promised:
+                sizes = f"{promised:,} bytes of pixels are promised, {len(pixels):,} are there"
+                raise BadInput(path, f"is truncated: {sizes}", DAMAGED)
+            return
+        streams = 0
+        for stream in pydicom("encaps").generate_frames(pixels, number_of_frames=count):
+            streams += 1
+            size = codestream_size(stream)
+            if size is not None and size != frames[0].shape:
+                theirs, ours = (f"{columns} × {rows}" for rows, columns in (size, frames[0].shape))
+                problem = f"holds a compressed image of {theirs} pixels, its header says {ours}"
+                raise BadInput(path, problem, DAMAGED)
+        if streams != count:
+            raise BadInput(path, f"is truncated: {count} frames are promised, {streams} are there", DAMAGED)
 
 
 def _is_rle(syntax: Any) -> bool:
@@ -106,21 +117,6 @@ def _check_decoder(path: Path, syntax: Any) -> None:
         missing = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
         problem = f"is compressed as {syntax.name}, for which no decoder is installed"
         raise BadInput(path, problem, f"Install one of these with pip: {missing}.")
-
-
-def _check_codestreams(path: Path, pixels: bytes, frames: Sequence[Frame]) -> None:
-    """Check that compressed images have the size that the header gives, so that decoders allocate no more."""
-    count = 0
-    for stream in pydicom("encaps").generate_frames(pixels, number_of_frames=len(frames)):
-        count += 1
-        size = codestream_size(stream)
-        if size is not None and size != frames[0].shape:
-            rows, columns = frames[0].shape
-            theirs, ours = f"{size[1]} × {size[0]}", f"{columns} × {rows}"
-            problem = f"holds a compressed image of {theirs} pixels, its header says {ours}"
-            raise BadInput(path, problem, DAMAGED)
-    if count != len(frames):
-        raise BadInput(path, f"is truncated: {len(frames)} frames are promised, {count} are there", DAMAGED)
 
 
 def codestream_size(stream: bytes) -> tuple[int, int] | None:
@@ -182,9 +178,13 @@ class Decoder:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
-            while answer := _answer(process, path):
+            # The shape and type of the next frame, or an error; an empty object after the last frame.
+            while (line := process.stdout.readline(1000)).endswith(b"\n"):
+                answer = json.loads(line)
+                complete = "error" in answer or not answer
+                if not answer:
+                    return
                 if "error" in answer:
-                    complete = True
                     raise BadInput(path, answer["error"], DAMAGED)
                 if answer["shape"] != list(shape) or answer["dtype"] not in _TYPES:
                     problem = f"decodes to {answer['shape']}, not to {list(shape)} pixels"
@@ -192,9 +192,10 @@ class Decoder:
                 dtype = np.dtype(answer["dtype"])
                 data = process.stdout.read(shape[0] * shape[1] * dtype.itemsize)
                 if len(data) < shape[0] * shape[1] * dtype.itemsize:
-                    raise _crash(path)
+                    break
                 yield np.frombuffer(data, dtype).reshape(shape)
-            complete = True
+            problem = f"cannot be decoded: its decoder crashed, or needed more than {_SECONDS} s"
+            raise BadInput(path, problem, DAMAGED)
         finally:
             if not complete:
                 self._end()
@@ -210,20 +211,6 @@ def _started() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", _START, json.dumps(sys.path)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-
-
-def _answer(process: subprocess.Popen[bytes], path: Path) -> Any:
-    """Return the shape and type of the next frame, or an error; an empty object after the last frame."""
-    assert process.stdout is not None
-    line = process.stdout.readline(1000)
-    if not line.endswith(b"\n"):
-        raise _crash(path)
-    return json.loads(line)
-
-
-def _crash(path: Path) -> BadInput:
-    problem = f"cannot be decoded: its decoder crashed, or needed more than {_SECONDS} s"
-    return BadInput(path, problem, DAMAGED)
 
 
 def serve() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.dicom import find_series, read_dicom_series, save_dicom_series
-from scorefusion.io.dicom.derived import choose_rescaling
+from scorefusion.io.dicom.write import choose_rescaling
 from scorefusion.pipeline import Pipeline, Translation
 from tests.support.dicom_series import CT, MR, enhanced_of, save, slice_of, texture, uid, write_series
 from tests.support.tiny import same_grid_config, tiny_image, tiny_model

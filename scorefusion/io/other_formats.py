@@ -1,8 +1,4 @@
-"""NRRD and MetaImage: a text header, then voxels, in one file or in a second one.
-
-They are not read by ITK, which on some damaged headers ends the process, prints on its streams, opens
-whatever file a header names, and assumes the identity for a missing orientation.
-"""
+"""FreeSurfer's MGH, and NRRD and MetaImage: a text header, then voxels, in one file or in a second one."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import bz2
 import gzip
 import math
 import re
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,8 +16,22 @@ import nibabel as nib
 import numpy as np
 
 from scorefusion.errors import BadInput, out_of_memory
-from scorefusion.io.compressed import BEYOND, DAMAGED, reading
-from scorefusion.io.header import LPS, Format, check_shape, nifti_header, nifti_image, plain_voxels
+from scorefusion.io.header import (
+    BEYOND,
+    DAMAGED,
+    LPS,
+    Format,
+    bad_input,
+    check_room,
+    check_shape,
+    codec_for,
+    nifti_header,
+    nifti_image,
+    plain_voxels,
+    read_exactly,
+    read_first,
+    reading,
+)
 from scorefusion.io.placeholders import check_fetched
 
 _LONGEST = 2**16
@@ -44,14 +55,13 @@ class Content(NamedTuple):
     data: str | None  # the name of the file of the voxels; None where they follow the header
     skip: int  # bytes before the voxels; negative if they are the last bytes of the file
 
-    @property
-    def length(self) -> int:
-        """Bytes of the uncompressed voxels."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
 
 class TextHeader(Format):
-    """What both formats have in common."""
+    """What NRRD and MetaImage have in common.
+
+    They are not read by ITK, which on some damaged headers ends the process, prints on its streams, opens
+    whatever file a header names, and assumes the identity for a missing orientation.
+    """
 
     unoriented = "does not say how its axes are oriented"
 
@@ -60,18 +70,15 @@ class TextHeader(Format):
         raise NotImplementedError
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
-        """Return a whole file."""
+        """Return a whole file of little-endian ``[i, j, k]`` voxels, compressed."""
         raise NotImplementedError
 
     def read_header(self, path: Path, max_voxels: int) -> Any:
-        """Return the header."""
-        content, _ = self._opened(path, max_voxels)
+        content, *_ = self._opened(path, max_voxels)
         return nifti_header(content.shape, content.dtype, content.affine, content.zooms)
 
     def read(self, path: Path, max_voxels: int) -> Any:
-        """Return the image."""
-        content, voxels = self._opened(path, max_voxels)
-        length = content.length
+        content, voxels, length = self._opened(path, max_voxels)
         with reading(voxels, None) as stream:
             stream.seek(*((content.skip, 0) if content.skip >= 0 else (-length, 2)))
             try:
@@ -87,16 +94,16 @@ class TextHeader(Format):
         return nifti_image(values, content.affine, content.zooms)
 
     def write(self, image: Any, path: Path, level: int) -> None:
-        """Write one compressed file."""
-        path.write_bytes(self.encoded(*plain_voxels(image), level))
+        values, affine = plain_voxels(image)
+        little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+        path.write_bytes(self.encoded(little, affine, level))
 
     def companions(self, path: Path) -> tuple[Path, ...]:
-        """Return the file of the voxels, where it is another one."""
         content = self._parsed(path)
         return () if content.data is None else (path.parent / content.data,)
 
-    def _opened(self, path: Path, max_voxels: int) -> tuple[Content, Path]:
-        """Return the checked header and the file of the voxels."""
+    def _opened(self, path: Path, max_voxels: int) -> tuple[Content, Path, int]:
+        """Return the checked header, the file of the voxels, and how many bytes they are uncompressed."""
         content = self._parsed(path)
         voxels = path
         if content.data is not None:
@@ -108,12 +115,12 @@ class TextHeader(Format):
         if content.numbers != 1:
             problem = f"holds {content.numbers} numbers for each voxel, not one"
             raise BadInput(path, problem, "Save one component, or their mean, as a grey volume first.")
-        check_shape(path, list(content.shape), max_voxels)
-        length, size = content.length, voxels.stat().st_size - max(content.skip, 0)
+        length = math.prod(check_shape(path, list(content.shape), max_voxels)) * content.dtype.itemsize
+        size = voxels.stat().st_size - max(content.skip, 0)
         if _RATIOS[content.encoding] and length > size * _RATIOS[content.encoding]:
             problem = f"is truncated: its header promises {length:,} bytes of voxels"
             raise BadInput(path, f"{problem}, {voxels.name} has {max(size, 0):,}", DAMAGED)
-        return content, voxels
+        return content, voxels, length
 
     def _parsed(self, path: Path) -> Content:
         with reading(path, None) as stream:
@@ -129,11 +136,7 @@ class TextHeader(Format):
             raise BadInput(path, f"its header is damaged ({' '.join(str(error).split())})", DAMAGED) from None
         if content is None:
             raise BadInput(path, f"is not a {self.name} file", "Check the file's name and content.")
-        if content.data is not None:
-            self._check_name(path, content.data)
-        return content
-
-    def _check_name(self, path: Path, data: str) -> None:
+        data = content.data or ""
         if re.match(r"list\b", data, re.I) or "%" in data:
             fix = f"Save it as one {self.single} file first."
             raise BadInput(path, "has its voxels in several files", fix)
@@ -142,6 +145,7 @@ class TextHeader(Format):
                 problem = f"names a file of voxels outside its folder, {data!r}"
                 fix = "Put that file beside it, and correct the name in the header."
                 raise BadInput(path, problem, fix)
+        return content
 
 
 class Nrrd(TextHeader):
@@ -150,16 +154,11 @@ class Nrrd(TextHeader):
     name, endings, detached, single = "NRRD", (".nrrd",), (".nhdr",), ".nrrd"
 
     def content(self, head: bytes) -> Content | None:
-        """Parse a header."""
         if not re.match(rb"NRRD000\d\r?\n", head):
             return None
         end = re.search(rb"\r?\n\r?\n", head)
         text = head[: end.end()] if end else head
-        fields: dict[str, str] = {}
-        for line in text.decode("latin-1").splitlines()[1:]:
-            name, colon, value = line.partition(": ")
-            if colon and not line.startswith("#"):
-                fields[name.strip().lower().replace(" ", "")] = value.strip()
+        fields = _fields(text, ": ")
         data = fields.get("datafile")
         if data is None and end is None:
             raise ValueError("it does not end")
@@ -198,7 +197,6 @@ class Nrrd(TextHeader):
         )
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
-        """Return a whole file in LPS space, gzip-compressed."""
         own = LPS @ affine
         header = f"""\
 NRRD0004
@@ -213,7 +211,7 @@ encoding: gzip
 space origin: ({_text(own[:3, 3], ",")})
 
 """
-        return header.encode() + gzip.compress(_stored(values), level, mtime=0)
+        return header.encode() + gzip.compress(values.tobytes(order="F"), level, mtime=0)
 
 
 class MetaImage(TextHeader):
@@ -222,15 +220,10 @@ class MetaImage(TextHeader):
     name, endings, detached, single = "MetaImage", (".mha",), (".mhd",), ".mha"
 
     def content(self, head: bytes) -> Content | None:
-        """Parse a header."""
         end = re.search(rb"^[ \t]*ElementDataFile[ \t]*=[^\n]*(\n|$)", head, re.M)
         if end is None:
             return None
-        fields: dict[str, str] = {}
-        for line in head[: end.end()].decode("latin-1").splitlines():
-            name, equals, value = line.partition("=")
-            if equals:
-                fields[name.strip().lower()] = value.strip()
+        fields = _fields(head[: end.end()], "=")
         data = fields["elementdatafile"]
         local = data.lower() == "local"
         shape = _sizes(fields["ndims"], fields["dimsize"])
@@ -259,12 +252,11 @@ class MetaImage(TextHeader):
         )
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
-        """Return a whole file, zlib-compressed."""
         own = LPS @ affine
         zooms = np.linalg.norm(own[:3, :3], axis=0)
         towards = dict(zip("LRPASI", "RLAPIS", strict=True))  # it names where axes come from
         letters = "".join(towards[str(letter)] for letter in nib.aff2axcodes(affine))
-        data = zlib.compress(_stored(values), level)
+        data = zlib.compress(values.tobytes(order="F"), level)
         header = f"""\
 ObjectType = Image
 NDims = 3
@@ -301,10 +293,8 @@ _NRRD_TYPES = {
     for name in names.split(", ")
 }
 _META_NAMES = "CHAR UCHAR SHORT USHORT INT UINT LONG ULONG LONG_LONG ULONG_LONG FLOAT DOUBLE".split()
-_META_TYPES = {
-    f"MET_{name}": dtype
-    for name, dtype in zip(_META_NAMES, "i1 u1 i2 u2 i4 u4 i4 u4 i8 u8 f4 f8".split(), strict=True)
-}
+_META_NAMES = [f"MET_{name}" for name in _META_NAMES]
+_META_TYPES = dict(zip(_META_NAMES, "i1 u1 i2 u2 i4 u4 i4 u4 i8 u8 f4 f8".split(), strict=True))
 _SPACES = {"ras": (1, 1), "las": (-1, 1), "lps": (-1, -1)}
 """NRRD's spaces by the letters of their words: the signs of their first two axes in RAS+."""
 
@@ -355,6 +345,12 @@ def _type_of(types: Mapping[str, str], name: str) -> np.dtype:
     return np.dtype(types[name])
 
 
+def _fields(text: bytes, mark: str) -> dict[str, str]:
+    """Return the values of a header's lines by name, in lower case and without blanks."""
+    parts = (line.partition(mark) for line in text.decode("latin-1").splitlines() if line[:1] != "#")
+    return {name.lower().replace(" ", "").strip(): value.strip() for name, found, value in parts if found}
+
+
 def _first(fields: Mapping[str, str], *names: str) -> str | None:
     return next((fields[name] for name in names if name in fields), None)
 
@@ -389,10 +385,6 @@ def _name_of(types: Mapping[str, str], dtype: np.dtype) -> str:
     return next((name for name, kind in types.items() if dtype.newbyteorder("=") == np.dtype(kind)), "")
 
 
-def _stored(values: np.ndarray) -> bytes:
-    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
-
-
 def _decoded(stream: BinaryIO, length: int, encoding: str) -> bytes | bytearray:
     """Return the first ``length`` bytes of voxels; compressed ones are read to their checksum."""
     if encoding == "raw":
@@ -418,3 +410,54 @@ def _decoded(stream: BinaryIO, length: int, encoding: str) -> bytes | bytearray:
     if beyond > BEYOND:
         raise ValueError(f"they go on for more than {BEYOND:,} bytes")
     return data
+
+
+_START = 284
+_TYPES = {0: "u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
+_WRITTEN = {"u1": "u1", "i1": "i2", "i2": "i2", "u2": "i4", "i4": "i4"}
+
+
+class Mgh(Format):
+    """MGH with voxels of uint8, int16, int32 or float32; other types are written as one of these."""
+
+    name, endings, single = "MGH", (".mgz", ".mgh"), ".mgz"
+    unoriented = "has no orientation (its goodRASFlag is not set)"
+
+    def read_header(self, path: Path, max_voxels: int) -> Any:
+        shape, dtype, affine, zooms, *_ = self._parts(path, max_voxels)
+        return nifti_header(shape, dtype, affine, zooms)
+
+    def read(self, path: Path, max_voxels: int) -> Any:
+        shape, _, affine, zooms, length, codec = self._parts(path, max_voxels)
+        with bad_input(path, "cannot be read as MGH"), np.errstate(all="ignore"):  # of a damaged header
+            image = nib.MGHImage.from_bytes(read_exactly(path, length, codec))
+            values = np.asanyarray(image.dataobj).reshape(shape)
+        return nifti_image(values, affine, zooms)
+
+    def write(self, image: Any, path: Path, level: int) -> None:
+        values, affine = plain_voxels(image)
+        content = nib.MGHImage(values.astype(_WRITTEN.get(values.dtype.str[1:], "f4")), affine).to_bytes()
+        codec = None if path.name.lower().endswith(".mgh") else codec_for(".gz")
+        with path.open("wb") as file, codec.writer(file, level) if codec else file as stream:
+            stream.write(content)
+
+    def _parts(self, path: Path, max_voxels: int) -> tuple[Any, ...]:
+        """Return shape, type, affine (None if unknown), voxel size, bytes to the last voxel, compression."""
+        head, codec = read_first(path, _START)
+        if len(head) < _START or struct.unpack(">i", head[:4])[0] != 1:
+            raise BadInput(path, "is not an MGH file", "Give a .mgz or .mgh file of FreeSurfer.")
+        *shape, code = struct.unpack(">5i", head[4:24])
+        known = check_shape(path, shape if shape[3] != 1 else shape[:3], max_voxels)
+        if code not in _TYPES:
+            raise BadInput(path, f"its header names a type of voxels that is not known, {code}", DAMAGED)
+        dtype = np.dtype(_TYPES[code])
+        length = _START + int(np.prod(known, dtype=object)) * dtype.itemsize
+        check_room(path, length, codec)
+        (flag,) = struct.unpack(">h", head[28:30])
+        numbers = np.array(struct.unpack(">15f", head[30:90]), dtype=np.float64)
+        zooms, cosines, centre = numbers[:3], numbers[3:12].reshape(3, 3).T, numbers[12:]
+        affine = np.eye(4)
+        with np.errstate(all="ignore"):
+            affine[:3, :3] = cosines * zooms
+            affine[:3, 3] = centre - affine[:3, :3] @ (np.array(known) / 2)
+        return known, dtype, affine if flag > 0 else None, zooms, length, codec
