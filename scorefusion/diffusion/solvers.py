@@ -74,11 +74,7 @@ def ddpm(levels: Levels, prediction: str = "eps", sigma_data: float = 1.0) -> Ta
 
 
 def ddim(
-    levels: Levels,
-    prediction: str = "eps",
-    sigma_data: float = 1.0,
-    eta: float = 0.0,
-    spread: float = 0.0,
+    levels: Levels, prediction: str = "eps", sigma_data: float = 1.0, eta: float = 0.0, spread: float = 0.0
 ) -> Table:
     """DDIM (Song et al. 2021, equations 12 and 16); eta 0 is deterministic, eta 1 is `ddpm`.
 

@@ -132,11 +132,7 @@ class ScoreFusion(nn.Module):
         return save_folder(self.config, self.state_dict(), folder, card=card, dtype=dtype)
 
     def prepare(
-        self,
-        condition: Tensor,
-        *,
-        origin: Sequence[int] = (0, 0, 0),
-        full: Sequence[int] | None = None,
+        self, condition: Tensor, *, origin: Sequence[int] = (0, 0, 0), full: Sequence[int] | None = None
     ) -> Inputs:
         """Pad the conditions and make the position and mask channels.
 

@@ -14,13 +14,7 @@ from scorefusion.ops.reference.planes import AXIS
 
 
 def ensemble_features(
-    total: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    plane: str,
-    start: int,
-    *,
-    backend: str | None = None,
+    total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int, *, backend: str | None = None
 ) -> Tensor:
     """Add a slab of one branch's features to the sum of a feature layer (Zhu et al. 2025), in place.
 

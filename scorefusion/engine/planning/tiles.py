@@ -88,12 +88,7 @@ def tiling(config: UNetConfig, grid: Sequence[int], counts: Sequence[int]) -> Ti
 
 @torch.no_grad()
 def run_tiled(
-    network: UNet,
-    stacked: Tensor,
-    time: Tensor,
-    inject: Mapping[int, Tensor],
-    cut: Tiling,
-    out: Tensor,
+    network: UNet, stacked: Tensor, time: Tensor, inject: Mapping[int, Tensor], cut: Tiling, out: Tensor
 ) -> Tensor:
     """Run the 3D network tile by tile.
 

@@ -36,14 +36,7 @@ from scorefusion.models.official.checkpoint import (
     slice_prefix,
 )
 from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.models.strategies import (
-    ALTERNATE,
-    AVERAGE,
-    FUSE,
-    FUSE_FEATURES,
-    SINGLE,
-    require_strategy,
-)
+from scorefusion.models.strategies import ALTERNATE, AVERAGE, FUSE, FUSE_FEATURES, SINGLE, require_strategy
 
 
 def official_card(model: ScoreFusion, files: Sequence[str]) -> str:
@@ -80,12 +73,7 @@ def official_card(model: ScoreFusion, files: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-THEIR_STRATEGIES = {
-    "2D": "single",
-    "merge": "average",
-    "3D": "fuse",
-    "3D_feature": "fuse+features",
-}
+THEIR_STRATEGIES = {"2D": "single", "merge": "average", "3D": "fuse", "3D_feature": "fuse+features"}
 _FIX = "It is not a whole checkpoint of the authors' code, of the two kinds that can be imported."
 COMMON = 5
 """Input channels of a 2D network that are not conditions: x, y, z, mask and x_t."""
