@@ -60,10 +60,7 @@ def require_device_after_fork(device: torch.device) -> None:
 
 
 def _compute_in_a_fork() -> None:
-    """Set one thread where a second would be waited for that the fork did not copy; it stays set.
-
-    PyTorch itself would wait for ever, so putting the number back would only move the hang to the caller.
-    """
+    """Set one thread, for good, where PyTorch would wait for a second that the fork did not copy."""
     if _forked == threading.get_ident() and torch.get_num_threads() > 1:
         torch.set_num_threads(1)
 

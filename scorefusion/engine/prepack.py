@@ -1,11 +1,8 @@
 """Networks whose layers are prepared once for the CPU they run on.
 
-A layer of extent 3 can be computed directly, by PyTorch, or with fewer multiplications from a transformed
-copy of its weight (:func:`scorefusion.ops.winograd.winograd`). Which is faster was measured (docs/kernels.md)
-and depends on the instructions far more than on the layer; so they decide, and the same machine always
-computes the same bits, which a race by the clock would not give. Where those are packed, so are layers of
-extent 1 (:func:`scorefusion.ops.pointwise.pointwise`): PyTorch's libraries split their sums by the number of
-threads.
+A layer of extent 3 runs directly, or with fewer multiplications from a transformed copy of its weight. The
+processor's instructions decide (docs/kernels.md), so a machine always computes the same bits. Where those are
+packed, so are layers of extent 1: PyTorch's libraries split their sums by the number of threads.
 """
 
 from __future__ import annotations

@@ -29,16 +29,10 @@ class Runner(Protocol):
     name: str  #: one of :data:`RUNNERS`
 
     def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> Outputs:
-        """Run the network on a slab.
+        """Run it on ``cut [N, C, h, w]``, channels last, in its dtype; float32 ``time``, int64 ``label [N]``.
 
-        Args:
-            cut: ``[N, C, h, w]`` channels last, in the network's dtype.
-            time: float32 ``[N]``, what the network is told of the noise level.
-            label: int64 ``[N]``, the plane's number.
-
-        Returns:
-            The output ``[N, 1, h, w]``, and the features ``[N, width, h/s, w/s]`` by scale s, channels last.
-            The next call may overwrite them.
+        Returns the output ``[N, 1, h, w]`` and the features ``[N, width, h/s, w/s]`` by scale s, channels
+        last. The next call may overwrite them.
         """
         ...
 
@@ -83,14 +77,7 @@ class CompiledRunner:
 def make_runners(
     name: str, model: ScoreFusion, plan: Plan, *, engines: str | os.PathLike[str] | None = None
 ) -> dict[str, Runner]:
-    """A runner for each 2D network of a model.
-
-    Args:
-        name: one of :data:`RUNNERS`.
-        model: in the dtype it computes in.
-        plan: the step they are for.
-        engines: folder of TensorRT engines; needed for ``tensorrt`` alone.
-    """
+    """A runner for each 2D network of a model in the dtype it computes in; ``engines`` for ``tensorrt``."""
     if name == "tensorrt":
         if engines is None:
             raise ScoreFusionError(
@@ -106,13 +93,7 @@ def make_runners(
 
 
 def choose_runner(name: str, device: torch.device, *, engines: bool = False) -> tuple[RunnerName, str]:
-    """Which runner to use, and why.
-
-    Args:
-        name: one of :data:`RUNNERS`, or ``auto``.
-        device: where the networks are.
-        engines: whether TensorRT engines of this model are at hand.
-    """
+    """Which runner to use, and why: one of :data:`RUNNERS`, or by ``auto``; ``engines``: if there are any."""
     if name != "auto":
         if name not in RUNNERS:
             raise unknown_name("runner", name, ("auto", *RUNNERS))

@@ -33,8 +33,7 @@ def convolution(
 ) -> nn.Conv2d | nn.Conv3d:
     """A convolution of 2 or 3 dimensions that keeps the grid (stride 1) or halves it (stride 2).
 
-    A ``causal`` one is an ordinary 3×3×3 convolution whose weights ahead along the first axis are zero and
-    stay so in training: whatever runs convolutions fast runs it, too.
+    The weights of a ``causal`` one that look ahead along the first axis are zero, and stay so in training.
     """
     kind = nn.Conv2d if dims == 2 else nn.Conv3d
     layer = kind(inputs, outputs, kernel, stride=stride, padding=kernel // 2, padding_mode=edges)
@@ -52,11 +51,7 @@ def _without_ahead(weight: Tensor) -> Tensor:
 
 
 class Normalisation(nn.Module):
-    """What stands before a convolution: normalise, scale and shift, SiLU, in one operation.
-
-    ``group`` is GroupNorm; ``channel`` is LayerNorm over the channels of each voxel, where no statistic
-    depends on the box a network is shown.
-    """
+    """Normalise (GroupNorm, or LayerNorm over each voxel's channels), scale and shift, SiLU, in one pass."""
 
     def __init__(self, channels: int, config: UNetConfig):
         super().__init__()
@@ -94,10 +89,7 @@ def sinusoid(value: Tensor, channels: int, max_period: float) -> Tensor:
 
 
 class FewRows(nn.Linear):
-    """A linear layer of a row for each example: computes as its weights are stored, under autocast, too.
-
-    To cast them, and their gradients back, takes longer than to multiply.
-    """
+    """A linear layer of a row an example, in its weights' dtype under autocast too: casts take longer."""
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, inputs]`` to ``[N, outputs]`` of the weights' dtype."""
@@ -109,10 +101,9 @@ class FewRows(nn.Linear):
 
 
 class ResBlock(nn.Module):
-    """Normalise, SiLU, convolve, twice; told the noise level between; optionally changes the grid.
+    """Normalise, SiLU, convolve, twice; told the noise level between; may change the grid, on both paths.
 
-    ``film`` scales and shifts the second normalisation's output, ``add`` adds to its input. The
-    resampling (2× average pooling or nearest) happens on both paths, as in ADM's residual blocks.
+    ``film`` scales and shifts the second normalisation's output, ``add`` adds to its input.
     """
 
     def __init__(self, dims: int, inputs: int, outputs: int, config: UNetConfig, resample: Resample = "none"):
@@ -129,9 +120,9 @@ class ResBlock(nn.Module):
         self.skip = convolution(dims, inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor, other: Tensor | None = None) -> Tensor:
-        """``x [N, C, ...]`` and ``embedding [N, hidden]`` (already through SiLU) to ``[N, outputs, ...]``.
+        """``x`` and more channels ``other [N, C, ...]``, never concatenated, to ``[N, outputs, ...]``.
 
-        ``other`` holds further input channels, such as a skip connection's: the two are never concatenated.
+        ``embedding [N, hidden]`` is already through SiLU.
         """
         if self.resample == "none" and is_large(x, self.conv1.in_channels):
             hidden = convolved_norm(self.conv1, self.norm1, x, other)
@@ -241,10 +232,7 @@ def _projected(layer: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def fold(x: Tensor, patch: int, depth: int | None = None) -> Tensor:
-    """Space to depth: ``[N, C, ...]`` to ``[N, C·patch^dims, .../patch]``.
-
-    ``depth`` is the patch along the first axis of a volume, if it differs.
-    """
+    """Space to depth: ``[N, C, ...]`` to ``[N, C·patch^dims, .../patch]``, by ``depth`` along z if given."""
     if patch == 1:
         return x
     if x.dim() == 4:

@@ -1,8 +1,7 @@
 """Layers of the 3D network on volumes so large that their intermediates would fill the memory.
 
-At full resolution the widest input of a convolution, normalised or upsampled, is as large as all skip
-connections together. It is made a few depth rows at a time instead, one beyond on either side for the 3×3×3
-kernel, and never whole. The numbers are those of the whole layer, up to the order of summation.
+The widest inputs of convolutions are made a few depth rows at a time, one beyond on either side, and never
+whole; the numbers are those of the whole layer, up to the order of summation.
 """
 
 from __future__ import annotations
@@ -25,10 +24,7 @@ PIECE = 2**27
 
 
 def is_large(x: Tensor, channels: int) -> bool:
-    """Whether ``channels`` on the grid of the volume ``x [B, C, D, H, W]`` are too much to hold at once.
-
-    Never where autograd follows, which keeps them all, nor for slices.
-    """
+    """Whether ``channels`` on the grid of ``x [B, C, D, H, W]`` are too much to hold; not with autograd."""
     if x.dim() != 5 or torch.is_grad_enabled():
         return False
     return x.numel() // max(x.shape[1], 1) * channels * x.element_size() > LARGE

@@ -24,13 +24,8 @@ from scorefusion.ops.reference.planes import AXIS
 class FeatureLayer(nn.Module):
     """The layer of one scale: a weight ``[outputs, inputs_k, s]`` for each branch, one bias ``[outputs]``.
 
-    Args:
-        scale: s, the grid spacing in voxels and the length of the kernel along the plane's axis.
-        inputs: feature channels of each branch.
-        outputs: channels of the 3D encoder where the sum is added.
-        kernel: 1, or 3 at scale 1 for 3x3x3 zero-padded kernels ``[outputs, inputs_k, 3, 3, 3]`` (z, y, x),
-            which the authors' two-plane model has.
-        random: start as a convolution would, instead of at zero.
+    ``kernel`` 3, at scale 1, is 3×3×3 zero-padded: ``[outputs, inputs_k, 3, 3, 3]`` (z, y, x), which the
+    authors' two-plane model has. ``random`` starts as a convolution would, instead of at zero.
     """
 
     def __init__(
@@ -59,17 +54,10 @@ class FeatureLayer(nn.Module):
         return total.copy_(self.bias[None, :, None, None, None])
 
     def add(self, total: Tensor, features: Tensor, branch: int, plane: Plane, start: int) -> Tensor:
-        """Add a slab of one branch's features.
+        """Add a slab of a branch's features ``[B·n, inputs, h/s, w/s]`` to ``[B, outputs, D/s, H/s, W/s]``.
 
-        Args:
-            total: accumulator ``[B, outputs, D/s, H/s, W/s]``.
-            features: ``[B·n, inputs, h/s, w/s]``, n a multiple of s.
-            branch: index of the branch.
-            plane: its plane.
-            start: the slab's first slice, a multiple of s.
-
-        Returns:
-            The accumulator: the same tensor, changed in place, unless autograd needs a new one.
+        The slab starts at a multiple of s and has whole blocks of s slices. Returns the accumulator, changed
+        in place unless autograd needs a new one.
         """
         weight = self.weights[branch]
         if self.kernel == 1:

@@ -73,13 +73,7 @@ def _remove_empty(folder: Path, new: bool) -> None:
 def load_weights(
     folder: Path, expected: Mapping[str, tuple[int, ...]], *, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Read a model folder's weights as float32.
-
-    Args:
-        folder: from :func:`find_folder`.
-        expected: shape of each tensor by name.
-        device: where they go.
-    """
+    """Read the weights of a folder from :func:`find_folder` as float32, of the expected shapes by name."""
     weights = folder / WEIGHTS
     check_fetched(weights)
     _refuse_pickle(folder, weights)

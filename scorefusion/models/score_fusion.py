@@ -357,10 +357,7 @@ class ScoreFusion(nn.Module):
 
 
 def network_time(config: UNetConfig, level: NoiseLevel, halved: bool = False) -> Tensor:
-    """The number ``[B]`` float32 that a network is told, as ``config.time.value`` names it.
-
-    ``halved`` hands half the integer step to a network that is told steps or abar of a 2000-step schedule.
-    """
+    """The number ``[B]`` float32 that a network is told; ``halved`` is for t of a 2000-step schedule."""
     if config.time.value == "step":
         return level.t / 2 if halved else level.t
     if config.time.value == "log_sigma":

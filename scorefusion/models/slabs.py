@@ -28,15 +28,7 @@ SLAB_PIXELS = 2**17
 
 
 def slab_rows(count: int, pixels: int, unit: int, slab: int | None = None, most: int = SLAB_PIXELS) -> int:
-    """Return how many slices a 2D network is given at once: whole blocks, evenly shared among slabs.
-
-    Args:
-        count: slices there are, a multiple of ``unit``.
-        pixels: pixels of a slice, over the batch.
-        unit: slices of a block, ``config.block``.
-        slab: slices wanted at once, rounded up to whole blocks; by ``most`` when None.
-        most: pixels at once, about.
-    """
+    """How many of ``count`` slices of ``pixels`` go at once: whole blocks of ``unit``, evenly shared."""
     blocks = max(1, most // (pixels * unit)) if slab is None else max(1, -(-slab // unit))
     count_of_slabs = -(-count // (min(blocks, count // unit) * unit))
     return -(-count // (count_of_slabs * unit)) * unit
@@ -48,16 +40,9 @@ def slabs(count: int, rows: int) -> Iterator[tuple[int, int]]:
 
 
 def pad(x: Tensor, grid: Sequence[int], *, scale: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """Multiply by ``scale`` and repeat the edges.
+    """Multiply ``x [B, C, d, h, w]`` by ``scale``, and repeat the edges to ``[B, C, D, H, W]``.
 
-    Args:
-        x: ``[B, C, d, h, w]``.
-        grid: (D, H, W), at least as large.
-        scale: factor that broadcasts to ``x``, without gradients; 1 when None.
-        out: where the result goes; fresh memory when None.
-
-    Returns:
-        ``[B, C, D, H, W]``; ``x`` itself where there is nothing to do.
+    Into ``out`` where it is given; ``x`` itself where there is nothing to do.
     """
     if out is None and scale is None and tuple(x.shape[2:]) == tuple(grid):
         return x

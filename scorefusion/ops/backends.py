@@ -63,9 +63,8 @@ _asked: ContextVar[str | None] = ContextVar("scorefusion_backend", default=None)
 def operation(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that registers a function with PyTorch as `torch.ops.scorefusion.<name>`.
 
-    Args:
-        schema: its whole signature, "name(Tensor x, str? backend) -> Tensor"; `Tensor(a!)` is changed.
-        fake: from the same arguments, results of the same shapes and dtypes without their values.
+    The schema is its whole signature, "name(Tensor x, str? backend) -> Tensor", with `Tensor(a!)` for what is
+    changed; `fake` gives results of the same shapes and dtypes without their values.
     """
     name, _, signature = schema.partition("(")
     changed = re.findall(r"Tensor\(\w!\) (\w+)", schema)
@@ -164,14 +163,9 @@ def choose(
     implemented: Collection[str],
     dtypes: Iterable[torch.dtype] = (),
 ) -> str:
-    """Return the backend to run an operation with.
+    """Return the backend to run an operation with, of those that have it, for tensors of a device and dtypes.
 
-    Args:
-        op: the operation's name, for messages.
-        device: where its tensors are.
-        backend: what the call asked for; None leaves it to the context, the environment or the device.
-        implemented: the backends that have this operation.
-        dtypes: of its tensors; only PyTorch computes in others than float32, bfloat16 and float16.
+    `backend` is what the call asked for. Only PyTorch computes in others than float32, bfloat16 and float16.
     """
     for name, asker in (
         (backend, "the call"),

@@ -46,11 +46,9 @@ class Probe:
 
 
 def decide(instructions: Iterable[str], timer: Timer) -> Probe:
-    """Choose between float32 and bfloat16.
+    """Choose between float32 and bfloat16 for instructions named as in ``/proc/cpuinfo``.
 
-    Args:
-        instructions: names as in ``/proc/cpuinfo``.
-        timer: (kind of layer, dtype) to seconds; not called without bfloat16 instructions.
+    The timer, (kind of layer, dtype) to seconds, is not called without bfloat16 instructions.
     """
     have = tuple(name for name in _LISTED if name in set(instructions))
     if not has_bfloat16(have):
@@ -78,10 +76,7 @@ def probe_cpu() -> Probe:
 
 
 def cpu_instructions() -> frozenset[str]:
-    """The processor's instruction-set flags, named as in ``/proc/cpuinfo``, from there and from PyTorch.
-
-    Without those that ``ONEDNN_MAX_CPU_ISA`` forbids to PyTorch's convolutions and matrix products.
-    """
+    """The instructions, named as in ``/proc/cpuinfo``, but for those ``ONEDNN_MAX_CPU_ISA`` forbids."""
     found = set()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -117,11 +112,7 @@ def _forbidden(limit: str) -> set[str]:
 
 
 def seconds_of(kind: str, dtype: torch.dtype) -> float:
-    """The shortest time one layer takes in ``dtype``, after a warm-up.
-
-    The best of at least 5 repeats and 20 ms, so that one undisturbed repeat is enough on a busy machine;
-    fewer where these would take more than 0.15 s.
-    """
+    """The shortest time one layer takes, after a warm-up: of at least 5 repeats and 20 ms, or of 0.15 s."""
     run = _layer(kind, dtype)
     with torch.no_grad():
         run()

@@ -1,8 +1,6 @@
 """How much memory this process can still take: of the machine, its control groups, its limits, a GPU.
 
-Only what the operating system says, without another package. On Linux that is ``MemAvailable``, the limits
-of the process's own control group and of those above it (version 1 and 2), and ``ulimit``; on macOS the
-memory of the machine; on Windows its free memory. What is not known does not limit.
+Only what the operating system itself says; what is not known does not limit.
 """
 
 from __future__ import annotations
@@ -29,10 +27,7 @@ class Available:
 
 
 def available_on(device: torch.device) -> Available | None:
-    """What can still be taken on a device; on the host for the CPU and for devices that share its memory.
-
-    On CUDA, that is what the driver has left and what PyTorch keeps without using it.
-    """
+    """What can still be taken on a device, PyTorch's unused share included; on the host if it shares that."""
     if device.type != "cuda":
         return available_on_host()
     free, _ = torch.cuda.mem_get_info(device)
@@ -41,11 +36,7 @@ def available_on(device: torch.device) -> Available | None:
 
 
 def available_on_host(root: Path = Path("/")) -> Available | None:
-    """The least of all that limits this process's memory on the host; None where nothing is known.
-
-    Args:
-        root: where the file systems ``proc`` and ``cgroup`` are mounted.
-    """
+    """The least of all that limits this process's memory on the host; None where nothing is known."""
     found = [*_machine(root), *_control_groups(root), *_process_limits(root)]
     return min(found, default=None)
 

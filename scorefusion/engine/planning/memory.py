@@ -1,8 +1,6 @@
 """How much memory and arithmetic a function takes, found by walking it on meta tensors, which hold nothing.
 
-Every operation is seen as PyTorch dispatches it, so what is measured is the code that will run: a tensor
-counts from the operation that makes it until the last view of it is gone. Inputs and weights, which were
-there before, do not count.
+A tensor counts from the operation that makes it until the last view of it is gone; inputs and weights do not.
 """
 
 from __future__ import annotations
@@ -50,11 +48,7 @@ class Usage:
 def measure(function: Callable[[], Any]) -> Usage:
     """Call a function whose tensors are on the meta device, without gradients, and measure it.
 
-    Scratch that an operation allocates and frees inside itself is not seen, except where `_scratch` knows of
-    it: pooling in 3D. Attention is taken to keep no matrix of weights, as it does not on a CPU or a GPU.
-
-    Args:
-        function: takes nothing; called once.
+    Scratch inside an operation is seen only as `_scratch` knows it; attention keeps no matrix of weights.
     """
     walk = _Walk()
     with torch.no_grad(), _FlatAttention(walk), walk:
@@ -72,27 +66,18 @@ def measure(function: Callable[[], Any]) -> Usage:
 
 
 def return_freed_memory() -> bool:
-    """Let this process give memory back as soon as a tensor of 1 MiB or more is freed, so a peak is exact.
+    """Let this process give back what is freed of 1 MiB or more, so a peak is exact; say if it could be.
 
-    The C library of Linux keeps freed blocks of up to 32 MB for later use, and by and by 0.1 to 0.2 GB of
-    them. Elsewhere nothing changes.
-
-    Returns:
-        Whether it could be set.
+    The C library of Linux keeps freed blocks of up to 32 MB, by and by 0.1 to 0.2 GB of them.
     """
     return _mallopt((_MMAP_THRESHOLD, 2**20), (_TRIM_THRESHOLD, 2**20))
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep all that it frees, so that a step after the first asks the system for nothing.
+    """Let this process keep all that it frees, for a program of one's own; return whether it could be set.
 
-    The C library of Linux maps every block above 32 MB anew and unmaps it again, so each activation of a
-    large volume costs its page faults: 12% of a step of the paper's model at 32×64×64. This is for a program
-    of one's own, which it changes as a whole; the command line calls it. :func:`return_freed_memory` undoes
-    it.
-
-    Returns:
-        Whether it could be set.
+    The C library of Linux maps every block above 32 MB anew, so each activation of a large volume costs its
+    page faults: 12% of a step of the paper's model at 32×64×64.
     """
     return _mallopt((_MMAP_THRESHOLD, 2**31 - 1), (_TRIM_THRESHOLD, -1))
 

@@ -1,7 +1,6 @@
 """What an engine keeps for a shape: every buffer with its bytes, and how many slices go at once.
 
-A plan is arithmetic on a configuration; nothing is allocated for it. The engine allocates exactly its
-buffers. What the networks need besides while they run is measured by :mod:`.memory`.
+Arithmetic on a configuration: the engine allocates exactly these buffers; :mod:`.memory` measures the rest.
 """
 
 from __future__ import annotations

@@ -12,12 +12,7 @@ from scorefusion.optional import need
 
 
 def report(found: Fit, limit: int | None = None) -> str:
-    """Lines of aligned text, sizes in decimal megabytes.
-
-    Args:
-        found: the plan and its forecast.
-        limit: bytes that were allowed, if any.
-    """
+    """Lines of aligned text, sizes in decimal megabytes; ``limit`` is what was allowed, in bytes."""
     forecast, plan = found.forecast, found.plan
     padded = "" if plan.grid == plan.size else f", padded to {_by(plan.grid)}"
     title = (
@@ -99,14 +94,7 @@ _WIDTH, _LINE = 3.1, 0.27
 
 
 def step_figure(found: Forecast) -> Any:
-    """Buffers (blue) and operations (orange) of a step, from left to right.
-
-    Args:
-        found: the plan and what it takes.
-
-    Returns:
-        A ``matplotlib.figure.Figure``.
-    """
+    """A ``matplotlib.figure.Figure`` of a step: buffers (blue), operations (orange), from left to right."""
     plan = found.plan
     buffers = {buffer.name: buffer for buffer in plan.buffers}
     figure = need("matplotlib.figure", "a figure").Figure(figsize=(17, 6.8), layout="constrained")

@@ -58,8 +58,7 @@ class Tiling:
 def receptive_radius(config: UNetConfig) -> int | None:
     """Voxels that an output voxel sees on each side at most; None where it sees everything.
 
-    Each 3×3×3 convolution adds the spacing of its level, and so does interpolation; one more coarsest cell
-    is for where in its cell a voxel lies.
+    Each 3×3×3 convolution adds its level's spacing, as interpolation does, and a coarsest cell is added.
     """
     if config.norm == "group" or config.attention:
         return None
@@ -90,18 +89,10 @@ def tiling(config: UNetConfig, grid: Sequence[int], counts: Sequence[int]) -> Ti
 def run_tiled(
     network: UNet, stacked: Tensor, time: Tensor, inject: Mapping[int, Tensor], cut: Tiling, out: Tensor
 ) -> Tensor:
-    """Run the 3D network tile by tile.
+    """Run the 3D network tile by tile on its padded input ``[B, C, D, H, W]``; ``time [B]``.
 
-    Args:
-        network: of 3 dimensions.
-        stacked: its input ``[B, C, D, H, W]``, padded to its coarsest scale.
-        time: ``[B]``.
-        inject: what is added into its encoder, by scale, ``[B, C, D/s, H/s, W/s]``.
-        cut: the tiles.
-        out: ``[B, K, D, H, W]``, overwritten.
-
-    Returns:
-        ``out``.
+    ``inject``, ``[B, C, D/s, H/s, W/s]`` by scale, is added into its encoder; ``out [B, K, D, H, W]`` is
+    overwritten and returned.
     """
     grid = stacked.shape[2:]
     if not cut.exact:

@@ -43,13 +43,7 @@ OPSET = 20
 
 
 class SliceNetwork(nn.Module):
-    """A 2D network as an engine runs it: slices channels last, its features among the outputs.
-
-    Args:
-        network: is copied.
-        scales: whose features are given, in this order.
-        dtype: of the copy's weights.
-    """
+    """A copy of a 2D network as an engine runs it: channels last, features of ``scales`` as outputs."""
 
     def __init__(self, network: UNet, scales: Sequence[int], dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -95,11 +89,7 @@ class SliceNetwork(nn.Module):
 
 
 def export_network(wrapped: SliceNetwork) -> bytes:
-    """Export through ``torch.export`` and ``torch.onnx``.
-
-    Returns:
-        The ONNX file's bytes, weights included.
-    """
+    """Export through ``torch.export`` and ``torch.onnx``: the ONNX file's bytes, weights included."""
     need("onnx", "exporting a network")
     need("onnxscript", "exporting a network")
     unit = wrapped.network.config.scales[-1]
@@ -146,15 +136,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-3}
 def check_onnx(
     file: bytes, wrapped: SliceNetwork, shapes: Sequence[tuple[int, int, int]]
 ) -> tuple[float, str]:
-    """Compare the file with the network.
+    """Compare an exported file with its network for some (slices, rows, columns).
 
-    Args:
-        file: what :func:`export_network` returned for it.
-        wrapped: the network.
-        shapes: (slices, rows, columns) to try.
-
-    Returns:
-        The largest relative error, and how it was found.
+    Returns the largest relative error, and how it was found.
     """
     runtime: Any = importlib.import_module("onnxruntime")
     dtype = next(wrapped.network.parameters()).dtype
@@ -324,17 +308,9 @@ def build_engines(
 def serialized_engine(
     library: Library, file: bytes, wrapped: SliceNetwork, profile: Profile, workspace: float | None = None
 ) -> Any:
-    """Compile an ONNX file: strongly typed, one stream, no memory of its own.
+    """Compile an ONNX file for a profile: strongly typed, one stream, no memory of its own; workspace in GiB.
 
-    Args:
-        library: TensorRT.
-        file: the ONNX file.
-        wrapped: the network it holds.
-        profile: the shapes to compile for.
-        workspace: GiB of scratch memory allowed.
-
-    Returns:
-        The engine's bytes, as an object with the buffer interface.
+    Returns the engine's bytes, as an object with the buffer interface.
     """
     trt = library.module
     log, errors = logger(library)

@@ -1,8 +1,6 @@
 """The manifest beside TensorRT engines, and whether they fit the model, the volume, the library and the GPU.
 
-A folder of engines holds ``manifest.json`` and one file per 2D network. All that loading compares is in the
-manifest, so nothing is deserialised to find out that it does not fit. An engine that does not fit is refused
-with what differs, what was expected, what was found, and the command that builds it again.
+All that loading compares is in the manifest, so nothing is deserialised to find out that it does not fit.
 """
 
 from __future__ import annotations
@@ -35,10 +33,7 @@ Shape = tuple[int, int, int]
 
 
 class Profile(Frozen):
-    """The inputs an engine takes: slices, rows and columns, each from ``least`` to ``most``.
-
-    ``best`` is the shape that it is tuned for.
-    """
+    """The (slices, rows, columns) that an engine takes, ``least`` to ``most``; it is tuned for ``best``."""
 
     least: Shape
     best: Shape
@@ -116,10 +111,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def weights_hash(network: nn.Module, dtype: torch.dtype) -> str:
-    """SHA-256 over a network's weights rounded to ``dtype``: names, shapes, dtypes, bytes.
-
-    Neither the device nor the memory layout of the weights enters.
-    """
+    """SHA-256 over a network's weights rounded to ``dtype``, on any device: names, shapes, dtypes, bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         value = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
@@ -167,16 +159,10 @@ def slice_sizes(config: ModelConfig, network: str, size: Sequence[int]) -> set[t
 def profile_for(
     config: ModelConfig, network: str, size: Sequence[int] | None = None, slab: int | None = None
 ) -> Profile:
-    """The shapes an engine of a network should take.
+    """The shapes an engine of a network should take, up to a volume (D, H, W) and ``slab`` slices at once.
 
-    One range serves every plane: from the smallest slice there is to the largest of a volume of ``size``.
-    Volumes are cut to their foreground, so the next one's slices are of another size.
-
-    Args:
-        config: the model's.
-        network: name of the 2D network.
-        size: the largest volume (D, H, W); 256 voxels an edge, tuned for 192, when None.
-        slab: the most slices at once, which it is then tuned for; 64, tuned for 16, when None.
+    One range serves every plane, since volumes are cut to their foreground. Without a size, 256 voxels an
+    edge, tuned for 192; without a slab, 64 slices, tuned for 16.
     """
     if slab is not None and slab < 1:
         raise ScoreFusionError(f"a slab has at least 1 slice, got {slab}")
@@ -249,8 +235,7 @@ def check_engines(
 class Watch:
     """Notices that a network's weights were changed after its engine was checked.
 
-    Calling it costs a look at each parameter's version counter; the weights are hashed again only where one
-    has moved.
+    It looks at the parameters' version counters, and hashes the weights again only where one has moved.
     """
 
     def __init__(self, fitting: Fitting, name: str, network: UNet, scales: tuple[int, ...]):

@@ -21,15 +21,9 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
 def read_state(source: Source, *, ema: bool = True, own_schedule: bool = False) -> tuple[State, str]:
-    """Read a checkpoint's weights, without its schedule tables.
+    """Read a checkpoint, a file or its content: weights as float32 by the authors' names, and its label.
 
-    Args:
-        source: a file that ``torch.save`` wrote, or what it would load as.
-        ema: of an ensemble file take the averaged weights, not the last ones.
-        own_schedule: accept a file whose noise schedule is not the one that will be regenerated.
-
-    Returns:
-        The weights in float32 by the authors' names, and what to call the source in messages.
+    ``ema`` takes the averaged weights of an ensemble file; ``own_schedule`` accepts another noise schedule.
     """
     if isinstance(source, Mapping):
         label, content = "checkpoint", source
@@ -144,12 +138,7 @@ def slice_prefix(view: int, second: bool = False) -> str:
 
 
 def unet_names(ours: str, prefix: str) -> str:
-    """The authors' name of a U-Net's weight.
-
-    Args:
-        ours: such as ``decoder.2.1.conv1.weight``.
-        prefix: the network's place in the file, such as ``denoise_fn.``.
-    """
+    """The authors' name of a U-Net's weight, such as ``decoder.2.1.conv1.weight``, in a network's place."""
     head, *rest = ours.split(".")
     kind = rest[-1]
     if head == "embed":
@@ -169,12 +158,7 @@ def unet_names(ours: str, prefix: str) -> str:
 
 
 def infer_unet(shapes: Shapes, prefix: str) -> UNetConfig:
-    """Read a U-Net's widths and options off the shapes of its weights.
-
-    Args:
-        shapes: of every weight in the file, by the authors' names.
-        prefix: the network's place in the file.
-    """
+    """Read a U-Net's widths and options off the shapes of the weights that begin with ``prefix``."""
     fusion = prefix == FUSION
     count = _length(shapes, f"{prefix}input_blocks.")
     ups = [i for i in range(count) if _has(shapes, f"{prefix}output_blocks.{i}.1.")]
@@ -207,10 +191,7 @@ def infer_unet(shapes: Shapes, prefix: str) -> UNetConfig:
 def official_names(ours: str, prefixes: Mapping[str, str], views: Mapping[int, int]) -> list[str]:
     """The authors' weights that make up one of ours; several are summed, none means zero.
 
-    Args:
-        ours: a name in the model's state.
-        prefixes: place in the file of each slice network.
-        views: their view number of the branches that have feature layers, by branch.
+    ``prefixes``: place in the file of each slice network. ``views``: number of the feature layers, by branch.
     """
     part, rest = ours.split(".", 1)
     if part == "fusion":

@@ -181,17 +181,10 @@ def describe(
     target: str = "target",
     name: str = "official",
 ) -> tuple[ModelConfig, dict[str, list[str]]]:
-    """Infer a model from the names and shapes of a checkpoint's weights.
+    """Infer a model from the names and shapes of a checkpoint's weights; options as of :func:`load_official`.
 
-    Args:
-        shapes: of every weight, by the authors' names; with several 2D files, names begin with ``plane:``.
-        label: what to call the checkpoint in messages.
-        planes: of 2D files.
-        halved_slice_time: tell the 2D networks t/2 (``timesteps=2000``).
-        strategy, condition_order, context, factor, conditions, target, name: as for :func:`load_official`.
-
-    Returns:
-        The configuration, and for each weight of the model those of the checkpoint that it is the sum of.
+    Returns the configuration, and for each weight of the model those of the checkpoint that it is the sum of.
+    With several 2D files the names begin with ``plane:``.
     """
     try:
         networks = _networks(shapes, planes)

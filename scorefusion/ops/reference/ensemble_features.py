@@ -16,10 +16,7 @@ from scorefusion.ops.reference.planes import AXIS
 
 
 def slab_share(features: Tensor, weight: Tensor, batch: int) -> Tensor:
-    """Return what the features [B·n, I, h, w] give to their n/s coarse slices, [B, n/s, O, h, w].
-
-    The arithmetic is float64 if the features are, else float32.
-    """
+    """Return what features [B·n, I, h, w] give to their n/s coarse slices, [B, n/s, O, h, w]."""
     dtype = torch.float64 if torch.float64 in (features.dtype, weight.dtype) else torch.float32
     outputs, inputs, scale = weight.shape
     height, width = features.shape[2:]

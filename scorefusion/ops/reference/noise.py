@@ -50,15 +50,7 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
-    """Return the four output words of Philox 4x32-10.
-
-    Args:
-        counter: four int64 tensors of values in [0, 2^32), broadcastable.
-        key: two more.
-
-    Returns:
-        Four int64 tensors of values in [0, 2^32), of the broadcast shape.
-    """
+    """Return the four words of Philox 4x32-10, int64 in [0, 2^32), of a counter and a key of such words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -133,10 +125,9 @@ _ANGLE_UNIT = 3.6572951981678994e-10  # pi / 2^33
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """Return the correctly rounded square root of float32 x.
+    """Return the correctly rounded root of float32 x, which torch.sqrt may miss by a unit, through float64.
 
-    torch.sqrt may be one unit off in float32 (where it calls MKL it is). Through float64 it is right even so:
-    no 24-bit number's root lies within 2^-51, relatively, of the middle between two others.
+    No 24-bit number's root lies within 2^-51, relatively, of the middle between two others.
     """
     return torch.sqrt(x.double()).float()
 

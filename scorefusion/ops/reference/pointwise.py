@@ -9,14 +9,9 @@ from torch import Tensor
 def pointwise(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, products: torch.dtype
 ) -> Tensor:
-    """Return `weight x + bias + residual`, `[N, O, ...]` of x's dtype.
+    """Return `weight x + bias + residual`, `[N, O, ...]` of x's dtype, of x `[N, C, ...]`, weight `[C, O]`.
 
-    Args:
-        x: `[N, C, ...]`, floating.
-        weight: `[C, O]`, floating.
-        bias: `[O]`.
-        residual: of the result's shape.
-        products: what is multiplied is rounded to this; sums are float32 (float64 for float64).
+    What is multiplied is rounded to `products`; sums are float32 (float64 for float64).
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     y = x.movedim(1, -1).to(products).to(dtype) @ weight.to(products).to(dtype)

@@ -49,10 +49,7 @@ def _tensor(rows: list[list[float]]) -> Tensor:
 
 
 def transformed(weight: Tensor, tile: tuple[int, int, int]) -> Tensor:
-    """Return G w, `[positions, C, O]` float64, of a weight `[O, C, 3, 3]` or `[O, C, 3, 3, 3]`.
-
-    `tile` is the outputs along z (0 without a depth), y and x.
-    """
+    """Return G w, `[positions, C, O]` float64, of `[O, C, [3,] 3, 3]`; `tile` is along z (or 0), y, x."""
     found = weight.detach().double().movedim((0, 1), (-1, -2))  # [z,] y, x, C, O
     found = found.unsqueeze(0) if found.ndim == 4 else found
     for axis, outputs in enumerate(tile):
