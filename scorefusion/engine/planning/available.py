@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,8 +36,7 @@ def available_on(device: torch.device) -> Available | None:
 
 def available_on_host(root: Path = Path("/")) -> Available | None:
     """The least of all that limits this process's memory on the host; None where nothing is known."""
-    found = [*_machine(root), *_control_groups(root), *_process_limits(root)]
-    return min(found, default=None)
+    return min([*_machine(root), *_control_groups(root), *_process_limits(root)], default=None)
 
 
 def resident_bytes(root: Path = Path("/")) -> int:
@@ -64,16 +62,13 @@ def _machine(root: Path) -> Iterator[Available]:
     if "MemAvailable:" in found:
         yield Available(found["MemAvailable:"] * 1024, "free on this machine")
         return
-    if hasattr(os, "sysconf"):
-        for name, source in (
-            ("SC_AVPHYS_PAGES", "free on this machine"),
-            ("SC_PHYS_PAGES", "the memory of this machine"),
-        ):
-            try:
-                yield Available(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE"), source)
-                return
-            except (OSError, ValueError):
-                continue
+    names = {"SC_AVPHYS_PAGES": "free on this machine", "SC_PHYS_PAGES": "the memory of this machine"}
+    for name, source in names.items() if hasattr(os, "sysconf") else ():
+        try:
+            yield Available(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE"), source)
+            return
+        except (OSError, ValueError):
+            continue
     windows = getattr(ctypes, "windll", None)
     if windows is not None:
         status = _WindowsMemory(ctypes.sizeof(_WindowsMemory))
@@ -96,12 +91,10 @@ class _WindowsMemory(ctypes.Structure):
 def _control_groups(root: Path) -> Iterator[Available]:
     """What is left in each control group that holds this process: limit, less usage but for file cache."""
     for folder, version in _memory_groups(root):
-        if version == 2:
-            limits = [_number(folder / name) for name in ("memory.max", "memory.high")]
-            usage, prefix = _number(folder / "memory.current"), ""
-        else:
-            limits = [_number(folder / "memory.limit_in_bytes")]
-            usage, prefix = _number(folder / "memory.usage_in_bytes"), "total_"
+        names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
+        usage = _number(folder / ("memory.current" if version == 2 else "memory.usage_in_bytes"))
+        prefix = "" if version == 2 else "total_"
+        limits = (_number(folder / name) for name in names)
         known = [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
         if not known or usage is None:
             continue
@@ -152,9 +145,8 @@ def _process_limits(root: Path) -> Iterator[Available]:
         limit = getattr(resource, name, None)
         soft = resource.RLIM_INFINITY if limit is None else resource.getrlimit(limit)[0]
         if soft != resource.RLIM_INFINITY:
-            used = status.get(field, 0) * 1024
-            source = f"left of the {_gigabytes(soft)} of ulimit {command}"
-            yield Available(max(0, soft - used), source)
+            left = max(0, soft - status.get(field, 0) * 1024)
+            yield Available(left, f"left of the {_gigabytes(soft)} of ulimit {command}")
 
 
 def _lines(file: Path) -> list[str]:
@@ -166,17 +158,13 @@ def _lines(file: Path) -> list[str]:
 
 def _numbers(file: Path) -> dict[str, int]:
     """The first number after each line's first word."""
-    found: dict[str, int] = {}
-    for line in _lines(file):
-        words = line.split()
-        if len(words) > 1 and words[1].isdigit():
-            found[words[0]] = int(words[1])
-    return found
+    lines = (line.split() for line in _lines(file))
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
 
 
 def _number(file: Path) -> int | None:
     """A file's only number; None for ``max``, or where there is none."""
-    text: Any = (_lines(file) or [""])[0].strip()
+    text = (_lines(file) or [""])[0].strip()
     return int(text) if text.isdigit() else None
 
 

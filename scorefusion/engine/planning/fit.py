@@ -17,8 +17,6 @@ from scorefusion.engine.planning.tiles import Tiling, tiling
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.strategies import simpler
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 SHORTEST = 32
 """Voxels of a tile's edge, at least."""
 
@@ -59,8 +57,7 @@ def parse_memory(text: str | int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
     if not match or (match[3] and not match[2]):
         raise ScoreFusionError(f"{text!r} is no amount of memory; write 9GB, 9GiB or 900MB")
-    unit = match[2].lower()
-    found = int(float(match[1]) * (_BINARY[unit] if match[3] else _UNITS[unit]))
+    found = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
     if found < 1:
         raise ScoreFusionError(f"an amount of memory is at least one byte; got {text!r}")
     return found
@@ -112,14 +109,13 @@ def _with_slabs(found: Forecast, limit: int) -> Forecast:
     return found
 
 
-def _changed(layout: Plan, *, slab: int | None = None, accumulators: torch.dtype | None = None) -> Plan:
-    """The same plan with other slabs, or sums of another dtype."""
-    slab = slab or max(layout.rows.values(), default=None)
-    changed = plan(
-        layout.config, layout.size, batch=layout.batch, strategy=layout.strategy, planes=layout.planes,
-        dtype=layout.dtype, accumulators=accumulators or layout.accumulators, slab=slab,
-    )  # fmt: skip
-    return _with_maps(changed) if any(buffer.name == "maps" for buffer in layout.buffers) else changed
+def _changed(layout: Plan, **change: Any) -> Plan:
+    """The same plan with other arguments for :func:`.plan.plan`."""
+    names = ("size", "batch", "strategy", "planes", "dtype", "accumulators")
+    given = {name: getattr(layout, name) for name in names} | change
+    changed = plan(layout.config, **{"slab": max(layout.rows.values(), default=None), **given})
+    tiled = changed.fuses and any(buffer.name == "maps" for buffer in layout.buffers)
+    return _with_maps(changed) if tiled else changed
 
 
 def _with_maps(layout: Plan) -> Plan:
@@ -135,11 +131,8 @@ def _cuts(whole: Forecast, limit: int) -> Iterator[Tiling]:
     assert layout.config.fusion is not None
     shortest = max(SHORTEST, 2 * layout.config.fusion.scales[-1])
     most = [max(1, min(8, length // shortest)) for length in layout.grid]
-    cuts = {
-        tiling(layout.config.fusion, layout.grid, counts)
-        for counts in itertools.product(*(range(1, number + 1) for number in most))
-        if max(counts) > 1
-    }
+    counts = itertools.product(*(range(1, number + 1) for number in most))
+    cuts = {tiling(layout.config.fusion, layout.grid, count) for count in counts if max(count) > 1}
     ranked = sorted(cuts, key=lambda cut: cut.extra(layout.grid))
     room = (limit - (whole.peak_bytes - whole.workspace)) / max(whole.volume, 1) * math.prod(layout.grid)
     yield from [cut for cut in ranked if math.prod(cut.largest(layout.grid)) < room][:TRIES]
@@ -155,12 +148,11 @@ def _changes(first: Forecast, found: Forecast) -> tuple[str, ...]:
         sizes = ", ".join(f"{rows} {plane} (not {was})" for plane, was, rows in pairs)
         changes.append(f"slabs of {sizes}: the same result to rounding")
     if after.accumulators != before.accumulators:
-        sums = f"sums of features in {short(after.accumulators)}, not {short(before.accumulators)}"
-        changes.append(f"{sums}: another result, by its rounding")
+        dtypes = f"{short(after.accumulators)}, not {short(before.accumulators)}"
+        changes.append(f"sums of features in {dtypes}: another result, by its rounding")
     if first.packed and not found.packed:
-        changes.append(
-            "convolutions not packed for this CPU: the same result to rounding, in about twice the time"
-        )
+        slower = "the same result to rounding, in about twice the time"
+        changes.append(f"convolutions not packed for this CPU: {slower}")
     if found.tiling is not None:
         changes.append(describe(found.tiling, after))
     return tuple(changes)
@@ -170,14 +162,11 @@ def describe(cut: Tiling, layout: Plan) -> str:
     """A tiling in words: sizes, what it does to the result, what it costs."""
     size = " x ".join(map(str, cut.tile))
     cost = f"{100 * (cut.extra(layout.grid) - 1):.0f} % more arithmetic in the 3D network"
-    if cut.exact:
-        return (
-            f"3D network on tiles of {size} with an exact halo of {cut.halo} voxels: the same result, {cost}"
-        )
-    return (
-        f"3D network on tiles of {size}, blended linearly over {2 * cut.halo} voxels: its group statistics "
-        f"see a tile each, so the result differs; {cost}"
-    )
+    how = f" with an exact halo of {cut.halo} voxels: the same result, "
+    if not cut.exact:
+        how = f", blended linearly over {2 * cut.halo} voxels: its group statistics see a tile each, so the "
+        how += "result differs; "
+    return f"3D network on tiles of {size}{how}{cost}"
 
 
 def short(dtype: torch.dtype) -> str:
@@ -190,15 +179,9 @@ def _advice(best: Forecast, limit: int) -> tuple[str, ...]:
     layout, found = best.plan, []
 
     def tried(what: str, **change: Any) -> None:
-        values: dict[str, Any] = {
-            "batch": layout.batch, "strategy": layout.strategy, "planes": layout.planes,
-            "dtype": layout.dtype, "accumulators": layout.accumulators, "size": layout.size, **change,
-        }  # fmt: skip
-        size = values.pop("size")
-        unit = layout.config.block
-        changed = plan(layout.config, size, slab=unit, **values)
+        changed = _changed(layout, slab=layout.config.block, **change)
         cut = best.tiling if changed.fuses else None
-        other = forecast(_with_maps(changed) if cut else changed, cut, device=best.device, packed=False)
+        other = forecast(changed, cut, device=best.device, packed=False)
         verdict = "fits" if other.peak_bytes <= limit else "still too much"
         found.append(f"{what}: {other.peak_bytes / 1e9:.2f} GB, {verdict}")
 

@@ -72,21 +72,34 @@ def forecast(
         packed: whether convolutions are packed where this CPU is faster so.
     """
     config = plan.config
-    slices = {plane: _slice_usage(plan, plane) for plane in plan.planes if plan.branches}
     slabs, slice_flop = {}, {}
-    for plane, usage in slices.items():
-        branches = [config.branches[k] for k in plan.branches if config.branches[k].plane == plane]
+    for plane in plan.planes:
+        branches = [k for k in plan.branches if config.branches[k].plane == plane]
+        name = config.branches[branches[0]].network
+        usage = _network_usage(  # of one slice; a slab takes as many times as much
+            config.slice_networks[name], plan.cut_shape(branches[0], 1)[-1], 1, config.labels(name),
+            (1, *plan.slice_size(plane)), plan.dtype, plan.scales,
+        )  # fmt: skip
         slabs[plane] = usage.peak_bytes * plan.batch * plan.rows[plane]
         slice_flop[plane] = usage.flop * plan.batch * plan.slice_count(plane) * len(branches)
     volume, volume_flop = 0, 0
     if plan.fuses:
         largest = plan.grid if tiling is None else tiling.largest(plan.grid)
-        usage = _volume_usage(plan, largest)
+        assert config.fusion is not None
+        usage = _network_usage(
+            config.fusion, config.volume_channels, len(config.branches), 0, (plan.batch, *largest),
+            plan.dtype, plan.scales,
+        )  # fmt: skip
         again = 1.0 if tiling is None else tiling.extra(plan.grid) * math.prod(plan.grid) / math.prod(largest)
         volume, volume_flop = usage.peak_bytes, round(usage.flop * again)
+    taken = 0
+    if packed and device == "cpu":
+        with torch.device("meta"):
+            model = ScoreFusion(config)
+        taken = packed_bytes(model.to(plan.dtype))
     return Forecast(
         plan, tiling, weight_bytes(config, plan.dtype), slabs, volume, slice_flop, _feature_flop(plan),
-        volume_flop, device, _packed_bytes(plan) if packed and device == "cpu" else 0,
+        volume_flop, device, taken,
     )  # fmt: skip
 
 
@@ -101,8 +114,8 @@ def most_workspace(plan: Plan) -> int:
     volume = 0.0
     if plan.fuses:
         assert plan.config.fusion is not None
-        stacked = next(buffer for buffer in plan.buffers if buffer.name == "stacked")
-        volume = _most(plan.config.fusion, stacked.shape[1], plan.dtype) * math.prod(plan.grid) * plan.batch
+        voxels = math.prod(plan.grid) * plan.batch
+        volume = _most(plan.config.fusion, plan.config.volume_channels, plan.dtype) * voxels
     return math.ceil(max([volume, *slabs]))
 
 
@@ -121,12 +134,6 @@ def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     return (total - layers) * dtype.itemsize + layers * torch.float32.itemsize
 
 
-def _packed_bytes(plan: Plan) -> int:
-    with torch.device("meta"):
-        model = ScoreFusion(plan.config)
-    return packed_bytes(model.to(plan.dtype))
-
-
 def _feature_flop(plan: Plan) -> int:
     """Two operations for each weight at each place of the 3D grid."""
     total = 0
@@ -139,25 +146,6 @@ def _feature_flop(plan: Plan) -> int:
             width = network.widths[network.scales.index(scale)]
             total += 2 * places * width * kernel * plan.config.fusion.injected_channels(scale)
     return total
-
-
-def _slice_usage(plan: Plan, plane: Plane) -> Usage:
-    """Of one slice; a slab takes as many times as much."""
-    k = next(k for k in plan.branches if plan.config.branches[k].plane == plane)
-    name = plan.config.branches[k].network
-    return _network_usage(
-        plan.config.slice_networks[name], plan.cut_shape(k, 1)[-1], 1, plan.config.labels(name),
-        (1, *plan.slice_size(plane)), plan.dtype, plan.scales,
-    )  # fmt: skip
-
-
-def _volume_usage(plan: Plan, box: tuple[int, int, int]) -> Usage:
-    network = plan.config.fusion
-    assert network is not None
-    stacked = next(buffer for buffer in plan.buffers if buffer.name == "stacked")
-    return _network_usage(
-        network, stacked.shape[1], len(plan.config.branches), 0, (plan.batch, *box), plan.dtype, plan.scales
-    )
 
 
 @functools.lru_cache(maxsize=256)

@@ -54,13 +54,8 @@ def measure(function: Callable[[], Any]) -> Usage:
     with torch.no_grad(), _FlatAttention(walk), walk:
         result = function()
     walk.finished = True
-    usage = Usage(
-        walk.peak,
-        walk.flop,
-        walk.operation,
-        tuple(sorted(walk.held_at_peak, key=lambda held: -held.bytes)),
-        walk.live,
-    )
+    held = tuple(sorted(walk.held_at_peak, key=lambda held: -held.bytes))
+    usage = Usage(walk.peak, walk.flop, walk.operation, held, walk.live)
     del result
     return usage
 
@@ -158,16 +153,12 @@ class _FlatAttention(TorchFunctionMode):
 def _flop(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     """Floating-point operations of one call, a multiplication and an addition counted as two."""
     if func.namespace == "scorefusion":
-        return _features(*args) if func._opname in _FEATURES else 0
+        if func._opname not in ("ensemble_features", "ensemble_features_"):
+            return 0
+        features, weight = args[1:3]
+        return int(2 * features.numel() * weight.shape[0])
     count = flop_registry.get(func.overloadpacket)
     return 0 if count is None else int(count(*args, **kwargs, out_val=result))
-
-
-def _features(total: Tensor, features: Tensor, weight: Tensor, *rest: Any) -> int:
-    return 2 * features.numel() * weight.shape[0]
-
-
-_FEATURES = ("ensemble_features", "ensemble_features_")
 
 
 def _scratch(func: Any, args: Any) -> int:

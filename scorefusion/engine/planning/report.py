@@ -19,7 +19,10 @@ def report(found: Fit, limit: int | None = None) -> str:
         f"{plan.config.name}: {_by(plan.size)} voxels{padded}, batch {plan.batch}, {plan.strategy}, "
         f"{short(plan.dtype)} on {'a GPU' if forecast.device == 'cuda' else 'a CPU'}"
     )
-    parts = [title, "", *_memory(forecast), "", *_arithmetic(forecast), "", _verdict(found, limit)]
+    peak = f"predicted peak {forecast.peak_bytes / 1e9:.2f} GB ({forecast.peak_bytes / 2**30:.2f} GiB)"
+    if limit is not None:
+        peak += f": {'fits' if found.fits else 'does not fit'} {limit / 1e9:.2f} GB"
+    parts = [title, "", *_memory(forecast), "", *_arithmetic(forecast), "", peak]
     parts += [f"  changed: {change}" for change in found.changes]
     parts += [f"  to fit: {way}" for way in found.advice]
     return "\n".join(parts)
@@ -32,8 +35,7 @@ def _memory(forecast: Forecast) -> list[str]:
         rows.append(("program", _megabytes(forecast.program), "PyTorch, scorefusion, planning"))
     rows.append(("weights", _megabytes(forecast.weights), "of the whole model"))
     if forecast.packed:
-        what = "convolutions once more, packed for this CPU"
-        rows.append(("packed", _megabytes(forecast.packed), what))
+        rows.append(("packed", _megabytes(forecast.packed), "convolutions once more, packed for this CPU"))
     rows.append(("buffers", _megabytes(plan.bytes), "allocated once:"))
     for buffer in plan.buffers:
         what = f"{_by(buffer.shape)} {short(buffer.dtype)}: {buffer.purpose}"
@@ -63,13 +65,6 @@ def _arithmetic(forecast: Forecast) -> list[str]:
         rows.append(("3D", _tera(forecast.volume_flop), again))
     each = "a step, of the plane that takes most" if len(plan.cycle) > 1 else "a step"
     return _aligned([*rows, ("in all", _tera(forecast.flop), each)])
-
-
-def _verdict(found: Fit, limit: int | None) -> str:
-    peak = f"{found.forecast.peak_bytes / 1e9:.2f} GB ({found.forecast.peak_bytes / 2**30:.2f} GiB)"
-    if limit is None:
-        return f"predicted peak {peak}"
-    return f"predicted peak {peak}: {'fits' if found.fits else 'does not fit'} {limit / 1e9:.2f} GB"
 
 
 def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
@@ -136,12 +131,8 @@ def step_figure(found: Forecast) -> Any:
         if plan.scales:
             _arrow(axis, total, fusion)
         last = fusion
-    parts = [
-        "fused score, solver row, clamp,",
-        "block means, noise",
-        _line(buffers["x.next"]),
-        _line(buffers["x0.next"]),
-    ]
+    parts = ["fused score, solver row, clamp,", "block means, noise"]
+    parts += [_line(buffers[n]) for n in ("x.next", "x0.next")]
     update = _box(axis, 17.0 if plan.fuses else 12.6, 0.2, "fuse_step", parts, _WORK)
     _arrow(axis, last, update)
     axis.annotate(

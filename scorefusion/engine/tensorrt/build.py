@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import itertools
 import logging
 import os
 import re
@@ -90,8 +91,8 @@ class SliceNetwork(nn.Module):
 
 def export_network(wrapped: SliceNetwork) -> bytes:
     """Export through ``torch.export`` and ``torch.onnx``: the ONNX file's bytes, weights included."""
-    need("onnx", "exporting a network")
-    need("onnxscript", "exporting a network")
+    for package in ("onnx", "onnxscript"):
+        need(package, "exporting a network")
     unit = wrapped.network.config.scales[-1]
     slices, rows, columns = (torch.export.Dim(name, min=2) for name in ("slices", "rows", "columns"))
     lengths = {0: slices, 1: unit * rows, 2: unit * columns} if unit > 1 else {0: slices, 1: rows, 2: columns}
@@ -158,7 +159,7 @@ def check_onnx(
             wanted = exact(given[0].float(), *given[1:])
         found = [torch.from_numpy(each).float() for each in session.run(wrapped.output_names, feeds)]
         for name, got, want in zip(wrapped.output_names, found, wanted, strict=True):
-            error = relative_error(got, want)
+            error = float((got - want).abs().max()) / (float(want.abs().max()) or 1.0)
             if not error <= TOLERANCE[dtype]:
                 hint = ". Build with --precision bf16 or fp32" if dtype == torch.float16 else ""
                 raise ScoreFusionError(
@@ -168,19 +169,6 @@ def check_onnx(
             worst = max(worst, error)
     how = f"onnxruntime {runtime.__version__} on the CPU"
     return worst, how + (", bfloat16 read as float32" if dtype == torch.bfloat16 else "")
-
-
-def can_check() -> str | None:
-    """Why the file cannot be checked here, or None."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "not checked: onnxruntime is not installed; pip install 'scorefusion[tensorrt]'"
-    return None
-
-
-def relative_error(got: Tensor, want: Tensor) -> float:
-    """Largest difference over the largest magnitude wanted; not a number if something is not finite."""
-    largest = float(want.abs().max())
-    return float((got - want).abs().max()) / (largest or 1.0)
 
 
 def widened(file: bytes) -> bytes:
@@ -209,9 +197,6 @@ def widened(file: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-Report = Callable[[int, int], None]
-
-
 def build_engines(
     model: ScoreFusion,
     folder: str | os.PathLike[str],
@@ -223,7 +208,7 @@ def build_engines(
     check: bool = True,
     keep_onnx: bool = False,
     source: str | None = None,
-    report: Report | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Manifest:
     """Build an engine of each 2D network.
 
@@ -255,30 +240,32 @@ def build_engines(
     check_target(folder)
     library = find_library()
     target = build_target(library)
-    why_not = can_check() if check else "not checked: --no-check"
+    how = "" if check else "not checked: --no-check"
+    if check and importlib.util.find_spec("onnxruntime") is None:
+        how = "not checked: onnxruntime is not installed; pip install 'scorefusion[tensorrt]'"
+    checks = not how
     entries: dict[str, NetworkEntry] = {}
     total = 3 * len(networks)
-    tell = report or (lambda done, total: None)
     with folder_written_beside(folder) as place:
         for number, (name, network) in enumerate(networks.items()):
-            clock = _Clock()
+            marks = [time.perf_counter()]
             wrapped = SliceNetwork(network, model.config.feature_scales, dtype)
             file = export_network(wrapped)
-            seconds = {"export": clock()}
-            tell(3 * number + 1, total)
-            error, how = None, why_not or ""
-            if why_not is None:
+            marks.append(time.perf_counter())
+            report(3 * number + 1, total)
+            error = None
+            if checks:
                 edge = profiles[name].least[1]
                 error, how = check_onnx(file, wrapped, [(1, edge, edge), (3, 2 * edge, 3 * edge)])
-            seconds["check"] = clock()
-            tell(3 * number + 2, total)
-            stem = _file_name(name)
-            (place / f"{stem}.engine").write_bytes(
-                serialized_engine(library, file, wrapped, profiles[name], workspace)
-            )
+            marks.append(time.perf_counter())
+            report(3 * number + 2, total)
+            stem = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+            engine = serialized_engine(library, file, wrapped, profiles[name], workspace)
+            (place / f"{stem}.engine").write_bytes(engine)
             if keep_onnx:
                 (place / f"{stem}.onnx").write_bytes(file)
-            seconds["build"] = clock()
+            marks.append(time.perf_counter())
+            spans = (round(after - before, 2) for before, after in itertools.pairwise(marks))
             entries[name] = NetworkEntry(
                 file=f"{stem}.engine",
                 sha256=file_hash(place / f"{stem}.engine"),
@@ -288,9 +275,9 @@ def build_engines(
                 profile=profiles[name],
                 onnx_error=error,
                 onnx_check=how,
-                seconds=seconds,
+                seconds=dict(zip(("export", "check", "build"), spans, strict=True)),
             )
-            tell(3 * number + 3, total)
+            report(3 * number + 3, total)
         manifest = Manifest(
             scorefusion=__version__,
             model=source or model.config.name,
@@ -347,21 +334,6 @@ def check_target(folder: str | os.PathLike[str]) -> None:
     place = Path(folder)
     if place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file():
         raise BadInput(place, f"is not empty and holds no {MANIFEST}", "Name a new folder for the engines.")
-
-
-class _Clock:
-    """Seconds since the last call."""
-
-    def __init__(self) -> None:
-        self.last = time.perf_counter()
-
-    def __call__(self) -> float:
-        before, self.last = self.last, time.perf_counter()
-        return round(self.last - before, 2)
-
-
-def _file_name(network: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", network)
 
 
 def _refused(library: Library, what: str, errors: Sequence[str]) -> ScoreFusionError:

@@ -18,7 +18,7 @@ from torch import nn
 
 from scorefusion.engine.tensorrt.library import Library, Target, find_library, import_library
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
-from scorefusion.models.config import Frozen, ModelConfig, Plane, read_config
+from scorefusion.models.config import Frozen, ModelConfig, read_config
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet
 from scorefusion.ops.reference.planes import AXIS
@@ -44,9 +44,8 @@ class Profile(Frozen):
         return all(low <= n <= high for low, n, high in zip(self.least, shape, self.most, strict=True))
 
     def __str__(self) -> str:
-        return (
-            f"{' × '.join(map(str, self.least))} to {' × '.join(map(str, self.most))} (slices, rows, columns)"
-        )
+        least, most = (" × ".join(map(str, shape)) for shape in (self.least, self.most))
+        return f"{least} to {most} (slices, rows, columns)"
 
 
 class NetworkEntry(Frozen):
@@ -136,24 +135,11 @@ def file_hash(file: Path) -> str:
     return digest.hexdigest()
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """The name of a dtype as engines have it, or the dtype's own where engines have none."""
-    return next((name for name, each in PRECISIONS.items() if each == dtype), str(dtype))
-
-
 def require_precision(name: str) -> torch.dtype:
     """The dtype of a precision."""
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
     return PRECISIONS[name]
-
-
-def slice_sizes(config: ModelConfig, network: str, size: Sequence[int]) -> set[tuple[int, int]]:
-    """Rows and columns of a volume's slices as a network is given them, padded as the model pads."""
-    padded = [length + -length % config.multiple for length in size]
-    planes: set[Plane] = {branch.plane for branch in config.branches if branch.network == network}
-    kept = ([i for i in range(3) if i + 2 != AXIS[plane]] for plane in planes)
-    return {(padded[rows], padded[columns]) for rows, columns in kept}
 
 
 def profile_for(
@@ -168,18 +154,16 @@ def profile_for(
         raise ScoreFusionError(f"a slab has at least 1 slice, got {slab}")
     if size is not None and (len(size) != 3 or min(size) < 1):
         raise ScoreFusionError(f"a volume's size is D H W, each at least 1; got {list(size)}")
-    whole = size or (LARGEST,) * 3
-    rows, columns = (max(lengths) for lengths in zip(*slice_sizes(config, network, whole), strict=True))
-    best = (rows, columns) if size else (_padded(USUAL, config), _padded(USUAL, config))
+    padded = config.grid(size or (LARGEST,) * 3)
+    planes = {branch.plane for branch in config.branches if branch.network == network}
+    kept = ([padded[i] for i in range(3) if i + 2 != AXIS[plane]] for plane in planes)
+    rows, columns = (max(lengths) for lengths in zip(*kept, strict=True))
+    best = (rows, columns) if size else config.grid((USUAL,) * 3)[1:]
     return Profile(
         least=(1, config.multiple, config.multiple),
         best=(slab or USUAL_SLICES, *best),
         most=(slab or MOST_SLICES, rows, columns),
     )
-
-
-def _padded(length: int, config: ModelConfig) -> int:
-    return length + -length % config.multiple
 
 
 class Fitting(NamedTuple):
@@ -216,7 +200,11 @@ def check_engines(
     """
     place = Path(folder)
     manifest = read_manifest(place)
-    library = _check_library(place, manifest)
+    library = import_library(manifest.library)
+    library = library if isinstance(library, Library) else find_library()
+    if (library.name, library.version) != (manifest.library, manifest.version):
+        built = f"the engines were built with {manifest.library} {manifest.version}"
+        _refuse(place, manifest, f"{built}; {library.name} {library.version} is here")
     if gpu is not None and not manifest.target.runs_on(*gpu):
         found = f"{gpu[0]}, compute capability {gpu[1]}"
         _refuse(place, manifest, f"the engines are for {manifest.target}; this is {found}")
@@ -227,8 +215,17 @@ def check_engines(
         _check_network(place, manifest, name, cast(UNet, module), model.config.feature_scales)
         for shape in (shapes or {}).get(name, ()):
             _check_shape(place, manifest, name, shape)
+    again = f"Build again: {manifest.command(place)}"
     for name in model.slice_networks:
-        _check_file(place, manifest, name, manifest.networks[name])
+        entry = manifest.networks[name]
+        file = place / entry.file
+        what = f"the engine of network {name!r}"
+        if not file.is_file():
+            raise BadInput(file, f"does not exist; {MANIFEST} lists it as {what}", again)
+        found = file_hash(file)
+        if found != entry.sha256:
+            hashes = f"(sha256 {entry.sha256[:12]} expected, {found[:12]} found)"
+            raise BadInput(file, f"is damaged, or not {what} that {MANIFEST} lists {hashes}", again)
     return Fitting(place, manifest, library)
 
 
@@ -254,24 +251,12 @@ class Watch:
         return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
 
 
-def _check_library(folder: Path, manifest: Manifest) -> Library:
-    found = import_library(manifest.library)
-    if not isinstance(found, Library):
-        found = find_library()
-    if (found.name, found.version) != (manifest.library, manifest.version):
-        built = f"{manifest.library} {manifest.version}"
-        _refuse(
-            folder, manifest, f"the engines were built with {built}; {found.name} {found.version} is here"
-        )
-    return found
-
-
 def _check_network(
     folder: Path, manifest: Manifest, name: str, network: UNet, scales: tuple[int, ...]
 ) -> None:
     entry = manifest.networks[name]
     dtype = next(network.parameters()).dtype
-    precision = precision_of(dtype)
+    precision = next((name for name, each in PRECISIONS.items() if each == dtype), str(dtype))
     if precision != manifest.precision:
         problem = f"the engine of network {name!r} is {manifest.precision}; the model computes in {precision}"
         _refuse(folder, manifest, problem, precision=precision)
@@ -281,10 +266,8 @@ def _check_network(
     )
     for what, built, now in compared:
         if built != now:
-            problem = (
-                f"the engine of network {name!r} was built from {what} than the model has now "
-                f"(sha256 {built[:12]} expected, {now[:12]} found)"
-            )
+            hashes = f"(sha256 {built[:12]} expected, {now[:12]} found)"
+            problem = f"the engine of network {name!r} was built from {what} than the model has now {hashes}"
             _refuse(folder, manifest, problem)
 
 
@@ -294,23 +277,8 @@ def _check_shape(folder: Path, manifest: Manifest, name: str, shape: Shape) -> N
         needs = " × ".join(map(str, shape))
         problem = f"the engine of network {name!r} takes {profile}; {needs} is needed"
         edge = max(*shape[1:], *profile.most[1:])
-        slices = max(shape[0], profile.most[0])
-        fix = manifest.command(folder, size=(edge,) * 3, slices=slices)
+        fix = manifest.command(folder, size=(edge,) * 3, slices=max(shape[0], profile.most[0]))
         raise BadInput(folder, problem, f"Use smaller slabs, or build again: {fix}")
-
-
-def _check_file(folder: Path, manifest: Manifest, name: str, entry: NetworkEntry) -> None:
-    file = folder / entry.file
-    again = f"Build again: {manifest.command(folder)}"
-    if not file.is_file():
-        raise BadInput(file, f"does not exist; {MANIFEST} lists it as the engine of network {name!r}", again)
-    found = file_hash(file)
-    if found != entry.sha256:
-        problem = (
-            f"is damaged, or not the engine of network {name!r} that {MANIFEST} lists "
-            f"(sha256 {entry.sha256[:12]} expected, {found[:12]} found)"
-        )
-        raise BadInput(file, problem, again)
 
 
 def _refuse(folder: Path, manifest: Manifest, problem: str, *, precision: str | None = None) -> NoReturn:

@@ -7,6 +7,7 @@ allocated when a size of slab is first met, so reserve every size before capturi
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -75,7 +76,7 @@ class TensorRTRunner:
         device: torch.device,
         watch: Callable[[], None] | None = None,
     ):
-        self.watch = watch or _nothing
+        self.watch = watch or (lambda: None)
         self.engine, self.library = engine, library
         self.scales, self.dtype, self.profile, self.device = tuple(scales), dtype, profile, device
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
@@ -123,12 +124,8 @@ class TensorRTRunner:
 
         TensorRT-RTX is asked; TensorRT cannot be, and engines without control flow can.
         """
-        contexts = [binding.context for binding in self._bindings.values()]
-        return all(
-            context.is_stream_capturable(self._stream())
-            for context in contexts
-            if hasattr(context, "is_stream_capturable")
-        )
+        asked = (getattr(it.context, "is_stream_capturable", None) for it in self._bindings.values())
+        return all(ask is None or ask(self._stream()) for ask in asked)
 
     @property
     def bytes(self) -> int:
@@ -176,18 +173,15 @@ class TensorRTRunner:
     def _carved(self, context: Any) -> tuple[dict[str, Tensor], Tensor]:
         """The outputs for the shapes that a context was given, in memory that all sizes of slab share."""
         names = ["output", *(f"features_{scale}" for scale in self.scales)]
-        sizes = {name: tuple(context.get_tensor_shape(name)) for name in names}
-        places, end = {}, 0
-        for name, size in sizes.items():
-            places[name] = end
-            end += -(-math.prod(size) * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        if self._outputs.numel() < end:
-            self._outputs = torch.empty(end, dtype=torch.uint8, device=self.device)
+        sizes = [tuple(context.get_tensor_shape(name)) for name in names]
+        taken = [math.prod(size) * self.dtype.itemsize for size in sizes]
+        ends = [0, *itertools.accumulate(-(-length // ALIGNMENT) * ALIGNMENT for length in taken)]
+        if self._outputs.numel() < ends[-1]:
+            self._outputs = torch.empty(ends[-1], dtype=torch.uint8, device=self.device)
         arena = self._outputs
-        return {
-            name: arena[places[name] :][: math.prod(size) * self.dtype.itemsize].view(self.dtype).view(size)
-            for name, size in sizes.items()
-        }, arena
+        pieces = (arena[place : place + length] for place, length in zip(ends, taken, strict=False))
+        views = (piece.view(self.dtype).view(size) for piece, size in zip(pieces, sizes, strict=True))
+        return dict(zip(names, views, strict=True)), arena
 
     def _context(self) -> Any:
         """An execution context without memory of its own; kernels are compiled for its shapes at once."""
@@ -241,7 +235,7 @@ def load_engines(
         A runner for each network, by name.
 
     Raises:
-        BadInput: for engines that do not fit, each reason by name; see :func:`.refusal.check_engines`.
+        BadInput: for engines that do not fit, each reason by name; see :func:`.manifest.check_engines`.
         ScoreFusionError: if there is no such GPU, or no TensorRT.
     """
     place = torch.device(device)
@@ -287,7 +281,3 @@ def open_runners(
         )
         runners[name].reserve((shapes or {}).get(name, ()))
     return runners
-
-
-def _nothing() -> None:
-    """An engine that nobody watches."""
