@@ -110,6 +110,16 @@ def kernel(module: str, name: str) -> Callable[..., None]:
     return launch
 
 
+def cpp(name: str, *arguments: Any) -> Any:
+    """Call a function of the C++ extension, which takes PyTorch's number of threads last."""
+    return getattr(importlib.import_module("scorefusion._C"), name)(*arguments, torch.get_num_threads())
+
+
+def unfit(op: str, needed: str, got: object) -> ScoreFusionError:
+    """Return (not raise) the error of an operation that was given something else than it needs."""
+    return ScoreFusionError(f"{op} needs {needed}; got {got}")
+
+
 def needs_torch(op: str, tensor: Tensor, backend: str | None) -> None:
     """Raise if another backend was asked for than PyTorch, the only one that has `op`."""
     choose(op, tensor.device, backend, ("torch",))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError, unknown_name
-from scorefusion.ops.backends import implementation, needs_torch, operation, views
+from scorefusion.ops.backends import cpp, implementation, kernel, needs_torch, operation, unfit, views
 from scorefusion.ops.reference import ensemble_features as reference
 from scorefusion.ops.reference.planes import AXIS
 
@@ -90,9 +90,8 @@ def _check(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: i
             f"{list(total.shape)}; got {list(features.shape[2:])}"
         )
     if features.shape[0] % (max(batch, 1) * scale):
-        raise ScoreFusionError(
-            f"ensemble_features needs a multiple of {batch} x {scale} slices (items x scale); "
-            f"got {features.shape[0]}"
+        raise unfit(
+            "ensemble_features", f"a multiple of {batch} x {scale} slices (items x scale)", features.shape[0]
         )
     count = features.shape[0] // (max(batch, 1) * scale)
     if start % scale or not 0 <= start // scale <= grid[1] - count:
@@ -106,16 +105,12 @@ _SIGNATURE = "Tensor features, Tensor weight, str plane, SymInt start, str? back
 
 
 def _cpp(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int) -> None:
-    from scorefusion import _C
-
-    first, threads = start // weight.shape[2], torch.get_num_threads()
-    _C.ensemble_features(*views(total, features, weight), AXIS[plane], first, threads)
+    cpp("ensemble_features", *views(total, features, weight), AXIS[plane], start // weight.shape[2])
 
 
 def _triton(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int) -> None:
-    from scorefusion.kernels.ensemble_features import ensemble_features as kernel
-
-    kernel(total, features, weight, AXIS[plane], start // weight.shape[2])
+    run = kernel("ensemble_features", "ensemble_features")
+    run(total, features, weight, AXIS[plane], start // weight.shape[2])
 
 
 IMPLEMENTATIONS = {"torch": reference.ensemble_features_, "cpp": _cpp, "triton": _triton}
@@ -140,16 +135,12 @@ def _torch_backward(out: Tensor, grad: Tensor, features: Tensor, plane: str, sta
 
 
 def _cpp_backward(out: Tensor, grad: Tensor, features: Tensor, plane: str, start: int) -> None:
-    from scorefusion import _C
-
-    first, threads = start // out.shape[2], torch.get_num_threads()
-    _C.ensemble_features_backward(*views(out, grad, features), AXIS[plane], first, threads)
+    cpp("ensemble_features_backward", *views(out, grad, features), AXIS[plane], start // out.shape[2])
 
 
 def _triton_backward(out: Tensor, grad: Tensor, features: Tensor, plane: str, start: int) -> None:
-    from scorefusion.kernels.ensemble_features import ensemble_features_backward as kernel
-
-    kernel(out, grad, features, AXIS[plane], start // out.shape[2])
+    run = kernel("ensemble_features", "ensemble_features_backward")
+    run(out, grad, features, AXIS[plane], start // out.shape[2])
 
 
 _BACKWARD = {"torch": _torch_backward, "cpp": _cpp_backward, "triton": _triton_backward}

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import definition, implementation, kernel, needs_torch, operation, view, views
+from scorefusion.ops.backends import (
+    cpp,
+    definition,
+    implementation,
+    kernel,
+    needs_torch,
+    operation,
+    unfit,
+    view,
+    views,
+)
 from scorefusion.ops.reference import fuse_scores as reference
 
 MAX_BRANCHES = 32
@@ -75,9 +85,7 @@ def check_scores(op: str, scores: list[Tensor], maps: Tensor | None, base: list[
             raise ScoreFusionError(f"{op} needs scores [B, C, D, H, W] of one shape; got {shapes}")
         if score.dtype != first.dtype or not score.is_floating_point() or score.device != first.device:
             kinds = sorted({f"{score.dtype} on {score.device}" for score in scores})
-            raise ScoreFusionError(
-                f"{op} needs scores of one floating dtype and device; got {', '.join(kinds)}"
-            )
+            raise unfit(op, "scores of one floating dtype and device", ", ".join(kinds))
     if maps is not None:
         expected = [first.shape[0], len(scores), *first.shape[2:]]
         if list(maps.shape) != expected or first.shape[1] != 1:
@@ -86,9 +94,7 @@ def check_scores(op: str, scores: list[Tensor], maps: Tensor | None, base: list[
                 f"got {list(maps.shape)} and {first.shape[1]} channels"
             )
         if maps.device != first.device or not maps.is_floating_point():
-            raise ScoreFusionError(
-                f"{op} needs floating maps on {first.device}; got {maps.dtype} on {maps.device}"
-            )
+            raise unfit(op, f"floating maps on {first.device}", f"{maps.dtype} on {maps.device}")
 
 
 def _empty(scores: list[Tensor], *_: Any) -> Tensor:
@@ -97,9 +103,7 @@ def _empty(scores: list[Tensor], *_: Any) -> Tensor:
 
 
 def _cpp(out: Tensor, scores: list[Tensor], maps: Tensor | None, *rest: Any) -> None:
-    from scorefusion import _C
-
-    _C.fuse_scores(view(out), views(*scores), view(maps), *rest, torch.get_num_threads())
+    cpp("fuse_scores", view(out), views(*scores), view(maps), *rest)
 
 
 IMPLEMENTATIONS = {
@@ -124,9 +128,7 @@ def _empty_gradient(grad: Tensor, scores: list[Tensor], *_: Any) -> Tensor:
 
 
 def _cpp_backward(out: Tensor, grad: Tensor, scores: list[Tensor], gain: float) -> None:
-    from scorefusion import _C
-
-    _C.fuse_scores_backward(view(out), view(grad), views(*scores), gain, torch.get_num_threads())
+    cpp("fuse_scores_backward", view(out), view(grad), views(*scores), gain)
 
 
 _BACKWARD = {

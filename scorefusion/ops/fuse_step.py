@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import implementation, kernel, needs_torch, operation, view, views
+from scorefusion.ops.backends import cpp, implementation, kernel, needs_torch, operation, unfit, view, views
 from scorefusion.ops.fuse_scores import check_scores
 from scorefusion.ops.noise import check_box
 from scorefusion.ops.reference import fuse_step as reference
@@ -81,8 +81,7 @@ def fuse_step(
     stacks, weights = list(scores), [float(weight) for weight in base]
     edges = [int(edge) for edge in factor]
     check_scores("fuse_step", stacks, maps, weights)
-    _check_volumes(stacks[0], x_t, x0_prev)
-    _check_table(x_t, rows, index, keys)
+    _check_volumes(stacks[0], x_t, x0_prev, rows, index, keys)
     _check_projection(x_t, clamp, edges, measured)
     limit = None if clamp is None else float(clamp)
     fused = (stacks, maps, weights, float(gain), x_t, x0_prev, rows, index, keys)
@@ -117,13 +116,13 @@ def _check_out(out: tuple[Tensor, Tensor], x_t: Tensor, read: Sequence[Tensor]) 
         raise ScoreFusionError("fuse_step cannot write over what it reads; give out tensors of their own")
 
 
-def _check_volumes(score: Tensor, x_t: Tensor, x0_prev: Tensor) -> None:
-    """Raise unless x_t and x0_prev are volumes like the scores."""
+def _check_volumes(
+    score: Tensor, x_t: Tensor, x0_prev: Tensor, rows: Tensor, index: Tensor, keys: Tensor
+) -> None:
+    """Raise unless x_t and x0_prev are like the scores, and the solver's rows and the keys fit them."""
     for name, volume in (("x_t", x_t), ("x0_prev", x0_prev)):
         if volume.shape != score.shape:
-            raise ScoreFusionError(
-                f"fuse_step needs {name} of the scores' shape {list(score.shape)}; got {list(volume.shape)}"
-            )
+            raise unfit("fuse_step", f"{name} of the scores' shape {list(score.shape)}", list(volume.shape))
         if volume.dtype not in (torch.float32, torch.float64) or volume.dtype != x_t.dtype:
             raise ScoreFusionError(
                 f"fuse_step needs x_t and x0_prev of float32 (or both float64); "
@@ -131,19 +130,13 @@ def _check_volumes(score: Tensor, x_t: Tensor, x0_prev: Tensor) -> None:
             )
         if volume.device != score.device:
             raise ScoreFusionError(f"fuse_step needs {name} on {score.device}; it is on {volume.device}")
-
-
-def _check_table(x_t: Tensor, rows: Tensor, index: Tensor, keys: Tensor) -> None:
-    """Raise unless the solver's rows, the row's number and the keys fit x_t."""
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] != len(COLUMNS) or rows.dtype != x_t.dtype:
         raise ScoreFusionError(
             f"fuse_step needs rows [n, {len(COLUMNS)}] ({', '.join(COLUMNS)}) in {x_t.dtype}; "
             f"got {list(rows.shape)} in {rows.dtype}"
         )
     if index.numel() != 1 or index.dtype != torch.int32:
-        raise ScoreFusionError(
-            f"fuse_step needs an int32 index of one element; got {list(index.shape)} in {index.dtype}"
-        )
+        raise unfit("fuse_step", "an int32 index of one element", f"{list(index.shape)} in {index.dtype}")
     if list(keys.shape) != [x_t.shape[0], len(KEYS)] or keys.dtype != torch.int64:
         raise ScoreFusionError(
             f"fuse_step needs int64 keys [{x_t.shape[0]}, {len(KEYS)}] ({', '.join(KEYS)}); "
@@ -184,9 +177,8 @@ def _check_projection(x_t: Tensor, clamp: float | None, factor: list[int], measu
     if list(measured.shape) != expected:
         raise ScoreFusionError(f"fuse_step needs measured {expected}; got {list(measured.shape)}")
     if measured.device != x_t.device or not measured.is_floating_point():
-        raise ScoreFusionError(
-            f"fuse_step needs floating measured means on {x_t.device}; "
-            f"got {measured.dtype} on {measured.device}"
+        raise unfit(
+            "fuse_step", f"floating measured means on {x_t.device}", f"{measured.dtype} on {measured.device}"
         )
 
 
@@ -196,9 +188,7 @@ def _torch(x_next: Tensor, x0: Tensor, *arguments: Any) -> None:
 
 
 def _cpp(*arguments: Any) -> None:
-    from scorefusion import _C
-
-    _C.fuse_step(*_described(*arguments), torch.get_num_threads())
+    cpp("fuse_step", *_described(*arguments))
 
 
 def _cuda(x_next: Tensor, *arguments: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError, unknown_name
-from scorefusion.ops.backends import implementation, needs_torch, operation, views
+from scorefusion.ops.backends import cpp, implementation, kernel, needs_torch, operation, unfit, views
 from scorefusion.ops.reference import gather_slices as reference
 from scorefusion.ops.reference.planes import AXIS
 
@@ -105,9 +105,7 @@ def _check(x_t: Tensor, condition: Tensor, common: Tensor | None, *rest: Any) ->
     for name, volume in named.items():
         if volume.ndim != 5 or volume.shape[:1] + volume.shape[2:] != x_t.shape[:1] + x_t.shape[2:]:
             shapes = {name: list(volume.shape) for name, volume in named.items()}
-            raise ScoreFusionError(
-                f"gather_slices needs volumes [B, C, D, H, W] that differ only in C; got {shapes}"
-            )
+            raise unfit("gather_slices", "volumes [B, C, D, H, W] that differ only in C", shapes)
         if volume.device != x_t.device or not volume.is_floating_point():
             raise ScoreFusionError(
                 f"gather_slices needs floating volumes on {x_t.device}; "
@@ -115,15 +113,11 @@ def _check(x_t: Tensor, condition: Tensor, common: Tensor | None, *rest: Any) ->
             )
     count = x_t.shape[AXIS[plane]]
     if not 0 <= start <= stop <= count:
-        raise ScoreFusionError(
-            f"gather_slices needs 0 <= start <= stop <= {count} {plane} slices; got {start} to {stop}"
-        )
+        raise unfit("gather_slices", f"0 <= start <= stop <= {count} {plane} slices", f"{start} to {stop}")
     if context < 0:
         raise ScoreFusionError(f"gather_slices needs a context of 0 or more slices, got {context}")
     if channels is not None and not all(0 <= channel < condition.shape[1] for channel in channels):
-        raise ScoreFusionError(
-            f"gather_slices needs condition channels within 0..{condition.shape[1] - 1}; got {channels}"
-        )
+        raise unfit("gather_slices", f"condition channels within 0..{condition.shape[1] - 1}", channels)
     if not dtype.is_floating_point:
         raise ScoreFusionError(f"gather_slices needs a floating dtype for its result, got {dtype}")
 
@@ -146,18 +140,15 @@ def _torch(out: Tensor, *arguments: Any) -> None:
 
 
 def _cpp(out: Tensor, *arguments: Any) -> None:
-    from scorefusion import _C
-
     *volumes, plane, start, stop, channels, context, order = arguments
     span = (_seen(volumes[1], channels), AXIS[plane], start, stop, context, order == "slice")
-    _C.gather_slices(*views(out, *volumes), *span, torch.get_num_threads())
+    cpp("gather_slices", *views(out, *volumes), *span)
 
 
 def _triton(out: Tensor, *arguments: Any) -> None:
-    from scorefusion.kernels.gather_slices import gather_slices as kernel
-
     *volumes, plane, start, stop, channels, context, order = arguments
-    kernel(out, *volumes, AXIS[plane], start, stop, _seen(volumes[1], channels), context, order)
+    run = kernel("gather_slices", "gather_slices")
+    run(out, *volumes, AXIS[plane], start, stop, _seen(volumes[1], channels), context, order)
 
 
 IMPLEMENTATIONS = {"torch": _torch, "cpp": _cpp, "triton": _triton}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import choose, kernel
+from scorefusion.ops.backends import choose, cpp, kernel
 from scorefusion.ops.reference import noise as reference
 
 
@@ -45,9 +45,7 @@ def normal(
         ScoreFusionError: if a number is out of range (z, y and channel end at 2^16, x at 2^18), there is not
             a seed (and, of several samples, a sample) for each item, or the backend cannot run.
     """
-    box = [int(size) for size in shape]
-    start = [int(corner) for corner in origin]
-    keys = [int(seed) for seed in seeds]
+    box, start, keys = ([int(number) for number in numbers] for numbers in (shape, origin, seeds))
     samples = each_sample(sample, len(keys))
     step, device = int(step), torch.device(device)
     _check(box, keys, step, start, samples)
@@ -65,10 +63,7 @@ def _torch(out: Tensor, keys: list[int], step: int, start: list[int], samples: l
 
 
 def _cpp(out: Tensor, keys: list[int], *rest: Any) -> None:
-    from scorefusion import _C
-
-    words = [key % 2**64 for key in keys]
-    _C.normal(out.data_ptr(), list(out.shape), words, *rest, torch.get_num_threads())
+    cpp("normal", out.data_ptr(), list(out.shape), [key % 2**64 for key in keys], *rest)
 
 
 IMPLEMENTATIONS = {"torch": _torch, "cpp": _cpp, "triton": kernel("noise", "fill_normal")}

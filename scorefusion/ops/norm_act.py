@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import choose, implementation, operation, views
+from scorefusion.ops.backends import choose, cpp, implementation, kernel, operation, unfit, views
 from scorefusion.ops.reference import norm_act as reference
 
 WITH_GRADIENTS = ("torch", "cpp")
@@ -93,9 +93,7 @@ def _check(x: Tensor, other: Tensor | None, groups: int | None, *rest: Any) -> N
     """Raise unless everything fits x."""
     weight, bias, told, act, pad, pad_mode = rest
     if x.ndim not in (4, 5) or not x.is_floating_point():
-        raise ScoreFusionError(
-            f"norm_act needs floating x [N, C, H, W] or [N, C, D, H, W]; got {list(x.shape)} of {x.dtype}"
-        )
+        raise unfit("norm_act", "floating x [N, C, H, W] or [N, C, D, H, W]", f"{list(x.shape)} of {x.dtype}")
     channels = x.shape[1]
     if other is not None:
         if other.ndim != x.ndim or other.shape[0] != x.shape[0] or other.shape[2:] != x.shape[2:]:
@@ -112,9 +110,8 @@ def _check(x: Tensor, other: Tensor | None, groups: int | None, *rest: Any) -> N
         if tensor is None:
             continue
         if name in shapes and (tuple(tensor.shape) != shapes[name] or not tensor.is_floating_point()):
-            raise ScoreFusionError(
-                f"norm_act needs floating {name} {list(shapes[name])}; "
-                f"got {list(tensor.shape)} of {tensor.dtype}"
+            raise unfit(
+                "norm_act", f"floating {name} {list(shapes[name])}", f"{list(tensor.shape)} of {tensor.dtype}"
             )
         if tensor.device != x.device:
             raise ScoreFusionError(f"norm_act needs {name} on {x.device}, where x is; got {tensor.device}")
@@ -145,20 +142,16 @@ def _empty(x: Tensor, other: Tensor | None, pad: int = 0) -> Tensor:
 
 
 def _cpp(*arguments: Any) -> Tensor:
-    from scorefusion import _C
-
     *tensors, groups, eps, act, pad, pad_mode = arguments
     out, options = _empty(tensors[0], tensors[1], pad), (act == "silu", pad, pad_mode == "replicate")
-    _C.norm_act(*views(out, *tensors), groups or 0, eps, *options, torch.get_num_threads())
+    cpp("norm_act", *views(out, *tensors), groups or 0, eps, *options)
     return out
 
 
 def _triton(*arguments: Any) -> Tensor:
-    from scorefusion.kernels.norm_act import norm_act as kernel
-
     *tensors, groups, eps, act, pad, pad_mode = arguments
     out = _empty(tensors[0], tensors[1], pad)
-    kernel(out, *tensors, groups, eps, act == "silu", pad, pad_mode)
+    kernel("norm_act", "norm_act")(out, *tensors, groups, eps, act == "silu", pad, pad_mode)
     return out
 
 
@@ -191,12 +184,9 @@ def _computed_backward(gradient: Tensor, *arguments: Any) -> list[Tensor]:
     x, results = tensors[0], _gradients(gradient, *arguments)
     if 0 in (*x.shape[2:], x.shape[0], tensors[2].numel()):
         return [result.zero_() for result in results]
-    from scorefusion import _C
-
     left = iter(results)
     targets = views(*(None if tensor is None else next(left) for tensor in tensors))
-    options = (groups or 0, eps, act == "silu", torch.get_num_threads())
-    _C.norm_act_backward(targets, *views(gradient, *tensors), *options)
+    cpp("norm_act_backward", targets, *views(gradient, *tensors), groups or 0, eps, act == "silu")
     return results
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import missing
+from scorefusion.ops.backends import missing, unfit
 
 PRODUCTS = (torch.float32, torch.bfloat16)
 
@@ -80,14 +80,11 @@ class PackedWeight:
     ) -> None:
         """Raise unless the bias, and each tensor by name with its shape, go with x."""
         if bias is not None and (tuple(bias.shape) != (self.outputs,) or not bias.is_floating_point()):
-            raise ScoreFusionError(
-                f"{op} needs a floating bias [{self.outputs}]; got {list(bias.shape)} of {bias.dtype}"
-            )
+            raise unfit(op, f"a floating bias [{self.outputs}]", f"{list(bias.shape)} of {bias.dtype}")
         for name, (tensor, shape) in given.items():
             if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != x.dtype):
-                raise ScoreFusionError(
-                    f"{op} needs {name} {list(shape)} of {x.dtype}; "
-                    f"got {list(tensor.shape)} of {tensor.dtype}"
+                raise unfit(
+                    op, f"{name} {list(shape)} of {x.dtype}", f"{list(tensor.shape)} of {tensor.dtype}"
                 )
         for name, (tensor, _) in {"bias": (bias, ()), **given}.items():
             if tensor is not None and tensor.device != x.device:
@@ -103,9 +100,7 @@ class PackedWeight:
                 "this processor does not multiply bfloat16 (no AVX512-BF16); pack with products=torch.float32"
             )
         if x.dtype == torch.float16:
-            raise ScoreFusionError(
-                f"{op} needs x in float32 or bfloat16 for backend 'cpp'; got torch.float16"
-            )
+            raise unfit(op, "x in float32 or bfloat16 for backend 'cpp'", "torch.float16")
         return pairs
 
 
@@ -122,7 +117,10 @@ def check_weight(op: str, weight: Tensor, products: torch.dtype) -> None:
 
 def blank(outputs: int, inputs: int, tile: tuple[int, ...], products: torch.dtype) -> PackedWeight:
     """Return the packed form of a weight of zeros."""
-    panels = _panels(outputs, products)
+    lanes, most = _layout(products)
+    vectors = -(-outputs // lanes)
+    count = -(-vectors // most)
+    panels = tuple(vectors * panel // count * lanes for panel in range(count + 1))
     numbers = packed_elements(outputs, inputs, tile, products)
     return PackedWeight(torch.zeros(numbers, dtype=products), inputs, outputs, tuple(tile), products, panels)
 
@@ -130,8 +128,8 @@ def blank(outputs: int, inputs: int, tile: tuple[int, ...], products: torch.dtyp
 def packed_elements(outputs: int, inputs: int, tile: tuple[int, ...], products: torch.dtype) -> int:
     """Return how many numbers a packed weight holds."""
     lanes, _ = _layout(products)
-    positions = math.prod(length + 2 for length in tile)
-    return positions * _whole(inputs, lanes) * _whole(outputs, lanes)
+    channels = (-(-count // lanes) * lanes for count in (inputs, outputs))
+    return math.prod(length + 2 for length in tile) * math.prod(channels)
 
 
 def multiplies_pairs() -> bool:
@@ -165,11 +163,3 @@ def _layout(products: torch.dtype) -> tuple[int, int]:
 
 def _whole(channels: int, lanes: int) -> int:
     return -(-channels // lanes) * lanes
-
-
-def _panels(outputs: int, products: torch.dtype) -> tuple[int, ...]:
-    """Return where the C++ kernels' panels begin, and the end."""
-    lanes, most = _layout(products)
-    vectors = -(-outputs // lanes)
-    count = -(-vectors // most)
-    return tuple(vectors * panel // count * lanes for panel in range(count + 1))

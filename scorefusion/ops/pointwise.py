@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import implementation, view, views
+from scorefusion.ops.backends import cpp, implementation, view, views
 from scorefusion.ops.packed_weight import PackedWeight, blank, check_weight, has_rows
 from scorefusion.ops.reference import pointwise as reference
 
@@ -20,11 +20,8 @@ def pack(weight: Tensor, *, products: torch.dtype = torch.float32) -> PackedWeig
         weight: [O, C], or [O, C, 1, ...] of a convolution, on the CPU, floating.
         products: float32, or bfloat16 for AVX512-BF16.
     """
-    if (
-        weight.ndim < 2
-        or weight.numel() != weight.shape[0] * weight.shape[1]
-        or not weight.is_floating_point()
-    ):
+    fits = weight.ndim >= 2 and weight.numel() == weight.shape[0] * weight.shape[1]
+    if not fits or not weight.is_floating_point():
         raise ScoreFusionError(
             f"pointwise needs a floating weight [O, C] or [O, C, 1, ...]; "
             f"got {list(weight.shape)} of {weight.dtype}"
@@ -96,13 +93,10 @@ def _torch(out: Tensor, x: Tensor, other: Tensor | None, packed: PackedWeight, *
 
 
 def _cpp(out: Tensor, x: Tensor, other: Tensor | None, packed: PackedWeight, *rest: Any) -> None:
-    from scorefusion import _C
-
     bias, residual = rest
     pairs, bias = packed.pairs("pointwise", x), packed.filled_bias(bias)
     rows = [None if part is None else _rows(part) for part in (x, other, residual)]
-    tensors = views(*rows[:2], packed.values, bias, rows[2])
-    _C.pointwise(view(_rows(out)), *tensors, pairs, torch.get_num_threads())
+    cpp("pointwise", view(_rows(out)), *views(*rows[:2], packed.values, bias, rows[2]), pairs)
 
 
 IMPLEMENTATIONS = {"torch": _torch, "cpp": _cpp}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.errors import ScoreFusionError
-from scorefusion.ops.backends import implementation, views
+from scorefusion.ops.backends import cpp, implementation, unfit, views
 from scorefusion.ops.packed_weight import PackedWeight, blank, channels_last, check_weight, has_rows
 from scorefusion.ops.reference import winograd as reference
 
@@ -104,14 +104,11 @@ def _torch(out: Tensor, x: Tensor, packed: PackedWeight, bias: Tensor | None, *r
 
 
 def _cpp(out: Tensor, x: Tensor, packed: PackedWeight, bias: Tensor | None, *rest: Any) -> None:
-    from scorefusion import _C
-
     residual, rows, pad_mode = rest
     pairs, bias = packed.pairs("winograd", x), packed.filled_bias(bias)
     x, residual = channels_last(x), None if residual is None else channels_last(residual)
-    tensors = views(out, x, packed.values, bias, residual)
-    first, threads = 0 if rows is None else rows[0], torch.get_num_threads()
-    _C.winograd(*tensors, pairs, *_tile3(packed.tile), first, pad_mode == "replicate", threads)
+    options = (pairs, *_tile3(packed.tile), 0 if rows is None else rows[0], pad_mode == "replicate")
+    cpp("winograd", *views(out, x, packed.values, bias, residual), *options)
 
 
 IMPLEMENTATIONS = {"torch": _torch, "cpp": _cpp}
@@ -130,15 +127,11 @@ def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, *rest: Any) -> 
     shape = (x.shape[0], packed.outputs, *x.shape[2:])
     if rows is not None:
         if dims != 3 or not 0 <= rows[0] <= rows[1] <= x.shape[2]:
-            raise ScoreFusionError(
-                f"winograd needs rows within 0 and the depth of a volume; got {rows} of {list(x.shape)}"
-            )
+            raise unfit("winograd", "rows within 0 and the depth of a volume", f"{rows} of {list(x.shape)}")
         shape = (*shape[:2], rows[1] - rows[0], *shape[3:])
     packed.check("winograd", x, bias, {"residual": (residual, shape), "out": (out, shape)})
     if out is not None and not has_rows(out):
-        raise ScoreFusionError(
-            f"winograd needs out in channels-last memory; got strides {out.stride()} of {list(out.shape)}"
-        )
+        raise unfit("winograd", "out in channels-last memory", f"strides {out.stride()} of {list(out.shape)}")
     if pad_mode not in PAD_MODES:
         raise ScoreFusionError(f"winograd needs pad_mode one of {', '.join(PAD_MODES)}; got {pad_mode!r}")
     return shape

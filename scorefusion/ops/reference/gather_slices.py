@@ -14,8 +14,6 @@ from torch import Tensor
 
 from scorefusion.ops.reference.planes import AXIS
 
-"""The axis of a volume [B, C, D, H, W] that a plane fixes."""
-
 
 def gather_slices(
     x_t: Tensor,
