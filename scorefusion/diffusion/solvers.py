@@ -174,9 +174,7 @@ _SOLVERS: dict[str, Callable[..., Table]] = {
     "euler": euler,
     "heun": heun,
 }
-SOLVERS = (*_SOLVERS, "official")
-"""Every solver `make_table` knows."""
-
+SOLVERS = (*_SOLVERS, "official")  #: every solver `make_table` knows.
 _TAKES_ETA = ("ddim", "dpmpp_2m_sde")
 
 
@@ -252,17 +250,8 @@ def _multistep(name: str, levels: Levels, prediction: str, sigma_data: float, et
     return _table(name, levels, prediction, sigma_data, a, b, c, s)
 
 
-def _table(
-    name: str,
-    levels: Levels,
-    prediction: str,
-    sigma_data: float,
-    a: FloatArray,
-    b: FloatArray,
-    c: FloatArray,
-    s: FloatArray,
-) -> Table:
-    """Put the columns together, with P and Q of the prediction."""
+def _table(name: str, levels: Levels, prediction: str, sigma_data: float, *update: FloatArray) -> Table:
+    """Put the columns together, with P and Q of the prediction; ``update`` is A, B, C and S."""
     p, q = prediction_coefficients(prediction, levels.abar, sigma_data)
-    columns = [levels.abar, levels.t.astype(np.float64), p, q, a, b, c, s]
+    columns = [levels.abar, levels.t.astype(np.float64), p, q, *update]
     return Table(np.stack(columns, axis=1), name, prediction, sigma_data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -229,13 +229,10 @@ class Engine:
                 self.segments(branches),
                 device=self.device,
                 state=(self.buffers["x"], self.buffers["x0"], self.index),
-                watch=self._weights,
+                watch=lambda: itertools.chain(self.model.parameters(), self.model.buffers()),
                 graphs=self._graphs,
             )
         return self.captured[branches]
-
-    def _weights(self) -> Iterable[Tensor]:
-        return itertools.chain(self.model.parameters(), self.model.buffers())
 
     def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         memory = torch.channels_last_3d if len(shape) == 5 and shape[1] > 1 else torch.contiguous_format

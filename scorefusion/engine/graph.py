@@ -175,7 +175,8 @@ class CapturedStep:
         Raises:
             Exception: what the body raises when it warms up, and where memory runs out.
         """
-        addresses = [_address(tensor) for tensor in itertools.chain(self.state, self._watch())]
+        tensors = itertools.chain(self.state, self._watch())  # what a captured launch was given of them:
+        addresses = [(it.data_ptr(), it.dtype, it.shape, it.stride()) for it in tensors]
         if self._calls and addresses == self._addresses:
             return False
         self.reset()
@@ -278,8 +279,3 @@ def _together(segments: Sequence[Segment]) -> Body:
             segment.run()
 
     return run
-
-
-def _address(tensor: Tensor) -> tuple[object, ...]:
-    """Where a tensor lies and how: what a captured launch was given of it."""
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

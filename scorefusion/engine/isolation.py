@@ -18,9 +18,8 @@ class _HasLock(Protocol):
     _lock: threading.Lock
 
 
+#: in a forked process, the thread that it began with: the threads of its OpenMP team stayed in the parent.
 _forked: int | None = None
-"""In a forked process, the thread that it began with: the threads of its OpenMP team stayed in the parent."""
-
 _locked: weakref.WeakSet[_HasLock] = weakref.WeakSet()
 
 

@@ -29,8 +29,8 @@ from scorefusion.models.strategies import Strategy
 
 Key = tuple[tuple[int, ...], int, str | Strategy, tuple[Plane, ...] | None, bool]
 
+#: what a step took on a GPU, in forecasts: 0.178 GiB measured on an H200 where 0.136 were forecast.
 GPU_SHARE = 1.35
-"""What a step took on a GPU, in forecasts: 0.178 GiB measured on an H200 where 0.136 were forecast."""
 
 
 @dataclass(frozen=True)

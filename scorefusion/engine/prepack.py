@@ -8,7 +8,6 @@ packed, so are layers of extent 1: PyTorch's libraries split their sums by the n
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -134,19 +133,13 @@ class PackedConvolution(_Packed):
         return f"{self.in_channels}, {self.out_channels}, tile={tile}, products={self.products}"
 
     def _directly(self, x: Tensor) -> Tensor:
-        return _direct(x, self.weight, self.bias, self.padding_mode)
+        convolve = F.conv2d if x.ndim == 4 else F.conv3d
+        if self.padding_mode == "zeros":
+            return convolve(x, self.weight, self.bias, padding=1)
+        return convolve(F.pad(x, (1, 1) * (x.ndim - 2), mode=self.padding_mode), self.weight, self.bias)
 
-    def _packedly(
-        self,
-        x: Tensor,
-        *,
-        residual: Tensor | None = None,
-        rows: tuple[int, int] | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        return winograd(
-            x, self._packed(), self._added, residual=residual, rows=rows, pad_mode=self.padding_mode, out=out
-        )
+    def _packedly(self, x: Tensor, **options: Any) -> Tensor:
+        return winograd(x, self._packed(), self._added, pad_mode=self.padding_mode, **options)
 
 
 class PackedPointwise(_Packed):
@@ -190,24 +183,23 @@ def prepacked(network: UNet) -> UNet:
         raise ScoreFusionError(
             f"prepacked needs a network on the CPU in evaluation mode; got one on {parameter.device}, {state}"
         )
-    twin = copy.deepcopy(network, {id(tensor): tensor for tensor in _tensors(network)})
+    twin: UNet = _twin(network)
     for name, layer in list(twin.named_modules()):
         packing = _packing(layer)
         if packing is not None:
             parent, _, child = name.rpartition(".")
-            setattr(twin.get_submodule(parent), child, _pack_layer(layer, packing))
+            packed: Any = (
+                PackedConvolution(cast("nn.Conv2d | nn.Conv3d", layer), packing)
+                if packing.tile
+                else PackedPointwise(cast(Layer, layer), packing.products)
+            )
+            setattr(twin.get_submodule(parent), child, packed)
     return twin
-
-
-def _pack_layer(layer: nn.Module, packing: Packing) -> _Packed:
-    if packing.tile:
-        return PackedConvolution(cast("nn.Conv2d | nn.Conv3d", layer), packing)
-    return PackedPointwise(cast(Layer, layer), packing.products)
 
 
 def packed_model(model: ScoreFusion) -> ScoreFusion:
     """A model whose networks are :func:`prepacked`; parameters are shared with the original."""
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in _tensors(model)})
+    twin: ScoreFusion = _twin(model)
     for name, network in model.slice_networks.items():
         twin.slice_networks[name] = prepacked(cast(UNet, network))
     twin.fusion = None if model.fusion is None else prepacked(model.fusion)
@@ -229,13 +221,6 @@ def packed_bytes(model: nn.Module) -> int:
 def packed_layers(network: nn.Module) -> dict[str, _Packed]:
     """The packed layers of a network, by name."""
     return {name: part for name, part in network.named_modules() if isinstance(part, _Packed)}
-
-
-def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str) -> Tensor:
-    convolve = F.conv2d if x.ndim == 4 else F.conv3d
-    if padding_mode == "zeros":
-        return convolve(x, weight, bias, padding=1)
-    return convolve(F.pad(x, (1, 1) * (x.ndim - 2), mode=padding_mode), weight, bias)
 
 
 def _fits(layer: nn.Module) -> int | None:
@@ -266,6 +251,6 @@ def _packing(layer: nn.Module) -> Packing | None:
     return None if packing is None else Packing((), packing.products)
 
 
-def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    yield from network.parameters()
-    yield from network.buffers()
+def _twin(module: Any) -> Any:
+    """A copy of a module that shares its parameters and buffers."""
+    return copy.deepcopy(module, {id(it): it for it in [*module.parameters(), *module.buffers()]})

@@ -16,11 +16,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from scorefusion.models.blocks import Normalisation
 
-LARGE = 2**30
-"""Bytes from which an intermediate is made piece by piece."""
-
-PIECE = 2**27
-"""Bytes of such a piece, about."""
+LARGE = 2**30  #: bytes from which an intermediate is made piece by piece.
+PIECE = 2**27  #: bytes of such a piece, about.
 
 
 def is_large(x: Tensor, channels: int) -> bool:

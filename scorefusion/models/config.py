@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
@@ -201,23 +200,18 @@ class ModelConfig(Frozen):
             raise ValueError(f"domain names {strange}, which are not conditions: {list(self.conditions)}")
         for branch in self.branches:
             if branch.network not in self.slice_networks:
-                raise ValueError(
-                    f"branch network {branch.network!r} is not one of {sorted(self.slice_networks)}"
-                )
+                known = sorted(self.slice_networks)
+                raise ValueError(f"branch network {branch.network!r} is not one of {known}")
             if any(not 0 <= index < len(self.conditions) for index in branch.conditions):
                 raise ValueError(f"branch conditions {branch.conditions} do not index {self.conditions}")
         for name in self.slice_networks:
             if len({len(b.conditions) for b in self.branches if b.network == name}) > 1:
-                raise ValueError(
-                    f"the branches that share network {name!r} see different numbers of conditions"
-                )
+                share = f"the branches that share network {name!r}"
+                raise ValueError(f"{share} see different numbers of conditions")
         if self.base_weights is not None and len(self.base_weights) != len(self.branches):
             raise ValueError(f"{len(self.base_weights)} base_weights for {len(self.branches)} branches")
-        if (
-            self.fusion is not None
-            and len(self.branches) < 2
-            and any(strategy_named(name).runs_slices for name in self.strategies)
-        ):
+        runs_slices = any(strategy_named(name).runs_slices for name in self.strategies)
+        if self.fusion is not None and len(self.branches) < 2 and runs_slices:
             raise ValueError(f"fusing needs at least 2 branches, got {len(self.branches)}")
         if self.fusion is None and not self.branches:
             raise ValueError("a model needs branches, or a fusion network for strategy 'volume'")
@@ -329,27 +323,16 @@ def read_config(kind: type[Config], file: str | Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise BadInput(
-            path, f"cannot be read ({error.strerror})", "Give an existing configuration file."
-        ) from None
+        problem = f"cannot be read ({error.strerror})"
+        raise BadInput(path, problem, "Give an existing configuration file.") from None
     try:
-        if path.suffix == ".toml":
-            values = _toml().loads(text)
-        else:
-            values = json.loads(text)
+        toml = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+        values = importlib.import_module(toml if path.suffix == ".toml" else "json").loads(text)
     except ValueError as error:
         raise BadInput(path, f"is not valid {path.suffix or 'JSON'} ({error})", "Correct the file.") from None
     if not isinstance(values, dict):
         raise BadInput(path, "does not hold an object", "A configuration is a table of names and values.")
     return parse(kind, values, path)
-
-
-def _toml() -> ModuleType:
-    """The standard library's TOML reader, or the package it came from on Python 3.10."""
-    try:
-        return importlib.import_module("tomllib")
-    except ModuleNotFoundError:
-        return importlib.import_module("tomli")
 
 
 def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

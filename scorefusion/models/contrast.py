@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-LABELS = "labels"
-"""The contrast that is a label map: resampled to the nearest voxel, and may be empty."""
-
+LABELS = "labels"  #: the contrast that is a label map: resampled to the nearest voxel, and may be empty.
 _SPELLINGS = {
     "t1": ("t1w", "t1n", "t1pre", "axt1", "axt1pre"),
     "t1c": ("t1ce", "t1gd", "t1post", "t1wce", "axt1post"),

@@ -27,20 +27,17 @@ from scorefusion.models.config import (
 
 NO_DEGRADATION = Nothing()
 BLOCK_MEANS = BlockMean(factor=4)
+#: of ddim, ddpm and dpmpp_2m_sde with sigma_min from 0.02 to 2.5 on a training head, six ddpm steps gave the
+#: highest correlation with the true residual, and a spectrum nearer to it than one step's (docs/models.md)
 FEW_STEPS = SamplingConfig(solver="ddpm", steps=6, sigma_max=20.0, sigma_min=0.3)
-"""Of ddim, ddpm and dpmpp_2m_sde with sigma_min from 0.02 to 2.5, on a training head: six ddpm steps gave
-the highest correlation with the true residual, and a spectrum nearer to it than one step's (docs/models.md).
-"""
-
 SMALLER_FRAMES = BlockMean(edges=(1, 4, 4))
+#: for a residual whose mean over a region is large: up to a high sigma the noisy volume still tells it, and a
+#: start from noise alone would tell that it is zero. On training subjects t1-t2 gave 3 dB less from sigma 20
+#: (docs/results.md).
 FAR_APART = SamplingConfig(solver="ddpm", steps=8, sigma_max=80.0, sigma_min=0.3)
-"""For a residual whose mean over a region is large: up to a high sigma the noisy volume still tells it, and a
-start from noise alone would tell that it is zero. On training subjects t1-t2 gave 3 dB less from sigma 20
-(docs/results.md).
-"""
 
+#: about the root mean square of T2 - T1 over heads and their surroundings, both normalised.
 T1_T2_SCALE = 0.7
-"""About the root mean square of T2 - T1 over heads and their surroundings, both normalised."""
 
 
 def small() -> ModelConfig:

@@ -75,15 +75,13 @@ class ScoreFusion(nn.Module):
             maps, zero = max(len(config.branches), 1), config.fusion_start == "mean"
             self.fusion = UNet(3, config.volume_channels, maps, config.fusion, zero_output=zero)
             for scale in config.feature_scales:
-                widths = [_width(config.slice_networks[b.network], scale) for b in config.branches]
+                networks = [config.slice_networks[branch.network] for branch in config.branches]
                 kernel = config.feature_kernel if scale == 1 else 1
                 self.features[str(scale)] = FeatureLayer(
-                    scale,
-                    widths,
-                    self.fusion.injected_channels(scale),
-                    kernel=kernel,
+                    scale, [network.widths[network.scales.index(scale)] for network in networks],
+                    self.fusion.injected_channels(scale), kernel=kernel,
                     random=config.feature_start == "random",
-                )
+                )  # fmt: skip
 
     @classmethod
     def from_pretrained(
@@ -157,10 +155,8 @@ class ScoreFusion(nn.Module):
         if self.config.position:
             shape, whole = padded.shape[2:], tuple(full or size)
             for axis in (2, 1, 0):  # x, y, z
-                places = (
-                    torch.arange(shape[axis], device=condition.device, dtype=condition.dtype) + origin[axis]
-                )
-                line = 2 * (places / whole[axis]) - 1
+                places = torch.arange(shape[axis], device=condition.device, dtype=condition.dtype)
+                line = 2 * ((places + origin[axis]) / whole[axis]) - 1
                 line = line.reshape([-1 if i == axis else 1 for i in range(3)])
                 parts.append(line.expand(padded.shape[0], 1, *shape))
         if self.config.mask:
@@ -221,9 +217,7 @@ class ScoreFusion(nn.Module):
         scores, totals = self.branch_outputs(
             x, inputs, level, branches, slab=slab, features=chosen.takes_features
         )
-        maps = None
-        if chosen.runs_volume:
-            maps = self.fusion_maps(x, inputs, level, scores, totals)
+        maps = self.fusion_maps(x, inputs, level, scores, totals) if chosen.runs_volume else None
         return cropped(chosen.fuse(self.config, scores, maps), inputs.size)
 
     def eps(
@@ -261,10 +255,8 @@ class ScoreFusion(nn.Module):
             return output
         p, q = prediction_coefficients(self.config.prediction, level.abar, self.config.sigma_data)
         signal, noise = level.abar.sqrt(), (1 - level.abar).sqrt()
-        own, other = (
-            factor.to(x_t.dtype)[:, None, None, None, None]
-            for factor in ((1 - signal * p) / noise, -signal * q / noise)
-        )
+        factors = ((1 - signal * p) / noise, -signal * q / noise)
+        own, other = (factor.to(x_t.dtype)[:, None, None, None, None] for factor in factors)
         return own * x_t + other * output
 
     def fuse(
@@ -334,9 +326,8 @@ class ScoreFusion(nn.Module):
     ) -> Tensor:
         """Run the 3D network: ``[B, K, D, H, W]`` on the padded grid, weights and a residual."""
         if self.fusion is None:
-            raise ScoreFusionError(
-                f"model {self.config.name!r} has no fusion network; use strategy 'average'"
-            )
+            name = self.config.name
+            raise ScoreFusionError(f"model {name!r} has no fusion network; use strategy 'average'")
         stacked = torch.zeros(
             x.shape[0], self.config.volume_channels, *x.shape[2:], device=x.device,
             dtype=next(self.fusion.parameters()).dtype,
@@ -363,7 +354,3 @@ def network_time(config: UNetConfig, level: NoiseLevel, halved: bool = False) ->
     if config.time.value == "log_sigma":
         return 0.5 * (torch.log1p(-level.abar) - torch.log(level.abar))
     return level.t / 2 if halved else level.abar
-
-
-def _width(config: UNetConfig, scale: int) -> int:
-    return config.widths[config.scales.index(scale)]

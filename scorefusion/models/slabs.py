@@ -20,11 +20,9 @@ from scorefusion.ops.gather_slices import gather_slices
 from scorefusion.ops.reference.planes import AXIS
 
 Buffers = MutableMapping[str, Tensor]
+#: A 2D network's output ``[N, 1, h, w]``, and its features by scale.
 Outputs = tuple[Tensor, dict[int, Tensor]]
-"""A 2D network's output ``[N, 1, h, w]``, and its features by scale."""
-
-SLAB_PIXELS = 2**17
-"""About how many pixels a 2D network is given at once: what suits a CPU's caches."""
+SLAB_PIXELS = 2**17  #: about how many pixels a 2D network is given at once: what suits a CPU's caches.
 
 
 def slab_rows(count: int, pixels: int, unit: int, slab: int | None = None, most: int = SLAB_PIXELS) -> int:

@@ -129,8 +129,7 @@ class Strategy:
         return self.cycle(config, tuple(planes or ()) if self.takes_planes else ())
 
 
-STRATEGIES: dict[str, Strategy] = {}
-"""Every strategy by name, in the order of tables."""
+STRATEGIES: dict[str, Strategy] = {}  #: every strategy by name, in the order of tables.
 
 
 def register(strategy: Strategy) -> Strategy:
@@ -221,8 +220,8 @@ FUSE_FEATURES = register(
         fuse=fuse_with_maps, runs_volume=True, takes_features=True, trained=True,
     )
 )  # fmt: skip
+#: strategies of which the paper finds each to be better than the one before.
 PAPER_ORDER = (SINGLE.name, AVERAGE.name, FUSE.name, FUSE_FEATURES.name)
-"""Strategies of which the paper finds each to be better than the one before."""
 
+#: names of the strategies of this package, which a model may list as trained for.
 BUILT_IN = tuple(STRATEGIES)
-"""Names of the strategies of this package, which a model may list as trained for."""

@@ -22,9 +22,7 @@ from torch import Tensor
 from scorefusion.errors import ScoreFusionError, unknown_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CLEARLY = 1.3
-"""How many times faster than float32 bfloat16 has to be before ``auto`` takes it."""
-
+CLEARLY = 1.3  #: how many times faster than float32 bfloat16 has to be before ``auto`` takes it.
 KINDS = ("2D convolution", "3D convolution", "matrix product")
 NO_BFLOAT16 = "no bfloat16 instructions (AMX, AVX512-BF16 or ARM BF16)"
 _BF16_INSTRUCTIONS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})

@@ -159,7 +159,3 @@ def _layout(products: torch.dtype) -> tuple[int, int]:
 
     lanes, most = _C.winograd_layout(products == torch.bfloat16)
     return lanes, most
-
-
-def _whole(channels: int, lanes: int) -> int:
-    return -(-channels // lanes) * lanes

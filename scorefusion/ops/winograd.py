@@ -13,11 +13,11 @@ from scorefusion.ops.packed_weight import PackedWeight, blank, channels_last, ch
 from scorefusion.ops.reference import winograd as reference
 
 PAD_MODES = ("zeros", "replicate")
+#: outputs of a tile along each axis, by the number of axes.
 TILES: dict[int, tuple[tuple[int, ...], ...]] = {
     2: ((2, 2), (2, 4), (4, 4)),
     3: ((2, 2, 2), (2, 4, 4), (4, 4, 4)),
 }
-"""Outputs of a tile along each axis, by the number of axes."""
 
 
 def pack(weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch.float32) -> PackedWeight:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-_NO_LIMIT = 2**60
-"""A control group of version 1 without a limit has one near 2^63."""
+_NO_LIMIT = 2**60  #: a control group of version 1 without a limit has one near 2^63.
 
 
 @dataclass(frozen=True, order=True)

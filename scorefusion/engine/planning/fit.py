@@ -17,11 +17,8 @@ from scorefusion.engine.planning.tiles import Tiling, tiling
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.strategies import simpler
 
-SHORTEST = 32
-"""Voxels of a tile's edge, at least."""
-
-TRIES = 6
-"""Tilings that are walked before the smallest is taken."""
+SHORTEST = 32  #: voxels of a tile's edge, at least.
+TRIES = 6  #: tilings that are walked before the smallest is taken.
 
 
 @dataclass(frozen=True)

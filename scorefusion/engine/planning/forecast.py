@@ -16,8 +16,8 @@ from scorefusion.models.config import ModelConfig, Plane, UNetConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet
 
+#: bytes of a process before it has a model: 250 MB for PyTorch and scorefusion, 150 MB for planning.
 PROGRAM = 400_000_000
-"""Bytes of a process before it has a model: 250 MB for PyTorch and scorefusion, 150 MB for planning."""
 
 
 @dataclass(frozen=True)

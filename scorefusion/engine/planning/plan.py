@@ -17,9 +17,7 @@ from scorefusion.models.slabs import SLAB_PIXELS, slab_rows, slabs
 from scorefusion.models.strategies import Branches, Strategy, require_strategy
 from scorefusion.ops.reference.planes import AXIS
 
-ROWS = 1024
-"""Solver steps that an engine has room for."""
-
+ROWS = 1024  #: solver steps that an engine has room for.
 Size = tuple[int, int, int]
 
 

@@ -17,9 +17,7 @@ from torch import Tensor
 from scorefusion.models.config import UNetConfig
 from scorefusion.models.unet import UNet
 
-OVERLAP = 16
-"""Voxels that a blended tile reads beyond its own part, at least, on either side."""
-
+OVERLAP = 16  #: voxels that a blended tile reads beyond its own part, at least, on either side.
 Size = tuple[int, int, int]
 Range = tuple[int, int]
 

@@ -130,8 +130,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+#: of the largest difference from PyTorch in units of the largest output; float16 computes with 11 bits.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-3}
-"""Of the largest difference from PyTorch in units of the largest output; float16 computes with 11 bits."""
 
 
 def check_onnx(

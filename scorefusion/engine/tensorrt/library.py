@@ -15,8 +15,8 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import Frozen
 
 NAMES = ("tensorrt", "tensorrt_rtx")
+#: compute capabilities that TensorRT-RTX builds for when it is not told any; later ones run too.
 AHEAD_OF_TIME = ("8.0", "8.6", "8.9", "12.0")
-"""Compute capabilities that TensorRT-RTX builds for when it is not told any; later ones run too."""
 
 
 class Library(NamedTuple):

@@ -25,8 +25,8 @@ from scorefusion.ops.reference.planes import AXIS
 
 MANIFEST = "manifest.json"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+#: slice sizes, in pixels, of an engine that is built for no volume in particular: the most, the best.
 LARGEST, USUAL = 256, 192
-"""Slice sizes, in pixels, of an engine that is built for no volume in particular: the most, the best."""
 MOST_SLICES, USUAL_SLICES = 64, 16
 
 Shape = tuple[int, int, int]

@@ -40,7 +40,7 @@ def read_state(source: Source, *, ema: bool = True, own_schedule: bool = False) 
         if not isinstance(name, str) or not isinstance(value, Tensor):
             problem = f"holds {name!r} of type {type(value).__name__} where a named tensor is expected"
             raise BadInput(label, problem, "Give a file as the authors' code saves it.")
-        if is_table(name):
+        if _TABLE.fullmatch(name):  # of the noise schedule: regenerated, not read
             if name in ("betas", "alphas_cumprod") and not own_schedule:
                 _check_schedule(label, name, value)
             continue
@@ -100,17 +100,15 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 FUSION = "denoise_fn.model_3D."
-VIEWS = dict(zip((1, 2, 3), PLANES, strict=True))
-"""Their view 1 fixes z, 2 fixes y and 3 fixes x."""
+VIEWS = dict(zip((1, 2, 3), PLANES, strict=True))  #: their view 1 fixes z, 2 fixes y and 3 fixes x.
 
+#: their feature layer of each scale, for a view.
 LAYERS = {
     8: "feature_layer_{}_1",
     4: "feature_layer_{}_4",
     2: "feature_layer_{}_7",
     1: "feature_extract_layer_{}_10",
 }
-"""Their feature layer of each scale, for a view."""
-
 _PARTS = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -125,11 +123,6 @@ _TABLE = re.compile(
     r"(?:gammas|betas|alphas_cumprod(?:_prev)?|sqrt_(?:(?:recip|recipm1|one_minus)_)?(?:gammas|alphas_cumprod)"
     r"|log_one_minus_alphas_cumprod|posterior_\w+|p2_loss_weight|loss_weight)"
 )
-
-
-def is_table(name: str) -> bool:
-    """Whether a name is a buffer of the noise schedule, which is regenerated and not read."""
-    return _TABLE.fullmatch(name) is not None
 
 
 def slice_prefix(view: int, second: bool = False) -> str:
@@ -160,7 +153,10 @@ def unet_names(ours: str, prefix: str) -> str:
 def infer_unet(shapes: Shapes, prefix: str) -> UNetConfig:
     """Read a U-Net's widths and options off the shapes of the weights that begin with ``prefix``."""
     fusion = prefix == FUSION
-    count = _length(shapes, f"{prefix}input_blocks.")
+    place = re.compile(rf"{re.escape(prefix)}input_blocks\.(\d+)\.")
+    count = len({found[1] for name in shapes if (found := place.match(name))})
+    if not count:
+        raise KeyError(f"{prefix}input_blocks.0.0.weight")
     ups = [i for i in range(count) if _has(shapes, f"{prefix}output_blocks.{i}.1.")]
     blocks = ups[0] if ups else count - 1
     if blocks < 1 or count % (blocks + 1) or ups != list(range(blocks, count - 1, blocks + 1)):
@@ -205,17 +201,6 @@ def official_names(ours: str, prefixes: Mapping[str, str], views: Mapping[int, i
         return [f"{layer.format(view)}.bias" for view in views.values()]
     view = views.get(int(branch[0]))
     return [] if view is None else [f"{layer.format(view)}.weight"]
-
-
-def _length(shapes: Shapes, prefix: str) -> int:
-    found = {
-        int(name[len(prefix) :].split(".")[0])
-        for name in shapes
-        if re.match(rf"{re.escape(prefix)}\d+\.", name)
-    }
-    if not found:
-        raise KeyError(f"{prefix}0.0.weight")
-    return len(found)
 
 
 def _has(shapes: Shapes, prefix: str) -> bool:

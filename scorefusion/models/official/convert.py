@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -75,8 +75,7 @@ def official_card(model: ScoreFusion, files: Sequence[str]) -> str:
 
 THEIR_STRATEGIES = {"2D": "single", "merge": "average", "3D": "fuse", "3D_feature": "fuse+features"}
 _FIX = "It is not a whole checkpoint of the authors' code, of the two kinds that can be imported."
-COMMON = 5
-"""Input channels of a 2D network that are not conditions: x, y, z, mask and x_t."""
+COMMON = 5  #: input channels of a 2D network that are not conditions: x, y, z, mask and x_t.
 
 
 def load_official(
@@ -172,14 +171,7 @@ def describe(
     *,
     label: str = "checkpoint",
     planes: Sequence[Plane] = ("axial",),
-    strategy: str | None = None,
-    halved_slice_time: bool = False,
-    condition_order: str = "modality",
-    context: int | None = None,
-    factor: int = 4,
-    conditions: Sequence[str] | None = None,
-    target: str = "target",
-    name: str = "official",
+    **switches: Any,
 ) -> tuple[ModelConfig, dict[str, list[str]]]:
     """Infer a model from the names and shapes of a checkpoint's weights; options as of :func:`load_official`.
 
@@ -188,11 +180,7 @@ def describe(
     """
     try:
         networks = _networks(shapes, planes)
-        config = _configuration(
-            shapes, networks, context, conditions, strategy,
-            name=name, target=target, factor=factor,
-            halved_slice_time=halved_slice_time, context_order=condition_order,
-        )  # fmt: skip
+        config = _configuration(shapes, networks, **switches)
         with torch.device("meta"):
             expected = ScoreFusion(config).state_dict()
     except ScoreFusionError:
@@ -251,22 +239,25 @@ def _networks(shapes: Shapes, planes: Sequence[Plane]) -> list[_Network]:
 def _configuration(
     shapes: Shapes,
     networks: list[_Network],
-    context: int | None,
-    names: Sequence[str] | None,
-    strategy: str | None,
     *,
-    factor: int,
-    **given: Any,
+    strategy: str | None = None,
+    halved_slice_time: bool = False,
+    condition_order: Literal["modality", "slice"] = "modality",
+    context: int | None = None,
+    factor: int = 4,
+    conditions: Sequence[str] | None = None,
+    target: str = "target",
+    name: str = "official",
 ) -> ModelConfig:
     """Put a configuration together from the shapes and the switches."""
     seen = {n.name: shapes[f"{n.prefix}input_blocks.0.0.weight"][1] - COMMON for n in networks}
     if context is None:
         context = 2 if all(channels % 5 == 0 for channels in seen.values()) else 0
-    group = {name: channels / (2 * context + 1) for name, channels in seen.items()}
-    for name, count in group.items():
+    group = {key: channels / (2 * context + 1) for key, channels in seen.items()}
+    for key, count in group.items():
         if count < 1 or count != int(count):
             raise ScoreFusionError(
-                f"the {name} network has {seen[name] + COMMON} input channels, which are not position, mask, "
+                f"the {key} network has {seen[key] + COMMON} input channels, which are not position, mask, "
                 f"x_t and whole conditions of {2 * context + 1} slices; give the right context"
             )
     fusion = infer_unet(shapes, FUSION) if any(key.startswith(FUSION) for key in shapes) else None
@@ -283,7 +274,7 @@ def _configuration(
                 f"the 3D network has {channels} input channels, too few for x_t, position, mask, "
                 f"{int(max(group.values()))} conditions and {len(networks)} scores"
             )
-    names = tuple(names or ("input", *(f"input{k}" for k in range(2, total + 1))))
+    names = tuple(conditions or ("input", *(f"input{k}" for k in range(2, total + 1))))
     if len(names) != total:
         raise ScoreFusionError(
             f"the checkpoint has {total} conditions, {len(names)} are named: {', '.join(names)}"
@@ -294,9 +285,17 @@ def _configuration(
         sees = range(total - count, total) if network.second else range(count)
         branches.append(BranchConfig(plane=network.plane, conditions=tuple(sees), network=network.name))
     layers = fusion is not None and any(_has_layers(shapes, network.view) for network in networks)
-    strategies = _strategies({network.plane for network in networks}, fusion is not None, layers)
+    several = len({network.plane for network in networks}) > 1
+    kinds = [SINGLE, *([ALTERNATE, AVERAGE] if several else [])]
+    kinds += [FUSE] * (fusion is not None) + [FUSE_FEATURES] * layers
+    strategies = tuple(kind.name for kind in kinds)  # what the file has weights for, best last
     chosen = THEIR_STRATEGIES.get(strategy, strategy) if strategy else strategies[-1]
+    wide = layers and shapes[f"denoise_fn.{LAYERS[1].format(networks[0].view)}.weight"][2:] == (3, 3, 3)
     config = ModelConfig(
+        name=name,
+        target=target,
+        halved_slice_time=halved_slice_time,
+        context_order=condition_order,
         conditions=names,
         prediction="eps",
         context=context,
@@ -305,7 +304,7 @@ def _configuration(
         slice_networks={network.name: infer_unet(shapes, network.prefix) for network in networks},
         fusion=fusion,
         feature_scales=tuple(LAYERS) if layers else (),
-        feature_kernel=3 if layers and _wide(shapes, networks) else 1,
+        feature_kernel=3 if wide else 1,  # as the two-view class has them
         strategies=strategies,
         residual=ResidualConfig(base="nearest" if factor > 1 else "identity", scale=2.0),
         degradation=BlockMean(factor=factor) if factor > 1 else Nothing(),
@@ -316,33 +315,14 @@ def _configuration(
             schedule="paper",
             clamp=1.0,
         ),
-        domain={name: DomainConfig(contrasts=(canonical(name),)) for name in names if is_known(name)},
-        **given,
+        domain={each: DomainConfig(contrasts=(canonical(each),)) for each in names if is_known(each)},
     )
     sampling = config.sampling.model_copy(update={"strategy": require_strategy(chosen, config).name})
     return config.model_copy(update={"sampling": sampling})
 
 
-def _strategies(planes: set[Plane], fusion: bool, layers: bool) -> tuple[str, ...]:
-    """What the file has weights for, best last."""
-    have = [SINGLE]
-    if len(planes) > 1:
-        have += [ALTERNATE, AVERAGE]
-    if fusion:
-        have += [FUSE]
-    if layers:
-        have += [FUSE_FEATURES]
-    return tuple(strategy.name for strategy in have)
-
-
 def _has_layers(shapes: Shapes, view: int) -> bool:
     return any(f"denoise_fn.{layer.format(view)}.weight" in shapes for layer in LAYERS.values())
-
-
-def _wide(shapes: Shapes, networks: list[_Network]) -> bool:
-    """Whether the layers of scale 1 are 3x3x3, as the two-view class has them."""
-    view = networks[0].view
-    return shapes[f"denoise_fn.{LAYERS[1].format(view)}.weight"][2:] == (3, 3, 3)
 
 
 def _their_shape(ours: str, shape: Shape, config: ModelConfig) -> Shape:
