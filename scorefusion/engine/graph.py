@@ -1,9 +1,7 @@
 """A step over static buffers as a CUDA graph: captured once, replayed for every step, seed and weight.
 
-A captured step is the launches that its body made, with the addresses they were given. Nothing of the host
-is in it: whatever changes from step to step (the solver's row, seeds, volumes, weights) is read from tensors
-that stay where they are. `torch.cuda.CUDAGraph` records; what of it is used here goes through `Graphs`, so
-that the rules of capture can be tested where there is no GPU.
+Whatever changes from step to step (the solver's row, seeds, volumes, weights) is read from tensors that stay
+where they are. `torch.cuda.CUDAGraph` is used through `Graphs`, so capture can be tested without a GPU.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.isolation import renew_lock_after_fork
@@ -185,53 +186,28 @@ class EnginePool:
         return Limit(found.bytes + own, found.source, own=own)
 
     def fitted(
-        self,
-        size: Sequence[int],
-        limit: int | None,
-        *,
-        batch: int = 1,
-        strategy: str | Strategy,
-        planes: Sequence[Plane] | None = None,
-        consistent: bool = True,
-        around: Around | None = None,
+        self, size: Sequence[int], limit: int | None, *, around: Around | None = None, **options: Any
     ) -> Fit:
-        """The plan of an engine for volumes of that size, made to fit beside what is around it."""
+        """The plan of an engine for volumes of that size, made to fit; options as for :meth:`borrow`."""
         around = around or Around()
         room = None if limit is None else max(1, limit - around.held - around.more)
-        return fit(self._layout(size, batch, strategy, planes, consistent), room, device=self.device.type)
+        return fit(self._layout(size, **options), room, device=self.device.type)
 
-    def batch_that_fits(
-        self,
-        size: Sequence[int],
-        batch: int,
-        *,
-        strategy: str | Strategy,
-        planes: Sequence[Plane] | None = None,
-        around: Around,
-    ) -> int:
+    def batch_that_fits(self, size: Sequence[int], batch: int, *, around: Around, **options: Any) -> int:
         """How many volumes at once need no help but smaller slabs: ``batch``, or half of it, or less."""
         while batch > 1:
-            limit = self._room(self._layout(size, batch, strategy, planes), around)
+            limit = self._room(self._layout(size, batch=batch, **options), around)
             if limit is None:
                 break
-            found = self.fitted(
-                size, limit.bytes, batch=batch, strategy=strategy, planes=planes, around=around
-            )
+            found = self.fitted(size, limit.bytes, batch=batch, around=around, **options)
             if found.fits and not found.costs and around.total(found.forecast) <= limit.bytes:
                 break
             batch //= 2
         return batch
 
-    def most(
-        self,
-        size: Sequence[int],
-        *,
-        strategy: str | Strategy,
-        planes: Sequence[Plane] | None = None,
-        around: Around,
-    ) -> int:
+    def most(self, size: Sequence[int], *, around: Around, **options: Any) -> int:
         """An upper bound of what sampling one volume of that size takes, by arithmetic alone."""
-        return self._most(self._layout(size, 1, strategy, planes), around)
+        return self._most(self._layout(size, **options), around)
 
     def _most(self, layout: Plan, around: Around) -> int:
         program = PROGRAM if self.device.type != "cuda" else 0
@@ -241,9 +217,10 @@ class EnginePool:
     def _layout(
         self,
         size: Sequence[int],
-        batch: int,
+        *,
+        batch: int = 1,
         strategy: str | Strategy,
-        planes: Sequence[Plane] | None,
+        planes: Sequence[Plane] | None = None,
         consistent: bool = True,
     ) -> Plan:
         config = self.model.config if consistent else without_projection(self.model.config)
@@ -265,15 +242,13 @@ class EnginePool:
         return None if limit is None or most <= limit.bytes and not limit.asked else limit
 
     def _make(self, key: Key, around: Around) -> Engine:
-        size, batch, strategy, planes, consistent = key
-        layout = self._layout(size, batch, strategy, planes, consistent)
+        size, names = key[0], ("batch", "strategy", "planes", "consistent")
+        options: dict[str, Any] = dict(zip(names, key[1:], strict=True))
+        layout = self._layout(size, **options)
         tiling, packed, notes = None, self._packs, list[str]()
         limit = self._room(layout, around)
         if limit is not None:
-            found = self.fitted(
-                size, limit.bytes, batch=batch, strategy=strategy, planes=planes, consistent=consistent,
-                around=around,
-            )  # fmt: skip
+            found = self.fitted(size, limit.bytes, around=around, **options)
             if not found.fits or around.total(found.forecast) > limit.bytes:
                 need = limit.shown(around.total(found.forecast))
                 raise OutOfMemory(
@@ -285,7 +260,8 @@ class EnginePool:
             packed = packed and found.forecast.packed > 0
             return_freed_memory()
             if found.changes and not limit.asked:
-                notes.append(shortage(around.total(found.first), limit, found.changes))
+                need = limit.shown(around.total(found.first))
+                notes.append(f"memory is short: it needs {need}; going on with {'; '.join(found.changes)}")
         model = self.packed_model if packed else self.model
         runners = make_runners(self.runner, model, layout, engines=self.engines)
         return Engine(model, layout, runners=runners, tiling=tiling, notes=notes)
@@ -298,8 +274,3 @@ class EnginePool:
         with self._lock:
             self._twin = self._twin or packed_model(self.model)
             return self._twin
-
-
-def shortage(need: int, limit: Limit, changes: Sequence[str]) -> str:
-    """One line that says what was changed to make a translation fit."""
-    return f"memory is short: it needs {limit.shown(need)}; going on with {'; '.join(changes)}"

@@ -1,9 +1,8 @@
-"""Parts of an evaluation that read and write buffers: padding, slabs of slices, the 3D network's input.
+"""Parts of an evaluation that read and write buffers: of an engine, or fresh ones that autograd follows.
 
-The engine runs them on buffers that it keeps; :class:`~scorefusion.models.score_fusion.ScoreFusion` and
-training run them on fresh ones, through which autograd follows. A mapping of buffers holds ``seen`` (x_t,
-scaled and padded, ``[B, 1, D, H, W]``), ``condition``, ``common`` where there are position or mask channels,
-``scores.K`` of branch K (a stack of slices ``[B, n, 1, h, w]``) and ``total.S`` of each feature scale S.
+A mapping of buffers holds ``seen`` (x_t, scaled and padded, ``[B, 1, D, H, W]``), ``condition``, ``common``
+where there are position or mask channels, ``scores.K`` of branch K (a stack of slices ``[B, n, 1, h, w]``)
+and ``total.S`` of each feature scale S.
 """
 
 from __future__ import annotations

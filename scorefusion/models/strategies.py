@@ -1,7 +1,6 @@
 """Strategies: which networks a denoising step runs, and how their outputs become one score.
 
-A strategy is registered once, and configuration, plans, the engine, evaluation, tables and ``--help`` read it
-from here::
+Whatever names strategies reads them from here, where a new one is registered once::
 
     register(Strategy("weighted", "the planes' average, axial counting double", fuse=weighted))
 """

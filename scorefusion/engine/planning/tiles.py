@@ -1,8 +1,7 @@
 """The 3D network on overlapping tiles of its input, for volumes it cannot see at once.
 
-A tile reads more than it writes. Where every voxel of the output depends on a bounded neighbourhood alone
-(``norm="channel"``, no attention), it reads that neighbourhood, and the result is the whole volume's. Else
-group statistics, or attention, see the tile only: neighbouring tiles overlap, and are blended linearly.
+Without group statistics and attention, a tile reads the neighbourhood that its output depends on, and the
+result is the whole volume's. Else neighbouring tiles overlap, and are blended linearly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Which TensorRT is here: ``tensorrt`` where it can be imported, else ``tensorrt_rtx``.
 
-The two share the builder, the ONNX parser and the runtime. TensorRT-RTX compiles ahead of time, without a
-GPU, for several architectures; TensorRT builds for the GPU it finds.
+TensorRT-RTX compiles without a GPU, for several architectures; TensorRT builds for the GPU it finds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""2D networks as TensorRT engines, run on static buffers.
+"""2D networks as TensorRT engines, run on static buffers: nothing is copied but two numbers a slice.
 
-The slab is read where ``gather_slices`` put it and the outputs are written channels last, where the feature
-layers read them: nothing is copied but two numbers a slice. Engines own no memory: outputs and scratch are
-allocated when a size of slab is first met, so reserve every size before capturing a CUDA graph.
+Outputs and scratch are allocated when a size of slab is first met, so reserve every size before capturing a
+CUDA graph.
 """
 
 from __future__ import annotations
