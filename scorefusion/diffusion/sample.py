@@ -18,20 +18,12 @@ from scorefusion.ops.noise import normal
 
 @torch.no_grad()
 def sample(
-    model: Callable[[Tensor, NoiseLevel], Tensor | Fusion],
-    condition: Tensor,
-    table: Table,
-    *,
-    seeds: Sequence[int],
-    origin: Sequence[int] = (0, 0, 0),
-    sample: int | Sequence[int] = 0,
-    channels: int = 1,
-    prior_mean: Tensor | None = None,
-    clamp: float | None = None,
-    project: Callable[[Tensor], Tensor] | None = None,
-    noise: Callable[[int], Tensor] | None = None,
+    model: Callable[[Tensor, NoiseLevel], Tensor | Fusion], condition: Tensor, table: Table, *,
+    seeds: Sequence[int], origin: Sequence[int] = (0, 0, 0), sample: int | Sequence[int] = 0,
+    channels: int = 1, prior_mean: Tensor | None = None, clamp: float | None = None,
+    project: Callable[[Tensor], Tensor] | None = None, noise: Callable[[int], Tensor] | None = None,
     callback: Callable[[int, int, Tensor], None] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Draw one sample for each item of a batch; the engine draws the same, to rounding, and faster.
 
     Args:

@@ -109,15 +109,9 @@ def ct_thick() -> ModelConfig:
 
 
 def _super_resolution(
-    name: str,
-    slice_widths: tuple[int, ...],
-    fusion_widths: tuple[int, ...],
-    scales: tuple[int, ...],
-    *,
-    patch: int,
-    channels: int,
-    hidden: int,
-) -> ModelConfig:
+    name: str, slice_widths: tuple[int, ...], fusion_widths: tuple[int, ...], scales: tuple[int, ...], *,
+    patch: int, channels: int, hidden: int,
+) -> ModelConfig:  # fmt: skip
     return _own(
         name, slice_widths, fusion_widths, scales, patch=patch, channels=channels, hidden=hidden,
         conditions=("t1",), target="t1",
@@ -127,19 +121,10 @@ def _super_resolution(
 
 
 def _own(
-    name: str,
-    slice_widths: tuple[int, ...],
-    fusion_widths: tuple[int, ...],
-    scales: tuple[int, ...],
-    *,
-    conditions: tuple[str, ...],
-    target: str,
-    residual: ResidualConfig,
-    degradation: Measurement = NO_DEGRADATION,
-    patch: int = 2,
-    channels: int = 64,
-    hidden: int = 192,
-) -> ModelConfig:
+    name: str, slice_widths: tuple[int, ...], fusion_widths: tuple[int, ...], scales: tuple[int, ...], *,
+    conditions: tuple[str, ...], target: str, residual: ResidualConfig,
+    degradation: Measurement = NO_DEGRADATION, patch: int = 2, channels: int = 64, hidden: int = 192,
+) -> ModelConfig:  # fmt: skip
     """A model of our own kind: preconditioned, one slice network shared by three planes."""
     time = TimeConfig(value="log_sigma", scale=16.0, channels=channels, hidden=hidden)
 
@@ -147,24 +132,12 @@ def _own(
         return UNetConfig(widths=widths, blocks=1, patch=patch, norm="channel", time=time)
 
     return ModelConfig(
-        name=name,
-        conditions=conditions,
-        target=target,
-        prediction="edm",
-        sigma_data=1.0,
-        context=2,
-        position=False,
-        mask=False,
-        branches=tuple(BranchConfig(plane=plane) for plane in PLANES),
-        slice_networks={"slice": network(slice_widths)},
-        fusion=network(fusion_widths),
-        feature_scales=scales,
-        strategies=("single", "alternate", "average", "fuse", "fuse+features"),
-        residual=residual,
-        degradation=degradation,
-        intensity="robust",
-        sampling=FEW_STEPS,
-    )
+        name=name, conditions=conditions, target=target, prediction="edm", sigma_data=1.0, context=2,
+        position=False, mask=False, branches=tuple(BranchConfig(plane=plane) for plane in PLANES),
+        slice_networks={"slice": network(slice_widths)}, fusion=network(fusion_widths), feature_scales=scales,
+        strategies=("single", "alternate", "average", "fuse", "fuse+features"), residual=residual,
+        degradation=degradation, intensity="robust", sampling=FEW_STEPS,
+    )  # fmt: skip
 
 
 def paper_slice() -> UNetConfig:

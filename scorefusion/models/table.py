@@ -31,15 +31,10 @@ def table_for(
     if count < 1:
         raise ScoreFusionError(f"sampling needs at least 1 step, got {count}")
     return make_table(
-        name,
-        count,
-        schedule=None if name == "official" else _spacing(config.sampling),
-        start_abar=start_abar,
-        prediction=config.prediction,
-        sigma_data=config.sigma_data,
-        eta=own.eta if eta is None else eta,
-        spread=own.spread,
-    )
+        name, count, schedule=None if name == "official" else _spacing(config.sampling),
+        start_abar=start_abar, prediction=config.prediction, sigma_data=config.sigma_data,
+        eta=own.eta if eta is None else eta, spread=own.spread,
+    )  # fmt: skip
 
 
 def _spacing(sampling: SamplingConfig) -> Spacing:

@@ -150,14 +150,9 @@ def _feature_flop(plan: Plan) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _network_usage(
-    config: UNetConfig,
-    inputs: int,
-    outputs: int,
-    labels: int,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
+    config: UNetConfig, inputs: int, outputs: int, labels: int, shape: tuple[int, ...], dtype: torch.dtype,
     scales: tuple[int, ...],
-) -> Usage:
+) -> Usage:  # fmt: skip
     """Of one network on ``shape`` (batch and spatial sizes); in 3D with features of ``scales`` added."""
     batch, size, dims = shape[0], shape[1:], len(shape) - 1
     with torch.device("meta"):

@@ -81,13 +81,9 @@ class Manifest(Frozen):
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     def command(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        precision: str | None = None,
-        size: Sequence[int] | None = None,
-        slices: int | None = None,
-    ) -> str:
+        self, folder: str | os.PathLike[str], *, precision: str | None = None,
+        size: Sequence[int] | None = None, slices: int | None = None,
+    ) -> str:  # fmt: skip
         """The command that builds the folder again, with what has to differ."""
         words = ["scorefusion", "engine", "build", self.model, "-o", os.fspath(folder)]
         words += ["--precision", precision or self.precision]

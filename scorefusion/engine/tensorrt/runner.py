@@ -270,13 +270,9 @@ def open_runners(
             fix = f"Build again: {fits.manifest.command(fits.folder)}"
             raise BadInput(file, f"{fits.manifest.library} cannot load it ({said})", fix)
         runners[name] = TensorRTRunner(
-            engine,
-            fits.library,
-            scales=entry.scales,
-            dtype=require_precision(fits.manifest.precision),
-            profile=entry.profile,
-            device=device,
+            engine, fits.library, scales=entry.scales, dtype=require_precision(fits.manifest.precision),
+            profile=entry.profile, device=device,
             watch=Watch(fits, name, cast(UNet, network), model.config.feature_scales),
-        )
+        )  # fmt: skip
         runners[name].reserve((shapes or {}).get(name, ()))
     return runners

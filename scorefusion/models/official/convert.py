@@ -142,18 +142,11 @@ def load_official(
         state.update({tag + key: value for key, value in found.items()})
         labels.append(label)
     config, origins = describe(
-        {key: tuple(value.shape) for key, value in state.items()},
-        label=", ".join(labels),
-        planes=[where for where in PLANES if where in sources],
-        strategy=strategy,
-        halved_slice_time=timesteps == 2000,
-        condition_order=condition_order,
-        context=context,
-        factor=factor,
-        conditions=conditions,
-        target=target,
-        name=name,
-    )
+        {key: tuple(value.shape) for key, value in state.items()}, label=", ".join(labels),
+        planes=[where for where in PLANES if where in sources], strategy=strategy,
+        halved_slice_time=timesteps == 2000, condition_order=condition_order, context=context, factor=factor,
+        conditions=conditions, target=target, name=name,
+    )  # fmt: skip
     with torch.device("meta"):
         model = ScoreFusion(config)
     weights = {}
@@ -237,18 +230,10 @@ def _networks(shapes: Shapes, planes: Sequence[Plane]) -> list[_Network]:
 
 
 def _configuration(
-    shapes: Shapes,
-    networks: list[_Network],
-    *,
-    strategy: str | None = None,
-    halved_slice_time: bool = False,
-    condition_order: Literal["modality", "slice"] = "modality",
-    context: int | None = None,
-    factor: int = 4,
-    conditions: Sequence[str] | None = None,
-    target: str = "target",
-    name: str = "official",
-) -> ModelConfig:
+    shapes: Shapes, networks: list[_Network], *, strategy: str | None = None, halved_slice_time: bool = False,
+    condition_order: Literal["modality", "slice"] = "modality", context: int | None = None, factor: int = 4,
+    conditions: Sequence[str] | None = None, target: str = "target", name: str = "official",
+) -> ModelConfig:  # fmt: skip
     """Put a configuration together from the shapes and the switches."""
     seen = {n.name: shapes[f"{n.prefix}input_blocks.0.0.weight"][1] - COMMON for n in networks}
     if context is None:

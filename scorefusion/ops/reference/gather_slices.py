@@ -16,17 +16,9 @@ from scorefusion.ops.reference.planes import AXIS
 
 
 def gather_slices(
-    x_t: Tensor,
-    condition: Tensor,
-    common: Tensor | None,
-    plane: str,
-    start: int,
-    stop: int,
-    channels: Sequence[int] | None,
-    context: int,
-    order: str,
-    dtype: torch.dtype,
-) -> Tensor:
+    x_t: Tensor, condition: Tensor, common: Tensor | None, plane: str, start: int, stop: int,
+    channels: Sequence[int] | None, context: int, order: str, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     """Return the slab; arguments are `scorefusion.ops.gather_slices`'s, checked."""
     axis = AXIS[plane]
     seen = condition if channels is None else condition[:, list(channels)]

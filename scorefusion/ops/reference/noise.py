@@ -85,13 +85,9 @@ def box_muller(word_0: Tensor, word_1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normal(
-    shape: Sequence[int],
-    seeds: Sequence[int],
-    step: int,
-    origin: Sequence[int],
-    sample: int | Sequence[int],
+    shape: Sequence[int], seeds: Sequence[int], step: int, origin: Sequence[int], sample: int | Sequence[int],
     device: torch.device,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Return standard normals, float32 [B, C, D, H, W]; arguments are `scorefusion.ops.normal`'s, checked."""
     batch, channels, depth, height, width = shape
     z0, y0, x0 = origin

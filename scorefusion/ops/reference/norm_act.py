@@ -14,19 +14,9 @@ from torch import Tensor
 
 
 def norm_act(
-    x: Tensor,
-    other: Tensor | None,
-    groups: int | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    add: Tensor | None,
-    act: str,
-    pad: int,
-    pad_mode: str,
-) -> Tensor:
+    x: Tensor, other: Tensor | None, groups: int | None, weight: Tensor, bias: Tensor, eps: float,
+    scale: Tensor | None, shift: Tensor | None, add: Tensor | None, act: str, pad: int, pad_mode: str,
+) -> Tensor:  # fmt: skip
     """Return the padded result; arguments are `scorefusion.ops.norm_act`'s, checked."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     dims = x.ndim - 2
