@@ -66,7 +66,6 @@ class Levels:
     t: IntArray  #: int64 [n], the schedule's discrete step of each level, -1 where the level is continuous
 
     def __post_init__(self) -> None:
-        """Check the shapes and the order."""
         abar = np.array(self.abar, np.float64)
         t = np.array(self.t, np.int64)
         if abar.ndim != 1 or abar.size < 1 or t.shape != abar.shape:
@@ -81,7 +80,6 @@ class Levels:
         object.__setattr__(self, "t", t)
 
     def __len__(self) -> int:
-        """Return the number of levels."""
         return int(self.abar.size)
 
     @property
@@ -109,7 +107,6 @@ class Schedule:
     name: str = "custom"  #: what it is called in configs and messages
 
     def __post_init__(self) -> None:
-        """Check the shape and the order."""
         abar = np.array(self.abar, np.float64)
         if abar.ndim != 1 or abar.size < 1:
             raise ScoreFusionError(f"a schedule needs a one-dimensional abar, got shape {abar.shape}")
@@ -119,7 +116,6 @@ class Schedule:
         object.__setattr__(self, "abar", abar)
 
     def __len__(self) -> int:
-        """Return the number of steps T."""
         return int(self.abar.size)
 
     def at(self, t: Sequence[int] | npt.ArrayLike) -> Levels:

@@ -33,7 +33,6 @@ class Table:
     sigma_data: float = 1.0  #: the standard deviation of the data that "edm" assumes
 
     def __post_init__(self) -> None:
-        """Check the shape, that all is finite, and that the table ends on x0."""
         rows = np.array(self.rows, np.float64)
         if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] != len(COLUMNS):
             raise ScoreFusionError(f"a solver table needs shape [n, {len(COLUMNS)}], got {list(rows.shape)}")
@@ -45,7 +44,6 @@ class Table:
         object.__setattr__(self, "rows", rows)
 
     def __len__(self) -> int:
-        """Return the number of network evaluations."""
         return int(self.rows.shape[0])
 
     @property
@@ -179,17 +177,10 @@ _TAKES_ETA = ("ddim", "dpmpp_2m_sde")
 
 
 def make_table(
-    solver: str,
-    steps: int | None = None,
-    *,
-    schedule: Spacing | None = None,
-    levels: Levels | None = None,
-    start_abar: float | None = None,
-    prediction: str = "eps",
-    sigma_data: float = 1.0,
-    eta: float | None = None,
-    spread: float | None = None,
-) -> Table:
+    solver: str, steps: int | None = None, *, schedule: Spacing | None = None, levels: Levels | None = None,
+    start_abar: float | None = None, prediction: str = "eps", sigma_data: float = 1.0,
+    eta: float | None = None, spread: float | None = None,
+) -> Table:  # fmt: skip
     """Return a solver's table by name.
 
     Args:

@@ -44,16 +44,9 @@ class Engine:
     """
 
     def __init__(
-        self,
-        model: ScoreFusion,
-        plan: Plan,
-        *,
-        runners: Runners | None = None,
-        tiling: Tiling | None = None,
-        device: torch.device | None = None,
-        graphs: Graphs | None = None,
-        notes: Sequence[str] = (),
-    ):
+        self, model: ScoreFusion, plan: Plan, *, runners: Runners | None = None, tiling: Tiling | None = None,
+        device: torch.device | None = None, graphs: Graphs | None = None, notes: Sequence[str] = (),
+    ):  # fmt: skip
         self.notes = [*notes]
         self.model, self.plan, self.tiling = model, plan, tiling
         self.device = device or next(model.parameters()).device
@@ -71,13 +64,9 @@ class Engine:
         self._origin, self._turn, self._steps = (0, 0, 0), 0, 0
 
     def load(
-        self,
-        condition: Tensor,
-        *,
-        origin: Sequence[int] = (0, 0, 0),
-        full: Sequence[int] | None = None,
+        self, condition: Tensor, *, origin: Sequence[int] = (0, 0, 0), full: Sequence[int] | None = None,
         project: Projection | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Take the conditions of the volumes to be drawn.
 
         Args:
@@ -118,14 +107,9 @@ class Engine:
         self._project = None if fused else project
 
     def start(
-        self,
-        table: Table,
-        seeds: Sequence[int],
-        *,
-        sample: int | Sequence[int] = 0,
-        prior_mean: Tensor | None = None,
-        given: Mapping[str, Tensor] | None = None,
-    ) -> None:
+        self, table: Table, seeds: Sequence[int], *, sample: int | Sequence[int] = 0,
+        prior_mean: Tensor | None = None, given: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """Begin at the table's first noise level.
 
         Args:
@@ -184,15 +168,10 @@ class Engine:
         self._turn += 1
 
     def run(
-        self,
-        table: Table,
-        seeds: Sequence[int],
-        *,
-        sample: int | Sequence[int] = 0,
-        prior_mean: Tensor | None = None,
-        given: Mapping[str, Tensor] | None = None,
+        self, table: Table, seeds: Sequence[int], *, sample: int | Sequence[int] = 0,
+        prior_mean: Tensor | None = None, given: Mapping[str, Tensor] | None = None,
         callback: Callback | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Draw one sample of each volume; arguments as for :meth:`start`.
 
         Args:

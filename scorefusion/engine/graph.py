@@ -138,15 +138,9 @@ class CapturedStep:
     """
 
     def __init__(
-        self,
-        body: Body | Sequence[Segment],
-        *,
-        device: torch.device,
-        state: Sequence[Tensor] = (),
-        watch: Callable[[], Iterable[Tensor]] | None = None,
-        warmup: int = 2,
-        graphs: Graphs | None = None,
-    ):
+        self, body: Body | Sequence[Segment], *, device: torch.device, state: Sequence[Tensor] = (),
+        watch: Callable[[], Iterable[Tensor]] | None = None, warmup: int = 2, graphs: Graphs | None = None,
+    ):  # fmt: skip
         self.segments = (Segment("the step", body),) if callable(body) else tuple(body)
         self.state, self.warmup = tuple(state), max(1, warmup)
         self._watch = watch or tuple
@@ -173,8 +167,10 @@ class CapturedStep:
         Raises:
             Exception: what the body raises when it warms up, and where memory runs out.
         """
-        tensors = itertools.chain(self.state, self._watch())  # what a captured launch was given of them:
-        addresses = [(it.data_ptr(), it.dtype, it.shape, it.stride()) for it in tensors]
+        tensors = itertools.chain(self.state, self._watch())  # a captured launch has their addresses
+        addresses: list[tuple[object, ...]] = [
+            (it.data_ptr(), it.dtype, it.shape, it.stride()) for it in tensors
+        ]
         if self._calls and addresses == self._addresses:
             return False
         self.reset()

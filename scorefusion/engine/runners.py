@@ -48,23 +48,7 @@ class EagerRunner:
 
     def __init__(self, network: UNet, scales: Sequence[int]):
         self.network, self.scales = network, tuple(scales)
-
-    def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> Outputs:
-        """See :class:`Runner`."""
-        return self.network.forward_with_features(cut, time, self.scales, label=label)
-
-    def watch(self) -> None:
-        """It has the network itself."""
-
-
-class CompiledRunner:
-    """The network through ``torch.compile``, once for each size of slab."""
-
-    name = "compile"
-
-    def __init__(self, network: UNet, scales: Sequence[int]):
-        self.network, self.scales = network, tuple(scales)
-        self._run: Callable[..., Outputs] = torch.compile(network.forward_with_features, dynamic=False)
+        self._run: Callable[..., Outputs] = network.forward_with_features
 
     def __call__(self, cut: Tensor, time: Tensor, label: Tensor) -> Outputs:
         """See :class:`Runner`."""
@@ -72,6 +56,16 @@ class CompiledRunner:
 
     def watch(self) -> None:
         """It has the network itself."""
+
+
+class CompiledRunner(EagerRunner):
+    """The network through ``torch.compile``, once for each size of slab."""
+
+    name = "compile"
+
+    def __init__(self, network: UNet, scales: Sequence[int]):
+        super().__init__(network, scales)
+        self._run = torch.compile(self._run, dynamic=False)
 
 
 def make_runners(

@@ -45,16 +45,10 @@ Runners = Mapping[str, Runner]
 
 
 def denoising_step(
-    b: Buffers,
-    model: ScoreFusion,
-    plan: Plan,
-    runners: Runners,
-    branches: Branches,
-    *,
-    tiling: Tiling | None = None,
-    project: Callable[[Tensor], Tensor] | None = None,
+    b: Buffers, model: ScoreFusion, plan: Plan, runners: Runners, branches: Branches, *,
+    tiling: Tiling | None = None, project: Callable[[Tensor], Tensor] | None = None,
     given: Mapping[str, Tensor] | None = None,
-) -> list[Segment]:
+) -> list[Segment]:  # fmt: skip
     """One evaluation and one row of the solver, as segments in order.
 
     Args:

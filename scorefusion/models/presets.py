@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from scorefusion.degradations import (
     BlockMean,
@@ -40,14 +41,21 @@ FAR_APART = SamplingConfig(solver="ddpm", steps=8, sigma_max=80.0, sigma_min=0.3
 T1_T2_SCALE = 0.7
 
 
+_SUPER_RESOLUTION: dict[str, Any] = {
+    "conditions": ("t1",), "target": "t1", "degradation": BLOCK_MEANS,
+    "residual": ResidualConfig(base="trilinear+consistency", scale=0.144),
+}  # fmt: skip
+
+
 def small() -> ModelConfig:
     """A few hundred thousand parameters, every part present: for tests and first experiments."""
-    return _super_resolution("small", (32, 48), (32, 48), (1, 2), patch=1, channels=32, hidden=64)
+    own: dict[str, Any] = {**_SUPER_RESOLUTION, "patch": 1, "channels": 32, "hidden": 64}
+    return _own("small", (32, 48), (32, 48), (1, 2), **own)
 
 
 def t1_sr4() -> ModelConfig:
     """The bundled model: 4x4x4-pooled T1 to full resolution, one slice network shared by three planes."""
-    return _super_resolution("t1-sr4", (48, 80, 96), (48, 64), (2, 4), patch=2, channels=64, hidden=192)
+    return _own("t1-sr4", (48, 80, 96), (48, 64), (2, 4), **_SUPER_RESOLUTION)
 
 
 def t1_t2() -> ModelConfig:
@@ -108,18 +116,6 @@ def ct_thick() -> ModelConfig:
     )  # fmt: skip
 
 
-def _super_resolution(
-    name: str, slice_widths: tuple[int, ...], fusion_widths: tuple[int, ...], scales: tuple[int, ...], *,
-    patch: int, channels: int, hidden: int,
-) -> ModelConfig:  # fmt: skip
-    return _own(
-        name, slice_widths, fusion_widths, scales, patch=patch, channels=channels, hidden=hidden,
-        conditions=("t1",), target="t1",
-        residual=ResidualConfig(base="trilinear+consistency", scale=0.144),
-        degradation=BLOCK_MEANS,
-    )  # fmt: skip
-
-
 def _own(
     name: str, slice_widths: tuple[int, ...], fusion_widths: tuple[int, ...], scales: tuple[int, ...], *,
     conditions: tuple[str, ...], target: str, residual: ResidualConfig,
@@ -140,21 +136,15 @@ def _own(
     )  # fmt: skip
 
 
-def paper_slice() -> UNetConfig:
-    """The paper's 2D network: Palette's U-Net, conditioned on abar."""
-    return UNetConfig(
-        widths=(64, 128, 256, 512),
-        attention=True,
-        dropout=0.2,
-        time=TimeConfig(value="abar", channels=64, hidden=256, max_period=1e4),
-    )
-
-
 def _paper(
     name: str, conditions: tuple[str, ...], target: str, base: str, degradation: Measurement
 ) -> ModelConfig:
     """A 2D network for each plane and condition, and a 3D network that fuses their scores."""
     several = len(conditions) > 1
+    slices = UNetConfig(  # Palette's U-Net, conditioned on abar
+        widths=(64, 128, 256, 512), attention=True, dropout=0.2,
+        time=TimeConfig(value="abar", channels=64, hidden=256, max_period=1e4),
+    )  # fmt: skip
     branches = [
         BranchConfig(plane=plane, conditions=(index,), network=f"{plane}-{condition}" if several else plane)
         for index, condition in enumerate(conditions)
@@ -166,7 +156,7 @@ def _paper(
         target=target,
         prediction="eps",
         branches=tuple(branches),
-        slice_networks={branch.network: paper_slice() for branch in branches},
+        slice_networks=dict.fromkeys((branch.network for branch in branches), slices),
         fusion=UNetConfig(
             widths=(64, 128, 192, 256),
             conditioning="add",

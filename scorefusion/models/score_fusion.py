@@ -185,16 +185,10 @@ class ScoreFusion(nn.Module):
         return fuse_scores(*self.unfused(x_t, inputs, level, **options))
 
     def unfused(
-        self,
-        x_t: Tensor,
-        inputs: Inputs | Tensor,
-        level: NoiseLevel,
-        *,
-        strategy: str | Strategy = "average",
-        planes: Sequence[Plane] | None = None,
-        step: int = 0,
+        self, x_t: Tensor, inputs: Inputs | Tensor, level: NoiseLevel, *,
+        strategy: str | Strategy = "average", planes: Sequence[Plane] | None = None, step: int = 0,
         slab: int | None = None,
-    ) -> Fusion:
+    ) -> Fusion:  # fmt: skip
         """Run the networks as :meth:`forward` does, and leave the fusing to ``ops.fuse_step``."""
         chosen = require_strategy(strategy, self.config)
         if isinstance(inputs, Tensor):
@@ -209,14 +203,9 @@ class ScoreFusion(nn.Module):
         return cropped(chosen.fuse(self.config, scores, maps), inputs.size)
 
     def eps(
-        self,
-        x_t: Tensor,
-        condition: Inputs | Tensor,
-        t: int | Tensor,
-        *,
-        strategy: str | None = None,
+        self, x_t: Tensor, condition: Inputs | Tensor, t: int | Tensor, *, strategy: str | None = None,
         planes: Sequence[Plane] | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Predict the noise at integer timesteps of the paper's 1000-step sampling schedule.
 
         Args:
@@ -248,28 +237,17 @@ class ScoreFusion(nn.Module):
         return own * x_t + other * output
 
     def fuse(
-        self,
-        x: Tensor,
-        inputs: Inputs,
-        level: NoiseLevel,
-        scores: Scores,
-        totals: dict[int, Tensor],
+        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor],
         strategy: Strategy = FUSE,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Run the 3D network on the branches' outputs and fuse: ``[B, 1, D, H, W]`` on the padded grid."""
         maps = self.fusion_maps(x, inputs, level, scores, totals)
         return fuse_scores(*strategy.fuse(self.config, scores, maps))
 
     def branch_outputs(
-        self,
-        x: Tensor,
-        inputs: Inputs,
-        level: NoiseLevel,
-        chosen: Sequence[int] | None = None,
-        *,
-        slab: int | None = None,
-        features: bool = False,
-    ) -> tuple[Scores, dict[int, Tensor]]:
+        self, x: Tensor, inputs: Inputs, level: NoiseLevel, chosen: Sequence[int] | None = None, *,
+        slab: int | None = None, features: bool = False,
+    ) -> tuple[Scores, dict[int, Tensor]]:  # fmt: skip
         """Run branches slab by slab on a padded and scaled ``x [B, 1, D, H, W]``.
 
         Returns:

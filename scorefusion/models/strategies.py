@@ -86,7 +86,6 @@ class Strategy:
     trained: bool = False
 
     def __str__(self) -> str:
-        """Return its name."""
         return self.name
 
     @property

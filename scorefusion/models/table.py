@@ -9,13 +9,9 @@ from scorefusion.models.config import ModelConfig, SamplingConfig
 
 
 def table_for(
-    config: ModelConfig,
-    *,
-    solver: str | None = None,
-    steps: int | None = None,
-    eta: float | None = None,
+    config: ModelConfig, *, solver: str | None = None, steps: int | None = None, eta: float | None = None,
     start_abar: float | None = None,
-) -> Table:
+) -> Table:  # fmt: skip
     """The table of ``solver`` with ``steps`` noise levels; the model's own defaults where None.
 
     The model's ``eta`` and ``spread`` go with its own solver only.

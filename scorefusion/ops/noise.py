@@ -14,15 +14,9 @@ from scorefusion.ops.reference import noise as reference
 
 
 def normal(
-    shape: Sequence[int],
-    seeds: Sequence[int],
-    step: int,
-    *,
-    origin: Sequence[int] = (0, 0, 0),
-    sample: int | Sequence[int] = 0,
-    device: torch.device | str = "cpu",
-    backend: str | None = None,
-) -> Tensor:
+    shape: Sequence[int], seeds: Sequence[int], step: int, *, origin: Sequence[int] = (0, 0, 0),
+    sample: int | Sequence[int] = 0, device: torch.device | str = "cpu", backend: str | None = None,
+) -> Tensor:  # fmt: skip
     """Return the noise of a box of voxels, the same bits on every backend.
 
     Philox 4x32-10 (Salmon et al. 2011) keyed by the seed, counting by the voxel's coordinate in the original

@@ -100,17 +100,10 @@ class Plan:
 
 
 def plan(
-    config: ModelConfig,
-    size: Sequence[int],
-    *,
-    batch: int = 1,
-    strategy: str | Strategy | None = None,
-    planes: Sequence[Plane] | None = None,
-    dtype: torch.dtype = torch.float32,
-    accumulators: torch.dtype | None = None,
-    slab: int | None = None,
-    pixels: int = SLAB_PIXELS,
-) -> Plan:
+    config: ModelConfig, size: Sequence[int], *, batch: int = 1, strategy: str | Strategy | None = None,
+    planes: Sequence[Plane] | None = None, dtype: torch.dtype = torch.float32,
+    accumulators: torch.dtype | None = None, slab: int | None = None, pixels: int = SLAB_PIXELS,
+) -> Plan:  # fmt: skip
     """Lay out an engine's buffers.
 
     Args:

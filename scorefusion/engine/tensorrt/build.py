@@ -194,18 +194,11 @@ def widened(file: bytes) -> bytes:
 
 
 def build_engines(
-    model: ScoreFusion,
-    folder: str | os.PathLike[str],
-    *,
-    size: Sequence[int] | None = None,
-    slab: int | None = None,
-    precision: str = "bf16",
-    workspace: float | None = None,
-    check: bool = True,
-    keep_onnx: bool = False,
-    source: str | None = None,
+    model: ScoreFusion, folder: str | os.PathLike[str], *, size: Sequence[int] | None = None,
+    slab: int | None = None, precision: str = "bf16", workspace: float | None = None, check: bool = True,
+    keep_onnx: bool = False, source: str | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> Manifest:
+) -> Manifest:  # fmt: skip
     """Build an engine of each 2D network.
 
     Args:

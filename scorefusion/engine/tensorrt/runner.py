@@ -65,16 +65,9 @@ class TensorRTRunner:
     name = "tensorrt"
 
     def __init__(
-        self,
-        engine: Any,
-        library: Library,
-        *,
-        scales: Sequence[int],
-        dtype: torch.dtype,
-        profile: Profile,
-        device: torch.device,
-        watch: Callable[[], None] | None = None,
-    ):
+        self, engine: Any, library: Library, *, scales: Sequence[int], dtype: torch.dtype, profile: Profile,
+        device: torch.device, watch: Callable[[], None] | None = None,
+    ):  # fmt: skip
         self.watch = watch or (lambda: None)
         self.engine, self.library = engine, library
         self.scales, self.dtype, self.profile, self.device = tuple(scales), dtype, profile, device

@@ -79,20 +79,11 @@ COMMON = 5  #: input channels of a 2D network that are not conditions: x, y, z, 
 
 
 def load_official(
-    source: Source | Mapping[str, Source],
-    *,
-    strategy: str | None = None,
-    ema: bool = True,
-    plane: str = "axial",
-    timesteps: int = 1000,
-    condition_order: str = "modality",
-    context: int | None = None,
-    factor: int = 4,
-    conditions: Sequence[str] | None = None,
-    target: str = "target",
-    name: str = "official",
-    own_schedule: bool = False,
-) -> ScoreFusion:
+    source: Source | Mapping[str, Source], *, strategy: str | None = None, ema: bool = True,
+    plane: str = "axial", timesteps: int = 1000, condition_order: str = "modality",
+    context: int | None = None, factor: int = 4, conditions: Sequence[str] | None = None,
+    target: str = "target", name: str = "official", own_schedule: bool = False,
+) -> ScoreFusion:  # fmt: skip
     """Load a checkpoint of the authors' code.
 
     Args:
