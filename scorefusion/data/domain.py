@@ -14,7 +14,7 @@ from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Scan
 from scorefusion.models.config import DomainConfig, ModelConfig
 from scorefusion.models.contrast import LABELS, canonical
-from scorefusion.models.domain import INTENSITIES, contrast_title, spacing_range
+from scorefusion.models.domain import INTENSITY_NAMES, contrast_title, spacing_range
 
 TOLERANCE = 1.15
 """A voxel may be this many times smaller or larger than those of the domain without a warning."""
@@ -197,7 +197,7 @@ def _intensities(scan: Scan, domain: DomainConfig, model: str) -> list[Text | No
     sample = _sampled(scan.values).astype(np.float64)
     sample = Outliers.of(sample).limited(sample)  # they have a warning of their own
     least, low, high, most = np.percentile(sample, (0, 0.5, 99.5, 100))
-    made = f"'{model}' was made for {INTENSITIES.get(domain.intensity or '', '')}"
+    made = f"'{model}' was made for {INTENSITY_NAMES.get(domain.intensity or '', '')}"
     ranges = f"has intensities from {least:.4g} to {most:.4g}, and {made}"
     found: list[Text | None] = []
     if domain.intensity == "non-negative":

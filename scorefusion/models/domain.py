@@ -14,7 +14,7 @@ _NAMES = {
     LABELS: "a label map", "mask": "a mask", "mr": "MRI", "video": "video",
 }  # fmt: skip
 
-INTENSITIES = {
+INTENSITY_NAMES = {
     "non-negative": "intensities from 0 up, in any unit",
     "hounsfield": "Hounsfield units",
     "8-bit": "intensities from 0 to 255",
@@ -39,7 +39,7 @@ def _described(domain: DomainConfig) -> str:
     if domain.anisotropy is not None:
         parts.append(f"no more than {domain.anisotropy:g} times longer along one axis than along another")
     if domain.intensity is not None:
-        parts.append(INTENSITIES[domain.intensity])
+        parts.append(INTENSITY_NAMES[domain.intensity])
     if domain.background == "zero":
         parts.append("a background of 0")
     return ", ".join(parts)

@@ -151,11 +151,7 @@ def _paper(
         for plane in PLANES
     ]
     return ModelConfig(
-        name=name,
-        conditions=conditions,
-        target=target,
-        prediction="eps",
-        branches=tuple(branches),
+        name=name, conditions=conditions, target=target, prediction="eps", branches=tuple(branches),
         slice_networks=dict.fromkeys((branch.network for branch in branches), slices),
         fusion=UNetConfig(
             widths=(64, 128, 192, 256),
@@ -164,11 +160,10 @@ def _paper(
             edges="replicate",
             time=TimeConfig(value="step", channels=64, hidden=256, max_period=1e3),
         ),
-        feature_scales=(8, 4, 2, 1),
-        residual=ResidualConfig.model_validate({"base": base, "scale": 2.0}),
+        feature_scales=(8, 4, 2, 1), residual=ResidualConfig.model_validate({"base": base, "scale": 2.0}),
         degradation=degradation,
         sampling=SamplingConfig(solver="official", steps=50, schedule="paper", clamp=1.0),
-    )
+    )  # fmt: skip
 
 
 _PAPER: dict[str, tuple[tuple[str, ...], str, str, Measurement]] = {

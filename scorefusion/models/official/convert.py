@@ -266,21 +266,14 @@ def _configuration(
     kinds += [FUSE] * (fusion is not None) + [FUSE_FEATURES] * layers
     strategies = tuple(kind.name for kind in kinds)  # what the file has weights for, best last
     chosen = THEIR_STRATEGIES.get(strategy, strategy) if strategy else strategies[-1]
+    # The two-view class has 3x3x3 layers at scale 1.
     wide = layers and shapes[f"denoise_fn.{LAYERS[1].format(networks[0].view)}.weight"][2:] == (3, 3, 3)
     config = ModelConfig(
-        name=name,
-        target=target,
-        halved_slice_time=halved_slice_time,
-        context_order=condition_order,
-        conditions=names,
-        prediction="eps",
-        context=context,
-        branches=tuple(branches),
+        name=name, target=target, halved_slice_time=halved_slice_time, context_order=condition_order,
+        conditions=names, prediction="eps", context=context, branches=tuple(branches),
         base_weights=(0.3334, 0.3333, 0.3333) if fusion is not None and len(networks) == 3 else None,
         slice_networks={network.name: infer_unet(shapes, network.prefix) for network in networks},
-        fusion=fusion,
-        feature_scales=tuple(LAYERS) if layers else (),
-        feature_kernel=3 if wide else 1,  # as the two-view class has them
+        fusion=fusion, feature_scales=tuple(LAYERS) if layers else (), feature_kernel=3 if wide else 1,
         strategies=strategies,
         residual=ResidualConfig(base="nearest" if factor > 1 else "identity", scale=2.0),
         degradation=BlockMean(factor=factor) if factor > 1 else Nothing(),
@@ -292,7 +285,7 @@ def _configuration(
             clamp=1.0,
         ),
         domain={each: DomainConfig(contrasts=(canonical(each),)) for each in names if is_known(each)},
-    )
+    )  # fmt: skip
     sampling = config.sampling.model_copy(update={"strategy": require_strategy(chosen, config).name})
     return config.model_copy(update={"sampling": sampling})
 
