@@ -123,10 +123,8 @@ class Engine:
             ScoreFusionError: for more rows than there is room for, or another number of seeds.
         """
         if len(table) > ROWS or len(seeds) != self.plan.batch:
-            raise ScoreFusionError(
-                f"an engine for {self.plan.batch} volumes takes as many seeds and up to {ROWS} steps; "
-                f"got {len(seeds)} seeds and {len(table)} steps"
-            )
+            problem = f"an engine for {self.plan.batch} volumes takes as many seeds and up to {ROWS} steps"
+            raise ScoreFusionError(f"{problem}; got {len(seeds)} seeds and {len(table)} steps")
         for runner in self.runners.values():
             runner.watch()
         load_table(self._all, self.plan, table)

@@ -174,10 +174,8 @@ def require_strategy(name: str | Strategy | None, config: ModelConfig) -> Strate
     strategy = strategy_named(name or config.sampling.strategy)
     if not strategy.available(config):
         reason = "was not trained for" if strategy.trained else "lacks the networks for"
-        raise ScoreFusionError(
-            f"model {config.name!r} {reason} strategy {strategy.name!r}; "
-            f"choose from {', '.join(strategies_of(config))}"
-        )
+        fix = f"choose from {', '.join(strategies_of(config))}"
+        raise ScoreFusionError(f"model {config.name!r} {reason} strategy {strategy.name!r}; {fix}")
     return strategy
 
 

@@ -52,10 +52,8 @@ def ensemble_features(
         if total.requires_grad or weight.requires_grad:
             return _new_total(total, features, weight, plane, start, backend)
     if any(size > 1 and step == 0 for size, step in zip(total.shape, total.stride(), strict=True)):
-        raise ScoreFusionError(
-            f"ensemble_features changes its total in place, so it must not be expanded; "
-            f"got strides {list(total.stride())} for {list(total.shape)}"
-        )
+        problem = "ensemble_features changes its total in place, so it must not be expanded"
+        raise ScoreFusionError(f"{problem}; got strides {list(total.stride())} for {list(total.shape)}")
     _add_slab(total, features, weight, plane, start, backend)
     return total
 
@@ -72,10 +70,8 @@ def _check(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: i
         if tensor.ndim != layout.count(",") + 1:
             raise ScoreFusionError(f"ensemble_features needs {name} {layout}; got {list(tensor.shape)}")
         if not tensor.is_floating_point() or tensor.device != total.device:
-            raise ScoreFusionError(
-                f"ensemble_features needs {name} of floating dtype on {total.device}; "
-                f"got {tensor.dtype} on {tensor.device}"
-            )
+            problem = f"ensemble_features needs {name} of floating dtype on {total.device}"
+            raise ScoreFusionError(f"{problem}; got {tensor.dtype} on {tensor.device}")
     batch, outputs = total.shape[:2]
     grid = list(total.movedim(AXIS[plane], 1).shape)
     inputs, scale = weight.shape[1:]

@@ -70,10 +70,8 @@ def fuse_scores(
 def check_scores(op: str, scores: list[Tensor], maps: Tensor | None, base: list[float]) -> None:
     """Raise unless scores, maps and base weights fit each other."""
     if not 1 <= len(scores) <= MAX_BRANCHES or len(base) != len(scores):
-        raise ScoreFusionError(
-            f"{op} needs 1 to {MAX_BRANCHES} scores and a base weight for each; "
-            f"got {len(scores)} scores and {len(base)} weights"
-        )
+        got = f"got {len(scores)} scores and {len(base)} weights"
+        raise ScoreFusionError(f"{op} needs 1 to {MAX_BRANCHES} scores and a base weight for each; {got}")
     first = scores[0]
     for score in scores:
         if score.ndim != 5 or score.shape != first.shape:
@@ -85,10 +83,8 @@ def check_scores(op: str, scores: list[Tensor], maps: Tensor | None, base: list[
     if maps is not None:
         expected = [first.shape[0], len(scores), *first.shape[2:]]
         if list(maps.shape) != expected or first.shape[1] != 1:
-            raise ScoreFusionError(
-                f"{op} needs maps {expected} for {len(scores)} one-channel scores; "
-                f"got {list(maps.shape)} and {first.shape[1]} channels"
-            )
+            got = f"got {list(maps.shape)} and {first.shape[1]} channels"
+            raise ScoreFusionError(f"{op} needs maps {expected} for {len(scores)} one-channel scores; {got}")
         if maps.device != first.device or not maps.is_floating_point():
             raise unfit(op, f"floating maps on {first.device}", f"{maps.dtype} on {maps.device}")
 

@@ -113,24 +113,18 @@ def _check_volumes(
         if volume.shape != score.shape:
             raise unfit("fuse_step", f"{name} of the scores' shape {list(score.shape)}", list(volume.shape))
         if volume.dtype not in (torch.float32, torch.float64) or volume.dtype != x_t.dtype:
-            raise ScoreFusionError(
-                f"fuse_step needs x_t and x0_prev of float32 (or both float64); "
-                f"got {x_t.dtype} and {x0_prev.dtype}"
-            )
+            got = f"got {x_t.dtype} and {x0_prev.dtype}"
+            raise ScoreFusionError(f"fuse_step needs x_t and x0_prev of float32 (or both float64); {got}")
         if volume.device != score.device:
             raise ScoreFusionError(f"fuse_step needs {name} on {score.device}; it is on {volume.device}")
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] != len(COLUMNS) or rows.dtype != x_t.dtype:
-        raise ScoreFusionError(
-            f"fuse_step needs rows [n, {len(COLUMNS)}] ({', '.join(COLUMNS)}) in {x_t.dtype}; "
-            f"got {list(rows.shape)} in {rows.dtype}"
-        )
+        problem = f"fuse_step needs rows [n, {len(COLUMNS)}] ({', '.join(COLUMNS)}) in {x_t.dtype}"
+        raise ScoreFusionError(f"{problem}; got {list(rows.shape)} in {rows.dtype}")
     if index.numel() != 1 or index.dtype != torch.int32:
         raise unfit("fuse_step", "an int32 index of one element", f"{list(index.shape)} in {index.dtype}")
     if list(keys.shape) != [x_t.shape[0], len(KEYS)] or keys.dtype != torch.int64:
-        raise ScoreFusionError(
-            f"fuse_step needs int64 keys [{x_t.shape[0]}, {len(KEYS)}] ({', '.join(KEYS)}); "
-            f"got {list(keys.shape)} in {keys.dtype}"
-        )
+        problem = f"fuse_step needs int64 keys [{x_t.shape[0]}, {len(KEYS)}] ({', '.join(KEYS)})"
+        raise ScoreFusionError(f"{problem}; got {list(keys.shape)} in {keys.dtype}")
     for name, tensor in (("rows", rows), ("index", index), ("keys", keys)):
         if tensor.device != x_t.device:
             raise ScoreFusionError(f"fuse_step needs {name} on {x_t.device}; it is on {tensor.device}")

@@ -76,10 +76,8 @@ def _check_out(out: Tensor, *arguments: Any) -> None:
     """Raise unless out is laid out as the result would be."""
     shape, dtype, device = _shape(*arguments[:-1]), arguments[-1], arguments[0].device
     if list(out.shape) != shape or out.dtype != dtype or out.device != device:
-        raise ScoreFusionError(
-            f"gather_slices needs out {shape} in {dtype} on {device}; "
-            f"got {list(out.shape)} in {out.dtype} on {out.device}"
-        )
+        got = f"got {list(out.shape)} in {out.dtype} on {out.device}"
+        raise ScoreFusionError(f"gather_slices needs out {shape} in {dtype} on {device}; {got}")
     if not out.is_contiguous(memory_format=torch.channels_last):
         raise ScoreFusionError(f"gather_slices needs out channels last; got strides {list(out.stride())}")
 
@@ -97,10 +95,8 @@ def _check(x_t: Tensor, condition: Tensor, common: Tensor | None, *rest: Any) ->
             shapes = {name: list(volume.shape) for name, volume in named.items()}
             raise unfit("gather_slices", "volumes [B, C, D, H, W] that differ only in C", shapes)
         if volume.device != x_t.device or not volume.is_floating_point():
-            raise ScoreFusionError(
-                f"gather_slices needs floating volumes on {x_t.device}; "
-                f"got {name} of {volume.dtype} on {volume.device}"
-            )
+            got = f"got {name} of {volume.dtype} on {volume.device}"
+            raise ScoreFusionError(f"gather_slices needs floating volumes on {x_t.device}; {got}")
     count = x_t.shape[AXIS[plane]]
     if not 0 <= start <= stop <= count:
         raise unfit("gather_slices", f"0 <= start <= stop <= {count} {plane} slices", f"{start} to {stop}")

@@ -22,10 +22,8 @@ def pack(weight: Tensor, *, products: torch.dtype = torch.float32) -> PackedWeig
     """
     fits = weight.ndim >= 2 and weight.numel() == weight.shape[0] * weight.shape[1]
     if not fits or not weight.is_floating_point():
-        raise ScoreFusionError(
-            f"pointwise needs a floating weight [O, C] or [O, C, 1, ...]; "
-            f"got {list(weight.shape)} of {weight.dtype}"
-        )
+        got = f"got {list(weight.shape)} of {weight.dtype}"
+        raise ScoreFusionError(f"pointwise needs a floating weight [O, C] or [O, C, 1, ...]; {got}")
     check_weight("pointwise", weight, products)
     outputs, inputs = weight.shape[:2]
     packed, matrix = blank(outputs, inputs, (), products), weight.detach().flatten(1).t()
@@ -59,10 +57,8 @@ def pointwise(
     """
     more = 0 if other is None or other.ndim < 2 else other.shape[1]
     if packed.tile or x.ndim < 2 or not x.is_floating_point() or x.shape[1] + more != packed.inputs:
-        raise ScoreFusionError(
-            f"pointwise needs floating x [N, {packed.inputs - more}, ...] and a weight that it packed; "
-            f"got {list(x.shape)} of {x.dtype} and a tile {packed.tile}"
-        )
+        problem = f"pointwise needs floating x [N, {packed.inputs - more}, ...] and a weight that it packed"
+        raise ScoreFusionError(f"{problem}; got {list(x.shape)} of {x.dtype} and a tile {packed.tile}")
     shape = (x.shape[0], packed.outputs, *x.shape[2:])
     shapes = {"other": (other, (x.shape[0], more, *x.shape[2:])), "residual": (residual, shape)}
     packed.check("pointwise", x, bias, {**shapes, "out": (out, shape)})

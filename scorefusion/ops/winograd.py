@@ -31,10 +31,8 @@ def pack(weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch
     """
     dims = weight.ndim - 2
     if dims not in TILES or tuple(weight.shape[2:]) != (3,) * dims or not weight.is_floating_point():
-        raise ScoreFusionError(
-            f"winograd needs a floating weight [O, C, 3, 3] or [O, C, 3, 3, 3]; "
-            f"got {list(weight.shape)} of {weight.dtype}"
-        )
+        got = f"got {list(weight.shape)} of {weight.dtype}"
+        raise ScoreFusionError(f"winograd needs a floating weight [O, C, 3, 3] or [O, C, 3, 3, 3]; {got}")
     check_weight("winograd", weight, products)
     if tuple(tile) not in TILES[dims]:
         known = ", ".join(map(str, TILES[dims]))
@@ -114,10 +112,8 @@ def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, *rest: Any) -> 
     dims = len(packed.tile)
     if x.ndim != dims + 2 or not x.is_floating_point() or x.shape[1] != packed.inputs:
         expected = ["N", packed.inputs, *"DHW"[3 - dims :]]
-        raise ScoreFusionError(
-            f"winograd needs floating x [{', '.join(map(str, expected))}] for this weight; "
-            f"got {list(x.shape)} of {x.dtype}"
-        )
+        problem = f"winograd needs floating x [{', '.join(map(str, expected))}] for this weight"
+        raise ScoreFusionError(f"{problem}; got {list(x.shape)} of {x.dtype}")
     shape = (x.shape[0], packed.outputs, *x.shape[2:])
     if rows is not None:
         if dims != 3 or not 0 <= rows[0] <= rows[1] <= x.shape[2]:

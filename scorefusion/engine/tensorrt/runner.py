@@ -127,15 +127,11 @@ class TensorRTRunner:
     def _check(self, cut: Tensor) -> None:
         last = cut.permute(0, 2, 3, 1) if cut.dim() == 4 else cut
         if cut.dim() != 4 or cut.shape[1] != self.channels or cut.dtype != self.dtype:
-            raise ScoreFusionError(
-                f"the engine takes [N, {self.channels}, h, w] of {self.dtype}; "
-                f"got {list(cut.shape)} of {cut.dtype}"
-            )
+            got = f"got {list(cut.shape)} of {cut.dtype}"
+            raise ScoreFusionError(f"the engine takes [N, {self.channels}, h, w] of {self.dtype}; {got}")
         if not last.is_contiguous() or cut.device != self.device:
-            raise ScoreFusionError(
-                f"the engine takes slices on {self.device} with channels last in memory; "
-                f"got strides {cut.stride()} on {cut.device}"
-            )
+            problem = f"the engine takes slices on {self.device} with channels last in memory"
+            raise ScoreFusionError(f"{problem}; got strides {cut.stride()} on {cut.device}")
 
     def _bind(self, shape: Shape) -> _Binding:
         if not self.profile.holds(shape):
