@@ -24,28 +24,14 @@ def sample(
     project: Callable[[Tensor], Tensor] | None = None, noise: Callable[[int], Tensor] | None = None,
     callback: Callable[[int, int, Tensor], None] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Draw one sample for each item of a batch; the engine draws the same, to rounding, and faster.
+    """Draw x0, float32 [B, channels, D, H, W]; the engine draws the same, to rounding, and faster.
 
-    Args:
-        model: (x_t, level) -> m, what `table.prediction` says, or the `Fusion` that gives it; x_t is float32
-            [B, channels, D, H, W], m of the same shape and any float dtype.
-        condition: [B, C, D, H, W]; only its batch, box and device matter here.
-        table: the solver.
-        seeds: one seed for each item; an item's sample depends on its own seed alone, whatever the batch.
-        origin: (z, y, x) of the box in the original volume, so that a crop draws the same noise.
-        sample: index of the sample, or one for each item, to draw several with one seed; the caller averages.
-        channels: channels of the target.
-        prior_mean: mean of x0 that a late start begins from, broadcastable; zero if not given.
-        clamp: limit x0 to [-clamp, clamp] before projecting.
-        project: applied to x0 after the clamp, such as a `Projection`.
-        noise: draws z by number instead of `ops.normal`: 0 is the start, n is row n - 1's.
-        callback: called as callback(step, total, x0) after each step, step from 1; raise in it to cancel.
-
-    Returns:
-        x0, float32 [B, channels, D, H, W].
-
-    Raises:
-        ScoreFusionError: if there is not one seed for each item, or the model's output has another shape.
+    `model` makes of (x_t, level) what `table.prediction` says, or the `Fusion` that gives it, for x_t
+    float32 [B, channels, D, H, W]. Of `condition` [B, C, D, H, W] only batch, box and device matter. An
+    item's sample depends on its own seed alone, with `origin` (z, y, x) of the box in the original volume
+    and the index of the sample. `prior_mean` of x0 is what a late start begins from; x0 is limited to
+    `clamp`, then given to `project`. `noise(n)` draws z in place of `ops.normal`: 0 is the start, n is row
+    n - 1's. `callback(step, total, x0)` follows each step, from 1; raise in it to cancel.
     """
     shape, device = (condition.shape[0], channels, *condition.shape[2:]), condition.device
     if condition.ndim != 5 or len(seeds) != shape[0]:

@@ -32,17 +32,11 @@ def abar_to_sigma(abar: npt.ArrayLike) -> FloatArray:
 
 
 def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> FloatArray:
-    """Return n noise levels from `sigma_max` down to `sigma_min` (Karras et al. 2022, equation 5).
+    """Return n >= 1 noise levels from `sigma_max` down to `sigma_min` (Karras et al. 2022, equation 5).
 
-    The closing zero is not included: a solver's last row always goes to the clean image. With n = 1 the level
-    is sigma_max.
-
-    Args:
-        n: number of levels, at least 1.
-        sigma_min: cleanest level, above 0.
-        sigma_max: noisiest level, above sigma_min.
-        rho: 1 is even steps of sigma; the larger, the more the levels crowd at the clean end, up to equal
-            ratios for infinity; below 0 they crowd there still more, and -1 is even steps of 1/sigma.
+    The closing zero is not included; with n = 1 the level is sigma_max. `rho` 1 is even steps of sigma;
+    the larger, the more the levels crowd at the clean end, up to equal ratios for infinity; below 0 they
+    crowd there still more, and -1 is even steps of 1/sigma.
     """
     if n < 1 or not 0.0 < sigma_min < sigma_max or rho == 0.0:
         raise ScoreFusionError(

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from scorefusion.engine.engine import *
     from scorefusion.engine.graph import *
     from scorefusion.engine.isolation import *
-    from scorefusion.engine.plane_deviation import *
     from scorefusion.engine.planning.fit import *
     from scorefusion.engine.planning.forecast import *
     from scorefusion.engine.planning.plan import *
@@ -27,10 +26,9 @@ if TYPE_CHECKING:
 __all__, __getattr__ = lazily(
     __name__,
     {
-        "engine": "Engine",
+        "engine": "Engine PlaneDeviation",
         "graph": "CapturedStep CudaGraphs Segment",
         "isolation": "isolated",
-        "plane_deviation": "PlaneDeviation",
         "planning.fit": "Fit fit parse_memory",
         "planning.forecast": "Forecast forecast",
         "planning.plan": "Plan plan slab_pixels",

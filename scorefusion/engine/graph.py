@@ -52,8 +52,7 @@ class Graphs(Protocol):
     def capture(self, body: Body, pool: Any) -> Body:
         """Record what `body` launches, with memory from the pool; return what replays it.
 
-        Raises:
-            Exception: what `body` did that cannot be captured; the current stream is as before.
+        What it did that cannot be captured is raised, with the current stream as before.
         """
         ...
 

@@ -54,12 +54,10 @@ def packing_for(dims: int, dtype: torch.dtype) -> Packing | None:
 
 
 class _Packed(nn.Module):
-    """A layer with its weight packed; for inference.
+    """A layer with its weight packed, for inference; PyTorch computes with gradients, and other dtypes.
 
-    It holds the original's parameters, under the same names, and packs again when they have changed: when
-    they are written in place, or their memory is another. (What is written in place through
-    ``parameter.data`` goes unnoticed: then call :meth:`repack`.) Where gradients are recorded, or for another
-    dtype, PyTorch computes it.
+    It holds the original's parameters, under the same names, and packs again when they are written in place
+    or moved; of what is written through ``parameter.data`` it must be told by :meth:`repack`.
     """
 
     def __init__(self, layer: Layer, products: torch.dtype):

@@ -64,12 +64,9 @@ IMPLEMENTATIONS = {"torch": _torch, "cpp": _cpp, "triton": kernel("noise", "fill
 
 
 def noise_keys(
-    seeds: Sequence[int],
-    *,
-    sample: int | Sequence[int] = 0,
-    origin: Sequence[int] = (0, 0, 0),
+    seeds: Sequence[int], *, sample: int | Sequence[int] = 0, origin: Sequence[int] = (0, 0, 0),
     device: torch.device | str = "cpu",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Return what `fuse_step` reads of each item's noise: int64 [B, 5] of seed, sample, z, y, x.
 
     Copied into a tensor that a captured CUDA graph reads, it gives the graph other seeds, samples and boxes.

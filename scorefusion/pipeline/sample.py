@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scorefusion.data import Box, Prepared
-from scorefusion.engine.engine import Engine
-from scorefusion.engine.plane_deviation import PlaneDeviation
+from scorefusion.engine.engine import Engine, PlaneDeviation
 from scorefusion.engine.pool import Around, EnginePool
 from scorefusion.errors import ScoreFusionError
 from scorefusion.models.config import ModelConfig

@@ -79,12 +79,9 @@ class _WindowsMemory(ctypes.Structure):
     """``MEMORYSTATUSEX``."""
 
     _fields_ = [
-        ("length", ctypes.c_ulong),
-        ("load", ctypes.c_ulong),
-        ("total", ctypes.c_ulonglong),
-        ("available", ctypes.c_ulonglong),
-        ("others", ctypes.c_ulonglong * 5),
-    ]
+        ("length", ctypes.c_ulong), ("load", ctypes.c_ulong), ("total", ctypes.c_ulonglong),
+        ("available", ctypes.c_ulonglong), ("others", ctypes.c_ulonglong * 5),
+    ]  # fmt: skip
 
 
 def _control_groups(root: Path) -> Iterator[Available]:

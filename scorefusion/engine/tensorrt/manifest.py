@@ -171,12 +171,9 @@ class Fitting(NamedTuple):
 
 
 def check_engines(
-    folder: str | os.PathLike[str],
-    model: ScoreFusion,
-    *,
-    shapes: Mapping[str, Iterable[Shape]] | None = None,
-    gpu: tuple[str, str] | None = None,
-) -> Fitting:
+    folder: str | os.PathLike[str], model: ScoreFusion, *,
+    shapes: Mapping[str, Iterable[Shape]] | None = None, gpu: tuple[str, str] | None = None,
+) -> Fitting:  # fmt: skip
     """Compare a folder of engines with what they are to be used for.
 
     Args:

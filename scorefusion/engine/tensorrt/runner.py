@@ -205,12 +205,9 @@ def slabs_of(plan: Plan) -> dict[str, set[Shape]]:
 
 
 def load_engines(
-    folder: str | os.PathLike[str],
-    model: ScoreFusion,
-    *,
-    shapes: Mapping[str, Iterable[Shape]] | None = None,
-    device: torch.device | str = "cuda",
-) -> dict[str, TensorRTRunner]:
+    folder: str | os.PathLike[str], model: ScoreFusion, *,
+    shapes: Mapping[str, Iterable[Shape]] | None = None, device: torch.device | str = "cuda",
+) -> dict[str, TensorRTRunner]:  # fmt: skip
     """Load the engines of a model's 2D networks, after making sure that they are this model's.
 
     Args:
@@ -240,12 +237,9 @@ def load_engines(
 
 
 def open_runners(
-    fits: Fitting,
-    model: ScoreFusion,
-    *,
-    shapes: Mapping[str, Iterable[Shape]] | None = None,
+    fits: Fitting, model: ScoreFusion, *, shapes: Mapping[str, Iterable[Shape]] | None = None,
     device: torch.device,
-) -> dict[str, TensorRTRunner]:
+) -> dict[str, TensorRTRunner]:  # fmt: skip
     """Deserialise engines that fit, on the current device; arguments as for :func:`load_engines`."""
     log, errors = logger(fits.library)
     runtime = fits.library.module.Runtime(log)

@@ -151,12 +151,8 @@ def load_official(
 
 
 def describe(
-    shapes: Shapes,
-    *,
-    label: str = "checkpoint",
-    planes: Sequence[Plane] = ("axial",),
-    **switches: Any,
-) -> tuple[ModelConfig, dict[str, list[str]]]:
+    shapes: Shapes, *, label: str = "checkpoint", planes: Sequence[Plane] = ("axial",), **switches: Any,
+) -> tuple[ModelConfig, dict[str, list[str]]]:  # fmt: skip
     """Infer a model from the names and shapes of a checkpoint's weights; options as of :func:`load_official`.
 
     Returns the configuration, and for each weight of the model those of the checkpoint that it is the sum of.
