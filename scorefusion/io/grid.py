@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
@@ -37,14 +37,6 @@ class Grid:
         return f"{' × '.join(str(n) for n in self.shape)} voxels, affine [[{rows}]]"
 
 
-class Placement(NamedTuple):
-    """The affine of an image's header."""
-
-    affine: np.ndarray  # float64 ``[4, 4]``, (i, j, k) to millimetres
-    code: int  # NIfTI's code of the form that the affine was taken from; 0 where it is assumed
-    note: str = ""  # what is unusual about the choice; else empty
-
-
 def read_grid(
     path: str | os.PathLike[str], *, assume_affine: bool = False, max_voxels: int = MAX_VOXELS
 ) -> Grid:
@@ -63,8 +55,8 @@ def read_grid(
     shape = check_shape(name, [int(n) for n in header.get_data_shape()], max_voxels)
     check_voxel_type(name, header.get_data_dtype())
     mend_orientation(header)
-    place = find_affine(name, header, shape, None, assume_affine, format_of(file).unoriented)
-    return ras_grid(name, shape, place.affine)
+    affine, *_ = find_affine(name, header, shape, None, assume_affine, format_of(file).unoriented)
+    return ras_grid(name, shape, affine)
 
 
 def ras_grid(name: str, shape: tuple[int, int, int], affine: np.ndarray) -> Grid:
@@ -90,21 +82,22 @@ def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int])
 
 def find_affine(
     name: str, header: Any, shape: Sequence[int], affine: Any, assume: bool, unoriented: str
-) -> Placement:
+) -> tuple[np.ndarray, int, str]:
     """Choose the first valid one of an image's affine (as nibabel chose it), its header's sform and qform.
 
     Where none is and ``assume`` holds, the axes are R, A, S, the voxel size is pixdim's and the origin is in
-    the centre. ``unoriented`` is the problem of a header without forms.
+    the centre. ``unoriented`` is the problem of a header without forms. Returns the affine, float64
+    ``[4, 4]``, NIfTI's code of its form, 0 where it is assumed, and what is unusual about the choice.
     """
     codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
     chosen = "sform" if codes["sform"] else "qform"
     if codes[chosen] and _is_regular(affine):
-        return Placement(np.asarray(affine, dtype=np.float64), codes[chosen])
+        return np.asarray(affine, dtype=np.float64), codes[chosen], ""
     for form in (form for form, code in codes.items() if code):
         own = own_form(header, form)
         if _is_regular(own):
             note = f"its {chosen} is not valid; the {form} is used" if form != chosen else ""
-            return Placement(np.asarray(own, dtype=np.float64), codes[form], note)
+            return np.asarray(own, dtype=np.float64), codes[form], note
     if codes["qform"] and not all(header.get_zooms()[:3]):
         raise _sizeless(name, header)
     if assume:
@@ -113,7 +106,7 @@ def find_affine(
         if not (zooms > 0).all() or not _is_regular(assumed):
             raise _sizeless(name, header)
         assumed[:3, 3] = -0.5 * zooms * (np.array(shape) - 1)
-        return Placement(assumed, 0, "its header has no orientation: pixdim and RAS axes are assumed")
+        return assumed, 0, "its header has no orientation: pixdim and RAS axes are assumed"
     fix = "Set one, or pass --assume-affine (assume_affine=True in Python) to use pixdim and RAS axes."
     if not any(codes.values()):
         raise BadInput(name, unoriented, fix)

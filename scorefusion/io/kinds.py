@@ -116,7 +116,7 @@ class MetaTensorKind(TensorKind):
         from monai.data import MetaTensor
 
         voxels = super().back(image, factors, own_type)
-        affine = _turned(np.asarray(image.affine), self.lps)
+        affine = np.asarray(LPS @ image.affine if self.lps else image.affine)
         meta = {key: copy.deepcopy(value) for key, value in self.meta.items() if key != "affine"}
         if max(factors) > 1:
             meta = {key: value for key, value in meta.items() if key not in _STALE_META}
@@ -204,7 +204,24 @@ def scan_of(
         path = Path(source)
         if path.is_dir() or (not path.name.lower().endswith(WRITABLE) and is_dicom(path)):
             source = read_dicom_series(path, max_voxels=options.get("max_voxels", MAX_VOXELS))
-    image, kind = _image_and_kind(source, affine, assume_affine)
+    image: Any = source
+    kind: Kind | None = None
+    if isinstance(source, np.ndarray):
+        image, kind = _nifti("array", source, affine, assume_affine), ArrayKind(source.dtype)
+    elif isinstance(source, Tensor) and _is_a(source, "monai", "MetaTensor"):
+        image, kind = _of_metatensor(source)
+    elif isinstance(source, Tensor):
+        image = _nifti("tensor", _array(source), affine, assume_affine)
+        kind = TensorKind(source.dtype, source.device)
+    elif _is_a(source, "SimpleITK", "Image"):
+        image, kind = _of_simpleitk(source)
+    elif isinstance(source, SpatialImage):
+        kind = NibabelKind(type(source))
+    elif isinstance(source, str | os.PathLike):
+        kind = NibabelKind()
+    elif not isinstance(source, Scan):
+        fix = "Give a path, a nibabel or SimpleITK image, a MetaTensor, or an array or tensor with affine=."
+        raise BadInput("image", f"is of a kind that is not known, {type(source).__name__}", fix)
     scan = read_scan(image, assume_affine=assume_affine, **options)
     return scan if kind is None else replace(scan, kind=kind)
 
@@ -228,26 +245,6 @@ def shape_of(source: Image, max_voxels: int = MAX_VOXELS) -> tuple[int, int, int
     return (edges[0], edges[1], edges[2]) if len(edges) == 3 else None
 
 
-def _image_and_kind(source: Any, affine: np.ndarray | None, assume: bool) -> tuple[Any, Kind | None]:
-    """Return the image as :func:`~scorefusion.io.read_scan` takes it, and its kind."""
-    if isinstance(source, np.ndarray):
-        return _nifti("array", source, affine, assume), ArrayKind(source.dtype)
-    if isinstance(source, Tensor):
-        if _is_a(source, "monai", "MetaTensor"):
-            return _of_metatensor(source)
-        return _nifti("tensor", _array(source), affine, assume), TensorKind(source.dtype, source.device)
-    if _is_a(source, "SimpleITK", "Image"):
-        return _of_simpleitk(source)
-    if isinstance(source, SpatialImage):
-        return source, NibabelKind(type(source))
-    if isinstance(source, Scan):
-        return source, None
-    if isinstance(source, str | os.PathLike):
-        return source, NibabelKind()
-    fix = "Give a path, a nibabel or SimpleITK image, a MetaTensor, or an array or tensor with affine=."
-    raise BadInput("image", f"is of a kind that is not known, {type(source).__name__}", fix)
-
-
 def _of_metatensor(tensor: Any) -> tuple[Any, Kind]:
     channel = tensor.ndim == 4
     if tensor.ndim not in (3, 4) or (channel and tensor.shape[0] != 1):
@@ -259,7 +256,7 @@ def _of_metatensor(tensor: Any) -> tuple[Any, Kind]:
     affine = np.asarray(tensor.affine.detach().cpu(), dtype=np.float64)
     meta, applied = dict(tensor.meta), list(tensor.applied_operations)
     kind = MetaTensorKind(plain.dtype, plain.device, channel, lps, meta, applied)
-    return _nifti("MetaTensor", values[0] if channel else values, _turned(affine, lps)), kind
+    return _nifti("MetaTensor", values[0] if channel else values, LPS @ affine if lps else affine), kind
 
 
 def _of_simpleitk(image: Any) -> tuple[Any, Kind]:
@@ -275,18 +272,13 @@ def _of_simpleitk(image: Any) -> tuple[Any, Kind]:
     affine[:3, 3] = image.GetOrigin()
     metadata = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     kind = SimpleITKKind(image.GetOrigin(), image.GetSpacing(), image.GetDirection(), values.dtype, metadata)
-    return _nifti("SimpleITK image", values, _turned(affine, True)), kind
+    return _nifti("SimpleITK image", values, LPS @ affine), kind
 
 
 def _is_a(source: object, package: str, name: str) -> bool:
     """Return whether an object's class or one of its bases is ``name`` of ``package``."""
     kinds = type(source).__mro__
     return any(kind.__name__ == name and kind.__module__.split(".")[0] == package for kind in kinds)
-
-
-def _turned(affine: np.ndarray, lps: bool) -> np.ndarray:
-    """Return an affine to RAS+ for one to LPS+, and the other way round."""
-    return LPS @ affine if lps else affine
 
 
 def _array(tensor: Tensor) -> np.ndarray:

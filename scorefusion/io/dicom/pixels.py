@@ -43,7 +43,15 @@ def check_pixels(frames: Sequence[Frame]) -> None:
         promised = _promised(frames)
         room = size = capacity(path)
     if syntax.is_encapsulated:
-        _check_decoder(path, syntax)
+        try:
+            decoder = pydicom("pixels").get_decoder(syntax)
+        except NotImplementedError:
+            problem = f"is compressed as {syntax.name}, which pydicom does not decode"
+            raise BadInput(path, problem, "Decompress it first, by gdcmconv --raw or dcmdjpeg.") from None
+        if not decoder.is_available:
+            missing = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
+            problem = f"is compressed as {syntax.name}, for which no decoder is installed"
+            raise BadInput(path, problem, f"Install one of these with pip: {missing}.")
         room = size * _RLE_RATIO if _is_rle(syntax) else promised
     elif syntax.is_deflated:
         room = size * DEFLATE_RATIO
@@ -107,18 +115,6 @@ def _promised(frames: Sequence[Frame]) -> int:
     return len(frames) * math.prod(frames[0].shape) * frames[0].stored.itemsize
 
 
-def _check_decoder(path: Path, syntax: Any) -> None:
-    try:
-        decoder = pydicom("pixels").get_decoder(syntax)
-    except NotImplementedError:
-        problem = f"is compressed as {syntax.name}, which pydicom does not decode"
-        raise BadInput(path, problem, "Decompress it first, by gdcmconv --raw or dcmdjpeg.") from None
-    if not decoder.is_available:
-        missing = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
-        problem = f"is compressed as {syntax.name}, for which no decoder is installed"
-        raise BadInput(path, problem, f"Install one of these with pip: {missing}.")
-
-
 def codestream_size(stream: bytes) -> tuple[int, int] | None:
     """Return (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream; None for another, such as RLE."""
     if stream[:2] == b"\xff\xd8":
@@ -157,8 +153,7 @@ class Decoder:
     Nothing but pixels of the expected size is taken from it. After a crash the next file gets a new one.
     """
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+    _process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Decoder:
         return self

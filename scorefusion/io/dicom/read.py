@@ -120,8 +120,7 @@ def read_dicom_series(
 def stack(name: str, frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], np.ndarray]:
     """Put frames in order along their normal (row × column direction) and check that they are one even grid.
 
-    Returns:
-        The ordered frames, and the affine, (column, row, slice) index to RAS+ millimetres.
+    Also returns the affine, float64 ``[4, 4]``, (column, row, slice) index to RAS+ millimetres.
     """
     if len(frames) < 2:
         fix = "Give the folder with all slices of the series."
@@ -136,8 +135,7 @@ def stack(name: str, frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], np.nda
     places = places[order]
     _check_single(ordered, np.diff(places))
     _check_contrasts(ordered)
-    _check_even(ordered, np.diff(places))
-    _check_upright(ordered, places, normal)
+    _check_even(ordered, places, normal)
     spacing = float(places[-1] - places[0]) / (len(ordered) - 1)
     affine = np.eye(4)
     down, along = ordered[0].spacing
@@ -195,20 +193,18 @@ def _differ(one: Frame, other: Frame, key: str) -> bool:
         return True
 
 
-def _check_even(frames: Sequence[Frame], gaps: np.ndarray) -> None:
+def _check_even(frames: Sequence[Frame], places: np.ndarray, normal: np.ndarray) -> None:
+    """Check that ordered frames are equally far apart, and that none lies aside of the normal."""
+    gaps = np.diff(places)
     usual = float(np.median(gaps))
     worst = int(np.argmax(np.abs(gaps - usual)))
-    if abs(gaps[worst] - usual) <= max(_UNEVEN[0], _UNEVEN[1] * usual):
-        return
-    before, after = frames[worst].label, frames[worst + 1].label
-    missing = round(float(gaps[worst]) / usual) - 1
-    what = f"{missing} slice{'s' * (missing > 1)} missing" if missing > 0 else "an uneven spacing"
-    problem = f"lies {gaps[worst]:.4g} mm from {before}, others {usual:.4g} mm: {what}"
-    fix = f"Add what is missing between {before} and {after}, or resample the series to an even spacing."
-    raise BadInput(frames[worst + 1].file, problem, fix)
-
-
-def _check_upright(frames: Sequence[Frame], places: np.ndarray, normal: np.ndarray) -> None:
+    if abs(gaps[worst] - usual) > max(_UNEVEN[0], _UNEVEN[1] * usual):
+        before, after = frames[worst].label, frames[worst + 1].label
+        missing = round(float(gaps[worst]) / usual) - 1
+        what = f"{missing} slice{'s' * (missing > 1)} missing" if missing > 0 else "an uneven spacing"
+        problem = f"lies {gaps[worst]:.4g} mm from {before}, others {usual:.4g} mm: {what}"
+        fix = f"Add what is missing between {before} and {after}, or resample the series to an even spacing."
+        raise BadInput(frames[worst + 1].file, problem, fix)
     first, last = frames[0], frames[-1]
     positions = np.array([frame.position for frame in frames])
     lean = positions - positions[0] - (places - places[0])[:, None] * normal

@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import unicodedata
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -19,6 +19,7 @@ from markupsafe import Markup
 LONGEST = 600
 """Characters that :func:`clean` leaves of a text."""
 
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 _BIDI = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF}
 
 
@@ -29,7 +30,7 @@ def render(template: str, **values: Any) -> str:
         template: a file of this folder.
         values: what it shows. Text is escaped; use ``|clean`` in the template for names from outside.
     """
-    return _environment().get_template(template).render(values)
+    return _PAGES.get_template(template).render(values)
 
 
 def clean(text: str) -> str:
@@ -40,35 +41,13 @@ def clean(text: str) -> str:
     """
     text = " ".join(text[: 4 * LONGEST].split())
     if not text.isprintable():
-        text = "".join(map(_spelled, text))
+        text = "".join(f"\\u{ord(c):04x}" if ord(c) in _BIDI or category(c) in _CONTROLS else c for c in text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def data_url(kind: str, data: bytes) -> Markup:
     """Return an image as a URL that holds it; ``kind`` is its subtype, such as ``png``."""
     return Markup(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
-
-
-def _spelled(character: str) -> str:
-    code = ord(character)
-    if code in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-        return f"\\u{code:04x}"
-    return character
-
-
-@functools.cache
-def _environment() -> Environment:
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    pages.filters["clean"] = clean
-    pages.globals |= {"asset": _asset, "digest": _digest}
-    return pages
 
 
 @functools.cache
@@ -81,3 +60,12 @@ def _asset(name: str) -> Markup:
 def _digest(name: str) -> str:
     """Return what a Content-Security-Policy calls an asset."""
     return f"sha256-{base64.b64encode(hashlib.sha256(_asset(name).encode()).digest()).decode()}"
+
+
+_PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+_PAGES.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+_PAGES.filters["clean"] = clean
+_PAGES.globals |= {"asset": _asset, "digest": _digest}
