@@ -17,8 +17,7 @@ from pydantic import field_validator, model_validator
 from scorefusion.data.layouts import LAYOUTS, TABLES, detect, list_table
 from scorefusion.data.listing import SPLITS, Listing, Subject, Volume, is_volume, stem, volume_files
 from scorefusion.errors import BadInput
-from scorefusion.io.grid import Grid, corner_distance, ras_grid, read_grid
-from scorefusion.io.nifti import Scan, read_scan
+from scorefusion.io.nifti import Grid, Scan, corner_distance, ras_grid, read_grid, read_scan
 from scorefusion.io.placeholders import check_fetched
 from scorefusion.models.config import Frozen
 from scorefusion.models.contrast import LABELS, canonical, in_order

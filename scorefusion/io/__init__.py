@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from scorefusion.io.atomic import *
     from scorefusion.io.figures import *
     from scorefusion.io.formats import *
-    from scorefusion.io.grid import *
     from scorefusion.io.header import *
     from scorefusion.io.kinds import *
     from scorefusion.io.nifti import *
@@ -28,11 +27,10 @@ __all__, __getattr__ = lazily(
         "figures": "FIGURE_ENDINGS middle panels plane_images save_figure side_by_side try_to_write",
         "formats": "FORMATS LISTED READABLE WRITABLE check_ending check_volume_output companions format_of "
         "read_header volume_stem",
-        "grid": "Grid corner_distance ras_grid read_grid",
         "header": "MAX_VOXELS",
         "kinds": "Affine Image affines_for listed scan_of shape_of",
-        "nifti": "NAN_CHOICES OUTPUT_DTYPES Scan check_same_grid fine_affine make_image ras_order "
-        "read_scan save_image",
+        "nifti": "Grid NAN_CHOICES OUTPUT_DTYPES Scan check_same_grid corner_distance fine_affine make_image "
+        "ras_grid ras_order read_grid read_scan save_image",
         "placeholders": "check_fetched",
         "video": "CLIP_ENDINGS clip_frames clip_image read_clip write_clip",
     },

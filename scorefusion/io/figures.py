@@ -53,8 +53,7 @@ def panels(
     grid = {"height_ratios": list(rows.values())}
     axes = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw=grid)
     for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=8)
     for axis, name in zip(axes[:, 0], rows, strict=True):
@@ -94,12 +93,9 @@ def side_by_side(
             look = {"origin": "lower", "aspect": aspect, "interpolation": "nearest"}
             axis.imshow(image, cmap="gray", vmin=lo, vmax=hi, **look)
         error = plane_images(volume - truth, spacing, (0.5, 0.5, 0.5))[0]
-        shown = column[4].imshow(
-            error[1], cmap="RdBu_r", vmin=-0.15 * span, vmax=0.15 * span, origin="lower", aspect=error[2],
-            interpolation="nearest",
-        )  # fmt: skip
-    bar = figure.colorbar(shown, ax=list(axes[4]), fraction=0.012, pad=0.005)
-    bar.ax.tick_params(labelsize=6)
+        look = {"origin": "lower", "aspect": error[2], "interpolation": "nearest"}
+        shown = column[4].imshow(error[1], cmap="RdBu_r", vmin=-0.15 * span, vmax=0.15 * span, **look)
+    figure.colorbar(shown, ax=list(axes[4]), fraction=0.012, pad=0.005).ax.tick_params(labelsize=6)
     return figure
 
 

@@ -17,9 +17,8 @@ from scorefusion.io.dicom.find import SeriesDescription, choose_series, summarie
 from scorefusion.io.dicom.frames import Frame, frames_of
 from scorefusion.io.dicom.pixels import Decoder, check_pixels, decoded
 from scorefusion.io.header import LPS, MAX_VOXELS, check_contrast, check_shape, nifti_header
-from scorefusion.io.nifti import Scan, ras_order
+from scorefusion.io.nifti import ACQUISITION, Scan, ras_order
 
-_ACQUISITION = ("Modality", "SeriesDescription", "ProtocolName")
 _SAME_PLACE = 1e-3  # mm between slices that are one
 _UNEVEN = (0.02, 0.02)  # mm, and share of the spacing: what rounding to two decimals does
 _SHIFT = 0.1  # pixels by which the whole stack may lean
@@ -40,7 +39,7 @@ class DicomScan(Scan):
     def acquisition(self) -> dict[str, str]:
         """Acquisition parameters of the first image by DICOM keyword; EchoTime in ms."""
         first = self.frames[0]
-        values = {key: str(first.header.get(key) or "") for key in _ACQUISITION}
+        values = {key: str(first.header.get(key) or "") for key in ACQUISITION}
         echo = first.traits.get("EchoTime") or first.traits.get("EffectiveEchoTime")
         return values | ({"EchoTime": echo} if echo else {})
 
@@ -133,8 +132,7 @@ def stack(name: str, frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], np.nda
     order = sorted(range(len(frames)), key=lambda n: (places[n], str(frames[n].file), frames[n].index))
     ordered = [frames[n] for n in order]
     places = places[order]
-    _check_single(ordered, np.diff(places))
-    _check_contrasts(ordered)
+    _check_contrasts(ordered, np.diff(places))
     _check_even(ordered, places, normal)
     spacing = float(places[-1] - places[0]) / (len(ordered) - 1)
     affine = np.eye(4)
@@ -158,22 +156,19 @@ def _check_alike(frames: Sequence[Frame]) -> None:
             raise _mixed(frame, first, f"stores other numbers than {first.label}", "pixel formats")
 
 
-def _check_single(frames: Sequence[Frame], gaps: np.ndarray) -> None:
+def _check_contrasts(frames: Sequence[Frame], gaps: np.ndarray) -> None:
+    """Check that ordered frames lie at places of their own, and are of one contrast."""
     same = np.flatnonzero(gaps < _SAME_PLACE)
-    if not len(same):
-        return
-    one, other = frames[same[0]], frames[same[0] + 1]
-    if (one.sop_instance, one.index) == (other.sop_instance, other.index):
-        raise BadInput(other.file, f"is a copy of {one.label}", "Remove one of the two.")
-    differ = [key for key in sorted({*one.traits, *other.traits}) if _differ(one, other, key)]
-    pairs = (f"{key} ({one.traits.get(key, 'none')}, {other.traits.get(key, 'none')})" for key in differ)
-    how = f"; they differ in {', '.join(pairs) or 'nothing that is known here'}"
-    count = f"{len(same)} places of its series" if len(same) > 1 else "one place"
-    problem = f"{other.within} lies where {one.label} does, two slices at {count}{how}".lstrip()
-    raise BadInput(other.file, problem, _apart(one, other, "each echo, time point or other repetition"))
-
-
-def _check_contrasts(frames: Sequence[Frame]) -> None:
+    if len(same):
+        one, other = frames[same[0]], frames[same[0] + 1]
+        if (one.sop_instance, one.index) == (other.sop_instance, other.index):
+            raise BadInput(other.file, f"is a copy of {one.label}", "Remove one of the two.")
+        differ = [key for key in sorted({*one.traits, *other.traits}) if _differ(one, other, key)]
+        pairs = (f"{key} ({one.traits.get(key, 'none')}, {other.traits.get(key, 'none')})" for key in differ)
+        how = f"; they differ in {', '.join(pairs) or 'nothing that is known here'}"
+        count = f"{len(same)} places of its series" if len(same) > 1 else "one place"
+        problem = f"{other.within} lies where {one.label} does, two slices at {count}{how}".lstrip()
+        raise BadInput(other.file, problem, _apart(one, other, "each echo, time point or other repetition"))
     first = frames[0]
     for frame in frames[1:]:
         for key in sorted({*first.traits, *frame.traits} - {*_EXPLAIN_ONLY}):

@@ -19,9 +19,8 @@ from scorefusion.io.dicom.carry import Names, carry, decimals
 from scorefusion.io.dicom.file import PathLike, is_dicom, pydicom, read_header, reading
 from scorefusion.io.dicom.frames import FAMILIES, Frame
 from scorefusion.io.dicom.read import DicomScan
-from scorefusion.io.grid import corner_distance
 from scorefusion.io.header import LPS
-from scorefusion.io.nifti import fine_affine
+from scorefusion.io.nifti import corner_distance, fine_affine
 
 if TYPE_CHECKING:
     from scorefusion.pipeline import Translation

@@ -24,12 +24,7 @@ _BIDI = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A),
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a page; the same values give the same text.
-
-    Args:
-        template: a file of this folder.
-        values: what it shows. Text is escaped; use ``|clean`` in the template for names from outside.
-    """
+    """Render a template of this folder; text is escaped, names from outside go through ``|clean`` there."""
     return _PAGES.get_template(template).render(values)
 
 
