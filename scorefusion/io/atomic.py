@@ -181,7 +181,8 @@ def check_output(path: PathLike, endings: Iterable[str], inputs: Iterable[PathLi
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise BadInput(final, f"cannot be written: {folder} {problem}", "Create the folder first.")
     for name in inputs:
-        if _same_file(final, Path(name)):
+        both = os.path.exists(final) and os.path.exists(name)
+        if os.path.samefile(final, name) if both else final.resolve() == Path(name).resolve():
             raise BadInput(final, "is an input as well as the output", "Give the output another name.")
     probe = folder / f".{secrets.token_hex(4)}.{target.name}"
     try:
@@ -193,10 +194,3 @@ def check_output(path: PathLike, endings: Iterable[str], inputs: Iterable[PathLi
         with suppress(OSError):
             probe.unlink(missing_ok=True)
     return final
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return one.resolve() == other.resolve()

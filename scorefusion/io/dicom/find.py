@@ -180,10 +180,7 @@ def summaries(passed: Iterable[PassedOver], root: Path) -> list[str]:
 
 
 def _files(
-    root: Path,
-    damaged: list[BadInput] | None,
-    passed: list[PassedOver],
-    skip: Callable[[Path], bool] | None,
+    root: Path, damaged: list[BadInput] | None, passed: list[PassedOver], skip: Callable[[Path], bool] | None
 ) -> Iterator[Path]:
     if not root.is_dir():
         yield root
