@@ -73,9 +73,7 @@ class Case:
     affine: np.ndarray  #: float64 ``[4, 4]``, (x, y, z) index of the whole target in RAS order to millimetres
     subject: Subject | None = None  #: of a dataset, its name, person and files
     labels: np.ndarray | None = None  #: int64 ``[d, h, w]`` of the box, or None
-    digest: str = (
-        ""  #: of the subject's files and where they are evaluated: what a stored result is valid for
-    )
+    digest: str = ""  #: of the subject's files and where they are evaluated: a stored result is valid for it
 
     @property
     def name(self) -> str:
@@ -107,16 +105,13 @@ class Case:
         truth = self.intensity.normalise(self.target[self.box.index])
         return self.config.residual.of(truth, self.prepared.base[self.box.index])
 
-    def from_black_to_white(self, volume: np.ndarray) -> np.ndarray:
-        """A normalised volume on the scale on which the whole true volume reaches from 0 to 1."""
-        return np.asarray((volume - self.black) / self.data_range)
-
     def pair(self, volume: np.ndarray) -> Pair:
         """A normalised result ``[d, h, w]`` of the box with its truth, as metrics take them."""
         # The whole truth reaches from 0 to 1: SSIM takes black for 0, and the range is no box's own.
+        scaled, truth = ((each - self.black) / self.data_range for each in (volume, self.truth))
         return Pair(
-            self.from_black_to_white(volume),
-            self.from_black_to_white(self.truth),
+            scaled,
+            truth,
             1.0,
             inside=self.inside,
             translated=not self.config.degradation.measures,
@@ -134,10 +129,9 @@ class Case:
         return replace(self, config=config, prepared=prepared, intensity=intensity, truth=truth)
 
     def consistency(self, volume: np.ndarray) -> float | None:
-        """How far a result, float32 ``[d, h, w]`` of the box, normalised, is from what was measured.
+        """Greatest difference of a degraded result from the measurement, over the data range; None without.
 
-        It is the greatest difference between the degraded result and the measurement in the box, as a share
-        of the data range; None where nothing was measured.
+        The result is float32 ``[d, h, w]`` of the box, normalised.
         """
         operator, degradation = self.prepared.operator, self.config.degradation
         if operator is None:
@@ -169,27 +163,20 @@ def make_case(
     slab: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Case:
-    """Make a model's input of volumes with known truth, and choose the box.
+    """Make a model's input of scans with known truth, as :func:`files_needed` names them; choose the box.
 
-    All intensities are normalised: conditions each by its own, as ``config.intensity`` says; the target by
-    the first condition's if that is made of it, else by its own.
-
-    Args:
-        scans: as :func:`files_needed` names them, all on one grid; conditions that are not made of the target
-            may be on the coarse one.
-        config: the model.
-        coarsen: average blocks of this edge first; everything is then that many times coarser.
-        size: of the box (z, y, x), rounded down to what the model takes and what there is; None for all.
-        start: its first voxel; in the middle of the head by default.
-        slab: (first, last + 1) slice along z that the box must lie in, after coarsening; None for all.
-        device: where the tensors go.
+    The target is normalised by the first condition's intensity if that is made of it, all else by its own.
+    Everything is in voxels (z, y, x) after averaging blocks of edge ``coarsen``; ``size`` is rounded down.
     """
     target, made = scans[-1], makes_its_input(config)
     if coarsen < 1 or min(size or (1,)) < 1 or (start is not None and min(start) < 0):
         raise ScoreFusionError(f"coarsen {coarsen}, box {size} at {start}: a number is out of range")
     factors = config.degradation.factors
     for scan in scans[:-1]:
-        _check_grid(scan, target, (1, 1, 1) if made or coarsen > 1 else factors)
+        if scan.values.shape == target.values.shape:
+            check_same_grid(target, scan)
+        else:
+            check_same_grid(scan, target, (1, 1, 1) if made or coarsen > 1 else factors)
     fine = target.values.shape
     steps = [coarsen * factor for factor in factors]
     kept = [n // step * step for n, step in zip(fine, steps, strict=True)]
@@ -204,8 +191,11 @@ def make_case(
         else volume
         for volume in volumes
     )
-    if made:
-        conditions.insert(0, _degraded(truth, config))
+    if made and config.degradation.noise:  # in normalised intensity
+        own = Intensity.of(truth, config.intensity)
+        conditions.insert(0, own.denormalise(config.degradation.image(own.normalise(truth))))
+    elif made:
+        conditions.insert(0, config.degradation.image(truth))
     prepared = prepare_conditions(conditions, config)
     intensity = prepared.intensity if made else Intensity.of(truth, config.intensity)
     normal = intensity.normalise(truth)
@@ -322,22 +312,6 @@ def coarser_affine(affine: np.ndarray, factor: Factor) -> np.ndarray:
     return affine @ step
 
 
-def _degraded(truth: Tensor, config: ModelConfig) -> Tensor:
-    """What would have been measured; noise is in normalised intensity."""
-    if not config.degradation.noise:
-        return config.degradation.image(truth)
-    intensity = Intensity.of(truth, config.intensity)
-    return intensity.denormalise(config.degradation.image(intensity.normalise(truth)))
-
-
-def _check_grid(scan: Scan, target: Scan, factors: tuple[int, int, int]) -> None:
-    """Check that a condition is on the target's grid, or on the coarser one."""
-    if scan.values.shape == target.values.shape:
-        check_same_grid(target, scan)
-    else:
-        check_same_grid(scan, target, factors)
-
-
 def _choose_box(
     condition: Tensor,
     size: Sequence[int] | None,
@@ -356,9 +330,8 @@ def _choose_box(
     if not 0 <= low < high <= full[0]:
         raise ScoreFusionError(f"slices {low}:{high} are not inside the volume, which has {full[0]}")
     if slab is not None and degradation.whole[0]:
-        raise ScoreFusionError(
-            f"degradation {degradation.kind} mixes all slices, so it cannot be cut into slabs"
-        )
+        problem = "mixes all slices, so it cannot be cut into slabs"
+        raise ScoreFusionError(f"degradation {degradation.kind} {problem}")
     low = -(-low // block) * block
     within = condition[:, :, low:high]
     whole = within.shape[2:]
@@ -372,6 +345,5 @@ def _choose_box(
     else:
         start = (max(start[0] - low, 0), *start[1:])
     z, y, x = (max(0, min(at, m - n)) // block * block for at, m, n in zip(start, whole, edges, strict=True))
-    d, h, w = edges
-    box = Box((z + low, y, x), (z + low + d, y + h, x + w))
+    box = Box((z + low, y, x), (z + low + edges[0], y + edges[1], x + edges[2]))
     return box.whole_along(degradation.whole, full)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.data import BASELINES, Box, interpolate
+from scorefusion.data import BASELINES, interpolate
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.cases import Case, as_array, coarser_affine, make_case
 from scorefusion.evaluate.output import aligned, write_text
@@ -34,7 +34,6 @@ VOLUMES = ("truth.nii.gz", "input.nii.gz", "output.nii.gz")
 FILES = (*VOLUMES, "report.png", "table.txt", "table.json")
 NEEDED = ("matplotlib", "scipy.ndimage", "skimage.metrics")
 """Optional packages that measure and draw."""
-
 
 Rows = dict[str, dict[str, float]]
 
@@ -172,22 +171,14 @@ def notes(case: Case, result: Result, *, model: str, seed: int) -> str:
 def write_results(
     folder: Path, case: Case, result: Result, *, model: str, strategy: str, seed: int, seconds: float
 ) -> str | None:
-    """Write truth, input and output, the table as text and JSON, and the picture.
+    """Write the volumes, the table as text and JSON, and last the picture; why that could not be, or None.
 
-    Args:
-        folder: from :func:`~scorefusion.evaluate.output.check_folder`.
-        case: from :func:`pooled_case`.
-        result: from :func:`run_demo`.
-        model: its name.
-        strategy: whose result is ``output.nii.gz`` (for ``single``, of the first plane).
-        seed: of the noise.
-        seconds: of the whole.
-
-    Returns:
-        Why the picture could not be drawn, which is last; None if it was.
+    ``output.nii.gz`` is the result of ``strategy``; for ``single``, of the first plane.
     """
     factors = case.config.degradation.factors
-    fine = box_affine(case.affine, case.box)
+    step = np.eye(4)
+    step[:3, 3] = case.box.start[::-1]
+    fine = case.affine @ step
     pooled = as_array(case.measured[case.box.coarser(factors).index])
     output = next(volume for name, volume in result.volumes.items() if name.split(" ")[0] == strategy)
     volumes = ((result.volumes["truth"], fine), (pooled, coarser_affine(fine, factors)), (output, fine))
@@ -223,10 +214,3 @@ def report_figure(case: Case, result: Result) -> Any:
     scores = {labels[n]: f"{psnr.format(rows[n]['psnr'])} {psnr.unit}" for n in rows if n in labels}
     volumes = {label: result.volumes[name] for name, label in labels.items()}
     return side_by_side(volumes, case.spacing, result.data_range, scores)
-
-
-def box_affine(affine: np.ndarray, box: Box) -> np.ndarray:
-    """The affine of a box, given that of the whole volume in RAS order."""
-    step = np.eye(4)
-    step[:3, 3] = box.start[::-1]
-    return affine @ step

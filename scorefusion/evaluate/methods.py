@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -82,10 +83,8 @@ class Method:
 def other_sampling(
     config: ModelConfig, solver: str | None, steps: int | None, levels: Mapping[str, float | None]
 ) -> SamplingConfig:
-    """The model's sampling, changed where something is given; another solver takes no eta or spread.
-
-    ``levels`` are ``sigma_min``, ``sigma_max`` and ``rho``.
-    """
+    """The model's sampling, changed where something is given; ``levels``: sigma_min, sigma_max, rho."""
+    # Another solver takes no eta or spread.
     changes: dict[str, Any] = {} if solver is None else {"solver": solver, "eta": None, "spread": None}
     changes |= {} if steps is None else {"steps": steps}
     given = {name: value for name, value in levels.items() if value is not None}
@@ -147,26 +146,20 @@ def load_other(text: str, main: Contender, *, device: str = "auto", dtype: str =
         shared = ("solver", "steps", "sigma_max", "sigma_min", "rho", "eta", "spread")
         sampling = sampling.model_copy(update={key: getattr(main.sampling, key) for key in shared})
     other = Contender(name.strip(), pipeline.model, (strategy,), sampling)
-    _check_task(other, main.config)
+    task = main.config
+    if config.target != task.target or not set(config.conditions) <= set(task.conditions):
+        raise ScoreFusionError(
+            f"--against {other.name}: makes {config.target} of {', '.join(config.conditions)}; "
+            f"'{task.name}' makes {task.target} of {', '.join(task.conditions)}"
+        )
+    same = config.degradation == task.degradation and makes_its_input(config) == makes_its_input(task)
+    if task.conditions[0] in config.conditions and not same:
+        raise ScoreFusionError(
+            f"--against {other.name}: its {task.conditions[0]} is degraded by "
+            f"{config.degradation.model_dump()}, that of '{task.name}' by {task.degradation.model_dump()}"
+        )
     other.table()
     return other
-
-
-def _check_task(contender: Contender, main: ModelConfig) -> None:
-    """Check that another model does the same task, from the same conditions or some of them."""
-    config = contender.config
-    unknown = [name for name in config.conditions if name not in main.conditions]
-    if config.target != main.target or unknown:
-        raise ScoreFusionError(
-            f"--against {contender.name}: makes {config.target} of {', '.join(config.conditions)}; "
-            f"'{main.name}' makes {main.target} of {', '.join(main.conditions)}"
-        )
-    same = config.degradation == main.degradation and makes_its_input(config) == makes_its_input(main)
-    if main.conditions[0] in config.conditions and not same:
-        raise ScoreFusionError(
-            f"--against {contender.name}: its {main.conditions[0]} is degraded by "
-            f"{config.degradation.model_dump()}, that of '{main.name}' by {main.degradation.model_dump()}"
-        )
 
 
 def own_strategy(config: ModelConfig) -> str:
@@ -195,10 +188,8 @@ def rows_of(main: Contender, others: Sequence[Contender], without_consistency: s
     Raises:
         ScoreFusionError: for a strategy without a row, or two rows of one name.
     """
-    if without_consistency is None:
-        ablated: tuple[str, ...] = (own_strategy(main.config),)
-    else:
-        ablated = () if without_consistency == "none" else choose_strategies(without_consistency, main.config)
+    text = own_strategy(main.config) if without_consistency is None else without_consistency
+    ablated = () if text == "none" else choose_strategies(text, main.config)
     methods = model_methods(main, without_consistency=ablated)
     for other in others:
         methods += model_methods(other)
@@ -208,22 +199,23 @@ def rows_of(main: Contender, others: Sequence[Contender], without_consistency: s
 
 def check_names(methods: Sequence[Method]) -> None:
     """Check that every row has a name of its own."""
-    names = [method.name for method in methods]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(method.name for method in methods).items():
+        if count > 1:
             raise ScoreFusionError(f"two rows are called '{name}'; choose another name for --against")
 
 
 def model_methods(contender: Contender, *, without_consistency: Sequence[str] = ()) -> list[Method]:
-    """The rows of one model: its strategies, single conditions, ablated consistency, one evaluation each.
-
-    Strategies ``without_consistency`` are also sampled without projecting each step onto what was measured.
-    """
+    """The rows of one model: its strategies, single conditions, some unprojected, one evaluation each."""
     config = contender.config
     runs = [run for run in strategy_runs(config) if run.strategy in contender.strategies]
     if not contender.name:
         runs = [each for run in runs for each in (run, *_by_condition(run, config))]
-    full = [Method(_row_name(contender, run.name), "sample", contender, run) for run in runs]
+    full = []
+    for run in runs:
+        # The contender's only row is called as the contender is.
+        alone = contender.name and contender.strategies == (run.name,)
+        name = contender.name if alone else f"{contender.name} {run.name}".strip()
+        full.append(Method(name, "sample", contender, run))
     rows = list(full)
     for method in full if config.degradation.measures else ():
         if method.run and method.run.strategy in without_consistency and not method.run.branches:
@@ -250,13 +242,6 @@ def _by_condition(run: StrategyRun, config: ModelConfig) -> list[StrategyRun]:
     return runs
 
 
-def _row_name(contender: Contender, name: str) -> str:
-    """The strategy's for the main model; else the contender's, with the strategy where it is needed."""
-    if contender.name and len(contender.strategies) == 1 and name in contender.strategies:
-        return contender.name
-    return f"{contender.name} {name}".strip()
-
-
 def choose_rows(text: str | None, methods: Sequence[Method], own: str) -> list[Method]:
     """Read rows' names with commas between them; the row ``own`` or else the last sample when None."""
     valid = [method.name for method in methods]
@@ -276,24 +261,23 @@ def _known_names(kind: str, text: str, valid: Sequence[str]) -> list[str]:
     return names
 
 
-def baseline_names(config: ModelConfig, *, fitted: bool = False) -> tuple[str, ...]:
-    """The baselines of a model's task; ``fitted`` if there are subjects to fit a regression on."""
-    degradation = config.degradation
-    if not degradation.measures:
-        return ("input", REGRESSION) if fitted else ("input",)
-    inverse = () if degradation.inverse_is_nearest else ("pseudo-inverse",)
-    return (*(BASELINES if degradation.coarse else ()), *inverse)
-
-
 def choose_baselines(text: str | None, config: ModelConfig, *, fitted: bool = False) -> list[Method]:
-    """Read names with commas between them; all baselines of the task when None, none for ``none``."""
-    valid = baseline_names(config, fitted=fitted)
+    """Read names with commas between them; all baselines of the task when None, none for ``none``.
+
+    ``fitted`` says whether there are subjects to fit a regression on.
+    """
+    degradation = config.degradation
+    if degradation.measures:
+        inverse = () if degradation.inverse_is_nearest else ("pseudo-inverse",)
+        valid: tuple[str, ...] = (*(BASELINES if degradation.coarse else ()), *inverse)
+    else:
+        valid = ("input", REGRESSION) if fitted else ("input",)
     names = valid if text is None else _known_names("baseline", text, valid)
     return [Method(name, "baseline") for name in names]
 
 
 def baseline_volume(name: str, case: Case, regression: Regression | None = None) -> np.ndarray:
-    """The result of one of :func:`baseline_names`: float32 ``[d, h, w]`` of the box, normalised."""
+    """The result of one of :func:`choose_baselines`: float32 ``[d, h, w]`` of the box, normalised."""
     degradation = case.config.degradation
     if name in (*BASELINES, "pseudo-inverse") and degradation.coarse:
         given = case.measured.float()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -14,24 +13,30 @@ from typing import Any
 import numpy as np
 
 from scorefusion._version import __version__
-from scorefusion.evaluate import pictures
 from scorefusion.evaluate.cases import Where
+from scorefusion.evaluate.denoise_error import SIGMAS
 from scorefusion.evaluate.methods import Contender
-from scorefusion.evaluate.output import write_text
+from scorefusion.evaluate.output import Store, write_csv, write_text
 from scorefusion.evaluate.run import Results, Settings, figure_names
 from scorefusion.evaluate.sets import CUBE, STEP, FeatureNetwork
-from scorefusion.evaluate.shared_start import plane_row
-from scorefusion.evaluate.store import Store
+from scorefusion.evaluate.shared_start import first_rows, plane_row
 from scorefusion.evaluate.summary import Summary
 from scorefusion.evaluate.table import Table, markdown, tables
 from scorefusion.io.figures import side_by_side, try_to_write
 from scorefusion.io.pages import data_url, render
-from scorefusion.metrics import METRICS
+from scorefusion.metrics import METRICS, shown
+from scorefusion.models.strategies import ALTERNATE, AVERAGE
+from scorefusion.optional import need
 
 FILES = ("subjects.csv", "summary.json", "table.md", "report.html")
 CACHE = "cache"
 NEEDED = ("matplotlib", "scipy.stats", "skimage.metrics")
 """Optional packages that measure and draw."""
+
+SHOWN = 7
+"""Most columns of a side-by-side picture."""
+
+_COLOURS = {"baseline": "#8c8c8c", "sample": "#1f77b4", "one-step": "#d95f02"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,33 +111,17 @@ def write_report(
     store: Store,
     segmentation: Table | None = None,
 ) -> str | None:
-    """Write all files; each appears under its name whole or not at all.
-
-    Args:
-        folder: from :func:`~scorefusion.evaluate.output.check_folder`.
-        about: what was evaluated.
-        summary: what was found.
-        results: by subject.
-        store: that holds the volumes.
-        segmentation: the table of Dice scores, if there is one.
-
-    Returns:
-        Why the page could not be made, which is last; None if it was.
-
-    Raises:
-        BadInput: if another file cannot be written.
-    """
+    """Write all files, last the page; why that could not be made, or None. ``BadInput`` for another file."""
     head, notes = about.head, about.notes(results)
     title = f"{about.main.config.name} on {about.data.name}"
     made = tables(summary, head, segmentation)
     write_text(folder / "table.md", markdown(title, made, notes))
-    lines = io.StringIO()
-    writer = csv.writer(lines)
-    writer.writerow(("subject", "person", "row", *figure_names()))
-    for case, records in zip(results.cases, results.records, strict=True):
-        for name, record in records.items():
-            writer.writerow([case["name"], case["person"], name, *(record[key] for key in figure_names())])
-    write_text(folder / "subjects.csv", lines.getvalue())
+    lines = [
+        (case["name"], case["person"], name, *(record[key] for key in figure_names()))
+        for case, records in zip(results.cases, results.records, strict=True)
+        for name, record in records.items()
+    ]
+    write_csv(folder / "subjects.csv", [("subject", "person", "row", *figure_names()), *lines])
     content = _finite(_record(summary, results, about.facts()))
     write_text(folder / "summary.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     page = folder / "report.html"
@@ -181,9 +170,7 @@ def _finite(value: Any) -> Any:
 
 def _sampler(contender: Contender) -> str:
     sampling = contender.sampling
-    levels = ""
-    if sampling.schedule == "karras":
-        levels = f", sigma {sampling.sigma_max:g} to {sampling.sigma_min:g}"
+    levels = f", sigma {sampling.sigma_max:g} to {sampling.sigma_min:g}" * (sampling.schedule == "karras")
     return f"{sampling.solver}, {len(contender.table())} evaluations{levels}"
 
 
@@ -197,17 +184,17 @@ def report_page(
     tables: Sequence[Table],
 ) -> str:
     """Return one HTML page that refers to nothing outside itself; see :func:`.report.write_report`."""
-    rows = pictures.columns_of([line.name for line in summary.lines], summary.main)
+    rows = _columns_of([line.name for line in summary.lines], summary.main)
     images = {
-        "How much like true volumes, and at what cost": pictures.figures_by_row,
-        "Denoising error by noise level": pictures.denoising_curves,
+        "How much like true volumes, and at what cost": _figures_by_row,
+        "Denoising error by noise level": _denoising_curves,
     }
     sections: list[dict[str, Any]] = []
     for heading, titles, lines in tables:
         sections.append({"title": heading, "table": (titles, lines)})
         if heading in images:
             sections[-1]["image"] = _image(images[heading](summary))
-    sections.append({"title": "By spatial frequency", "image": _image(pictures.spectra(summary, rows))})
+    sections.append({"title": "By spatial frequency", "image": _image(_spectra(summary, rows))})
     for label, number in chosen_subjects(summary, results):
         case, image = results.cases[number], _image(_subject_picture(results, number, store, rows))
         text = f"{case['file']}, box at {case['start']}"
@@ -218,18 +205,14 @@ def report_page(
 def chosen_subjects(summary: Summary, results: Results) -> list[tuple[str, int]]:
     """Best, median and worst subject by the PSNR of the main row, each once, with its number."""
     scores = [
-        float(np.mean([record[name]["psnr"] for name in record if _belongs(name, summary.main)]))
+        np.mean([each["psnr"] for name, each in record.items() if summary.main in (name, plane_row(name))])
         for record in results.records
     ]
-    order = sorted(range(len(scores)), key=lambda k: scores[k])
+    order = np.argsort(scores, kind="stable").tolist()
     if len(order) == 1:
         return [("The subject", 0)]
     middle = [("Median subject", order[len(order) // 2])] if len(order) > 2 else []
     return [("Best subject", order[-1]), *middle, ("Worst subject", order[0])]
-
-
-def _belongs(name: str, main: str) -> bool:
-    return name == main or plane_row(name) == main
 
 
 def _subject_picture(results: Results, number: int, store: Store, rows: Sequence[str]) -> Any:
@@ -245,3 +228,98 @@ def _image(figure: Any) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return data_url("png", buffer.getvalue())
+
+
+def _columns_of(rows: Sequence[str], main: str) -> list[str]:
+    """Which rows a side-by-side picture shows: baselines' ends, a plane, the average, the fused, the main."""
+    wanted = ["nearest", "input", "pseudo-inverse", "intensity regression", "trilinear+consistency"]
+    wanted += [*first_rows(), main]
+    found = list(dict.fromkeys(name for name in wanted if name in rows)) or list(rows[:SHOWN])
+    while len(found) >= SHOWN:
+        found.pop(next((k for k, name in enumerate(found) if name in ("nearest", ALTERNATE.name)), 1))
+    return found
+
+
+def _figures_by_row(summary: Summary) -> Any:
+    """Metrics shown with intervals, PSNR's difference from the main row, bars of the first set distance.
+
+    A dot is a person, the bar reaches from quartile to quartile, the tick is the median.
+    """
+    sets = next((name for line in summary.lines for name in line.sets), None)
+    values = summary.values
+    panels = [
+        (metric.label, {name: np.array(each[metric.name]) for name, each in values.items()})
+        for metric in shown("intervals")
+        if all(metric.name in each for each in values.values())
+    ]
+    close = {name: np.array(each["psnr"]) for name, each in values.items()}
+    apart = {name: each - close[summary.main] for name, each in close.items()}
+    panels.insert(1, (f"PSNR less {summary.main}'s, dB", apart))
+    names = [line.name for line in summary.lines]
+    height = 0.9 + 0.24 * len(names)
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=(15, height), layout="constrained")
+    axes = figure.subplots(1, len(panels) + (sets is not None), sharey=True)
+    places = np.arange(len(names))[::-1]
+    colours = [_COLOURS[line.kind] for line in summary.lines]
+    for axis, (label, numbers) in zip(axes, panels, strict=False):
+        for place, name, colour in zip(places, names, colours, strict=True):
+            low, middle, high = np.percentile(numbers[name], (25, 50, 75))
+            axis.plot([low, high], [place, place], color=colour, linewidth=5, alpha=0.35)
+            axis.plot(numbers[name], [place] * len(numbers[name]), ".", color=colour, markersize=3)
+            axis.plot(middle, place, "|", color="black", markersize=9, markeredgewidth=1.5)
+        axis.set_xlabel(label)
+    sampled = [apart[line.name] for line in summary.lines if line.kind != "baseline"]
+    if sampled:  # Baselines may lie beyond the edge.
+        low, high = float(np.min(sampled)), float(np.max(sampled))
+        margin = 0.05 * (high - low) or 0.1
+        axes[1].set_xlim(low - margin, high + margin)
+    if sets is not None:
+        estimates = [line.sets[sets] for line in summary.lines]
+        axes[-1].barh(places, [each.mean for each in estimates], color=colours, height=0.6)
+        for place, each in zip(places, estimates, strict=True):
+            if np.isfinite(each.low):
+                ends = [max(each.low, 0.0), each.high]
+                axes[-1].plot(ends, [place, place], color="black", linewidth=0.8)
+        axes[-1].set_xlabel(sets.replace("fid", "FID,"))
+    axes[0].set_yticks(places, labels=names, fontsize=8)
+    for axis in axes:
+        axis.grid(axis="x", linewidth=0.4, alpha=0.5)
+    return figure
+
+
+def _spectra(summary: Summary, rows: Sequence[str]) -> Any:
+    """Power ratio and Fourier shell correlation by spatial frequency."""
+    figure, left, right = _two_panels("spatial frequency, cycles per voxel")
+    for name in rows:
+        frequency, ratio, correlation = summary.bands[name]
+        left.plot(frequency, ratio, linewidth=1.3, label=name)
+        right.plot(frequency, correlation, linewidth=1.3, label=name)
+    left.axhline(0.0, color="black", linewidth=0.6)
+    left.set(ylabel="log10(power / true power)")
+    right.set(ylabel="Fourier shell correlation", ylim=(-0.05, 1.05))
+    right.legend(fontsize=7)
+    return figure
+
+
+def _denoising_curves(summary: Summary) -> Any:
+    """Squared error of the denoised residual against noise level, and over that of the average."""
+    figure, left, right = _two_panels("noise level sigma")
+    names = [name for name in summary.denoising if not plane_row(name)]
+    base = summary.denoising.get(AVERAGE.name) or next(iter(summary.denoising.values()))
+    for name in names:
+        values = summary.denoising[name]
+        left.loglog(SIGMAS, values, marker="o", markersize=3, linewidth=1.3, label=name)
+        right.semilogx(SIGMAS, np.divide(values, base), marker="o", markersize=3, linewidth=1.3, label=name)
+    left.set(ylabel="mean squared error of the residual")
+    right.set(ylabel="the same over the average's")
+    right.axhline(1.0, color="black", linewidth=0.6)
+    right.legend(fontsize=7)
+    return figure
+
+
+def _two_panels(xlabel: str) -> tuple[Any, Any, Any]:
+    figure = need("matplotlib.figure", "a figure").Figure(figsize=(12, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis in (left, right):
+        axis.set_xlabel(xlabel)
+    return figure, left, right

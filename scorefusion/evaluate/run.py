@@ -18,8 +18,8 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.cases import Case, Where, read_case
 from scorefusion.evaluate.denoise_error import SIGMAS, denoising_errors
 from scorefusion.evaluate.methods import Contender, Method, Regression, baseline_volume
+from scorefusion.evaluate.output import Store
 from scorefusion.evaluate.shared_start import SharedStart
-from scorefusion.evaluate.store import Store
 from scorefusion.metrics import METRICS
 from scorefusion.metrics import measure as measure_pair
 from scorefusion.pipeline import missing_voxels
@@ -30,7 +30,6 @@ DENOISE_COST = 4 * len(SIGMAS)
 
 VERSION = 3
 """Goes up when a figure's definition changes: stored results are then measured again."""
-
 
 _MEASUREMENT: dict[str, Any] = {
     "kind": "none", "factor": 1, "edges": None, "axis": None, "thickness": None, "gap": 0, "profile": "box",
@@ -163,15 +162,7 @@ def figure_names() -> tuple[str, ...]:
 
 
 def measure(volume: np.ndarray, case: Case) -> dict[str, Any]:
-    """Measure a result, float32 ``[d, h, w]`` of the box, normalised.
-
-    Returns:
-        Every metric, floats or None where there is nothing to measure; and ``frequency``,
-        ``log_power_ratio`` and ``shell_correlation``, lists of floats.
-
-    Raises:
-        ScoreFusionError: if the result is not finite.
-    """
+    """Every metric of a normalised result, float32 ``[d, h, w]`` of the box, and its bands as lists."""
     if not np.isfinite(volume).all():
         raise ScoreFusionError("the result is not finite; compute in float32 (--dtype float32)")
     pair = case.pair(volume)

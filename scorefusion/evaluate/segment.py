@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scorefusion.errors import ScoreFusionError, out_of_memory
+from scorefusion.evaluate.output import Store
 from scorefusion.evaluate.run import Results
 from scorefusion.evaluate.statistics import Estimate, by_person, interval
-from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.table import Table, interval_text
 from scorefusion.io.atomic import written_beside
 from scorefusion.metrics import Metric
@@ -61,16 +60,9 @@ def segment(
     settings: SegmenterSettings,
     callback: Progress | None = None,
 ) -> list[DiceRow]:
-    """Train on true volumes and score on true and translated ones; train on translated, score on true.
+    """Train on true volumes, score on true and those of ``rows``; train on ``trained_on``'s, score on true.
 
-    Args:
-        training: subjects with labels, with what ``trained_on`` names made of them.
-        testing: other subjects with labels, with ``rows`` made of them.
-        store: that holds the volumes, the label maps and the segmenters.
-        rows: whose translations are segmented.
-        trained_on: rows on whose translations a segmenter is trained.
-        settings: of the segmenters.
-        callback: called with (steps done, steps in all).
+    ``callback`` is called with (steps done, steps in all).
     """
     need("monai", "a segmenter")
     both = sorted({*training.persons} & {*testing.persons})
@@ -103,12 +95,11 @@ def dice_table(rows: Sequence[DiceRow], head: str, names: Mapping[int, str]) -> 
     """A table of Dice scores with their intervals."""
     labels = list(dict.fromkeys(label for row in rows for label in row.scores))
     titles = [f"{head}: trained on", "scored on", *(names.get(label, f"label {label}") for label in labels)]
-    lines = []
-    for row in rows:
-        cells = [row.trained, row.scored]
-        for label in labels:
-            cells.append(interval_text(row.scores[label], DICE) if label in row.scores else "")
-        lines.append(cells)
+    lines = [
+        [row.trained, row.scored]
+        + [interval_text(row.scores[label], DICE) if label in row.scores else "" for label in labels]
+        for row in rows
+    ]
     return Table("Dice of a segmenter", titles, lines)
 
 
@@ -141,14 +132,8 @@ def train_segmenter(
 ) -> nn.Module:
     """Train on random crops by Dice and cross entropy; return the network in evaluation mode.
 
-    Every label is in the middle as often, half of the crops are flipped left to right.
-
-    Args:
-        volumes: float32 ``[d, h, w]`` each, normalised.
-        labels: int ``[d, h, w]`` each, 0 .. count.
-        count: of labels beside the background.
-        settings: of the training.
-        callback: called with the steps done.
+    Volumes ``[d, h, w]`` are float32, normalised; their labels 0 .. count. Every label is in the middle as
+    often, half of the crops are flipped left to right.
     """
     network = make_network(count, settings).train()
     loss = need("monai.losses", "a segmenter").DiceCELoss(to_onehot_y=True, softmax=True)
@@ -192,25 +177,21 @@ def _trained(
     )  # fmt: skip
     file = store.folder / f"{key}.safetensors"
     network = make_network(len(labels), settings)
-    if file.is_file() and _load(network, file):
-        tell(settings.steps)
-        return network.eval()
+    if file.is_file():
+        try:
+            network.load_state_dict(load_file(file))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
+        else:
+            tell(settings.steps)
+            return network.eval()
     volumes = [store.volume(each[source]) for each in training.keys]
     maps = [_numbered(_labels(store, each), labels) for each in training.keys]
     network = train_segmenter(volumes, maps, len(labels), settings, tell)
     with written_beside(file) as beside:
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, beside)
     return network
-
-
-def _load(network: nn.Module, file: Path) -> bool:
-    try:
-        network.load_state_dict(load_file(file))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        if out_of_memory(error):
-            raise
-        return False
-    return True
 
 
 def _score(
@@ -238,11 +219,8 @@ def _numbered(values: np.ndarray, labels: Sequence[int]) -> np.ndarray:
 
 def _crop(
     volumes: Sequence[np.ndarray], labels: Sequence[np.ndarray], edge: int, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """A crop of a random volume, around a voxel of a random label, so that rare labels are seen too.
-
-    Edges are replicated where the volume is smaller.
-    """
+) -> tuple[np.ndarray, ...]:
+    """A crop around a voxel of a random label, so that rare ones are seen too; edges are replicated."""
     which = int(random.integers(len(volumes)))
     volume, label = volumes[which], labels[which]
     short = [(0, max(0, edge - length)) for length in volume.shape]
@@ -257,5 +235,4 @@ def _crop(
     ]
     z, y, x = (slice(at, at + edge) for at in start)
     flip = slice(None, None, -1 if random.random() < 0.5 else 1)
-    crop, its_label = (np.ascontiguousarray(array[z, y, x][:, :, flip]) for array in (volume, label))
-    return crop, its_label
+    return tuple(np.ascontiguousarray(array[z, y, x][:, :, flip]) for array in (volume, label))

@@ -11,8 +11,9 @@ import importlib.metadata
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,21 +22,19 @@ from torch import Tensor
 
 from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory, unknown_name
 from scorefusion.evaluate.cases import FOREGROUND
-from scorefusion.evaluate.statistics import Estimate, jackknife, left_out
-from scorefusion.evaluate.store import Store
+from scorefusion.evaluate.output import Store
+from scorefusion.evaluate.statistics import Estimate, gather, jackknife, left_out
 from scorefusion.metrics import Moments, discrepancy, frechet_distance, paired_terms, squared_distances
 
 CUBE, STEP = 32, 16
 """Edge of a cube and distance of neighbouring ones, in voxels."""
 
 NAMES = ("random", "deepbet")
-_WIDTHS = (16, 32, 64)
 _RANDOM = "Three 3D convolutions of 16, 32 and 64 channels with random weights, fixed by seed 0."
 
 Maps = Callable[[Tensor], Sequence[Tensor]]
 Keys = Sequence[Mapping[str, str]]
 Crowds = list[np.ndarray]
-Value = TypeVar("Value")
 
 _VOXELS = 1 << 18
 """How many voxels of each volume are compared at a time."""
@@ -49,11 +48,10 @@ def set_distances(
     *,
     persons: Sequence[str],
 ) -> dict[str, dict[str, Estimate]]:
-    """Every row's distances, with the jackknife's intervals over the subjects' persons.
+    """By row ``fid NETWORK``, ``mmd NETWORK``, ``mmd voxels``, with the jackknife's intervals over persons.
 
-    ``keys`` holds the stored volumes of each subject by row name and ``truth``. Returned are, by row,
-    ``fid NETWORK``, ``mmd NETWORK`` and ``mmd voxels``, without what too few vectors or persons, or boxes of
-    several sizes, do not give.
+    ``keys`` holds the stored volumes of each subject by row name and ``truth``. What too few vectors or
+    persons, or boxes of several sizes, do not give is left out.
     """
     found: dict[str, dict[str, Estimate]] = {row: {} for row in rows}
     for network in networks:
@@ -64,9 +62,10 @@ def set_distances(
             crowds = _crowds(keys, row, store, network, persons)
             if sum(map(len, crowds)) < 2 or not width > 0.0:
                 continue
-            fid, mmd = _frechet(crowds, true), _discrepancy(crowds, true, width)
-            found[row][f"fid {network.name}"] = _estimate(len(true), fid)
-            found[row][f"mmd {network.name}"] = _estimate(len(true), mmd)
+            moments = [list(map(Moments.of, several)) for several in (crowds, true)]
+            found[row][f"fid {network.name}"] = _estimate(len(true), partial(_frechet, moments))
+            exact = [[each.astype(np.float64) for each in several] for several in (crowds, true)]
+            found[row][f"mmd {network.name}"] = _estimate(len(true), partial(_discrepancy, exact, width))
     _add_voxels(found, keys, store, persons)
     return found
 
@@ -76,23 +75,13 @@ def _estimate(count: int, figure: Callable[[Sequence[int]], float]) -> Estimate:
     return jackknife(figure(range(count)), left_out(count, figure) if count > 2 else [], count)
 
 
-def _frechet(crowds: Crowds, true: Crowds) -> Callable[[Sequence[int]], float]:
-    both = [[Moments.of(vectors) for vectors in several] for several in (crowds, true)]
-
-    def figure(kept: Sequence[int]) -> float:
-        return frechet_distance(*(sum((each[k] for k in kept[1:]), start=each[kept[0]]) for each in both))
-
-    return figure
+def _frechet(both: Sequence[Sequence[Moments]], kept: Sequence[int]) -> float:
+    return frechet_distance(*(sum((each[k] for k in kept[1:]), start=each[kept[0]]) for each in both))
 
 
-def _discrepancy(crowds: Crowds, true: Crowds, width: float) -> Callable[[Sequence[int]], float]:
-    both = [[vectors.astype(np.float64) for vectors in several] for several in (crowds, true)]
-
-    def figure(kept: Sequence[int]) -> float:
-        one, other = (np.concatenate([several[k] for k in kept]) for several in both)
-        return discrepancy(one, other, width)
-
-    return figure
+def _discrepancy(both: Sequence[Crowds], width: float, kept: Sequence[int]) -> float:
+    one, other = (np.concatenate([several[k] for k in kept]) for several in both)
+    return discrepancy(one, other, width)
 
 
 def _add_voxels(
@@ -100,7 +89,7 @@ def _add_voxels(
 ) -> None:
     """Discrepancy of the normalised volumes themselves, one kernel width for all rows as for features."""
     truths = [store.volume(each["truth"]) for each in keys]
-    members = _gather(range(len(keys)), persons)
+    members = gather(range(len(keys)), persons)
     if len(members) < 2 or len({truth.shape for truth in truths}) > 1:
         return
     within = _apart(truths, truths)
@@ -111,17 +100,13 @@ def _add_voxels(
         results = [store.volume(each[row]) for each in keys]
         terms = paired_terms(_apart(results, results), within, _apart(results, truths), width)
         between = [[terms[np.ix_(one, other)].mean() for other in members] for one in members]
-        figures["mmd voxels"] = _estimate(len(members), _paired(np.array(between)))
+        figures["mmd voxels"] = _estimate(len(members), partial(_paired, np.array(between)))
 
 
-def _paired(terms: np.ndarray) -> Callable[[Sequence[int]], float]:
+def _paired(terms: np.ndarray, kept: Sequence[int]) -> float:
     """The mean of the terms of two different persons."""
-
-    def figure(kept: Sequence[int]) -> float:
-        count, some = len(kept), terms[np.ix_(kept, kept)]
-        return float((some.sum() - np.trace(some)) / (count * (count - 1)))
-
-    return figure
+    count, some = len(kept), terms[np.ix_(kept, kept)]
+    return float((some.sum() - np.trace(some)) / (count * (count - 1)))
 
 
 def _apart(some: Crowds, others: Crowds) -> np.ndarray:
@@ -147,15 +132,7 @@ def _crowds(keys: Keys, row: str, store: Store, network: FeatureNetwork, persons
             vectors = network.vectors(store.volume(each[row]), truth > FOREGROUND)
             store.put_array(key, vectors)
         found.append(vectors)
-    return [np.concatenate(several) for several in _gather(found, persons)]
-
-
-def _gather(values: Sequence[Value], persons: Sequence[str]) -> list[list[Value]]:
-    """Values by person, in the order the persons first appear."""
-    found: dict[str, list[Value]] = {}
-    for value, person in zip(values, persons, strict=True):
-        found.setdefault(person, []).append(value)
-    return list(found.values())
+    return [np.concatenate(several) for several in gather(found, persons)]
 
 
 def _median(apart: np.ndarray) -> float:
@@ -174,15 +151,9 @@ class FeatureNetwork:
 
     @torch.no_grad()
     def vectors(self, volume: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Feature vectors of a volume's cubes.
+        """float32 ``[cubes, F]`` of a normalised volume ``[D, H, W]``: each map's mean over a cube.
 
-        Args:
-            volume: float32 ``[D, H, W]``, normalised.
-            inside: bool, the same shape, of the truth: a cube counts if at least half of it is inside; the
-                fullest one counts in any case.
-
-        Returns:
-            float32 ``[cubes, F]``: each map's mean over a cube. One row for a network of whole volumes.
+        A cube counts if at least half of it is inside, or it is the fullest. A vector is one row.
         """
         maps = self.maps(torch.from_numpy(np.ascontiguousarray(volume, np.float32))[None, None])
         if all(each.dim() == 2 for each in maps):
@@ -224,7 +195,7 @@ def random_network(seed: int) -> Maps:
     """
     generator = torch.Generator().manual_seed(seed)
     weights, inputs = [], 1
-    for width in _WIDTHS:
+    for width in (16, 32, 64):
         weight = torch.randn(width, inputs, 3, 3, 3, generator=generator)
         weight -= weight.mean(dim=(1, 2, 3, 4), keepdim=True)
         weights.append(weight * math.sqrt(2.0 / weight[0].numel()))

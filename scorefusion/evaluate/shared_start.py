@@ -1,7 +1,6 @@
-"""Sample one volume by several strategies from the same noise, sharing what they have in common.
+"""Sample one volume by several strategies from the same noise.
 
-All start from the same noisy volume, so the branches' outputs there, and the sums of the feature layers, are
-computed once for all strategies.
+The branches' outputs there, and the sums of the feature layers, are computed once for all strategies.
 """
 
 from __future__ import annotations
@@ -64,13 +63,7 @@ def first_rows() -> list[str]:
 class SharedStart:
     """Draws residuals of one box, each by one strategy, all from the same noise.
 
-    Args:
-        model: in evaluation mode, on the device of ``prepared``.
-        prepared: the condition and the base on the whole grid.
-        box: where to compute; a voxel's noise depends on its place in the whole volume.
-        seed: of the noise.
-        sample: which of the samples of that seed.
-        engines: of the model, shared with other boxes of the same size; its own when None.
+    ``prepared`` is on the whole grid; ``engines`` are shared with other boxes of the same size.
     """
 
     COST: ClassVar[int] = 3
@@ -94,16 +87,9 @@ class SharedStart:
         self._first: tuple[list[float], dict[str, Tensor]] | None = None
 
     def draw(self, run: StrategyRun, table: Table, callback: Callback | None = None) -> Tensor:
-        """Draw one residual.
+        """Draw one residual ``[1, 1, d, h, w]`` of the box, in units of ``residual.scale``.
 
-        Args:
-            run: the strategy.
-            table: the solver; every call's begins at the same noise level.
-            callback: called as callback(step, steps, x0) after each evaluation; x0 may be of a larger box, of
-                whole patches.
-
-        Returns:
-            ``[1, 1, d, h, w]`` of the box, in units of ``residual.scale``.
+        ``callback(step, steps, x0)`` follows each evaluation; x0 may be of a larger box, of whole patches.
         """
         strategy = _strategy_of(run)
         with self.engines.borrow(

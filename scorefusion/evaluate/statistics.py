@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from scorefusion.optional import need
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,6 @@ def intervals(rows: Sequence[Sequence[float]], *, seed: int = 0) -> list[Estimat
     """The means of several rows of one number per subject, and their bootstrap intervals over subjects.
 
     Bias-corrected and accelerated (BCa, Efron 1987), by scipy; percentiles where that is not defined.
-
-    Args:
-        rows: of finite values, one per subject, all in one order.
-        seed: of the resampling.
     """
     array = np.asarray(rows, np.float64)
     if array.size == 0 or not np.isfinite(array).all():
@@ -69,14 +67,10 @@ def intervals(rows: Sequence[Sequence[float]], *, seed: int = 0) -> list[Estimat
 def _bootstrap(array: np.ndarray, method: str, seed: int) -> np.ndarray:
     """Ends ``[rows, 2]`` of the intervals; NaN where the method gives none."""
     bootstrap = need("scipy.stats", "a bootstrap interval").bootstrap
-
-    def mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.asarray(values.mean(axis=axis))
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = bootstrap(
-            (array,), mean, axis=-1, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method=method,
+            (array,), np.mean, axis=-1, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method=method,
             random_state=np.random.default_rng(seed), vectorized=True,
         ).confidence_interval  # fmt: skip
     return np.stack([found.low, found.high], axis=-1)
@@ -85,12 +79,8 @@ def _bootstrap(array: np.ndarray, method: str, seed: int) -> np.ndarray:
 def jackknife(whole: float, without: Sequence[float], count: int) -> Estimate:
     """The interval of a figure of a whole set, from its values with each subject left out in turn.
 
-    The standard error is ``sqrt((n - 1)/n · sum (x_i - mean x)²)`` (Tukey 1958), times Student's t.
-
-    Args:
-        whole: the figure with all subjects.
-        without: the figure without each subject; for fewer than 3 subjects there is no interval.
-        count: of subjects.
+    The standard error is ``sqrt((n - 1)/n · sum (x_i - mean x)²)`` (Tukey 1958), times Student's t; there is
+    no interval for a ``count`` of fewer than 3 subjects.
     """
     left = np.asarray(without, np.float64)
     if count < 3 or left.size != count:
@@ -103,8 +93,7 @@ def jackknife(whole: float, without: Sequence[float], count: int) -> Estimate:
 def wilcoxon(differences: Sequence[float]) -> float:
     """Two-sided p of Wilcoxon's signed-rank test that paired differences have median 0, by scipy.
 
-    NaN for fewer than 2 differences; 1 where all are 0. Its least value is 2^(1-n): with fewer than 6
-    subjects nothing can be below 0.05.
+    NaN for fewer than 2; 1 where all are 0. It is at least 2^(1-n): above 0.05 for fewer than 6 subjects.
     """
     array = np.asarray(differences, np.float64)
     if array.size < 2:
@@ -117,10 +106,7 @@ def wilcoxon(differences: Sequence[float]) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): each p times how many there are at least as large, kept in order.
-
-    NaN stays NaN and is not counted.
-    """
+    """Holm's step-down correction (1979): p times how many are at least as large, in order; NaN stays."""
     order = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
     adjusted, floor = [math.nan] * len(ps), 0.0
     for rank, i in enumerate(order):
@@ -132,13 +118,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 def compare(
     values: Mapping[str, Sequence[float]], pairs: Sequence[tuple[str, str]], *, seed: int = 0
 ) -> tuple[Comparison, ...]:
-    """Compare pairs of methods on the same subjects; Holm's correction is over the pairs.
-
-    Args:
-        values: for each method one number per subject, all in one order.
-        pairs: (one, other): the difference is one less other.
-        seed: of the resampling.
-    """
+    """Compare pairs, one less other, on the same subjects in one order; Holm's correction is over pairs."""
     for name, other in pairs:
         if len(values[name]) != len(values[other]):
             raise ScoreFusionError(
@@ -153,12 +133,17 @@ def compare(
     return tuple(Comparison(*pair, estimate, p, adjusted) for pair, estimate, p, adjusted in rows)
 
 
-def by_person(values: Sequence[float], groups: Sequence[str]) -> list[float]:
-    """One number per person: the mean over a person's sessions, in the order the persons first appear."""
-    members: dict[str, list[float]] = {}
+def gather(values: Sequence[Value], groups: Sequence[str]) -> list[list[Value]]:
+    """Values by person, in the order the persons first appear."""
+    members: dict[str, list[Value]] = {}
     for value, group in zip(values, groups, strict=True):
         members.setdefault(group, []).append(value)
-    return [float(np.mean(each)) for each in members.values()]
+    return list(members.values())
+
+
+def by_person(values: Sequence[float], groups: Sequence[str]) -> list[float]:
+    """One number per person: the mean over a person's sessions, in the order the persons first appear."""
+    return [float(np.mean(each)) for each in gather(values, groups)]
 
 
 def left_out(count: int, figure: Callable[[Sequence[int]], float]) -> list[float]:

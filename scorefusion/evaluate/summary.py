@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from scorefusion.evaluate.methods import Method
+from scorefusion.evaluate.output import Store
 from scorefusion.evaluate.run import Results, figure_names
 from scorefusion.evaluate.sets import FeatureNetwork, set_distances
 from scorefusion.evaluate.shared_start import plane_row
 from scorefusion.evaluate.statistics import Comparison, Estimate, by_person, compare, intervals
-from scorefusion.evaluate.store import Store
 from scorefusion.metrics import shown
 from scorefusion.models.strategies import PAPER_ORDER
 
@@ -88,7 +88,7 @@ def summarise(
     return Summary(
         lines=lines,
         values=values,
-        order=_comparisons(values, [(b, a) for a, b in zip(ordered, ordered[1:], strict=False)]),
+        order=_comparisons(values, list(zip(ordered[1:], ordered, strict=False))),
         against=_comparisons(values, [(name, chosen) for name in members if name != chosen]),
         main=chosen,
         people=people,

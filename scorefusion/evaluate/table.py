@@ -74,7 +74,14 @@ def measured(
     titles = [head, *(metric.label for metric in kept), *(["TFLOP"] if flop else [])]
     rows = []
     for line in summary.lines:
-        cells = [line.name, *(_cell(_estimate(line, metric), metric) for metric in kept)]
+        cells = [line.name]
+        for metric in kept:
+            if (found := _estimate(line, metric)) is None:
+                cells.append("")
+            elif "intervals" in metric.places:
+                cells.append(interval_text(found, metric))
+            else:
+                cells.append(metric.format(found.mean))
         if flop:
             cells.append("" if line.flop is None else f"{line.flop / 1e12:.3g}")
         rows.append(cells)
@@ -85,12 +92,11 @@ def tested(heading: str, comparisons: dict[str, tuple[Comparison, ...]], head: s
     """A table of differences with their intervals, and p after Holm's correction."""
     kept = [metric for metric in shown("tests") if metric.name in comparisons]
     cells: dict[tuple[str, str], list[str]] = {}
-    for metric in kept:
-        for each in comparisons[metric.name]:
-            cells[each.name, each.other] = [""] * len(kept)
     for number, metric in enumerate(kept):
         for each in comparisons[metric.name]:
-            cells[each.name, each.other][number] = _difference(each, metric)
+            text = interval_text(each.difference, metric, signed=True)
+            text += "" if math.isnan(each.adjusted) else f", p {each.adjusted:.2g}"
+            cells.setdefault((each.name, each.other), [""] * len(kept))[number] = text
     rows = [[f"{name} − {other}", *row] for (name, other), row in cells.items()]
     return Table(heading, [head, *(metric.label for metric in kept)], rows)
 
@@ -100,11 +106,14 @@ def rich_table(summary: Summary, head: str, title: str) -> Any:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    brief = [metric for metric in (*shown("terminal"), SECONDS)]
+    brief = [*shown("terminal"), SECONDS]
     first = next((k for k, metric in enumerate(brief) if metric.table != "closeness"), len(brief))
     brief[first:first] = set_columns(summary)[:1]
     _, titles, rows = measured("", summary, brief, head, flop=True)
-    best = [_best(summary, metric) for metric in brief if metric.label in titles]
+    best = []
+    for metric in (metric for metric in brief if metric.label in titles):
+        means = [(each.mean, line.name) for line in summary.lines if (each := _estimate(line, metric))]
+        best.append((max if metric.better == "higher" else min)(means)[1] if metric.better else None)
     table = RichTable(title=escape(title), title_justify="left", caption_justify="left")
     for number, text in enumerate(titles):
         table.add_column(escape(text), justify="left" if number == 0 else "right", no_wrap=number > 0)
@@ -119,35 +128,12 @@ def rich_table(summary: Summary, head: str, title: str) -> Any:
     return table
 
 
-def interval_text(estimate: Estimate, metric: Metric) -> str:
+def interval_text(estimate: Estimate, metric: Metric, *, signed: bool = False) -> str:
     """A mean with its interval, where there is one."""
-    text = metric.format(estimate.mean)
-    if math.isnan(estimate.low):
-        return text
-    return f"{text} [{metric.format(estimate.low)}, {metric.format(estimate.high)}]"
-
-
-def _best(summary: Summary, metric: Metric) -> str | None:
-    if not metric.better:
-        return None
-    means = [(each.mean, line.name) for line in summary.lines if (each := _estimate(line, metric))]
-    return (max(means) if metric.better == "higher" else min(means))[1]
+    ends = (estimate.mean, estimate.low, estimate.high)
+    mean, low, high = (metric.format(end, signed=signed) for end in ends)
+    return mean if math.isnan(estimate.low) else f"{mean} [{low}, {high}]"
 
 
 def _estimate(line: Line, metric: Metric) -> Estimate | None:
     return line.figures.get(metric.name) or line.sets.get(metric.name)
-
-
-def _cell(estimate: Estimate | None, metric: Metric) -> str:
-    if estimate is None:
-        return ""
-    return interval_text(estimate, metric) if "intervals" in metric.places else metric.format(estimate.mean)
-
-
-def _difference(comparison: Comparison, metric: Metric) -> str:
-    change = comparison.difference
-    text = metric.format(change.mean, signed=True)
-    if not math.isnan(change.low):
-        low, high = (metric.format(end, signed=True) for end in (change.low, change.high))
-        text += f" [{low}, {high}]"
-    return text if math.isnan(comparison.adjusted) else f"{text}, p {comparison.adjusted:.2g}"

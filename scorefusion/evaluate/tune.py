@@ -6,11 +6,9 @@ slack is compared with a reference: many ancestral steps of the same model.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,9 @@ from scorefusion.diffusion.solvers import SOLVERS, Table
 from scorefusion.engine.pool import EnginePool
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.evaluate.cases import Case
-from scorefusion.evaluate.output import aligned, write_text
+from scorefusion.evaluate.output import aligned, write_csv, write_text
 from scorefusion.evaluate.run import Clock, Progress, Work
-from scorefusion.evaluate.shared_start import SharedStart, StrategyRun, strategy_runs
+from scorefusion.evaluate.shared_start import SharedStart, strategy_runs
 from scorefusion.io.figures import save_figure, try_to_write
 from scorefusion.metrics import METRICS, Metric, Pair, measure, shown
 from scorefusion.models.config import ModelConfig, SamplingConfig
@@ -122,15 +120,8 @@ def candidates(
 ) -> list[SamplingConfig]:
     """Ways to sample a model: every solver with every number of evaluations and noise range.
 
-    Two that are the same numbers, step by step, are one; heun takes odd numbers of evaluations only.
-
-    Args:
-        config: the model.
-        solvers: as :func:`parse_solver` reads them.
-        evaluations: of the network.
-        sigma_min: where the noise ends; the model's own, twice and four times that by default.
-        sigma_max: where it begins; the model's own by default.
-        rho: how levels crowd at the clean end; the model's own by default.
+    Two that are the same numbers, step by step, are one; heun takes odd numbers of evaluations only. By
+    default noise ends at the model's own sigma_min, twice and four times that, and is else the model's own.
     """
     own = config.sampling
     ranged = own.schedule == "karras"
@@ -139,9 +130,7 @@ def candidates(
             "sigma_min, sigma_max and rho are for the karras schedule; "
             f"model '{config.name}' has '{own.schedule}'"
         )
-    lows = sigma_min or (
-        (own.sigma_min, 2 * own.sigma_min, 4 * own.sigma_min) if ranged else (own.sigma_min,)
-    )
+    lows = sigma_min or [own.sigma_min * times for times in ((1, 2, 4) if ranged else (1,))]
     found: dict[bytes, SamplingConfig] = {}
     ranges = itertools.product(sigma_max or (own.sigma_max,), lows, rho or (own.rho,))
     for solver, (high, low, power) in itertools.product(map(parse_solver, solvers), ranges):
@@ -178,30 +167,23 @@ def tune(
     slack: Mapping[str, float] | None = None,
     callback: Progress | None = None,
 ) -> Curve:
-    """Sample every subject in every way, measure, and choose.
+    """Sample every subject in every way with every seed, measure, and choose.
 
-    What starts from the same noise shares the branches' outputs there.
-
-    Args:
-        model: in evaluation mode, on the subjects' device.
-        subjects: from :func:`scorefusion.evaluate.cases.make_cases`.
-        tried: from :func:`candidates`.
-        reference: from :func:`reference_sampling`.
-        strategy: how scores are fused; the model's own by default.
-        seeds: a sample for each.
-        slack: by how much each metric may be worse than the reference's; the metrics' own by default.
-        callback: called with (network evaluations done, in all).
-
-    Raises:
-        ScoreFusionError: for a strategy the model cannot run, or a result that is not finite.
+    What starts from the same noise shares the branches' outputs there. ``slack`` is by how much each metric
+    may be worse than the reference's; ``callback`` is called with (network evaluations done, in all).
     """
     config = model.config
-    run = _run_of(config, strategy)
+    chosen = require_strategy(strategy, config)
+    runs = [run for run in strategy_runs(config) if run.strategy == chosen.name]
+    run = next((run for run in runs if run.planes == (config.sampling.single_plane,)), runs[0])
     reference = reference or reference_sampling(config)
     ways = list(dict.fromkeys([reference, config.sampling, *tried]))
     tables = {way: table_of(config, way) for way in ways}
     ways.sort(key=lambda way: tables[way].abar_start)
-    work = Work(callback, len(subjects) * len(seeds) * _evaluations(tables[way] for way in ways))
+    # The first evaluation of each start is counted once.
+    evaluations = sum(map(len, tables.values())) - len(tables)
+    evaluations += len({table.abar_start for table in tables.values()})
+    work = Work(callback, len(subjects) * len(seeds) * evaluations)
     points: dict[SamplingConfig, list[Point]] = {way: [] for way in ways}
     engines = EnginePool(model)
     for subject in subjects:
@@ -227,8 +209,8 @@ def tune(
             points[point.sampling].append(replace(point, seconds=each * point.evaluations))
     means = {way: _mean(several) for way, several in points.items()}
     results = tuple(means[way] for way in tried)
-    chosen = choose(results, means[reference], slack)
-    return Curve(results, means[reference], means[config.sampling], chosen)
+    best = choose(results, means[reference], slack)
+    return Curve(results, means[reference], means[config.sampling], best)
 
 
 def choose(
@@ -237,22 +219,6 @@ def choose(
     """The cheapest point no worse than the reference; of equally cheap ones that of the best spectrum."""
     good = [point for point in points if point.no_worse(reference, slack)]
     return min(good, key=lambda point: (point.evaluations, point.figures["spectrum"]), default=None)
-
-
-def _evaluations(tables: Iterator[Table]) -> int:
-    """How many evaluations the tables take, one after another, the first of each start counted once."""
-    total, start = 0, None
-    for table in tables:
-        total += len(table) - (table.abar_start == start)
-        start = table.abar_start
-    return total
-
-
-def _run_of(config: ModelConfig, strategy: str | None) -> StrategyRun:
-    chosen = require_strategy(strategy, config)
-    runs = [run for run in strategy_runs(config) if run.strategy == chosen.name]
-    own = (config.sampling.single_plane,)
-    return next((run for run in runs if run.planes == own), runs[0])
 
 
 def _measure(subject: Case, volume: np.ndarray, way: SamplingConfig, evaluations: int) -> Point:
@@ -311,12 +277,9 @@ def verdict(curve: Curve) -> str:
 
 def _quality(point: Point) -> str:
     """The figures that decide."""
-    parts = []
-    for metric in shown("tune"):
-        if metric.slack is not None:
-            value = metric.format(point.figures[metric.name], narrow=True)
-            parts.append(f"{value} dB" if metric.unit == "dB" else f"{metric.head} {value}")
-    return ", ".join(parts)
+    deciding = [metric for metric in shown("tune") if metric.slack is not None]
+    texts = [(metric, metric.format(point.figures[metric.name], narrow=True)) for metric in deciding]
+    return ", ".join(f"{text} dB" if m.unit == "dB" else f"{m.head} {text}" for m, text in texts)
 
 
 def write_results(
@@ -329,19 +292,7 @@ def write_results(
     seeds: int,
     computed: str,
 ) -> str | None:
-    """Write the figures as JSON (with the bands) and CSV, and the picture.
-
-    Args:
-        folder: from :func:`~scorefusion.evaluate.output.check_folder`.
-        curve: what was found.
-        subjects: what it was found on.
-        model: its name, and the strategy's.
-        seeds: samples of each setting.
-        computed: dtype and device.
-
-    Returns:
-        Why the picture could not be drawn, which is last; None if it was.
-    """
+    """Write the figures as JSON (with bands) and CSV, last the picture; why that could not be, or None."""
     content = {
         "model": model,
         "strategy": strategy,
@@ -357,15 +308,15 @@ def write_results(
         "points": [_record(point) for point in curve.points],
     }
     write_text(folder / "tune.json", json.dumps(content, indent=1) + "\n")
-    lines = io.StringIO()
-    writer = csv.writer(lines)
     figures = [_COLUMNS.get(metric.name, metric.name) for metric in _metrics(curve)]
-    writer.writerow(("label", "evaluations", "sigma_max", "sigma_min", "rho", "seconds", *figures))
+    lines: list[tuple[object, ...]] = [
+        ("label", "evaluations", "sigma_max", "sigma_min", "rho", "seconds", *figures)
+    ]
     for label, point in _labelled(curve):
         way = point.sampling
         values = (label, point.evaluations, way.sigma_max, way.sigma_min, way.rho, point.seconds)
-        writer.writerow([*values, *point.figures.values()])
-    write_text(folder / "tune.csv", lines.getvalue())
+        lines.append((*values, *point.figures.values()))
+    write_csv(folder / "tune.csv", lines)
     title = f"{model}, {strategy}: {', '.join(Path(subject.file).name for subject in subjects)}"
     picture = folder / "tune.png"
     return try_to_write(picture, lambda: save_figure(curve_figure(curve, title), picture))
@@ -398,8 +349,7 @@ def _record(point: Point) -> dict[str, Any]:
 def curve_figure(curve: Curve, title: str) -> Any:
     """Draw metrics against evaluations, PSNR against the spectrum error, and the bands.
 
-    Each solver has a colour, each noise range a line style; the reference is a dashed line or a diamond, the
-    choice a star.
+    A solver has a colour, a noise range a style; the reference is dashed or a diamond, the choice a star.
     """
     metrics = [metric for metric in shown("tune") if metric.better and metric.name in curve.own.figures]
     rows = -(-(len(metrics) + 3) // 4)
@@ -459,15 +409,14 @@ def _both_at_once(axis: Any, curve: Curve, lines: dict[tuple[str, str], list[Poi
                 color=look["color"],
             )  # fmt: skip
     ends = place(curve.reference)
-    label = f"{curve.reference.evaluations} ancestral steps"
-    axis.plot(*ends, "D", color="black", zorder=5, label=label)
+    axis.plot(*ends, "D", color="black", zorder=5, label=f"{curve.reference.evaluations} ancestral steps")
     if curve.chosen is not None:
         star = {"markersize": 14, "color": _CHOSEN, "zorder": 6, "label": "chosen", "linestyle": "none"}
         axis.plot(*place(curve.chosen), "*", **star)
     left, top = axis.get_xlim()[0], axis.get_ylim()[1]
     axis.fill_between([left, ends[0]], ends[1], top, color="black", alpha=0.06)
-    axis.set(xlim=(left, None), ylim=(None, top))
-    axis.set(xlabel=f"{x.label} (numbers: evaluations)", ylabel=y.label)
+    axis.set(xlim=(left, None), ylim=(None, top), ylabel=y.label)
+    axis.set_xlabel(f"{x.label} (numbers: evaluations)")
 
 
 def _by_band(axis: Any, curve: Curve) -> None:
@@ -493,13 +442,9 @@ def _look(lines: dict[tuple[str, str], list[Point]], key: tuple[str, str]) -> di
     }
 
 
-def _lines(points: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:
-    """Points by (solver, noise range), in the order of their evaluations.
-
-    One evaluation is the same for all of a start, so the first line's point begins the others too.
-    """
+def _lines(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
+    """Points by (solver, noise range), in the order of their evaluations; one evaluation begins all lines."""
     lines: dict[tuple[str, str], list[Point]] = {}
-    points = list(points)
     for point in points:
         lines.setdefault((solver_name(point.sampling), noise_range(point.sampling)), []).append(point)
     first = {point.sampling.sigma_max: point for point in points if point.evaluations == 1}

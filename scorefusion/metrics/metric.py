@@ -131,10 +131,6 @@ def _psnr_inside(pair: Pair, outside: bool = False) -> float | None:
     return None if pair.inside is None else _psnr(pair, pair.inside ^ outside)
 
 
-def _psnr_fitted(pair: Pair) -> float | None:
-    return _psnr(pair, volume=pair.fitted) if pair.translated else None
-
-
 def _ssim_inside(pair: Pair) -> float | None:
     """Of the windows around foreground voxels; None where no window has a foreground voxel in its middle."""
     deep = (slice(MARGIN, -MARGIN),) * pair.truth.ndim
@@ -155,8 +151,9 @@ for _metric in (
            places=frozenset({"tested"})),
     Metric("psnr_outside", "PSNR outside", partial(_psnr_inside, outside=True), unit="dB", better="higher",
            digits=2, places=frozenset()),
-    Metric("psnr_fitted", "PSNR fitted", _psnr_fitted, unit="dB", better="higher", digits=2,
-           places=frozenset({"terminal"})),
+    Metric("psnr_fitted", "PSNR fitted",
+           lambda pair: _psnr(pair, volume=pair.fitted) if pair.translated else None, unit="dB",
+           better="higher", digits=2, places=frozenset({"terminal"})),
     Metric("spectrum", "spectrum error", lambda pair: pair.spectra.error, short="spectrum", better="lower",
            table="realism", slack=0.01),
     Metric("spectrum_signed", "signed", lambda pair: pair.spectra.bias, table="realism",

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from scorefusion.evaluate.cases import Where, find_cases
 from scorefusion.evaluate.demo import pooled_case, run_demo
 from scorefusion.evaluate.methods import Contender, Method, choose_baselines, model_methods
+from scorefusion.evaluate.output import Store
 from scorefusion.evaluate.report import chosen_subjects
 from scorefusion.evaluate.run import Results, Settings, evaluate, flop_of
 from scorefusion.evaluate.sets import feature_network
 from scorefusion.evaluate.shared_start import SharedStart
-from scorefusion.evaluate.store import Store
 from scorefusion.evaluate.summary import Summary, summarise
 from scorefusion.io.nifti import read_scan
 from scorefusion.metrics import Moments, compare_spectra, frechet_distance, psnr, ssim

@@ -9,9 +9,9 @@ import torch
 
 from scorefusion.evaluate.cases import find_cases
 from scorefusion.evaluate.methods import check_names, model_methods
+from scorefusion.evaluate.output import Store
 from scorefusion.evaluate.run import Settings, evaluate, flop_of
 from scorefusion.evaluate.shared_start import SharedStart
-from scorefusion.evaluate.store import Store
 from tests.evaluate.test_evaluate import WHERE, contender, folder  # noqa: F401
 from tests.evaluate.test_evaluate_case import BOTH, case_of
 from tests.support.tiny import tiny_config, tiny_model

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from scorefusion.cli import app
 from scorefusion.errors import ScoreFusionError
+from scorefusion.evaluate.output import Store
 from scorefusion.evaluate.run import Results
 from scorefusion.evaluate.segment import (
     SegmenterSettings,
@@ -23,7 +24,6 @@ from scorefusion.evaluate.segment import (
     segment,
     train_segmenter,
 )
-from scorefusion.evaluate.store import Store
 from tests.evaluate.test_evaluate_case import head
 from tests.support.tiny import tiny_config, tiny_model
 

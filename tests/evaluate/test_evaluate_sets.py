@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from scorefusion.evaluate.output import Store
 from scorefusion.evaluate.sets import set_distances
-from scorefusion.evaluate.store import Store
 from scorefusion.metrics import discrepancy, paired_terms
 
 distance = pytest.importorskip("scipy.spatial.distance")

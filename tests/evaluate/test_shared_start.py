@@ -11,9 +11,9 @@ import torch
 from scorefusion.data import Box, prepare_conditions
 from scorefusion.evaluate.cases import Where, find_cases
 from scorefusion.evaluate.methods import model_methods
+from scorefusion.evaluate.output import Store
 from scorefusion.evaluate.run import Settings, evaluate
 from scorefusion.evaluate.shared_start import SharedStart, strategy_runs
-from scorefusion.evaluate.store import Store
 from scorefusion.models.config import TimeConfig, UNetConfig
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
