@@ -76,11 +76,9 @@ def demo(
     with progress("translating", quiet=quiet) as report:
         result = run_demo(pipeline.model, case, sampling=other, steps=steps, seed=seed, callback=report)
     seconds = time.perf_counter() - began
-    name = pipeline.config.name
-    strategy = pipeline.config.sampling.strategy
     print(table_text(result.rows))
-    note(write_results(folder, case, result, model=name, strategy=strategy, seed=seed, seconds=seconds))
+    note(write_results(folder, case, result, seconds))
     if not quiet:
         computed = f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}"
-        print(f"\n{notes(case, result, model=name, seed=seed)}")
+        print(f"\n{notes(case, result)}")
         print(f"{time.perf_counter() - began:.0f} s in all, in {computed}; see {folder / 'report.png'}")

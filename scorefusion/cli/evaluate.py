@@ -13,7 +13,7 @@ from scorefusion.pipeline import Options
 
 if TYPE_CHECKING:
     from scorefusion.evaluate import Contender, Method, Results, Settings, Store, Where
-    from scorefusion.evaluate.table import Table
+    from scorefusion.evaluate.report import Table
 
 
 @dataclass
@@ -112,7 +112,6 @@ def evaluate(
     from scorefusion.evaluate import evaluate as run_all
     from scorefusion.evaluate import methods as models
     from scorefusion.evaluate.output import check_folder
-    from scorefusion.evaluate.table import rich_table
 
     began = time.perf_counter()
     if sampling["samples"] < 1:
@@ -166,7 +165,7 @@ def evaluate(
         dice = _dice(main, methods, results, store, where, settings, measures, learnt, about.head, quiet)
     console = Console()
     wide = console if console.is_terminal else Console(width=240)
-    wide.print(rich_table(summary, about.head, f"{main.config.name} on {data}"))
+    wide.print(report.rich_table(summary, about.head, f"{main.config.name} on {data}"))
     if dice is not None:
         wide.print(
             "\n".join("  ".join(cell for cell in row) for row in (dice.titles, *dice.rows)), markup=False

@@ -10,7 +10,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from torch import Tensor
 
 from scorefusion.data import BASELINES, interpolate
@@ -48,18 +47,11 @@ class Result:
     data_range: float  #: greatest less least value of the whole true volume, for PSNR and SSIM
     steps: int  #: network evaluations of a sample
     solver: str  #: its name
+    seed: int  #: of the noise
 
 
-def pooled_case(
-    scan: Scan,
-    config: ModelConfig,
-    *,
-    coarsen: int = 1,
-    size: Sequence[int] = BOX,
-    start: Sequence[int] | None = None,
-    device: torch.device | str = "cpu",
-) -> Case:
-    """Pool a volume as the model expects its input, and choose the box; see :func:`.cases.make_case`.
+def pooled_case(scan: Scan, config: ModelConfig, *, size: Sequence[int] = BOX, **where: Any) -> Case:
+    """Pool a volume as the model expects its input; ``size`` and ``where`` are :func:`.cases.make_case`'s.
 
     Raises:
         ScoreFusionError: for a model of another task, or numbers out of range.
@@ -70,7 +62,7 @@ def pooled_case(
             f"the demonstration pools one volume and restores it; model '{config.name}' has degradation "
             f"'{config.degradation.kind}' and {len(config.conditions)} conditions"
         )
-    return make_case([scan], config, coarsen=coarsen, size=size, start=start, device=device)
+    return make_case([scan], config, size=size, **where)
 
 
 def run_demo(
@@ -121,7 +113,7 @@ def run_demo(
 
         volumes[run.name] = case.intensity.denormalise(case.volume(sampler.draw(run, rows, tell)))
     data_range = float(case.target.max() - case.target.min())
-    return Result(_rows(volumes, data_range), volumes, data_range, len(table), table.name)
+    return Result(_rows(volumes, data_range), volumes, data_range, len(table), table.name, seed)
 
 
 def _rows(volumes: dict[str, np.ndarray], data_range: float) -> Rows:
@@ -150,7 +142,7 @@ def table_text(rows: Rows) -> str:
     return aligned(lines, [-max(map(len, rows)), *(max(10, len(metric.head) + 2) for metric in metrics)])
 
 
-def notes(case: Case, result: Result, *, model: str, seed: int) -> str:
+def notes(case: Case, result: Result) -> str:
     """What the figures were measured on, in a few lines."""
     z, y, x = ([a, b] for a, b in zip(case.box.start, case.box.stop, strict=True))
     size = "×".join(str(n) for n in case.box.size)
@@ -158,24 +150,22 @@ def notes(case: Case, result: Result, *, model: str, seed: int) -> str:
     voxel = "×".join(f"{length:g}" for length in np.round(case.spacing[::-1], 3))
     pooled = "×".join(str(n) for n in case.config.degradation.factors)
     return (
-        f"{case.file}: {voxel} mm voxels, pooled {pooled}, restored by {model}\n"
+        f"{case.file}: {voxel} mm voxels, pooled {pooled}, restored by {case.config.name}\n"
         f"box of {size} voxels (z, y, x) of {whole}: z {z[0]}..{z[1]}, y {y[0]}..{y[1]}, x {x[0]}..{x[1]}\n"
         f"PSNR and SSIM take white less black from the whole volume: {result.data_range:g}; "
         "'single' is the mean of its planes\n"
-        f"sampled with {result.solver}, {result.steps} steps, seed {seed}; "
+        f"sampled with {result.solver}, {result.steps} steps, seed {result.seed}; "
         "one-step is one evaluation from pure noise\n"
         "spectrum: mean |log10(power / true power)| over the upper half of the frequencies; 0 is perfect"
     )
 
 
-def write_results(
-    folder: Path, case: Case, result: Result, *, model: str, strategy: str, seed: int, seconds: float
-) -> str | None:
+def write_results(folder: Path, case: Case, result: Result, seconds: float) -> str | None:
     """Write the volumes, the table as text and JSON, and last the picture; why that could not be, or None.
 
-    ``output.nii.gz`` is the result of ``strategy``; for ``single``, of the first plane.
+    ``output.nii.gz`` is by the model's own strategy; for ``single``, of the first plane.
     """
-    factors = case.config.degradation.factors
+    factors, strategy = case.config.degradation.factors, case.config.sampling.strategy
     step = np.eye(4)
     step[:3, 3] = case.box.start[::-1]
     fine = case.affine @ step
@@ -188,17 +178,17 @@ def write_results(
         save_image(image, folder / name)
     content = {
         "data": case.file,
-        "model": model,
+        "model": case.config.name,
         "output": strategy,
         "box": {"start": case.box.start, "stop": case.box.stop, "whole": list(case.target.shape[2:])},
         "data_range": result.data_range,
         "solver": result.solver,
         "steps": result.steps,
-        "seed": seed,
+        "seed": result.seed,
         "seconds": round(seconds, 1),
         "rows": [{"name": name, **figures} for name, figures in result.rows.items()],
     }
-    text = f"{table_text(result.rows)}\n\n{notes(case, result, model=model, seed=seed)}\n"
+    text = f"{table_text(result.rows)}\n\n{notes(case, result)}\n"
     write_text(folder / "table.txt", text)
     write_text(folder / "table.json", json.dumps(content, indent=2) + "\n")
     picture = folder / "report.png"

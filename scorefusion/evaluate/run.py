@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -209,8 +210,16 @@ class _Turn:
 
     def __init__(self, case: Case, store: Store, settings: Settings, regression: Regression | None) -> None:
         self.case, self.store, self.settings, self.regression = case, store, settings, regression
-        self.starts: dict[tuple[str, int], SharedStart] = {}
-        self.views: dict[str, Case] = {}
+        view = self.view = functools.cache(lambda contender: case.seen_by(contender.config))
+
+        @functools.cache
+        def start(contender: Contender, sample: int) -> SharedStart:
+            seen, engines = view(contender), contender.engines
+            return SharedStart(
+                contender.model, seen.prepared, seen.box, settings.seed, sample, engines=engines
+            )
+
+        self.start = start
         # What of the main model decides how the truth is normalised and measured.
         config = case.config
         measured = _MEASUREMENT | dict(config.degradation)
@@ -257,7 +266,7 @@ class _Turn:
         )  # fmt: skip
         record = self.store.record(key)
         if record is None:
-            case, model = self._view(contender), contender.engines.packed_model
+            case, model = self.view(contender), contender.engines.packed_model
             errors = denoising_errors(
                 model, case.residual(), case.prepared.condition[case.box.index],
                 origin=case.box.start, full=case.prepared.base.shape[2:], seed=self.settings.seed,
@@ -289,10 +298,10 @@ class _Turn:
             volume = baseline_volume(method.name, self.case, self.regression)
             return volume, time.perf_counter() - begin, None
         assert method.run is not None
-        contender, case = method.contender, self._view(method.contender)
+        contender, case = method.contender, self.view(method.contender)
         total, elapsed, own = np.zeros(()), 0.0, []
         for sample in range(self.settings.samples):
-            start, clock = self._start(contender, sample), Clock()
+            start, clock = self.start(contender, sample), Clock()
             drawn = case.volume(start.draw(method.run, method.table, clock))
             if case.intensity != self.case.intensity:
                 drawn = self.case.intensity.normalise(case.intensity.denormalise(drawn))
@@ -303,22 +312,6 @@ class _Turn:
         each = float(np.median(own)) if own else None
         evaluations = len(method.table) * self.settings.samples
         return volume, elapsed if each is None else each * evaluations, each
-
-    def _view(self, contender: Contender) -> Case:
-        """The case as a contender sees it."""
-        if contender.name not in self.views:
-            self.views[contender.name] = self.case.seen_by(contender.config)
-        return self.views[contender.name]
-
-    def _start(self, contender: Contender, sample: int) -> SharedStart:
-        """Where a contender's rows begin; made when it is first needed."""
-        place = (contender.name, sample)
-        if place not in self.starts:
-            case, seed = self._view(contender), self.settings.seed
-            self.starts[place] = SharedStart(
-                contender.model, case.prepared, case.box, seed, sample, engines=contender.engines
-            )
-        return self.starts[place]
 
 
 def _cost(method: Method, settings: Settings) -> int:

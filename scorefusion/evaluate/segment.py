@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from scorefusion.errors import ScoreFusionError, out_of_memory
 from scorefusion.evaluate.output import Store
-from scorefusion.evaluate.run import Results
+from scorefusion.evaluate.report import Table, interval_text
+from scorefusion.evaluate.run import Progress, Results, Work
 from scorefusion.evaluate.statistics import Estimate, by_person, interval
-from scorefusion.evaluate.table import Table, interval_text
 from scorefusion.io.atomic import written_beside
 from scorefusion.metrics import Metric
 from scorefusion.optional import need
 
-Progress = Callable[[int, int], None]
 TRUTH = "truth"
 DICE = Metric("dice", "Dice", lambda pair: None)
 VERSION = 2
@@ -77,15 +76,10 @@ def segment(
     labels = sorted({int(n) for each in training.keys for n in np.unique(_labels(store, each))} - {0})
     if not labels:
         raise ScoreFusionError("the training subjects' label maps hold nothing but 0 in their boxes")
-    total = settings.steps * (1 + len(trained_on))
+    work = Work(callback, settings.steps * (1 + len(trained_on)))
     found = []
-    for number, source in enumerate([TRUTH, *trained_on]):
-
-        def tell(done: int, number: int = number) -> None:
-            if callback is not None:
-                callback(number * settings.steps + done, total)
-
-        network = _trained(training, source, labels, store, settings, tell)
+    for source in (TRUTH, *trained_on):
+        network = _trained(training, source, labels, store, settings, work)
         for target in [TRUTH, *rows] if source == TRUTH else [TRUTH]:
             found.append(DiceRow(source, target, _score(network, testing, target, labels, store)))
     return found
@@ -168,7 +162,7 @@ def _trained(
     labels: Sequence[int],
     store: Store,
     settings: SegmenterSettings,
-    tell: Callable[[int], None],
+    work: Work,
 ) -> nn.Module:
     """A segmenter from the store, or trained and stored."""
     key = store.key(
@@ -184,11 +178,11 @@ def _trained(
             if out_of_memory(error):
                 raise
         else:
-            tell(settings.steps)
+            work.add(settings.steps)
             return network.eval()
     volumes = [store.volume(each[source]) for each in training.keys]
     maps = [_numbered(_labels(store, each), labels) for each in training.keys]
-    network = train_segmenter(volumes, maps, len(labels), settings, tell)
+    network = train_segmenter(volumes, maps, len(labels), settings, lambda _: work.add())
     with written_beside(file) as beside:
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, beside)
     return network

@@ -1,32 +1,22 @@
 """Image metrics, distances between sets of volumes, and the registry that tables and programs read."""
 
-from scorefusion.metrics.image import patch_distance, psnr, ssim
-from scorefusion.metrics.metric import METRICS, PLACES, Metric, Pair, measure, register, shown
-from scorefusion.metrics.sets import (
-    Moments,
-    discrepancy,
-    frechet_distance,
-    paired_terms,
-    squared_distances,
-)
-from scorefusion.metrics.spectrum import Spectra, compare_spectra
+# ruff: noqa: F403
+from __future__ import annotations
 
-__all__ = [
-    "METRICS",
-    "PLACES",
-    "Metric",
-    "Moments",
-    "Pair",
-    "Spectra",
-    "compare_spectra",
-    "discrepancy",
-    "frechet_distance",
-    "measure",
-    "paired_terms",
-    "patch_distance",
-    "psnr",
-    "register",
-    "shown",
-    "squared_distances",
-    "ssim",
-]
+from typing import TYPE_CHECKING
+
+from scorefusion.optional import lazily
+
+if TYPE_CHECKING:
+    from scorefusion.metrics.image import *
+    from scorefusion.metrics.metric import *
+    from scorefusion.metrics.sets import *
+
+__all__, __getattr__ = lazily(
+    __name__,
+    {
+        "image": "Spectra compare_spectra patch_distance psnr ssim",
+        "metric": "METRICS PLACES Metric Pair measure register shown",
+        "sets": "Moments discrepancy frechet_distance paired_terms squared_distances",
+    },
+)

@@ -12,8 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from scorefusion.metrics.image import MARGIN, patch_distance, psnr, ssim
-from scorefusion.metrics.spectrum import Spectra, compare_spectra
+from scorefusion.metrics.image import MARGIN, Spectra, compare_spectra, patch_distance, psnr, ssim
 
 MOST = 200.0
 """dB given for a volume without any error, so that means stay finite."""
