@@ -1,7 +1,6 @@
 """The denoising error of each strategy at each noise level.
 
-It shows what fusing gains, where the PSNR of a sample hides it: a better denoiser draws sharper samples, and
-sharpness costs PSNR.
+It shows what fusing gains, where PSNR hides it: a better denoiser's samples are sharper, which costs PSNR.
 """
 
 from __future__ import annotations

@@ -193,7 +193,12 @@ def report_page(
             sections[-1]["image"] = _image(images[heading](summary))
     sections.append({"title": "By spatial frequency", "image": _image(_spectra(summary, rows))})
     for label, number in chosen_subjects(summary, results):
-        case, image = results.cases[number], _image(_subject_picture(results, number, store, rows))
+        keys, case, record = results.keys[number], results.cases[number], results.records[number]
+        names, psnr = [name for name in rows if name in record], METRICS["psnr"]
+        volumes = {name: store.volume(keys[name]) for name in (*names, "truth")}
+        scores = {name: f"{psnr.format(record[name]['psnr'])} {psnr.unit}" for name in names}
+        z, y, x = case["spacing"]
+        image = _image(side_by_side(volumes, (z, y, x), case["data_range"], scores))
         text = f"{case['file']}, box at {case['start']}"
         sections.append({"title": f"{label}: {case['name']}", "text": text, "image": image})
     return render("evaluate.html", sections=sections, **texts)
@@ -210,15 +215,6 @@ def chosen_subjects(summary: Summary, results: Results) -> list[tuple[str, int]]
         return [("The subject", 0)]
     middle = [("Median subject", order[len(order) // 2])] if len(order) > 2 else []
     return [("Best subject", order[-1]), *middle, ("Worst subject", order[0])]
-
-
-def _subject_picture(results: Results, number: int, store: Store, rows: Sequence[str]) -> Any:
-    keys, case, record = results.keys[number], results.cases[number], results.records[number]
-    names, psnr = [name for name in rows if name in record], METRICS["psnr"]
-    volumes = {name: store.volume(keys[name]) for name in (*names, "truth")}
-    scores = {name: f"{psnr.format(record[name]['psnr'])} {psnr.unit}" for name in names}
-    z, y, x = case["spacing"]
-    return side_by_side(volumes, (z, y, x), case["data_range"], scores)
 
 
 def _image(figure: Any) -> str:

@@ -1,8 +1,7 @@
 """Distances of the set of results from the set of truths: FID and MMD of 3D features, and MMD of voxels.
 
-Feature networks: ``random``, a small convolutional one with weights fixed by a seed, which is always there;
-``deepbet``, the encoder of a brain extraction network trained on about 8,000 T1 volumes (Fisch et al. 2024,
-MIT licence), where that package is installed; and any TorchScript file. Maps are averaged over cubes.
+Features are means over cubes of the maps of ``random``, a small network; of ``deepbet``, the encoder of one
+trained on about 8,000 T1 volumes (Fisch et al. 2024, MIT licence), if installed; or of a TorchScript file.
 """
 
 from __future__ import annotations
@@ -188,10 +187,9 @@ def feature_network(name: str) -> FeatureNetwork:
 
 
 def random_network(seed: int) -> Maps:
-    """Three 3D convolutions, 16, 32 and 64 channels, strides 1, 2 and 2, random weights fixed by a seed.
+    """Three 3D convolutions with random weights, normal, of variance 2/fan-in, less their mean.
 
-    Weights are normal, of variance 2/fan-in, less their mean; after each a leaky ReLU of slope 0.2. Random
-    filters tell textures apart (Saxe et al. 2011), and favour no contrast or anatomy.
+    Random filters tell textures apart (Saxe et al. 2011), and favour no contrast or anatomy.
     """
     generator = torch.Generator().manual_seed(seed)
     weights, inputs = [], 1

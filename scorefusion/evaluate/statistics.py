@@ -60,20 +60,14 @@ def intervals(rows: Sequence[Sequence[float]], *, seed: int = 0) -> list[Estimat
     for method in ("BCa", "percentile"):
         open_rows = np.isnan(ends).any(axis=1)
         if count > 1 and open_rows.any():
-            ends[open_rows] = _bootstrap(array[open_rows], method, seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = need("scipy.stats", "a bootstrap interval").bootstrap(
+                    (array[open_rows],), np.mean, axis=-1, confidence_level=CONFIDENCE, method=method,
+                    n_resamples=RESAMPLES, random_state=np.random.default_rng(seed), vectorized=True,
+                ).confidence_interval  # fmt: skip
+            ends[open_rows] = np.stack([found.low, found.high], axis=-1)
     return [Estimate(float(m), float(e[0]), float(e[1]), count) for m, e in zip(means, ends, strict=True)]
-
-
-def _bootstrap(array: np.ndarray, method: str, seed: int) -> np.ndarray:
-    """Ends ``[rows, 2]`` of the intervals; NaN where the method gives none."""
-    bootstrap = need("scipy.stats", "a bootstrap interval").bootstrap
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = bootstrap(
-            (array,), np.mean, axis=-1, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method=method,
-            random_state=np.random.default_rng(seed), vectorized=True,
-        ).confidence_interval  # fmt: skip
-    return np.stack([found.low, found.high], axis=-1)
 
 
 def jackknife(whole: float, without: Sequence[float], count: int) -> Estimate:

@@ -1,7 +1,6 @@
 """Quality against network evaluations: sample volumes with known truth by many solvers, and choose.
 
-PSNR alone would choose one evaluation, the posterior mean, which is too smooth; so every metric that has a
-slack is compared with a reference: many ancestral steps of the same model.
+PSNR alone would choose one evaluation, too smooth; every metric with a slack is compared with a reference.
 """
 
 from __future__ import annotations
@@ -227,26 +226,20 @@ def _measure(subject: Case, volume: np.ndarray, way: SamplingConfig, evaluations
         raise ScoreFusionError(f"the result of {name} with {steps} steps is not finite; compute in float32")
     pair = Pair(volume, subject.truth, subject.data_range)
     figures = {name: value for name, value in measure(pair, "tune").items() if value is not None}
-    spectra = pair.spectra
-    bands = spectra.frequency, spectra.log_ratio, spectra.correlation
-    return Point(way, evaluations, 0.0, figures, *bands)
+    found = pair.spectra
+    return Point(way, evaluations, 0.0, figures, found.frequency, found.log_ratio, found.correlation)
 
 
 def _mean(points: Sequence[Point]) -> Point:
     """The mean over subjects and seeds; spectra of other box sizes are read off at the first's bands."""
     first = points[0]
-
-    def curve(name: str) -> np.ndarray:
-        read = [np.interp(first.frequency, point.frequency, getattr(point, name)) for point in points]
-        return np.asarray(np.mean(read, axis=0))
-
-    return replace(
-        first,
-        seconds=float(np.mean([point.seconds for point in points])),
-        figures={name: float(np.mean([point.figures[name] for point in points])) for name in first.figures},
-        log_ratio=curve("log_ratio"),
-        shells=curve("shells"),
+    log_ratio, shells = (
+        np.mean([np.interp(first.frequency, p.frequency, getattr(p, name)) for p in points], axis=0)
+        for name in ("log_ratio", "shells")
     )
+    seconds = float(np.mean([point.seconds for point in points]))
+    figures = {name: float(np.mean([point.figures[name] for point in points])) for name in first.figures}
+    return replace(first, seconds=seconds, figures=figures, log_ratio=log_ratio, shells=shells)
 
 
 def table_text(curve: Curve) -> str:
@@ -298,10 +291,7 @@ def write_results(
         "strategy": strategy,
         "seeds": seeds,
         "computed": computed,
-        "subjects": [
-            {"name": subject.file, "start": subject.box.start, "stop": subject.box.stop}
-            for subject in subjects
-        ],
+        "subjects": [{"name": s.file, "start": s.box.start, "stop": s.box.stop} for s in subjects],
         "chosen": None if curve.chosen is None else _record(curve.chosen),
         "reference": _record(curve.reference),
         "own": _record(curve.own),
@@ -355,11 +345,10 @@ def curve_figure(curve: Curve, title: str) -> Any:
     rows = -(-(len(metrics) + 3) // 4)
     figure = need("matplotlib.figure", "a figure").Figure(figsize=(18, 4.25 * rows), layout="constrained")
     axes = list(figure.subplots(rows, 4).flat)
-    lines = _lines(curve.points)
     for axis, metric in zip(axes, metrics, strict=False):
-        _against_evaluations(axis, curve, lines, metric)
+        _against_evaluations(axis, curve, metric)
     both, bands, *rest = axes[len(metrics) :]
-    _both_at_once(both, curve, lines)
+    _both_at_once(both, curve)
     _by_band(bands, curve)
     for axis in rest:
         axis.set_axis_off()
@@ -368,13 +357,11 @@ def curve_figure(curve: Curve, title: str) -> Any:
     return figure
 
 
-def _against_evaluations(
-    axis: Any, curve: Curve, lines: dict[tuple[str, str], list[Point]], metric: Metric
-) -> None:
+def _against_evaluations(axis: Any, curve: Curve, metric: Metric) -> None:
     """One metric against evaluations below, and seconds above."""
-    for key, points in lines.items():
+    for look, points in _lines(curve.points):
         values = [point.figures[metric.name] for point in points]
-        axis.plot([point.evaluations for point in points], values, **_look(lines, key))
+        axis.plot([point.evaluations for point in points], values, **look)
     reference = curve.reference
     axis.axhline(reference.figures[metric.name], color="black", linewidth=0.9, linestyle=(0, (6, 2)))
     if curve.chosen is not None:
@@ -393,21 +380,18 @@ def _against_evaluations(
     seconds.tick_params(labelsize=7)
 
 
-def _both_at_once(axis: Any, curve: Curve, lines: dict[tuple[str, str], list[Point]]) -> None:
+def _both_at_once(axis: Any, curve: Curve) -> None:
     """PSNR against the spectrum error; what is no worse than the reference in both lies in the shade."""
     x, y = METRICS["spectrum"], METRICS["psnr"]
 
     def place(point: Point) -> tuple[float, float]:
         return point.figures[x.name], point.figures[y.name]
 
-    for key, points in lines.items():
-        look = _look(lines, key)
-        axis.plot(*zip(*map(place, points), strict=True), label=", ".join(key), **look)
+    for look, points in _lines(curve.points):
+        axis.plot(*zip(*map(place, points), strict=True), **look)
+        style = {"textcoords": "offset points", "fontsize": 6, "color": look["color"]}
         for point in points:
-            axis.annotate(
-                str(point.evaluations), place(point), (3, 2), textcoords="offset points", fontsize=6,
-                color=look["color"],
-            )  # fmt: skip
+            axis.annotate(str(point.evaluations), place(point), (3, 2), **style)
     ends = place(curve.reference)
     axis.plot(*ends, "D", color="black", zorder=5, label=f"{curve.reference.evaluations} ancestral steps")
     if curve.chosen is not None:
@@ -431,26 +415,20 @@ def _by_band(axis: Any, curve: Curve) -> None:
     axis.legend(fontsize=7)
 
 
-def _look(lines: dict[tuple[str, str], list[Point]], key: tuple[str, str]) -> dict[str, Any]:
-    solvers, ranges = (list(dict.fromkeys(names)) for names in zip(*lines, strict=True))
-    return {
-        "color": _COLOURS[solvers.index(key[0]) % len(_COLOURS)],
-        "linestyle": _STYLES[ranges.index(key[1]) % len(_STYLES)],
-        "marker": "o",
-        "markersize": 3.5,
-        "linewidth": 1.2,
-    }
-
-
-def _lines(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
-    """Points by (solver, noise range), in the order of their evaluations; one evaluation begins all lines."""
+def _lines(points: Sequence[Point]) -> list[tuple[dict[str, Any], list[Point]]]:
+    """Points by solver (colour) and noise range (style), cheapest first; one evaluation begins all lines."""
     lines: dict[tuple[str, str], list[Point]] = {}
     for point in points:
         lines.setdefault((solver_name(point.sampling), noise_range(point.sampling)), []).append(point)
     first = {point.sampling.sigma_max: point for point in points if point.evaluations == 1}
-    for line in lines.values():
+    colours = dict(zip(dict.fromkeys(solver for solver, _ in lines), itertools.cycle(_COLOURS), strict=False))
+    styles = dict(zip(dict.fromkeys(levels for _, levels in lines), itertools.cycle(_STYLES), strict=False))
+    found = []
+    for (solver, levels), line in lines.items():
         start = first.get(line[0].sampling.sigma_max)
         if start is not None and line[0].evaluations > 1:
             line.append(start)
-        line.sort(key=lambda point: point.evaluations)
-    return lines
+        look: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.2}
+        look |= {"color": colours[solver], "linestyle": styles[levels], "label": f"{solver}, {levels}"}
+        found.append((look, sorted(line, key=lambda point: point.evaluations)))
+    return found
