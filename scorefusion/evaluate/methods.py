@@ -266,12 +266,10 @@ def choose_baselines(text: str | None, config: ModelConfig, *, fitted: bool = Fa
 
     ``fitted`` says whether there are subjects to fit a regression on.
     """
-    degradation = config.degradation
+    degradation, valid = config.degradation, ["input", REGRESSION][: 1 + fitted]
     if degradation.measures:
         inverse = () if degradation.inverse_is_nearest else ("pseudo-inverse",)
-        valid: tuple[str, ...] = (*(BASELINES if degradation.coarse else ()), *inverse)
-    else:
-        valid = ("input", REGRESSION) if fitted else ("input",)
+        valid = [*(BASELINES if degradation.coarse else ()), *inverse]
     names = valid if text is None else _known_names("baseline", text, valid)
     return [Method(name, "baseline") for name in names]
 

@@ -131,9 +131,9 @@ def evaluate(
         BadInput: for a file that cannot be used.
         ScoreFusionError: if a result is not finite.
     """
-    cost = sum(_cost(method, settings) for method in methods)
-    cost += DENOISE_COST * (1 + len(others)) * settings.denoise
-    work = Work(callback, max(1, cost * len(subjects)))
+    costs = [0 if m.run is None else m.run.cost * len(m.table) * settings.samples for m in methods]
+    total = sum(costs) + DENOISE_COST * (1 + len(others)) * settings.denoise
+    work = Work(callback, max(1, total * len(subjects)))
     cases, records, keys = [], [], []
     denoising: list[dict[str, dict[str, list[float]]]] = []
     device = next(main.model.parameters()).device
@@ -141,9 +141,9 @@ def evaluate(
         turn = _Turn(read_case(subject, main.config, where, device=device), store, settings, regression)
         measured: dict[str, dict[str, Any]] = {}
         stored = turn.truth()
-        for method in methods:
+        for method, cost in zip(methods, costs, strict=True):
             measured[method.name], stored[method.name] = turn.run(method, measured)
-            work.add(_cost(method, settings))
+            work.add(cost)
         cases.append(describe_case(turn.case))
         records.append(measured)
         keys.append(stored)
@@ -312,7 +312,3 @@ class _Turn:
         each = float(np.median(own)) if own else None
         evaluations = len(method.table) * self.settings.samples
         return volume, elapsed if each is None else each * evaluations, each
-
-
-def _cost(method: Method, settings: Settings) -> int:
-    return 0 if method.run is None else method.run.cost * len(method.table) * settings.samples

@@ -65,7 +65,20 @@ def set_distances(
             found[row][f"fid {network.name}"] = _estimate(len(true), partial(_frechet, moments))
             exact = [[each.astype(np.float64) for each in several] for several in (crowds, true)]
             found[row][f"mmd {network.name}"] = _estimate(len(true), partial(_discrepancy, exact, width))
-    _add_voxels(found, keys, store, persons)
+    # Of the normalised volumes themselves: one kernel width for all rows, as for features.
+    truths = [store.volume(each["truth"]) for each in keys]
+    members = gather(range(len(keys)), persons)
+    if len(members) < 2 or len({truth.shape for truth in truths}) > 1:
+        return found
+    within = _apart(truths, truths)
+    width = _median(within)
+    if not width > 0.0:
+        return found
+    for row, figures in found.items():
+        results = [store.volume(each[row]) for each in keys]
+        terms = paired_terms(_apart(results, results), within, _apart(results, truths), width)
+        between = [[terms[np.ix_(one, other)].mean() for other in members] for one in members]
+        figures["mmd voxels"] = _estimate(len(members), partial(_paired, np.array(between)))
     return found
 
 
@@ -81,25 +94,6 @@ def _frechet(both: Sequence[Sequence[Moments]], kept: Sequence[int]) -> float:
 def _discrepancy(both: Sequence[Crowds], width: float, kept: Sequence[int]) -> float:
     one, other = (np.concatenate([several[k] for k in kept]) for several in both)
     return discrepancy(one, other, width)
-
-
-def _add_voxels(
-    found: dict[str, dict[str, Estimate]], keys: Keys, store: Store, persons: Sequence[str]
-) -> None:
-    """Discrepancy of the normalised volumes themselves, one kernel width for all rows as for features."""
-    truths = [store.volume(each["truth"]) for each in keys]
-    members = gather(range(len(keys)), persons)
-    if len(members) < 2 or len({truth.shape for truth in truths}) > 1:
-        return
-    within = _apart(truths, truths)
-    width = _median(within)
-    if not width > 0.0:
-        return
-    for row, figures in found.items():
-        results = [store.volume(each[row]) for each in keys]
-        terms = paired_terms(_apart(results, results), within, _apart(results, truths), width)
-        between = [[terms[np.ix_(one, other)].mean() for other in members] for one in members]
-        figures["mmd voxels"] = _estimate(len(members), partial(_paired, np.array(between)))
 
 
 def _paired(terms: np.ndarray, kept: Sequence[int]) -> float:
