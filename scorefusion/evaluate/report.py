@@ -130,7 +130,7 @@ def write_report(
     content = _finite(_record(summary, results, about.facts()))
     write_text(folder / "summary.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     page, texts = folder / "report.html", {"title": title, "head": about.head, "notes": notes}
-    return try_to_write(page, lambda: write_text(page, report_page(summary, results, store, made, **texts)))
+    return try_to_write(page, lambda: write_text(page, report_page(summary, results, store, made, texts)))
 
 
 def _record(summary: Summary, results: Results, facts: dict[str, Any]) -> dict[str, Any]:
@@ -178,9 +178,9 @@ def _sampler(contender: Contender) -> str:
 
 
 def report_page(
-    summary: Summary, results: Results, store: Store, tables: Sequence[Table], **texts: Any
+    summary: Summary, results: Results, store: Store, tables: Sequence[Table], texts: dict[str, Any]
 ) -> str:
-    """Return one HTML page that refers to nothing outside itself, with title, head and notes as texts."""
+    """Return one HTML page that refers to nothing outside itself; texts are its title, head and notes."""
     rows = _columns_of([line.name for line in summary.lines], summary.main)
     images = {
         "How much like true volumes, and at what cost": _figures_by_row,
