@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from scorefusion.batch.items import Item, Problem, shown
 from scorefusion.data import stem
-from scorefusion.errors import BadInput
+from scorefusion.errors import BadInput, one_line
 from scorefusion.io.atomic import written_beside
 from scorefusion.io.formats import companions, format_of
 from scorefusion.io.placeholders import check_fetched
@@ -49,15 +49,16 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(.+)")
 
 def name_problem(name: str, ending: str) -> Problem | None:
     """Return why a name from a table, without ending and folder, cannot name a file; None if it can."""
-    fix = "Use letters, digits, '-', '_' and '.'."
-    text = shown(name).encode("unicode_escape").decode("ascii")
     if not name or name.startswith("."):
-        return Problem(f"'{text}' is no name for a file: it is empty or begins with '.'", fix)
-    if any(character in '/\\:*?"<>|' or ord(character) < 32 for character in name):
-        return Problem(f"'{text}' is no name for a file: it holds a separator or a special character", fix)
-    if name.endswith((" ", ".")) or _RESERVED.fullmatch(name):
-        return Problem(f"'{text}' is a name that some systems reserve", fix)
-    return length_problem(name + ending)
+        why = "is no name for a file: it is empty or begins with '.'"
+    elif any(character in '/\\:*?"<>|' or ord(character) < 32 for character in name):
+        why = "is no name for a file: it holds a separator or a special character"
+    elif name.endswith((" ", ".")) or _RESERVED.fullmatch(name):
+        why = "is a name that some systems reserve"
+    else:
+        return length_problem(name + ending)
+    text = shown(name).encode("unicode_escape").decode("ascii")
+    return Problem(f"'{text}' {why}", "Use letters, digits, '-', '_' and '.'.")
 
 
 def length_problem(name: str) -> Problem | None:
@@ -86,22 +87,16 @@ def side_path(output: Path, kind: str) -> Path:
 
 @dataclass(frozen=True)
 class Identity:
-    """Stamps of an item's files from before they were read, their hashes, and that of all that decides bits.
+    """What tells an item's files, and with them its translation, from others."""
 
-    ``seconds`` is the time that hashing took.
-    """
-
-    stamps: tuple[Stamp, ...]
+    stamps: tuple[Stamp, ...]  #: of the files, from before they were read
     hashes: tuple[str, ...]
-    work: str
-    seconds: float
+    work: str  #: hash of all that decides bits
+    seconds: float  #: that hashing took
 
 
 def identify(item: Item, recipe: Mapping[str, Any], known: KnownHash | None = None) -> Identity:
-    """Hash the files of an item without a problem, and with them the recipe of its translation.
-
-    ``known`` gives the hash of a file with this stamp, if it was hashed before.
-    """
+    """Hash an item's files, those but for which ``known`` has a hash, and the recipe of its translation."""
     start = time.perf_counter()
     stamps = tuple(input_stamp(file) for file in item.files)
     pairs = zip(item.files, stamps, strict=True)
@@ -113,12 +108,8 @@ def identify(item: Item, recipe: Mapping[str, Any], known: KnownHash | None = No
 def input_stamp(file: Path) -> Stamp:
     """Return the stamp of an input file."""
     check_fetched(file)
-    try:
+    with _reading(file):
         return stamp_of(file)
-    except FileNotFoundError:
-        raise BadInput(file, "does not exist", "Check its name.") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(file, f"cannot be read ({error})", "Check its name and permissions.") from None
 
 
 def stamp_of(path: str | os.PathLike[str]) -> Stamp:
@@ -157,16 +148,21 @@ def _combine(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        problem = "does not exist" if missing else f"cannot be read ({one_line(error)})"
+        raise BadInput(path, problem, "Check its name and permissions.") from error
+
+
 def _hash(path: str | os.PathLike[str]) -> str:
     digest = hashlib.sha256()
-    try:
-        with open(path, "rb", buffering=0) as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        problem = "does not exist" if missing else f"cannot be read ({error.strerror or error})"
-        raise BadInput(path, problem, "Check its name and permissions.") from error
+    with _reading(path), open(path, "rb", buffering=0) as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -181,31 +177,12 @@ def store_image(image: Any, path: Path, level: int = 1) -> tuple[int, str]:
     The ending chooses the format, ``level`` from 0 to 9 the compression. No time and no name goes into it.
     """
     with written_beside(path) as beside:
-        if not path.name.lower().endswith(".nii.gz"):
-            format_of(path).write(image, beside, level)
-            return beside.stat().st_size, hash_file(beside)
-        with beside.open("wb") as file:
-            sink = _Hashed(file)
-            with gzip.GzipFile("", "wb", level, sink, mtime=0) as stream:
+        if path.name.lower().endswith(".nii.gz"):
+            with beside.open("wb") as file, gzip.GzipFile("", "wb", level, file, mtime=0) as stream:
                 image.to_stream(stream)
-    return sink.count, sink.digest.hexdigest()
-
-
-class _Hashed(io.RawIOBase):
-    """Passes on what is written, counted and hashed."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.count, self.digest = file, 0, hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self.file.write(view)
-        self.digest.update(view)
-        self.count += view.nbytes
-        return view.nbytes
+        else:
+            format_of(path).write(image, beside, level)
+        return beside.stat().st_size, hash_file(beside)
 
 
 def remove_leftovers(outputs: Iterable[Path]) -> None:

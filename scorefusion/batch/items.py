@@ -104,7 +104,6 @@ class Shard:
     count: int
 
     def __post_init__(self) -> None:
-        """Validate the shard number."""
         if not 1 <= self.number <= self.count:
             raise ScoreFusionError(f"a shard is i/n with 1 ≤ i ≤ n, got {self}")
 
@@ -162,11 +161,9 @@ class StopFlag:
 
 
 def stop_for(error: BaseException, place: str) -> Stopped | None:
-    """Classify an error met while writing: a system error stops the run, an item error gives None.
+    """Return why an error met while writing to ``place`` stops the run; None where it fails one item.
 
-    Args:
-        error: as it was raised; a :class:`ScoreFusionError` made from a system error counts as that one.
-        place: what was being written to.
+    A :class:`ScoreFusionError` made from a system error counts as that one.
     """
     cause = error.__cause__ if isinstance(error, ScoreFusionError) else error
     if isinstance(cause, sqlite3.Error):
@@ -183,6 +180,8 @@ def failure(item: Item, error: BaseException | Problem, work: str | None = None)
     return Outcome(item.name, work=work, error=shown(problem.error), fix=shown(problem.fix) or None)
 
 
-def shown(path: str | Path) -> str:
-    """Return a path as text that any Unicode encoding takes, bytes that are not UTF-8 as ``\\udc80``."""
+def shown(path: str | Path, root: Path | None = None) -> str:
+    """Return a path, below ``root`` where it lies there, as text; bytes that are not UTF-8 as ``\\udc80``."""
+    if root is not None and Path(path).is_relative_to(root):
+        path = Path(path).relative_to(root).as_posix()
     return str(path).encode("utf-8", "backslashreplace").decode()

@@ -31,9 +31,6 @@ def unusual(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
     1.4826 times the median absolute deviation, or 1.2533 times the mean absolute one where over half of the
     scans are alike (Iglewicz and Hoaglin, 1993). See :data:`RARE`, :data:`SHARE` and :data:`SMALLEST` for
     what is not.
-
-    Args:
-        entries: the batch; only what is done counts.
     """
     done = [entry for entry in entries if entry.state == "done"]
     flags: dict[str, dict[str, str]] = {}
@@ -80,10 +77,8 @@ def duration(seconds: float) -> str:
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole, minutes = round(seconds), round(seconds / 60)
-    if whole < 60:
-        return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
+        return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,8 @@ class Entry(Outcome):
 class Queue:
     """One shard's items. Safe to use from several threads, by one process at a time (:class:`FolderLock`).
 
-    Args:
-        path: the database; made if missing. A damaged one is renamed, and a new one begun.
-
-    Raises:
-        OSError, sqlite3.Error: if it cannot be written.
+    The database at ``path`` is made if missing; a damaged one is renamed, and a new one begun. Raises
+    ``OSError`` or ``sqlite3.Error`` where it cannot be written.
     """
 
     def __init__(self, path: Path):
@@ -80,7 +77,7 @@ class Queue:
         What was running when the last run ended waits again.
         """
         rows = [
-            (item.name, place, json.dumps(item.inputs), _below(item.output, out))
+            (item.name, place, json.dumps(item.inputs), shown(item.output, out))
             for place, item in enumerate(items)
         ]
         listing = (
@@ -177,11 +174,11 @@ def known_facts(state: Path) -> dict[str, str]:
     """Return the facts of the readable queues in a state folder, whoever may be writing them."""
     facts: dict[str, str] = {}
     for path in queue_files(state):
-        try:
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-                facts |= dict(db.execute("SELECT key, value FROM facts").fetchall())
-        except sqlite3.Error:
-            continue
+        with (
+            suppress(sqlite3.Error),
+            closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db,
+        ):
+            facts |= dict(db.execute("SELECT key, value FROM facts").fetchall())
     return facts
 
 
@@ -189,19 +186,15 @@ def merged_entries(state: Path) -> tuple[list[Entry], dict[str, str]]:
     """Return the latest entry on each item from all queues in a state folder, and the facts."""
     latest: dict[str, Entry] = {}
     facts: dict[str, str] = {}
-    paths = queue_files(state)
-    if not paths:
+    if not (paths := queue_files(state)):
         raise BadInput(state, "holds no queue", "Translate something into this folder first.")
     for path in paths:
         try:
-            queue = Queue(path)
-            try:
+            with closing(Queue(path)) as queue:
                 facts |= queue.facts()
                 for entry in queue.entries(pictures=True):
                     if entry.name not in latest or entry.changed >= latest[entry.name].changed:
                         latest[entry.name] = entry
-            finally:
-                queue.close()
         except (OSError, sqlite3.Error) as error:
             raise BadInput(path, f"cannot be read ({error})", "Run its shard again.") from error
     return sorted(latest.values(), key=lambda entry: entry.name), facts
@@ -232,21 +225,13 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
 
 def _entry(row: Sequence[Any]) -> Entry:
     """Return an entry from its columns in the order of its fields; NULL leaves a field's default."""
-    values = {field.name: value for field, value in zip(fields(Entry), row, strict=True) if value is not None}
-    for name in _JSON:
-        if name in values:
-            values[name] = json.loads(values[name])
-    for name in ("warnings", "inputs"):
-        values[name] = tuple(values.get(name, ()))
-    return Entry(**values)
+    named = {field.name: value for field, value in zip(fields(Entry), row, strict=True) if value is not None}
+    values = {name: json.loads(value) if name in _JSON else value for name, value in named.items()}
+    return Entry(**values | {name: tuple(values.get(name, ())) for name in ("warnings", "inputs")})
 
 
 def _bytes(path: Path) -> bytes:
     return str(path.absolute()).encode("utf-8", "surrogateescape")
-
-
-def _below(output: Path, out: Path) -> str:
-    return shown(output.relative_to(out)) if output.is_relative_to(out) else shown(output)
 
 
 _UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
@@ -266,21 +251,16 @@ class FolderLock:
         self._exclusive: Path | None = None
 
     def take(self, *, flock: bool = True, shared: bool = False) -> str | None:
-        """Take the lock.
+        """Take the lock, ``shared`` with others that share it; note a run that did not release it.
 
-        Args:
-            flock: False to act as if the file system did not support it.
-            shared: together with others that share it.
-
-        Returns:
-            A note about a run that ended without releasing it, or None.
+        Without ``flock``: as if the file system did not support it.
         """
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not (flock and _flock(self._file, shared)) and not shared:
                 self._take_exclusively()
         except BlockingIOError:
-            refusal = self._refusal(self._holder())
+            refusal = self._refusal(self._holder(), "Wait for it, or choose another folder.")
             self._close()
             raise refusal from None
         except BaseException:
@@ -301,10 +281,8 @@ class FolderLock:
         """Release the lock."""
         if self._file is None:
             return
-        try:
+        with suppress(OSError):  # a full or vanished disk: the next run notes that this one did not say so
             os.ftruncate(self._file, 0)
-        except OSError:
-            pass  # A full or vanished disk: the next run notes that this one ended without saying so.
         if self._exclusive is not None:
             self._exclusive.unlink(missing_ok=True)
             self._exclusive = None
@@ -328,15 +306,12 @@ class FolderLock:
     def _holder(self) -> dict[str, Any]:
         assert self._file is not None
         os.lseek(self._file, 0, os.SEEK_SET)
-        try:
+        holder = None
+        with suppress(ValueError):
             holder = json.loads(os.read(self._file, 4096) or b"{}")
-        except ValueError:
-            return {}
         return holder if isinstance(holder, dict) else {}
 
-    def _refusal(
-        self, holder: dict[str, Any], fix: str = "Wait for it, or choose another folder."
-    ) -> BadInput:
+    def _refusal(self, holder: dict[str, Any], fix: str) -> BadInput:
         return BadInput(self.path.parent.parent, f"is being written to by another run ({_who(holder)})", fix)
 
     def _close(self) -> None:
@@ -372,8 +347,6 @@ def _alive(pid: int) -> bool:
         return pid > 0
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True

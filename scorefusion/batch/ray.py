@@ -115,15 +115,11 @@ class Cluster:
         if not self.elsewhere:
             return work.recipe()
         ray = need("ray", "--ray")
-        task = ray.remote(_recipe).options(num_cpus=self.cpus, num_gpus=self.gpus)
+        task = ray.remote(Work.recipe).options(num_cpus=self.cpus, num_gpus=self.gpus)
         try:
             return ray.get(task.remote(work))
         except ray.exceptions.RayTaskError as error:
             raise ScoreFusionError(f"a machine of the Ray cluster cannot do it ({error.cause})") from error
-
-
-def _recipe(work: Work) -> dict[str, Any]:
-    return work.recipe()
 
 
 @contextmanager
@@ -132,13 +128,9 @@ def connected(
 ) -> Iterator[Cluster]:
     """Connect to a Ray cluster, or start Ray on this machine and stop it at the end.
 
-    What is started answers only to those who have its token, which this process makes.
-
-    Args:
-        address: of a cluster, as ``ray.init`` takes it, or ``auto``; ``local`` starts Ray. A
-            connection that this process has already is used and kept.
-        device: ``cpu``, ``cuda`` or ``auto``: GPUs where there are any.
-        workers: how many at most; None for one on each GPU, without GPUs one on each machine.
+    What is started answers only to those who have its token, which this process makes. ``address`` is as
+    ``ray.init`` takes it, or ``local``; a connection that this process has already is used and kept.
+    ``workers`` is None for one on each GPU, without GPUs one on each machine.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ScoreFusionError(f"with Ray a device is auto, cpu or cuda; Ray chooses which; got '{device}'")
@@ -227,16 +219,11 @@ class RayRun:
         self.ray = need("ray", "--ray")
         self.cluster, self.recipe, self.journal = cluster, recipe, journal
         self.work = replace(work, dtype=str(recipe["dtype"]))
-        self.verify, self.between = verify, between
+        self.verify, self.between, self.device = verify, between, cluster.device
         self._seats: list[_Seat] = []
         self._waiting: deque[Item] = deque()
         self._lost: Counter[str] = Counter()
         self._stillborn = 0
-
-    @property
-    def device(self) -> str:
-        """Where the models are."""
-        return self.cluster.device
 
     def go(self, items: Sequence[Item], before: Mapping[str, Entry]) -> None:
         """Translate items; see :meth:`.run.Run.go`."""
@@ -253,8 +240,7 @@ class RayRun:
                 if patient and len(asked) == len(self._seats) and time.monotonic() > start + _PATIENCE:
                     patient = False
                     if all(seat.opening is not None for seat in self._seats):
-                        text = "no worker is up yet; the Ray cluster may be full"
-                        self.journal.events.emit("note", text=text)
+                        self.journal.note("no worker is up yet; the Ray cluster may be full")
                 if self.between is not None:
                     self.between()
         except BaseException as error:
@@ -274,14 +260,22 @@ class RayRun:
                 if seat.opening is None and len(seat.flights) < depth and (item := self._next(before)):
                     seat.flights.append((seat.actor.translate.remote(_absolute(item)), item))
                     if len(seat.flights) == 1:
-                        self.journal.started(item)
+                        self.journal.mark(item, "running")
         left = len(self._waiting) + sum(len(seat.flights) for seat in self._seats)
         for seat in [seat for seat in self._seats if not seat.flights]:
             if len(self._seats) > left:
                 self._seats.remove(seat)
                 self.ray.kill(seat.actor)
         while len(self._seats) < min(self.cluster.workers, left):
-            self._seats.append(self._start())
+            kind = self.ray.remote(
+                num_cpus=self.cluster.cpus,
+                num_gpus=self.cluster.gpus,
+                max_restarts=LOSSES - 1,
+                max_task_retries=0,
+                concurrency_groups={"control": 1},
+            )(RayWorker)
+            actor = kind.remote(self.work, self.journal.out.absolute(), self.recipe, scorefusion.__version__)
+            self._seats.append(_Seat(actor, _open(actor)))
         return left > 0
 
     def _next(self, before: Mapping[str, Entry]) -> Item | None:
@@ -289,32 +283,18 @@ class RayRun:
         while self._waiting:
             self.journal.stop.check()
             item = self._waiting.popleft()
-            if not self._is_kept(item, before.get(item.name)):
+            entry, queue = before.get(item.name), self.journal.queue
+            if entry is None or entry.state != "done":
+                return item
+            try:
+                identity = identify(item, self.recipe, None if self.verify else queue.known_hash)
+            except ScoreFusionError:
+                return item  # The worker says what is wrong.
+            self.journal.identified(item, identity)
+            if not is_current(entry, item, identity.work, queue, hashing=True, verify=self.verify):
                 return item
             self.journal.kept(item)
         return None
-
-    def _is_kept(self, item: Item, entry: Entry | None) -> bool:
-        if entry is None or entry.state != "done":
-            return False
-        queue = self.journal.queue
-        try:
-            identity = identify(item, self.recipe, None if self.verify else queue.known_hash)
-        except ScoreFusionError:
-            return False  # The worker says what is wrong.
-        self.journal.identified(item, identity)
-        return is_current(entry, item, identity.work, queue, hashing=True, verify=self.verify)
-
-    def _start(self) -> _Seat:
-        kind = self.ray.remote(
-            num_cpus=self.cluster.cpus,
-            num_gpus=self.cluster.gpus,
-            max_restarts=LOSSES - 1,
-            max_task_retries=0,
-            concurrency_groups={"control": 1},
-        )(RayWorker)
-        actor = kind.remote(self.work, self.journal.out.absolute(), self.recipe, scorefusion.__version__)
-        return _Seat(actor, _open(actor))
 
     def _take(self, answer: Any, seat: _Seat) -> None:
         """Record an answer that is there."""
@@ -346,7 +326,7 @@ class RayRun:
         if answer.identity is not None:
             self.journal.identified(item, answer.identity)
         if answer.stopped is not None:
-            self.journal.requeued(item)
+            self.journal.mark(item, "waiting")
             raise Stopped(*answer.stopped)
         assert answer.outcome is not None
         self.journal.ended(item, answer.outcome)
@@ -357,7 +337,7 @@ class RayRun:
         _, item = seat.flights[place]
         del seat.flights[place]
         if place == 0 and seat.flights:
-            self.journal.started(seat.flights[0][1])
+            self.journal.mark(seat.flights[0][1], "running")
         return item
 
     def _lose(self, seat: _Seat, error: Exception) -> None:
@@ -366,14 +346,14 @@ class RayRun:
         seat.flights.clear()
         seat.opening = _open(seat.actor)
         for item in reversed(items):
-            self.journal.requeued(item)
+            self.journal.mark(item, "waiting")
             self._waiting.appendleft(item)
         if not items:
             return
         first = self._waiting[0]
         self._lost[first.name] += 1
         if self._lost[first.name] < LOSSES:
-            self.journal.events.emit("note", text=f"a worker died at {first.name}, which is put back")
+            self.journal.note(f"a worker died at {first.name}, which is put back")
             return
         self._waiting.popleft()
         problem = f"{LOSSES} workers died at it, the last one: {_line(error)}"
@@ -391,7 +371,7 @@ class RayRun:
             try:
                 self._record(item, self.ray.get(answer, timeout=max(0.0, end - time.monotonic())))
             except (Stopped, self.ray.exceptions.RayError):
-                self.journal.requeued(item)
+                self.journal.mark(item, "waiting")
 
 
 def _open(actor: Any) -> Any:

@@ -84,14 +84,15 @@ def write_report(out: Path, *, key: str = "") -> Path:
         BadInput: if there is no queue, or the page cannot be written.
     """
     entries, facts = merged_entries(out / STATE)
-    shown = {**json.loads(facts.get("report", "{}")), "written": time.strftime("%Y-%m-%d %H:%M")}
-    title = f"scorefusion: {out.resolve().name}"
+    shown = {
+        "title": f"scorefusion: {out.resolve().name}",
+        "facts": {**json.loads(facts.get("report", "{}")), "written": time.strftime("%Y-%m-%d %H:%M")},
+        "ignored": json.loads(facts.get("ignored", "[]")),
+    }
     final = out / REPORT
-    ignored = json.loads(facts.get("ignored", "[]"))
     if final.is_symlink():  # perhaps onto another file system, where nothing can be renamed to
-        return write_page(final, entries, title=title, facts=shown, ignored=ignored)
-    temporary = out / STATE / f"report{key}.html"
-    write_page(temporary, entries, title=title, facts=shown, ignored=ignored)
+        return write_page(final, entries, **shown)
+    temporary = write_page(out / STATE / f"report{key}.html", entries, **shown)
     try:
         replace_file(temporary, final)
     except OSError as error:
@@ -100,20 +101,12 @@ def write_report(out: Path, *, key: str = "") -> Path:
     return final
 
 
-def write_page(
-    path: str | os.PathLike[str],
-    entries: Sequence[Entry],
-    *,
-    title: str,
-    facts: Mapping[str, str],
-    ignored: Sequence[str] = (),
-) -> Path:
-    """Write :func:`report_page` beside ``path`` and rename it; return the path."""
-    final = Path(path)
-    text = report_page(entries, title=title, facts=facts, ignored=ignored)
-    with written_beside(final) as beside:
+def write_page(path: Path, entries: Sequence[Entry], **shown: Any) -> Path:
+    """Write :func:`report_page`, with these arguments, to a file; return its path."""
+    text = report_page(entries, **shown)
+    with written_beside(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
-    return final
+    return path
 
 
 def report_page(
@@ -122,24 +115,20 @@ def report_page(
     """Return the report of a batch as one HTML page; the same entries give the same text.
 
     Failures come first, then outliers (:func:`.outliers.unusual`), then the rest, each in the order given.
-
-    Args:
-        entries: one for each scan; outputs are linked relative to the page.
-        title: heads the page.
-        facts: what holds for all of the batch: model, settings, when it was started.
-        ignored: names of the files that were left out, all of which are listed.
+    ``facts`` hold for all of the batch; all files that were left out, ``ignored``, are listed.
     """
     unusual = outliers.unusual(entries)
-    states = ["outlier" if entry.name in unusual else _state(entry) for entry in entries]
-    order = sorted(range(len(entries)), key=lambda place: _RANK[states[place]])
+    known = {entry.name: entry.state if entry.state in _RANK else "waiting" for entry in entries}
+    states = known | dict.fromkeys(unusual, "outlier")
+    ordered = sorted(entries, key=lambda entry: _RANK[states[entry.name]])
     figures = outliers.figures(entries)
-    rows = [_row(entries[place], states[place], figures, unusual) for place in order]
+    rows = [_row(entry, states[entry.name], figures, unusual.get(entry.name, {})) for entry in ordered]
     labels = [clean(LABELS.get(figure, figure[:1].upper() + figure[1:])) for figure in figures]
     charts = [_histogram(entries, figure) for figure in ("residual", "seconds")]
     return render(
         "batch.html",
         title=title,
-        counts=Counter(states),
+        counts=Counter(states.values()),
         times=_times(entries),
         facts=facts,
         ignored=ignored,
@@ -147,27 +136,19 @@ def report_page(
         data={"figures": labels, "columns": COLUMNS, "rows": rows},
         pictures=[
             (number, _picture(entry, entry.before), _picture(entry, entry.after))
-            for number, entry in enumerate(entries[place] for place in order)
+            for number, entry in enumerate(ordered)
             if entry.before or entry.after
         ],
     )
 
 
-def _state(entry: Entry) -> str:
-    return entry.state if entry.state in ("done", "failed") else "waiting"
-
-
-def _row(
-    entry: Entry, state: str, figures: Sequence[str], unusual: Mapping[str, Mapping[str, str]]
-) -> dict[str, Any]:
+def _row(entry: Entry, state: str, figures: Sequence[str], flags: Mapping[str, str]) -> dict[str, Any]:
     """Return what the page's script gets of a scan; it shows all text as it stands here."""
-    flags = unusual.get(entry.name, {})
     warnings = [clean(text) for text in entry.warnings[:MOST]]
     if len(entry.warnings) > MOST:
         warnings.append(f"and {len(entry.warnings) - MOST} more")
     inputs = "" if entry.inputs in ((), (entry.name,)) else f"from {clean(', '.join(entry.inputs[:3]))}"
-    if inputs and len(entry.inputs) > 3:
-        inputs += f" and {len(entry.inputs) - 3} more"
+    inputs += f" and {len(entry.inputs) - 3} more" if len(entry.inputs) > 3 else ""
     link = _link(entry.output) if entry.state == "done" else ""
     return {
         "name": clean(entry.name),
@@ -191,10 +172,7 @@ def _figure(figure: str, value: float | None, unusual: bool) -> tuple[float | No
 
 
 def _link(output: str) -> str:
-    """Return a relative URL, empty for a file outside the report's folder.
-
-    A colon, a hash, a question mark and bytes that are not UTF-8 are percent-encoded.
-    """
+    """Return a relative URL, percent-encoded, of a file; empty for one outside the report's folder."""
     place = PurePath(output)
     if not output or place.is_absolute() or ".." in place.parts:
         return ""
@@ -204,12 +182,9 @@ def _link(output: str) -> str:
 def _picture(entry: Entry, picture: bytes | None) -> Markup | str:
     if not picture:
         return ""
-    kind = _KINDS.get(picture[:4])
-    if kind is None:
-        raise ScoreFusionError(
-            f"the thumbnail of {entry.name} is neither WebP nor JPEG; make it by thumbnails.strip"
-        )
-    return data_url(kind, picture)
+    if kind := _KINDS.get(picture[:4]):
+        return data_url(kind, picture)
+    raise ScoreFusionError(f"the thumbnail of {entry.name} is neither WebP nor JPEG; use thumbnails.strip")
 
 
 def _times(entries: Iterable[Entry]) -> str:

@@ -32,22 +32,14 @@ _RETRIED = Entry("", state="retried")
 class Events:
     """Passes events to a listener, from any thread, one at a time, with the time.
 
-    A listener that raises gets no further events, and the batch goes on; :class:`Stopped` and
-    :class:`Cancelled` end the batch as they are meant to.
-
-    Args:
-        listener: gets dictionaries with ``event`` (started, item-started, item-done, item-failed, item-kept,
-            note, finished), ``time`` (seconds since 1970) and what docs/batch.md lists.
-
-    Attributes:
-        counts: events so far by name.
-        unreported: what could not be reported, and why; one sentence each.
+    Dictionaries with ``event``, ``time`` (seconds since 1970) and what docs/batch.md lists. A listener that
+    raises gets no further ones, and the batch goes on; :class:`Stopped` and :class:`Cancelled` end it.
     """
 
     def __init__(self, listener: Listener | None = None):
         self._listener, self._lock = listener, threading.Lock()
-        self.counts: Counter[str] = Counter()
-        self.unreported: list[str] = []
+        self.counts: Counter[str] = Counter()  #: events so far by name
+        self.unreported: list[str] = []  #: what could not be reported, and why; one sentence each
 
     def emit(self, event: str, **fields: Any) -> None:
         """Pass one event on."""
@@ -79,20 +71,20 @@ class Journal:
         with self._guard():
             self.queue.keep_hashes(list(zip(item.files, identity.stamps, identity.hashes, strict=True)))
 
+    def note(self, text: str) -> None:
+        """Emit a sentence on the batch."""
+        self.events.emit("note", text=text)
+
     def kept(self, item: Item) -> None:
         """Emit that an item's outputs are there already."""
         self.events.emit("item-kept", name=item.name, output=shown(item.output))
 
-    def started(self, item: Item) -> None:
-        """Record that an item is being computed."""
+    def mark(self, item: Item, state: str) -> None:
+        """Record that an item is being computed (``running``), or no longer and will be (``waiting``)."""
         with self._guard():
-            self.queue.mark(item.name, "running")
-        self.events.emit("item-started", name=item.name, inputs=item.inputs)
-
-    def requeued(self, item: Item) -> None:
-        """Record that an item is no longer being computed, and will be."""
-        with self._guard():
-            self.queue.mark(item.name, "waiting")
+            self.queue.mark(item.name, state)
+        if state == "running":
+            self.events.emit("item-started", name=item.name, inputs=item.inputs)
 
     def ended(self, item: Item, outcome: Outcome) -> None:
         """Record what became of an item; its outputs are on the disk unless it failed."""
@@ -141,7 +133,6 @@ class Limits:
     writers: int = 2  #: threads that write
 
     def __post_init__(self) -> None:
-        """Refuse what would stand still."""
         if min(self.prefetch, self.readers, self.writers) < 1:
             raise ScoreFusionError("prefetch, readers and writers must be at least 1")
 
@@ -164,15 +155,10 @@ class Run:
         between: Callable[[], None] | None = None,
     ):
         self.worker, self.journal, self.limits = worker, journal, limits or Limits()
-        self.verify, self.between = verify, between
+        self.verify, self.between, self.device = verify, between, str(worker.pipeline.device)
         self._prefetch = self.limits.prefetch
         self._writes: set[Future[None]] = set()
         self._again: deque[Item] = deque()
-
-    @property
-    def device(self) -> str:
-        """Where the model is."""
-        return str(self.worker.pipeline.device)
 
     def go(self, items: Sequence[Item], before: Mapping[str, Entry]) -> None:
         """Translate items, given the queue's entries by name; those that turn out to be done are kept."""
@@ -193,8 +179,11 @@ class Run:
                         item = waiting.popleft()
                         future = readers.submit(self._read, item, before.get(item.name))
                         ahead[future] = item, self._bytes(item)
-                    future = self._next(ahead)
-                    del ahead[future]
+                    while not (done := [future for future in ahead if future.done()]):
+                        wait(ahead, timeout=0.5, return_when=FIRST_COMPLETED)
+                        stop.check()
+                    future = done[0]  # the first in order that is ready
+                    del ahead[future], done
                     task = future.result()
                     del future
                     if task is not None and self._sample(task):
@@ -213,19 +202,11 @@ class Run:
                 raise
         stop.check()
 
-    def _next(self, ahead: Mapping[Future[Task | None], object]) -> Future[Task | None]:
-        """Return the first in order that is ready, or else whichever is ready first."""
-        while not (done := [future for future in ahead if future.done()]):
-            wait(ahead, timeout=0.5, return_when=FIRST_COMPLETED)
-            self.journal.stop.check()
-        return done[0]
-
     def _has_room(self, item: Item, ahead: Mapping[Future[Task | None], tuple[Item, int]]) -> bool:
         if not ahead or len(ahead) >= self._prefetch:
             return not ahead
-        if self.limits.prefetch_bytes is None:
-            return True
-        return sum(size for _, size in ahead.values()) + self._bytes(item) <= self.limits.prefetch_bytes
+        most = self.limits.prefetch_bytes
+        return most is None or sum(size for _, size in ahead.values()) + self._bytes(item) <= most
 
     def _bytes(self, item: Item) -> int:
         """Return what a prepared item takes, by its first header; 0 where that is not needed or not known.
@@ -272,13 +253,13 @@ class Run:
     def _sample(self, task: Task) -> bool:
         """Compute; return False where the item failed."""
         item = task.item
-        self.journal.started(item)
+        self.journal.mark(item, "running")
         for attempt in range(2):
             try:
                 self.worker.draw(task, self.journal.stop.check)
                 return True
             except Stopped:
-                self.journal.requeued(item)
+                self.journal.mark(item, "waiting")
                 raise
             except Exception as error:
                 if attempt or not out_of_memory(error):
@@ -288,8 +269,7 @@ class Run:
             self._drain(0)
             self._prefetch = max(1, self._prefetch // 2)
             self.worker.relieve()
-            text = f"{item.name}: memory ran out; once more with half as much at once"
-            self.journal.events.emit("note", text=text)
+            self.journal.note(f"{item.name}: memory ran out; once more with half as much at once")
         return False
 
     def _drain(self, most: int) -> None:
@@ -337,16 +317,13 @@ def is_current(
         path = side_path(item.output, kind)
         try:
             stamp = stamp_of(path)
-            if stamp[0] != size:
-                return False
             known = None if verify else queue.known_hash(path, stamp)
-            if known is None:
-                if not hashing or hash_file(path) != sha256:
-                    return False
-                queue.keep_hashes([(path, stamp, sha256)])
-            elif known != sha256:
-                return False
+            if known is None and hashing and stamp[0] == size:
+                known = hash_file(path)
+                queue.keep_hashes([(path, stamp, known)])
         except (OSError, BadInput):
+            return False
+        if stamp[0] != size or known != sha256:
             return False
     return True
 

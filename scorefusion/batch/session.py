@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import scorefusion
-from scorefusion.batch.files import STATE, identify, remove_leftovers
+from scorefusion.batch.files import STATE, Stamp, identify, remove_leftovers
 from scorefusion.batch.items import Item, Shard, StopFlag, Stopped, failure, shown, stop_for
 from scorefusion.batch.queue import Entry, FolderLock, Queue, known_facts, queue_files, queue_name
 from scorefusion.batch.report import Reporter
 from scorefusion.batch.run import Events, Journal, Limits, Listener, Run, is_current
-from scorefusion.batch.sources import Query, Source, below, describe_bids, find_items
+from scorefusion.batch.sources import Query, Source, describe_bids, find_items
 from scorefusion.batch.worker import Work, Worker
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.contrast import canonical
@@ -90,16 +91,16 @@ def translate_batch(
     if cluster is not None:
         batch = replace(batch, work=cluster.work(batch.work))
     session = _Session(batch, events, stop, cluster)
-    try:
-        batch.state.mkdir(parents=True, exist_ok=True)
-        locks = _take_locks(batch, events)
-    except OSError as error:
-        reason = error.strerror or error
-        raise BadInput(batch.out, f"cannot be written to ({reason})", "Choose another folder.") from None
     stopped: Stopped | None = None
-    try:
+    with ExitStack() as held:
         try:
-            queue = Queue(batch.state / queue_name(batch.shard))
+            batch.state.mkdir(parents=True, exist_ok=True)
+            _take_locks(batch, events, held)
+        except OSError as error:
+            problem = f"cannot be written to ({error.strerror or error})"
+            raise BadInput(batch.out, problem, "Choose another folder.") from None
+        try:
+            queue = held.enter_context(closing(Queue(batch.state / queue_name(batch.shard))))
         except (OSError, sqlite3.Error) as error:
             problem = f"its queue cannot be written ({error})"
             raise BadInput(batch.out, problem, "Free some space, or choose another folder.") from None
@@ -109,42 +110,28 @@ def translate_batch(
             stopped = error if isinstance(error, Stopped) else stop_for(error, shown(batch.out))
             if stopped is None:
                 raise
-        finally:
-            queue.close()
-    finally:
-        for lock in reversed(locks):
-            lock.release()
-    done, kept, failed = (events.counts[event] for event in ("item-done", "item-kept", "item-failed"))
-    left, seconds = len(session.items) - done - kept - failed, time.monotonic() - start
+    counts = {name: events.counts[f"item-{name}"] for name in ("done", "kept", "failed")}
+    counts["left"], seconds = len(session.items) - sum(counts.values()), time.monotonic() - start
     events.emit(
         "finished",
         state="stopped" if stopped else "complete",
         reason=str(stopped) if stopped else None,
-        done=done,
-        kept=kept,
-        failed=failed,
-        left=left,
+        **counts,
         seconds=round(seconds, 3),
         unreported=list(events.unreported),
     )
-    return Summary(done, kept, failed, left, seconds, stopped, tuple(events.unreported))
+    return Summary(**counts, seconds=seconds, stopped=stopped, unreported=tuple(events.unreported))
 
 
-def _take_locks(batch: Batch, events: Events) -> list[FolderLock]:
+def _take_locks(batch: Batch, events: Events, held: ExitStack) -> None:
     """A run of all items excludes every other; shards exclude only themselves and such a run."""
-    whole = FolderLock(batch.state / "lock")
-    note = whole.take(shared=batch.shard is not None)
-    locks = [whole]
-    if batch.shard is not None:
-        locks.append(FolderLock(batch.state / f"lock{batch.key}"))
-        try:
-            note = locks[-1].take()
-        except BaseException:
-            whole.release()
-            raise
+    note = None
+    for name in dict.fromkeys(("lock", f"lock{batch.key}")):
+        lock = FolderLock(batch.state / name)
+        note = lock.take(shared=name != f"lock{batch.key}")
+        held.callback(lock.release)
     if note:
         events.emit("note", text=note)
-    return locks
 
 
 class _Session:
@@ -187,22 +174,32 @@ class _Session:
     def go(self, queue: Queue) -> None:
         """Bring the queue up to date with the listing, translate what is missing, and report."""
         batch, source, items = self.batch, self.source, self.items
+        journal = Journal(queue, batch.out, self.events, self.stop)
         if queue.note:
-            self.events.emit("note", text=queue.note)
+            journal.note(queue.note)
         remove_leftovers([*(batch.out / name for name in queue.outputs()), *(item.output for item in items)])
         queue.begin(items, batch.out)
         for other in queue_files(batch.state):
             if other != queue.path:
                 queue.adopt(other)
-        ignored = below(batch.inputs[0], source.ignored)
+        ignored = [shown(file, batch.inputs[0]) for file in source.ignored]
         queue.set_facts({**self._facts(), "ignored": json.dumps(ignored)})
         if source.kind == "bids":
             describe_bids(batch.out, batch.work.model)
         before = {entry.name: entry for entry in queue.entries()}
-        todo, kept, failed = self._sort(queue, before)
-        journal = Journal(queue, batch.out, self.events, self.stop)
+        lots: dict[str, list[Item]] = defaultdict(list)
+        for item in items:
+            lots[self._lot(item, before[item.name], queue)].append(item)
+        todo = lots["do"]
         reporter = Reporter(batch.out, batch.key)
-        run = self._run(journal, reporter) if todo else None
+        run: Run | RayRun | None = None
+        options: dict[str, Any] = {"verify": batch.verify, "between": reporter.now_and_then}
+        if todo and self.cluster is not None:
+            from scorefusion.batch.ray import RayRun
+
+            run = RayRun(self.cluster, batch.work, self.recipe, journal, **options)
+        elif todo:
+            run = Run(Worker(batch.work, batch.out, self.recipe), journal, limits=batch.limits, **options)
         self.events.emit(
             "started",
             version=scorefusion.__version__,
@@ -217,10 +214,10 @@ class _Session:
             dtype=self.recipe["dtype"],
         )
         for note in source.notes:
-            self.events.emit("note", text=note)
-        for item in kept:
+            journal.note(note)
+        for item in lots["kept"]:
             journal.kept(item)
-        for item in failed:
+        for item in lots["failed"]:
             if item.problem is not None:
                 journal.ended(item, failure(item, item.problem))
             else:
@@ -230,8 +227,7 @@ class _Session:
             if run is not None:
                 run.go(todo, before)
         finally:
-            problem = reporter.finish()
-            if problem is not None:
+            if problem := reporter.finish():
                 self.events.unreported.append(problem)
 
     def _facts(self) -> dict[str, str]:
@@ -250,43 +246,20 @@ class _Session:
         }
         return {"device": self.device, "dtype": str(self.recipe["dtype"]), "report": json.dumps(report)}
 
-    def _sort(self, queue: Queue, before: Mapping[str, Entry]) -> tuple[list[Item], ...]:
-        """Return items to do, items that are there as far as stamps tell, and items that fail unread."""
-        todo: list[Item] = []
-        kept: list[Item] = []
-        failed: list[Item] = []
-        for item in self.items:
-            entry = before[item.name]
-            if item.problem is not None or (self.batch.keep_failed and entry.state == "failed"):
-                failed.append(item)
-            elif entry.state == "done" and not self.batch.verify and self._is_kept(item, entry, queue):
-                kept.append(item)
-            else:
-                todo.append(item)
-        return todo, kept, failed
+    def _lot(self, item: Item, entry: Entry, queue: Queue) -> str:
+        """Return whether an item is to ``do``, is ``kept`` as far as stamps tell, or ``failed`` unread."""
+        if item.problem is not None or (self.batch.keep_failed and entry.state == "failed"):
+            return "failed"
+        if entry.state != "done" or self.batch.verify:
+            return "do"
 
-    def _is_kept(self, item: Item, entry: Entry, queue: Queue) -> bool:
-        class Unknown(Exception):
-            pass
-
-        def known(path: Path, stamp: tuple[int, int, int]) -> str:
-            sha256 = queue.known_hash(path, stamp)
-            if sha256 is None:
-                raise Unknown
-            return sha256
+        def known(path: Path, stamp: Stamp) -> str:
+            if sha256 := queue.known_hash(path, stamp):
+                return sha256
+            raise ScoreFusionError(f"{path} must be read again")
 
         try:
             work = identify(item, self.recipe, known).work
-        except (Unknown, ScoreFusionError):
-            return False
-        return is_current(entry, item, work, queue, hashing=False)
-
-    def _run(self, journal: Journal, reporter: Reporter) -> Run | RayRun:
-        """Return what works the queue off: this process, or Ray workers."""
-        batch, between = self.batch, reporter.now_and_then
-        if self.cluster is None:
-            worker = Worker(batch.work, batch.out, self.recipe)
-            return Run(worker, journal, limits=batch.limits, verify=batch.verify, between=between)
-        from scorefusion.batch.ray import RayRun
-
-        return RayRun(self.cluster, batch.work, self.recipe, journal, verify=batch.verify, between=between)
+        except ScoreFusionError:
+            return "do"
+        return "kept" if is_current(entry, item, work, queue, hashing=False) else "do"

@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,10 +72,7 @@ def is_batch(inputs: Sequence[Path], output: str) -> bool:
 def find_items(inputs: Sequence[Path], query: Query, *, sides: Sequence[str] = ()) -> Source:
     """List what is to be translated, sorted by name; no file is opened but a table.
 
-    Args:
-        inputs: a folder, a CSV or TSV, or NIfTI files.
-        query: what the source is read for.
-        sides: of :data:`.files.SIDES`, those that will be written beside each translation.
+    ``inputs`` are a folder, a CSV or TSV, or NIfTI files; ``sides`` of :data:`.files.SIDES` will be written.
     """
     first = inputs[0]
     check_fetched(first)
@@ -97,11 +95,6 @@ def find_items(inputs: Sequence[Path], query: Query, *, sides: Sequence[str] = (
     return replace(source, items=_checked(source.items, (VOLUME, *sides)))
 
 
-def below(root: Path, files: Iterable[Path]) -> list[str]:
-    """Return files as text, by their paths below a folder where they lie in it."""
-    return [shown(file.relative_to(root) if file.is_relative_to(root) else file) for file in files]
-
-
 # What holds for every source: no output overwrites an input or another output.
 
 
@@ -110,8 +103,7 @@ def _checked(items: Iterable[Item], kinds: Sequence[str]) -> tuple[Item, ...]:
     ordered = sorted(items, key=lambda item: item.name)
     folders: dict[Path, str] = {}
 
-    def place_of(path: Path) -> str:
-        """Resolve links; each folder once."""
+    def place_of(path: Path) -> str:  # links resolved, each folder's once
         if path.is_symlink():
             return os.path.realpath(path)
         if path.parent not in folders:
@@ -134,11 +126,11 @@ def _checked(items: Iterable[Item], kinds: Sequence[str]) -> tuple[Item, ...]:
                 other = next((name for name in owners[place] if name != item.name), item.name)
                 error = f"would give the same output as {other}: {shown(path)}"
                 return Problem(error, "Rename one of them.")
-            if path.is_symlink():
-                try:
+            try:
+                if path.is_symlink():
                     output_target(path)
-                except BadInput as error:
-                    return Problem.of(error)
+            except BadInput as error:
+                return Problem.of(error)
         return length_problem(item.output.name)
 
     return tuple(replace(item, problem=item.problem or problem_of(item)) for item in ordered)
@@ -154,8 +146,7 @@ def list_folder(root: Path, query: Query) -> Source:
         raise unknown_name("layout", query.layout, choices)
     unreadable: list[BadInput] = []
 
-    def skip(folder: Path) -> bool:
-        """Outputs are no inputs."""
+    def skip(folder: Path) -> bool:  # outputs are no inputs
         return os.path.isdir(folder / STATE) or (query.out.is_dir() and folder.samefile(query.out))
 
     files = data.volume_files(root, skip=skip, unreadable=unreadable)
@@ -170,25 +161,22 @@ def list_folder(root: Path, query: Query) -> Source:
     if layout == "bids" and single:
         source = _bids_files(root, files, query)
     elif layout == "files" and single:
-        source = Source("folder", tuple(_file(root, file, query) for file in files))
+        places = ((file, query.out / file.parent.relative_to(root)) for file in files)
+        each = (Item(shown(f, root), (f,), place / (data.stem(f) + query.ending)) for f, place in places)
+        source = Source("folder", tuple(each))
     else:
         source = _subjects(root, files, query, layout)
     items = list(source.items)
     for error in unreadable:  # an item that fails, so that the folder is not passed over in silence
-        name = Path(error.file).relative_to(root)
-        items.append(Item(f"{shown(name.as_posix())}/", (), query.out / name, Problem.of(error)))
+        place = query.out / Path(error.file).relative_to(root)
+        items.append(Item(f"{shown(place, query.out)}/", (), place, Problem.of(error)))
     notes = ["left out: DICOM files, which --layout dicom translates"] * mixed
-    if ignored := below(root, source.ignored):
+    if ignored := [shown(file, root) for file in source.ignored]:
         count = "1 file" if len(ignored) == 1 else f"{len(ignored)} files"
         more = f" and {len(ignored) - 10} more" if len(ignored) > 10 else ""
         which = "not known by name to the layout, or no condition of the model"
         notes.append(f"left out: {count}, {which}: {', '.join(ignored[:10])}{more}")
     return replace(source, items=tuple(items), notes=tuple(notes))
-
-
-def _file(root: Path, file: Path, query: Query) -> Item:
-    name = file.relative_to(root)
-    return Item(shown(name.as_posix()), (file,), query.out / name.with_name(data.stem(file) + query.ending))
 
 
 def _list_files(files: Sequence[Path], query: Query) -> Source:
@@ -226,15 +214,11 @@ def _is_bids(root: Path, files: Sequence[Path]) -> bool:
 
 def _bids_files(root: Path, files: Sequence[Path], query: Query) -> Source:
     volumes = data.LAYOUTS["bids"](root, files, query.conditions).volumes
-    chosen = [volume.path for volume in volumes if volume.contrast == query.conditions[0]]
-    kept = set(chosen)
+    chosen = dict.fromkeys(volume.path for volume in volumes if volume.contrast == query.conditions[0])
     items = (
-        Item(
-            shown(file.relative_to(root).as_posix()), (file,), _derivative(root, file, data.stem(file), query)
-        )
-        for file in chosen
+        Item(shown(file, root), (file,), _derivative(root, file, data.stem(file), query)) for file in chosen
     )
-    return Source("bids", tuple(items), tuple(file for file in files if file not in kept))
+    return Source("bids", tuple(items), tuple(file for file in files if file not in chosen))
 
 
 def _derivative(root: Path, file: Path, name: str, query: Query) -> Path:
@@ -262,9 +246,8 @@ def _subjects(root: Path, files: Sequence[Path], query: Query, layout: str) -> S
         items.append(Item(shown(subject.name), inputs, output))
     for refusal in refused:
         problem = Problem(shown(f"{refusal.file}: {refusal.reason}"), refusal.fix)
-        items.append(
-            Item(shown(refusal.subject), (), query.out / f"{refusal.subject}{query.ending}", problem)
-        )
+        output = query.out / f"{refusal.subject}{query.ending}"
+        items.append(Item(shown(refusal.subject), (), output, problem))
     known = {file for item in items for file in item.files} | {volume.path for volume in listing.volumes}
     ignored = tuple(file for file in files if file not in known)
     return Source("bids" if layout == "bids" else "folder", tuple(items), ignored)
@@ -276,9 +259,8 @@ def _subjects(root: Path, files: Sequence[Path], query: Query, layout: str) -> S
 def _list_table(table: Path, query: Query) -> Source:
     """List the lines of a CSV or TSV; one that cannot be used is an item that fails."""
     rows = data.read_rows(table, ("subject",))
-    columns = {
-        contrast: name for name, contrast in data.contrast_columns(table, rows, query.conditions).items()
-    }
+    named = data.contrast_columns(table, rows, query.conditions)
+    columns = {contrast: name for name, contrast in named.items()}
     missing = [condition for condition in query.conditions if condition not in columns]
     if missing and rows:
         problem = f"has no column of files '{missing[0]}'; its columns are {', '.join(rows[0][1])}"
@@ -296,9 +278,8 @@ def _line(
     problem = name_problem(subject, query.ending)
     name = shown(subject) if alone and problem is None else f"line {number}: {shown(subject)}"
     if problem is None and not all(cells):
-        problem = Problem(
-            f"line {number} names no file of {query.conditions[cells.index('')]}", "Fill it in."
-        )
+        condition = query.conditions[cells.index("")]
+        problem = Problem(f"line {number} names no file of {condition}", "Fill it in.")
     masked = query.masks and bool(row.get("mask"))
     cells += [row["mask"]] if masked else []
     if problem is None and any("\0" in cell for cell in cells):
@@ -321,18 +302,13 @@ def _line(
 
 
 def _holds_dicom(root: Path, skip: Skip) -> bool:
-    """Return whether there is a DICOM file in a tree; looks into files until it finds one.
-
-    Files that are called as NIfTI files and their companions are not opened.
-    """
+    """Look for a DICOM file in a tree; files called as NIfTI files and their companions are not opened."""
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not skip(Path(place, name))]
         for name in names:
-            try:
+            with suppress(BadInput):
                 if not name.lower().endswith(_NOT_DICOM) and is_dicom(Path(place) / name):
                     return True
-            except BadInput:
-                continue
     return False
 
 
@@ -375,8 +351,8 @@ def _list_dicom(root: Path, query: Query, skip: Skip) -> Source:
         problem = Problem(shown(f"{root}: {series}"), fix)
         items.append(Item(shown(name.as_posix()), (), query.out / name, problem))
     for error in damaged:
-        name = Path(error.file).relative_to(root)
-        items.append(Item(shown(name.as_posix()), (), query.out / name, Problem.of(error)))
+        place = query.out / Path(error.file).relative_to(root)
+        items.append(Item(shown(place, query.out), (), place, Problem.of(error)))
     left = [series for series in chosen if series.problem and not series.slices]
     reported = {file.file for series in volumes for file in series.passed}
     reported |= {Path(error.file) for error in damaged}

@@ -42,23 +42,15 @@ def strip(
     height: int = 96,
     where: tuple[float, float, float] | None = None,
 ) -> bytes:
-    """Draw the axial, coronal and sagittal plane side by side, each as large as fits a square, on black.
+    """Draw the axial, coronal and sagittal plane of ``[D, H, W]`` in RAS+ order side by side, on black.
 
-    Args:
-        volume: ``[D, H, W]`` (z, y, x) in RAS+ order.
-        spacing: voxel size (z, y, x) in mm.
-        limits: what is black and what is white; the volume's own if None.
-        height: of the strip in pixels, which is three times as wide.
-        where: place of the planes; through the middle of what is bright if None.
-
-    Returns:
-        A WebP image, or a JPEG where Pillow was built without WebP.
+    ``spacing`` is (z, y, x) in mm; the strip is ``height`` pixels high and three times as wide; ``limits``
+    and ``where`` are those of :func:`view_of` if None. A WebP image, or a JPEG where Pillow lacks WebP.
     """
     from PIL import Image, features
 
-    if limits is None or where is None:
-        own = view_of(volume)
-        limits, where = limits or own.limits, where or own.where
+    own = view_of(volume) if limits is None or where is None else View(limits, where)
+    limits, where = limits or own.limits, where or own.where
     picture = Image.new("L", (3 * height, height))
     for column, (_, plane, aspect) in enumerate(plane_images(volume, spacing, where)):
         image = Image.fromarray(_grey(plane[::-1], limits))
@@ -77,12 +69,7 @@ def pair(
 ) -> tuple[bytes, bytes]:
     """Draw strips of an input and of its translation: the same planes, on the input's grey scale.
 
-    Args:
-        before: ``[D, H, W]`` in RAS+ order.
-        spacing: its voxel size (z, y, x) in mm.
-        after: the same box on any grid, in the same units.
-        fine: the voxel size of that grid.
-        height: see :func:`strip`.
+    ``before`` is ``[D, H, W]`` in RAS+ order, ``after`` the same box on a grid with voxels of ``fine`` mm.
     """
     limits, where = view_of(before)
     return strip(before, spacing, limits, height, where), strip(after, fine, limits, height, where)

@@ -7,8 +7,8 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,6 @@ class Work:
     deidentify: bool = False  #: leave the patient out of it
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be written."""
         if not 0 <= self.level <= 9:
             raise ScoreFusionError(f"a gzip level is from 0 to 9, got {self.level}")
         if self.deidentify and not self.dicom:
@@ -80,11 +79,7 @@ class Work:
         return Settings(self.config(), **self.choices)
 
     def recipe(self) -> dict[str, Any]:
-        """Return what of it decides outputs' bits, as JSON takes it.
-
-        Raises:
-            ScoreFusionError: for a model, a device or a dtype that is not there.
-        """
+        """Return what of it decides outputs' bits, as JSON takes it."""
         dtype, settings = choose_dtype(self.dtype, choose_device(self.device)), self.settings()
         return {
             "model": model_hash(self.model),
@@ -110,51 +105,37 @@ class Task:
 
 @dataclass
 class Worker:
-    """A loaded model and how it translates items.
-
-    The folder ``root`` of the outputs must continue to exist; folders below it are made.
-
-    Raises:
-        ScoreFusionError: for what the model or the machine cannot do.
-    """
+    """A loaded model and how it translates items."""
 
     work: Work
-    root: Path | None = None
+    root: Path | None = None  #: of the outputs: it must continue to exist; folders below it are made
     recipe: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Load the model."""
-        work = self.work
-        self.recipe = self.recipe or work.recipe()
-        self.pipeline = Pipeline(
-            work.model,
-            device=work.device,
-            dtype=work.dtype,
-            runner=work.runner,
-            engines=work.engines,
-            max_memory=work.max_memory,
-        )
-        self.settings = self.pipeline.settings(**work.choices)
+        self.recipe = self.recipe or self.work.recipe()
+        machine = ("device", "dtype", "runner", "engines", "max_memory")
+        self.pipeline = Pipeline(self.work.model, **{name: getattr(self.work, name) for name in machine})
+        self.settings = self.pipeline.settings(**self.work.choices)
 
     def read(self, item: Item, identity: Identity) -> Task:
-        """Read and normalise an item's files.
-
-        Raises:
-            BadInput: for a file that cannot be used, or that changed since it was hashed.
-            OutOfMemory: as for :meth:`~scorefusion.Pipeline.prepare`.
-        """
+        """Read and normalise an item's files, which must not have changed since they were hashed."""
         try:
             start = time.perf_counter()
             with memory_named(item.files[0], "reading it"):
-                images = _images_of(item, self.settings.max_voxels)
+                images: list[Any] = list(item.files)
+                if item.series:
+                    from scorefusion.io.dicom.read import read_dicom_series as read
+
+                    scans = [read(series, max_voxels=self.settings.max_voxels) for series in item.series]
+                    images = [*scans, *images[-1:] * item.masked]
             mask = images.pop() if item.masked else None
             before = time.perf_counter() - start
             job = self.pipeline.read(images, self.settings, mask=mask)
             job.timings["read"] += before
             self.pipeline.prepare(job)
+        except (BadInput, OutOfMemory):
+            raise
         except ScoreFusionError as error:
-            if isinstance(error, BadInput | OutOfMemory):
-                raise
             raise BadInput(item.files[0], str(error), "") from error
         for file, stamp in zip(item.files, identity.stamps, strict=True):
             if input_stamp(file) != stamp:
@@ -171,12 +152,9 @@ class Worker:
         task.warnings = tuple(text for text in texts if text not in task.job.warnings)
 
     def write(self, task: Task) -> Outcome:
-        """Finish an item and write its outputs, each whole or not at all.
+        """Finish an item and write its outputs, each whole or not at all, those beside the translation first.
 
-        Raises:
-            Stopped: where the outputs' folder is gone, full or not writable.
-            BadInput: where only this output cannot be written.
-            OutOfMemory: where memory ran out.
+        Raises :class:`Stopped` where the outputs' folder is gone, full or not writable.
         """
         item, result = task.item, self.pipeline.finish(task.job)
         start = time.perf_counter()
@@ -187,26 +165,40 @@ class Worker:
                     raise FileNotFoundError(2, "it is gone", str(self.root))
                 item.output.parent.mkdir(parents=True, exist_ok=True)
                 if self.work.dicom:
-                    outputs[DICOM] = self._save_series(result, side_path(item.output, DICOM))
-                for kind, image in self._images(result):
+                    from scorefusion.io.dicom.write import save_dicom_series
+
+                    folder = side_path(item.output, DICOM)
+                    save_dicom_series(result, folder, deidentify=self.work.deidentify)
+                    outputs[DICOM] = stamp_of(folder)[0], hash_file(folder)
+                apart = (("sd", result.spread), ("planes", result.planes_apart))
+                sides = [(kind, values) for kind, values in apart if kind in self.work.sides]
+                images = [(kind, result.image_of(values)) for kind, values in sides if values is not None]
+                for kind, image in (*images, (VOLUME, result.image())):
                     outputs[kind] = store_image(image, side_path(item.output, kind), self.work.level)
         except (OSError, BadInput) as error:
             stop = stop_for(error, shown(self.root or item.output.parent))
             raise stop or error from error
-        before, after, undrawn = self._pictures(task.job, result)
-        residual, numbers = _figures(task.job, result)
         seconds = {"hash": task.identity.seconds, **result.timings, "write": time.perf_counter() - start}
-        return Outcome(
+        # Means over the sampled box, as shares of the input's data range.
+        data_range, numbers = (
+            2 * task.job.prepared.intensity.half_range,
+            {"megavoxels": result.volume.size / 1e6},
+        )
+        share = 1 / (data_range * math.prod(task.job.box.size))
+        for name, values in (("spread", result.spread), ("planes apart", result.planes_apart)):
+            if values is not None:
+                numbers[name] = float(values.sum(dtype=np.float64)) * share
+        residual = result.consistency_residual
+        outcome = Outcome(
             item.name,
             work=task.identity.work,
             outputs=outputs,
             seconds={stage: round(value, 4) for stage, value in seconds.items() if stage != "total"},
-            residual=residual,
-            warnings=result.warnings + task.warnings + self._relieved() + undrawn,
+            residual=None if residual is None else residual.mean / data_range,
+            warnings=result.warnings + task.warnings + self._relieved(),
             numbers=numbers,
-            before=before,
-            after=after,
         )
+        return _with_pictures(outcome, task.job, result) if self.work.pictures else outcome
 
     def translate(
         self, item: Item, callback: Progress | None = None, identity: Identity | None = None
@@ -247,33 +239,6 @@ class Worker:
             return ()
         return (f"memory ran out: {self.settings.batch} samples at once, not {usual}; equal to rounding",)
 
-    def _pictures(self, job: Job, result: Translation) -> tuple[bytes | None, bytes | None, tuple[str, ...]]:
-        """Return small pictures of input and result, and a warning where they cannot be drawn."""
-        if not self.work.pictures:
-            return None, None, ()
-        try:
-            from scorefusion.batch.thumbnails import pair
-
-            scan, fine = job.scan, ras_order(result.volume, result.affine)
-            spacing = _spacing(scan.ras_affine)
-            return *pair(scan.values, spacing, fine, _spacing(scan.ras_affine, result.factor)), ()
-        except Exception as error:
-            return None, None, (f"its thumbnails could not be drawn ({one_line(error)})",)
-
-    def _save_series(self, result: Translation, folder: Path) -> tuple[int, str]:
-        """Write a derived DICOM series; return its size in bytes and its hash."""
-        from scorefusion.io.dicom.write import save_dicom_series
-
-        save_dicom_series(result, folder, deidentify=self.work.deidentify)
-        return stamp_of(folder)[0], hash_file(folder)
-
-    def _images(self, result: Translation) -> Sequence[tuple[str, Any]]:
-        """Return the volumes, those beside first: where a translation exists, all that belongs to it does."""
-        fields = (("sd", result.spread), ("planes", result.planes_apart))
-        written = ((side, values) for side, values in fields if side in self.work.sides)
-        images = [(side, result.image_of(values)) for side, values in written if values is not None]
-        return [*images, (VOLUME, result.image())]
-
 
 _lock = threading.Lock()
 _last: list[Worker] = []
@@ -297,31 +262,16 @@ def translate_item(work: Work, item: Item, callback: Progress | None = None) -> 
         return _last[0].translate(item, callback)
 
 
-def _images_of(item: Item, max_voxels: int) -> list[Any]:
-    """Return what the pipeline reads: files, or series that are read here."""
-    if not item.series:
-        return list(item.files)
-    from scorefusion.io.dicom.read import read_dicom_series
+def _with_pictures(outcome: Outcome, job: Job, result: Translation) -> Outcome:
+    """Return the outcome with small pictures of input and result, or a warning that they cannot be drawn."""
+    try:
+        from scorefusion.batch.thumbnails import pair
 
-    images: list[Any] = [read_dicom_series(series, max_voxels=max_voxels) for series in item.series]
-    return [*images, item.files[-1]] if item.masked else images
-
-
-def _spacing(affine: np.ndarray, factor: Sequence[int] = (1, 1, 1)) -> tuple[float, float, float]:
-    """Return the voxel size (z, y, x) in mm of a grid finer than an affine's by a factor (z, y, x)."""
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
-    return float(z) / factor[0], float(y) / factor[1], float(x) / factor[2]
-
-
-def _figures(job: Job, result: Translation) -> tuple[float | None, dict[str, float]]:
-    """Return the mean residual, and other figures for the report.
-
-    Means over the sampled box are shares of the input's data range.
-    """
-    data_range, numbers = 2 * job.prepared.intensity.half_range, {"megavoxels": result.volume.size / 1e6}
-    share = 1 / (data_range * math.prod(job.box.size))
-    for name, values in (("spread", result.spread), ("planes apart", result.planes_apart)):
-        if values is not None:
-            numbers[name] = float(values.sum(dtype=np.float64)) * share
-    residual = result.consistency_residual
-    return None if residual is None else residual.mean / data_range, numbers
+        scan, fine = job.scan, ras_order(result.volume, result.affine)
+        x, y, z = (float(size) for size in np.linalg.norm(scan.ras_affine[:3, :3], axis=0))
+        rz, ry, rx = result.factor
+        before, after = pair(scan.values, (z, y, x), fine, (z / rz, y / ry, x / rx))
+        return replace(outcome, before=before, after=after)
+    except Exception as error:
+        warning = f"its thumbnails could not be drawn ({one_line(error)})"
+        return replace(outcome, warnings=(*outcome.warnings, warning))
