@@ -15,15 +15,7 @@ from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError
 if TYPE_CHECKING:
     from scorefusion.io.dicom.find import SeriesDescription
 
-_ITEM_ERRORS = {
-    errno.EEXIST,
-    errno.EFBIG,
-    errno.EILSEQ,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.ENOTEMPTY,
-}
+_ITEM_ERRORS = ("EEXIST", "EFBIG", "EILSEQ", "EISDIR", "ENAMETOOLONG", "ENOTDIR", "ENOTEMPTY")
 """System errors while writing that another output of the batch need not meet."""
 
 _FIXES = {
@@ -168,7 +160,7 @@ def stop_for(error: BaseException, place: str) -> Stopped | None:
     cause = error.__cause__ if isinstance(error, ScoreFusionError) else error
     if isinstance(cause, sqlite3.Error):
         return Stopped(f"the queue in {place} cannot be written ({cause})", "See that the disk is not full.")
-    if not isinstance(cause, OSError) or cause.errno in _ITEM_ERRORS:
+    if not isinstance(cause, OSError) or errno.errorcode.get(cause.errno or 0) in _ITEM_ERRORS:
         return None
     fix = _FIXES.get(cause.errno or 0, "See what the system says about it")
     return Stopped(f"{place} cannot be written ({cause.strerror or cause})", f"{fix}.")

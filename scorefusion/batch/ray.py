@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import scorefusion
@@ -22,7 +21,7 @@ from scorefusion.batch.queue import Entry
 from scorefusion.batch.run import Journal, is_current
 from scorefusion.batch.worker import Work, Worker
 from scorefusion.engine.planning.memory import keep_freed_memory
-from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.errors import BadInput, ScoreFusionError, one_line
 from scorefusion.optional import need
 
 AHEAD = 2
@@ -142,17 +141,14 @@ def connected(
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: whatever else runs would go first
     ray = need("ray", "--ray")
-    if ray.is_initialized():
+    with ExitStack() as held:
+        if not ray.is_initialized():
+            folder = None
+            if local:
+                folder = held.enter_context(TemporaryDirectory(prefix="sf-ray-", ignore_cleanup_errors=True))
+            held.callback(ray.shutdown)
+            _start(ray, address, folder)
         yield _plan(ray.nodes(), device, workers, elsewhere=not local)
-        return
-    folder = tempfile.mkdtemp(prefix="sf-ray-") if local else None
-    try:
-        _start(ray, address, folder)
-        yield _plan(ray.nodes(), device, workers, elsewhere=not local)
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(ray: Any, address: str, folder: str | None) -> None:
@@ -315,7 +311,7 @@ class RayRun:
             self._seats.remove(seat)  # Ray does not start it again; another one may do better.
             self._stillborn += 1
             if self._stillborn == LOSSES:
-                raise Stopped(f"workers die when they start: {_line(error)}") from error
+                raise Stopped(f"workers die when they start: {one_line(error)[:300]}") from error
         else:
             if opening:
                 seat.opening, self._stillborn = None, 0
@@ -356,7 +352,7 @@ class RayRun:
             self.journal.note(f"a worker died at {first.name}, which is put back")
             return
         self._waiting.popleft()
-        problem = f"{LOSSES} workers died at it, the last one: {_line(error)}"
+        problem = f"{LOSSES} workers died at it, the last one: {one_line(error)[:300]}"
         fix = "It may need more memory: use fewer, or --max-memory."
         self.journal.ended(first, failure(first, Problem(problem, fix)))
 
@@ -384,7 +380,3 @@ def _absolute(item: Item) -> Item:
     series = (replace(one, files=tuple(file.absolute() for file in one.files)) for one in item.series)
     files = tuple(file.absolute() for file in item.files)
     return replace(item, files=files, output=item.output.absolute(), series=tuple(series))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

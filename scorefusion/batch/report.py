@@ -124,12 +124,16 @@ def report_page(
     figures = outliers.figures(entries)
     rows = [_row(entry, states[entry.name], figures, unusual.get(entry.name, {})) for entry in ordered]
     labels = [clean(LABELS.get(figure, figure[:1].upper() + figure[1:])) for figure in figures]
-    charts = [_histogram(entries, figure) for figure in ("residual", "seconds")]
+    charts = [_histogram(entries, figure) for figure in LABELS]
+    times, seconds = "", _values(entries, "seconds")
+    if len(seconds):
+        median = outliers.duration(float(np.median(seconds)))
+        times = f"{outliers.duration(math.fsum(seconds))} in all, median {median} a scan"
     return render(
         "batch.html",
         title=title,
         counts=Counter(states.values()),
-        times=_times(entries),
+        times=times,
         facts=facts,
         ignored=ignored,
         histograms=[chart for chart in charts if chart],
@@ -187,14 +191,6 @@ def _picture(entry: Entry, picture: bytes | None) -> Markup | str:
     raise ScoreFusionError(f"the thumbnail of {entry.name} is neither WebP nor JPEG; use thumbnails.strip")
 
 
-def _times(entries: Iterable[Entry]) -> str:
-    seconds = _values(entries, "seconds")
-    if not len(seconds):
-        return ""
-    median = outliers.duration(float(np.median(seconds)))
-    return f"{outliers.duration(math.fsum(seconds))} in all, median {median} a scan"
-
-
 def _values(entries: Iterable[Entry], figure: str) -> np.ndarray:
     """Return the finite values of a figure among the scans that are done."""
     values = (outliers.value_of(entry, figure) for entry in entries if entry.state == "done")
@@ -221,7 +217,6 @@ def _histogram(entries: Iterable[Entry], figure: str) -> dict[str, Any] | None:
     if top < high:
         bars.append((_BINS - 1, f"above {texts[-1]}", len(values) - int(counts.sum())))
     tallest, step = max(count for *_, count in bars), _WIDTH / _BINS
-    heights = [max(1.5, (_FLOOR - 6) * count / tallest) for *_, count in bars]  # never invisible
     return {
         "title": LABELS[figure],
         "low": outliers.shown(figure, low),
@@ -229,17 +224,10 @@ def _histogram(entries: Iterable[Entry], figure: str) -> dict[str, Any] | None:
         "high": outliers.shown(figure, high),
         "width": _WIDTH,
         "floor": _FLOOR,
-        "at": f"{(median - low) / (top - low) * bins * step:.1f}",
-        "bars": [
-            {
-                "label": label,
-                "count": count,
-                "look": "beyond" if place >= bins else "",
-                "x": f"{place * step + 0.5:.1f}",
-                "y": f"{_FLOOR - height:.1f}",
-                "width": f"{step - 1:.1f}",
-                "height": f"{height:.1f}",
-            }
-            for (place, label, count), height in zip(bars, heights, strict=True)
+        "step": step,
+        "at": (median - low) / (top - low) * bins * step,
+        "bars": [  # x, height (never invisible), whether it is the tail's, label, count
+            (place * step + 0.5, max(1.5, (_FLOOR - 6) * count / tallest), place >= bins, label, count)
+            for place, label, count in bars
         ],
     }

@@ -19,7 +19,7 @@ import torch
 from scorefusion.batch.files import VOLUME, Identity, hash_file, identify, side_path, stamp_of
 from scorefusion.batch.items import Item, Outcome, StopFlag, Stopped, failure, shown, stop_for
 from scorefusion.batch.queue import Entry, Queue
-from scorefusion.batch.worker import Task, Worker
+from scorefusion.batch.worker import Task, Worker, twice
 from scorefusion.errors import BadInput, Cancelled, ScoreFusionError, one_line, out_of_memory
 from scorefusion.io.formats import read_header
 
@@ -254,23 +254,22 @@ class Run:
         """Compute; return False where the item failed."""
         item = task.item
         self.journal.mark(item, "running")
-        for attempt in range(2):
-            try:
-                self.worker.draw(task, self.journal.stop.check)
-                return True
-            except Stopped:
-                self.journal.mark(item, "waiting")
-                raise
-            except Exception as error:
-                if attempt or not out_of_memory(error):
-                    self.journal.ended(item, failure(item, error, task.identity.work))
-                    return False
-                del error
+
+        def relieve() -> None:
             self._drain(0)
             self._prefetch = max(1, self._prefetch // 2)
             self.worker.relieve()
             self.journal.note(f"{item.name}: memory ran out; once more with half as much at once")
-        return False
+
+        try:
+            twice(lambda: self.worker.draw(task, self.journal.stop.check), relieve)
+            return True
+        except Stopped:
+            self.journal.mark(item, "waiting")
+            raise
+        except Exception as error:
+            self.journal.ended(item, failure(item, error, task.identity.work))
+            return False
 
     def _drain(self, most: int) -> None:
         """Wait until at most so many are being written."""
@@ -288,14 +287,7 @@ class Run:
         """In a writer's thread: finish, write, record."""
         item, work = task.item, task.identity.work
         try:
-            try:
-                outcome = self.worker.write(task)
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                gc.collect()
-                outcome = self.worker.write(task)
-            self.journal.ended(item, outcome)
+            self.journal.ended(item, twice(lambda: self.worker.write(task), gc.collect))
         except Stopped as stop:
             self.journal.stop.set(stop)
             raise

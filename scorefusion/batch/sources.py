@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import scorefusion
 from scorefusion import data
@@ -191,17 +192,10 @@ def _list_files(files: Sequence[Path], query: Query) -> Source:
 def describe_bids(out: Path, model: str) -> None:
     """Write what makes a folder a BIDS derivative."""
     generator = {"Name": "scorefusion", "Version": scorefusion.__version__, "Description": f"model {model}"}
-    content = {
-        "Name": f"Translations by scorefusion ({model})",
-        "BIDSVersion": "1.9.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [generator],
-    }
-    texts = {
-        "dataset_description.json": json.dumps(content, indent=2) + "\n",
-        ".bidsignore": "report.html\n",
-    }
-    for name, text in texts.items():
+    content: dict[str, Any] = {"Name": f"Translations by scorefusion ({model})", "BIDSVersion": "1.9.0"}
+    content |= {"DatasetType": "derivative", "GeneratedBy": [generator]}
+    described = json.dumps(content, indent=2) + "\n"
+    for name, text in (("dataset_description.json", described), (".bidsignore", "report.html\n")):
         if not (out / name).exists() or (out / name).read_text(encoding="utf-8") != text:
             with written_beside(out / name) as beside:
                 beside.write_text(text, encoding="utf-8")
@@ -315,9 +309,8 @@ def _holds_dicom(root: Path, skip: Skip) -> bool:
 def _list_dicom(root: Path, query: Query, skip: Skip) -> Source:
     """List the series of a tree, found by their headers. A damaged file is an item that fails.
 
-    An output has the name of the folder of its series, where it is alone there, else its number and
-    description in a folder of that name. Series that are no volumes (localizers, reports) are left out and
-    named in the notes, as are files that are not DICOM; of a series' own folders, in its item's warnings.
+    An output is named as the folder where its series is alone, else by number and description in a folder of
+    that name. What is left out (localizers, reports, other files) is in the notes or an item's warnings.
     """
     if len(query.conditions) != 1:
         raise ScoreFusionError(
@@ -336,7 +329,7 @@ def _list_dicom(root: Path, query: Query, skip: Skip) -> Source:
     labels = {series.uid: places[series.uid] / _label(series) for series in volumes}
     alone, twice = Counter(places.values()), Counter(labels.values())
     items = []
-    for series in (series for series in volumes if series in chosen):
+    for series in [series for series in volumes if series in chosen]:
         place, label = places[series.uid], labels[series.uid]
         name = place if alone[place] == 1 and place != Path() else label
         if name == label and twice[label] > 1:

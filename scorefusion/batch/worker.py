@@ -7,10 +7,10 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import load_config
 from scorefusion.ops.device import choose_device, choose_dtype
 from scorefusion.pipeline import Job, Pipeline, Progress, Settings, Translation
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,9 @@ class Worker:
         Raises :class:`Stopped` where the outputs' folder is gone, full or not writable.
         """
         item, result = task.item, self.pipeline.finish(task.job)
-        start = time.perf_counter()
-        outputs = {}
+        start, outputs = time.perf_counter(), {}
+        apart = [("sd", "spread", result.spread), ("planes", "planes apart", result.planes_apart)]
+        beside = [(kind, name, values) for kind, name, values in apart if values is not None]
         try:
             with memory_named(item.files[0], "writing its translation"):
                 if self.root is not None and not self.root.is_dir():
@@ -170,9 +173,8 @@ class Worker:
                     folder = side_path(item.output, DICOM)
                     save_dicom_series(result, folder, deidentify=self.work.deidentify)
                     outputs[DICOM] = stamp_of(folder)[0], hash_file(folder)
-                apart = (("sd", result.spread), ("planes", result.planes_apart))
-                sides = [(kind, values) for kind, values in apart if kind in self.work.sides]
-                images = [(kind, result.image_of(values)) for kind, values in sides if values is not None]
+                written = (side for side in beside if side[0] in self.work.sides)
+                images = [(kind, result.image_of(values)) for kind, _, values in written]
                 for kind, image in (*images, (VOLUME, result.image())):
                     outputs[kind] = store_image(image, side_path(item.output, kind), self.work.level)
         except (OSError, BadInput) as error:
@@ -180,14 +182,12 @@ class Worker:
             raise stop or error from error
         seconds = {"hash": task.identity.seconds, **result.timings, "write": time.perf_counter() - start}
         # Means over the sampled box, as shares of the input's data range.
-        data_range, numbers = (
-            2 * task.job.prepared.intensity.half_range,
-            {"megavoxels": result.volume.size / 1e6},
-        )
+        data_range = 2 * task.job.prepared.intensity.half_range
         share = 1 / (data_range * math.prod(task.job.box.size))
-        for name, values in (("spread", result.spread), ("planes apart", result.planes_apart)):
-            if values is not None:
-                numbers[name] = float(values.sum(dtype=np.float64)) * share
+        numbers = {name: float(values.sum(dtype=np.float64)) * share for _, name, values in beside}
+        batch, usual = self.settings.batch, min(self.recipe["at once"], self.settings.samples)
+        text = f"memory ran out: {batch} samples at once, not {usual}; equal to rounding"
+        relieved = (text,) if batch < usual else ()
         residual = result.consistency_residual
         outcome = Outcome(
             item.name,
@@ -195,8 +195,8 @@ class Worker:
             outputs=outputs,
             seconds={stage: round(value, 4) for stage, value in seconds.items() if stage != "total"},
             residual=None if residual is None else residual.mean / data_range,
-            warnings=result.warnings + task.warnings + self._relieved(),
-            numbers=numbers,
+            warnings=result.warnings + task.warnings + relieved,
+            numbers={"megavoxels": result.volume.size / 1e6, **numbers},
         )
         return _with_pictures(outcome, task.job, result) if self.work.pictures else outcome
 
@@ -211,13 +211,7 @@ class Worker:
             identity = identity or identify(item, self.recipe)
             work = identity.work
             task = self.read(item, identity)
-            try:
-                self.draw(task, callback)
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                self.relieve()
-                self.draw(task, callback)
+            twice(lambda: self.draw(task, callback), self.relieve)
             return self.write(task)
         except (Stopped, KeyboardInterrupt):
             raise
@@ -232,12 +226,16 @@ class Worker:
         if self.pipeline.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _relieved(self) -> tuple[str, ...]:
-        """Return the warning of outputs after memory ran out."""
-        usual = min(self.recipe["at once"], self.settings.samples)
-        if self.settings.batch >= usual:
-            return ()
-        return (f"memory ran out: {self.settings.batch} samples at once, not {usual}; equal to rounding",)
+
+def twice(work: Callable[[], Result], relieve: Callable[[], object]) -> Result:
+    """Return what work returns; where memory runs out, once more after some was freed."""
+    try:
+        return work()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    relieve()
+    return work()
 
 
 _lock = threading.Lock()
