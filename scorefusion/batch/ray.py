@@ -263,13 +263,9 @@ class RayRun:
                 self._seats.remove(seat)
                 self.ray.kill(seat.actor)
         while len(self._seats) < min(self.cluster.workers, left):
-            kind = self.ray.remote(
-                num_cpus=self.cluster.cpus,
-                num_gpus=self.cluster.gpus,
-                max_restarts=LOSSES - 1,
-                max_task_retries=0,
-                concurrency_groups={"control": 1},
-            )(RayWorker)
+            size = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus}
+            lives = {"max_restarts": LOSSES - 1, "max_task_retries": 0}
+            kind = self.ray.remote(**size, **lives, concurrency_groups={"control": 1})(RayWorker)
             actor = kind.remote(self.work, self.journal.out.absolute(), self.recipe, scorefusion.__version__)
             self._seats.append(_Seat(actor, _open(actor)))
         return left > 0

@@ -96,16 +96,9 @@ class Journal:
         if outcome.error is not None:
             self.events.emit("item-failed", name=item.name, error=outcome.error, fix=outcome.fix)
             return
-        self.events.emit(
-            "item-done",
-            name=item.name,
-            output=shown(item.output),
-            sha256=outcome.outputs[VOLUME][1],
-            seconds=outcome.seconds,
-            residual=outcome.residual,
-            warnings=list(outcome.warnings),
-            numbers=outcome.numbers,
-        )
+        told = {name: getattr(outcome, name) for name in ("seconds", "residual", "warnings", "numbers")}
+        told |= {"sha256": outcome.outputs[VOLUME][1], "warnings": list(outcome.warnings)}
+        self.events.emit("item-done", name=item.name, output=shown(item.output), **told)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

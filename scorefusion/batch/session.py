@@ -151,16 +151,9 @@ class _Session:
 
     def _find(self) -> Source:
         batch, config = self.batch, self.batch.work.config()
-        query = Query(
-            batch.out,
-            tuple(canonical(name) for name in config.conditions),
-            canonical(config.target),
-            batch.ending,
-            batch.layout,
-            batch.choose,
-            batch.series,
-            masks=config.degradation.takes_mask,
-        )
+        conditions = tuple(canonical(name) for name in config.conditions)
+        chosen = (batch.ending, batch.layout, batch.choose, batch.series, config.degradation.takes_mask)
+        query = Query(batch.out, conditions, canonical(config.target), *chosen)
         source = find_items(batch.inputs, query, sides=batch.work.sides)
         if batch.work.dicom and source.kind != "dicom":
             fix = "Give a folder of DICOM files, or leave --dicom out."

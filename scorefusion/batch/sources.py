@@ -158,15 +158,11 @@ def list_folder(root: Path, query: Query) -> Source:
         return _list_dicom(root, query, skip)
     single, layout = len(query.conditions) == 1, query.layout
     if layout == "auto":
-        layout = "bids" if _is_bids(root, files) else "files" if single else "auto"
-    if layout == "bids" and single:
-        source = _bids_files(root, files, query)
-    elif layout == "files" and single:
-        places = ((file, query.out / file.parent.relative_to(root)) for file in files)
-        each = (Item(shown(f, root), (f,), place / (data.stem(f) + query.ending)) for f, place in places)
-        source = Source("folder", tuple(each))
-    else:
-        source = _subjects(root, files, query, layout)
+        known = data.LAYOUTS["bids"](root, files, ()).count
+        bids = known and ((root / "dataset_description.json").exists() or 2 * known >= len(files))
+        layout = "bids" if bids else "files" if single else "auto"
+    list_ = _scans if single and layout in ("bids", "files") else _subjects
+    source = list_(root, files, query, layout)
     items = list(source.items)
     for error in unreadable:  # an item that fails, so that the folder is not passed over in silence
         place = query.out / Path(error.file).relative_to(root)
@@ -201,18 +197,16 @@ def describe_bids(out: Path, model: str) -> None:
                 beside.write_text(text, encoding="utf-8")
 
 
-def _is_bids(root: Path, files: Sequence[Path]) -> bool:
-    known = data.LAYOUTS["bids"](root, files, ()).count
-    return bool(known) and ((root / "dataset_description.json").exists() or 2 * known >= len(files))
-
-
-def _bids_files(root: Path, files: Sequence[Path], query: Query) -> Source:
+def _scans(root: Path, files: Sequence[Path], query: Query, layout: str) -> Source:
+    """List files that are one scan each: all, or in BIDS those of the condition."""
+    if layout == "files":
+        places = ((file, query.out / file.parent.relative_to(root)) for file in files)
+        each = (Item(shown(f, root), (f,), place / (data.stem(f) + query.ending)) for f, place in places)
+        return Source("folder", tuple(each))
     volumes = data.LAYOUTS["bids"](root, files, query.conditions).volumes
     chosen = dict.fromkeys(volume.path for volume in volumes if volume.contrast == query.conditions[0])
-    items = (
-        Item(shown(file, root), (file,), _derivative(root, file, data.stem(file), query)) for file in chosen
-    )
-    return Source("bids", tuple(items), tuple(file for file in files if file not in chosen))
+    each = (Item(shown(f, root), (f,), _derivative(root, f, data.stem(f), query)) for f in chosen)
+    return Source("bids", tuple(each), tuple(file for file in files if file not in chosen))
 
 
 def _derivative(root: Path, file: Path, name: str, query: Query) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import median_abs_deviation
 
-from scorefusion.batch import outliers
+from scorefusion.batch import report
 from scorefusion.batch.queue import Entry
 
 
@@ -23,7 +23,7 @@ def rows(**figures: object) -> list[Entry]:
 
 def flag(entries: list[Entry]) -> dict[str, list[str]]:
     """What is unusual about each scan."""
-    return {name: list(flags.values()) for name, flags in outliers.unusual(entries).items()}
+    return {name: list(flags.values()) for name, flags in report.unusual(entries).items()}
 
 
 @pytest.mark.parametrize("figure", ["residual", "seconds", "change"])
@@ -51,7 +51,7 @@ def test_says_how_unusual_in_words() -> None:
 
 
 def test_too_few_to_tell() -> None:
-    few = [1.0] * (outliers.FEWEST - 2) + [100.0]
+    few = [1.0] * (report.FEWEST - 2) + [100.0]
     assert flag(rows(residual=few)) == {}
     assert set(flag(rows(residual=[1.0, *few]))) == {str(len(few))}
 
@@ -94,4 +94,4 @@ def test_only_what_is_done_counts() -> None:
      (3599.7, "1 h 00 min"), (7530, "2 h 06 min")],
 )  # fmt: skip
 def test_times_read_as_times(seconds: float, text: str) -> None:
-    assert outliers.duration(seconds) == text
+    assert report.duration(seconds) == text
