@@ -80,16 +80,10 @@ def interpreting() -> bool:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, **constants: Any) -> None:
-    """Launch a Triton kernel on the device of its output, or record the call.
+    """Launch a Triton kernel on the device of its output, its first argument, or record the call.
 
-    Triton launches on the calling thread's current device, whatever device the tensors are on.
-
-    Args:
-        kernel: a `triton.jit` function.
-        grid: programs along up to three axes; nothing is launched if one is zero.
-        arguments: the kernel's arguments before its constexprs; the first is the tensor that it writes.
-        config: tile sizes, warps and stages.
-        constants: constexprs that the data decides, and options such as `enable_fp_fusion`.
+    Nothing is launched if an axis of the grid is zero. `constants` are constexprs that the data decides, and
+    options such as `enable_fp_fusion`.
     """
     if 0 in grid:
         return
@@ -99,5 +93,5 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, 
     if current is not None:
         current.launches.append(Launch(kernel, grid, arguments, keywords, config))
         return
-    with torch.cuda.device_of(arguments[0]):  # does nothing off CUDA, or if it is the current device
+    with torch.cuda.device_of(arguments[0]):  # Triton launches on the thread's device; no-op off CUDA
         kernel[grid](*arguments, **keywords)

@@ -145,11 +145,9 @@ def fill_normal(
     z0, y0, x0 = origin
     groups = (x0 + width + 3) // 4 - x0 // 4
     blocks = triton.cdiv(height * groups, config.constants["BLOCK"])
-    words = [
-        [_signed(word & 0xFFFFFFFF) for word in (seed, seed >> 32, sample)]
-        for seed, sample in zip(seeds, samples, strict=True)
-    ]
-    keys = torch.tensor(words, dtype=torch.int32, device=out.device)
+    pairs = zip(seeds, samples, strict=True)
+    words = [[word & 0xFFFFFFFF for word in (seed, seed >> 32, sample)] for seed, sample in pairs]
+    keys = torch.tensor(words, dtype=torch.int64, device="cpu").to(torch.int32).to(out.device)
     launch(
         _noise_kernel,
         (batch * channels * depth * blocks,),
@@ -158,8 +156,3 @@ def fill_normal(
         enable_fp_fusion=False,
         config=config,
     )
-
-
-def _signed(word: int) -> int:
-    """Return the 32-bit word as a signed number."""
-    return word - 2**32 if word >= 2**31 else word
