@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 __all__, __getattr__ = lazily(
     __name__,
     {
-        "dataset": "DatasetConfig Found Refusal assemble check_grids find_subjects find_subjects_at "
-        "read_subject",
+        "dataset": "DatasetConfig Found Refusal assemble check_grids find_subjects read_subject",
         "domain": "check_domain contrast_in warnings_of",
         "intensity": "Intensity Outliers",
         "layouts": "LAYOUTS TABLES contrast_columns detect read_rows write_table",

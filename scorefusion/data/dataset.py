@@ -120,7 +120,11 @@ def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Prog
     groups = sorted({volume.group for volume in listing.volumes})
     splits = {g: listing.splits.get(g) or split_of(g, config.fractions, config.seed) for g in groups}
     if groups and config.split != "all" and config.split not in splits.values():
-        raise _empty_split(root, config, groups)
+        share, seed = config.fractions[SPLITS.index(config.split)], better_seed(groups, config.fractions)
+        fix = "Add subjects, or change fractions."
+        fix = fix if seed is None else f"Set seed = {seed}, which fills every split."
+        problem = f"split {config.split} ({share:.0%} of {len(groups)} persons, seed {config.seed}) is empty"
+        raise BadInput(root, problem, fix)
     refused = [_refusal(subject, error) for subject, error in listing.problems]
     chosen = [v for v in listing.volumes if config.split in ("all", splits[v.group])]
     candidates = list(assemble(root, chosen, config, refused))
@@ -144,20 +148,6 @@ def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Prog
     if not subjects:
         raise _nobody(root, layout, config, refused, ignored)
     return Found(layout, tuple(subjects), tuple(refused), splits, ignored, listing.people_unknown)
-
-
-def find_subjects_at(path: str | Path, contrasts: Sequence[str], *, voxels: bool = False) -> Found:
-    """Find the subjects of a folder in any known layout, a CSV or TSV, or a single NIfTI file.
-
-    Args:
-        path: where; a NIfTI file is one subject whose only contrast is the first of ``contrasts``.
-        contrasts: what each must have.
-        voxels: read every volume now.
-
-    Raises:
-        BadInput: if no subject can be used.
-    """
-    return find_subjects(DatasetConfig(root=str(path), contrasts=tuple(contrasts)), voxels=voxels)
 
 
 def _list(root: Path, config: DatasetConfig) -> tuple[str, Listing, tuple[Path, ...]]:
@@ -199,15 +189,18 @@ def assemble(
     for volume in volumes:
         named[volume.subject][volume.contrast].append(volume)
     for contrasts in named.values():
-        for contrast, several in contrasts.items():
-            contrasts[contrast] = _preferred(root, several, config.choose)
+        for contrast in contrasts:
+            for part in config.choose:
+                several = contrasts[contrast]
+                fitting = [v for v in several if part.lower() in _below(root, v.path).lower()]
+                contrasts[contrast] = fitting if fitting and len(several) > 1 else several
     variant = _best_variant(named, config.contrasts)
     for name in sorted(named):
         files = {
-            contrast: [volume for volume in several if volume.variant == variant]
+            contrast: fitting
             for contrast, several in named[name].items()
+            if (fitting := [volume for volume in several if volume.variant == variant])
         }
-        files = {contrast: several for contrast, several in files.items() if several}
         needed = list(config.contrasts) or in_order(files)
         anything = next(iter(named[name].values()))[0]
         missing = [contrast for contrast in needed if contrast not in files]
@@ -229,14 +222,6 @@ def assemble(
             yield Subject(name, anything.group, dict(sorted(single.items()))), needed
 
 
-def _preferred(root: Path, several: list[Volume], choose: Sequence[str]) -> list[Volume]:
-    for part in choose:
-        if len(several) > 1:
-            fitting = [v for v in several if part.lower() in _below(root, v.path).lower()]
-            several = fitting or several
-    return several
-
-
 def _best_variant(named: Mapping[str, Mapping[str, list[Volume]]], needed: Sequence[str]) -> int:
     """The first variant that a subject has whole, so that all subjects' volumes were made alike."""
     whole, any_at_all = set(), set()
@@ -255,16 +240,6 @@ def _refusal(subject: str, error: BadInput) -> Refusal:
     return Refusal(subject, Path(error.file), error.problem, error.fix)
 
 
-def _empty_split(root: Path, config: DatasetConfig, groups: Sequence[str]) -> BadInput:
-    share = dict(zip(SPLITS, config.fractions, strict=True))[config.split]
-    seed = better_seed(groups, config.fractions)
-    fix = "Add subjects, or change fractions."
-    if seed is not None:
-        fix = f"Set seed = {seed}, which fills every split."
-    problem = f"split {config.split} ({share:.0%} of {len(groups)} persons, seed {config.seed}) is empty"
-    return BadInput(root, problem, fix)
-
-
 def _nobody(
     root: Path, layout: str, config: DatasetConfig, refused: Sequence[Refusal], ignored: Sequence[Path]
 ) -> BadInput:
@@ -272,18 +247,16 @@ def _nobody(
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         return BadInput(root, f"holds no usable subject{wanted} in layout '{layout}': {refused[0]}{more}")
-    seen = (
-        f", but {len(ignored)} NIfTI file(s), such as {ignored[0].name}" if ignored else " and no NIfTI file"
-    )
+    some = f", but {len(ignored)} NIfTI file(s), such as {ignored[0].name}" if ignored else ""
+    seen = some or " and no NIfTI file"
     fix = "Check the names against docs/data.md, or list the files in a CSV."
     return BadInput(root, f"holds no subject{wanted} in layout '{layout}'{seen}", fix)
 
 
 def split_of(group: str, fractions: Sequence[float], seed: int) -> str:
-    """Return the split of a person, a function of the seed and the name alone.
+    """The split of a person, by a hash of the seed and the name alone.
 
-    A hash gives the person a number that is uniform in [0, 1); the fractions of train, validation and test
-    divide that interval. So no person changes splits when others come or go, and sizes are binomial.
+    So no person changes splits when others come or go, and sizes are binomial.
     """
     digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
@@ -294,7 +267,7 @@ def split_of(group: str, fractions: Sequence[float], seed: int) -> str:
 
 
 def better_seed(groups: Iterable[str], fractions: Sequence[float], tries: int = 1000) -> int | None:
-    """Return the first seed that fills every split to within one person of its fraction, if there is one."""
+    """The first seed that fills every split to within one person of its fraction, if there is one."""
     names = sorted(set(groups))
     for seed in range(tries):
         counts = Counter(split_of(name, fractions, seed) for name in names)
@@ -304,7 +277,6 @@ def better_seed(groups: Iterable[str], fractions: Sequence[float], tries: int = 
     return None
 
 
-_ORDER = {"linear": 1, "cubic": 3}
 _DEFAULT = DatasetConfig(root="")
 
 
@@ -349,9 +321,8 @@ def read_subject(
         BadInput: for a volume that cannot be read, labels that are not whole numbers, or a volume on another
             grid that is not to be resampled or does not overlap the first.
     """
-    wanted = list(contrasts) or in_order(subject.files)
-    first, scans = None, {}
-    for contrast in wanted:
+    first, scans, order = None, {}, 1 if config.interpolation == "linear" else 3
+    for contrast in list(contrasts) or in_order(subject.files):
         path = subject.files[contrast]
         labels = contrast == LABELS
         scan = read_scan(path, nan=config.nan, assume_affine=config.assume_affine, constant=labels)
@@ -364,7 +335,7 @@ def read_subject(
         except BadInput:
             if config.on_misaligned == "refuse":
                 raise
-            scan = resample(scan, first, order=0 if labels else _ORDER[config.interpolation])
+            scan = resample(scan, first, order=0 if labels else order)
         scans[contrast] = scan
     return scans
 
@@ -372,43 +343,30 @@ def read_subject(
 def resample(scan: Scan, onto: Scan, order: int = 1) -> Scan:
     """Interpolate a volume at the voxels of another, by both affines; nothing is registered.
 
-    Args:
-        scan: the volume.
-        onto: whose grid, orientation and header the result has.
-        order: of the spline: 0 nearest voxel, 1 linear, 3 cubic (limited to the volume's own range).
+    The ``order`` of the spline: 0 nearest voxel, 1 linear, 3 cubic (limited to the volume's own range).
     """
     need("scipy.ndimage", "resampling")
     from nibabel.processing import resample_from_to
 
+    def onto_grid(image: Any, order: int, low: float) -> np.ndarray:
+        # grid-constant: a voxel on the very edge is not lost to rounding
+        values = resample_from_to(image, target, order=order, mode="grid-constant", cval=low)
+        return np.asarray(values.dataobj)
+
     low, high = (0.0 if order == 0 else float(scan.values.min())), float(scan.values.max())
     image = nib.Nifti1Image(scan.values.transpose(2, 1, 0), scan.ras_affine)
     target = (onto.values.shape[::-1], onto.ras_affine)
-    # grid-constant: a voxel on the very edge is not lost to rounding
-    values = resample_from_to(image, target, order=order, mode="grid-constant", cval=low)
-    array = np.asarray(values.dataobj, dtype=np.float32).transpose(2, 1, 0)
+    array = onto_grid(image, order, low).astype(np.float32, copy=False).transpose(2, 1, 0)
     if order > 1:
         array = array.clip(low, high)
-    if array.min() == array.max() and not _overlap(image, target):
+    everywhere = nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine)
+    if array.min() == array.max() and not onto_grid(everywhere, 0, 0.0).any():
         problem = f"does not overlap {onto.name}: {_grid(scan)} against {_grid(onto)}"
         raise BadInput(scan.name, problem, "Register it first, or correct its affine.")
     return replace(
-        scan,
-        values=np.ascontiguousarray(array),
-        affine=onto.affine,
-        affine_assumed=onto.affine_assumed,
-        shape=onto.shape,
-        header=onto.header.copy(),
-        dtype=np.dtype(np.float32),
-        slope=1.0,
-        intercept=0.0,
-    )
-
-
-def _overlap(image: Any, target: Any) -> bool:
-    from nibabel.processing import resample_from_to
-
-    everywhere = nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine)
-    return bool(np.any(resample_from_to(everywhere, target, order=0, mode="grid-constant").dataobj))
+        scan, values=np.ascontiguousarray(array), affine=onto.affine, affine_assumed=onto.affine_assumed,
+        shape=onto.shape, header=onto.header.copy(), dtype=np.dtype(np.float32), slope=1.0, intercept=0.0,
+    )  # fmt: skip
 
 
 def _grid(scan: Scan) -> Grid:
@@ -416,12 +374,11 @@ def _grid(scan: Scan) -> Grid:
 
 
 def _check_aligned(file: Path, grid: Grid, first: Grid, tolerance: float) -> None:
+    what = "shapes differ"
     if grid.shape == first.shape:
         distance = corner_distance(first.affine, grid.affine, grid.shape)
         if distance <= tolerance:
             return
         what = f"corners are {distance:.3g} mm apart"
-    else:
-        what = "shapes differ"
     problem = f"lies on another grid than {Path(first.name).name} ({what}): {grid} against {first}"
     raise BadInput(file, problem, "Resample it first, or set on_misaligned = 'resample' (--resample).")

@@ -16,8 +16,7 @@ from scorefusion.models.config import DomainConfig, ModelConfig
 from scorefusion.models.contrast import LABELS, canonical
 from scorefusion.models.domain import INTENSITY_NAMES, contrast_title, spacing_range
 
-TOLERANCE = 1.15
-"""A voxel may be this many times smaller or larger than those of the domain without a warning."""
+TOLERANCE = 1.15  #: a voxel may be this many times smaller or larger than the domain's without a warning
 
 _WORDS = {
     "t1": ("t1weighted", "mprage", "spgr", "bravo", "unit1", "inplanet1"),
@@ -43,19 +42,14 @@ _USUAL = ("t1", "t1c", "t2", "flair", "pd", "ct", LABELS)
 _CONTRAST_OF = {word: name for name, words in _WORDS.items() for word in words}
 _MODALITIES = {"CT": "ct", "PT": "pet", "US": "ultrasound", "XA": "angiography", "NM": "scintigraphy"}
 _OF_MR = {"t1", "t1c", "t2", "flair", "pd", "mra", "bold", "dwi", "swi", "t2star", "asl", "phase"}
+#: echo times in ms that are usual for a contrast
 _ECHO_TIMES = {"t1": (0.0, 35.0), "t2": (35.0, math.inf), "flair": (50.0, math.inf), "pd": (0.0, 60.0)}
-"""Echo times in ms that are usual for a contrast."""
-
+#: NIfTI codes of units of length other than millimetres, and how many of these they are
 _UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
-"""NIfTI codes of units of length other than millimetres, and how many of these they are."""
-_SAMPLED = 2**16
-"""About how many voxels the checks of intensities look at."""
-
+_SAMPLED = 2**16  #: about how many voxels the checks of intensities look at
+#: NIfTI intent codes of what is no image
 _INTENTS = {code: "a statistic" for code in range(2, 25)} | {1002: "labels", 1003: "names of structures"}
-"""NIfTI intent codes of what is no image."""
-
-Text = tuple[str, str]
-"""What was found with what the model was made for, and what to do."""
+Text = tuple[str, str]  #: what was found with what the model was made for, and what to do
 
 
 def check_domain(scans: Sequence[Scan], config: ModelConfig) -> tuple[BadInput, ...]:
@@ -145,9 +139,8 @@ def _word(word: str) -> str:
 
 
 def _stem(scan: Scan) -> str:
-    return re.sub(
-        r"(\.(nii|img|hdr|mg[hz]|nrrd|mh[ad]))?(\.(gz|bz2|zst))?$", "", Path(scan.name).name, flags=re.I
-    )
+    ending = r"(\.(nii|img|hdr|mg[hz]|nrrd|mh[ad]))?(\.(gz|bz2|zst))?$"
+    return re.sub(ending, "", Path(scan.name).name, flags=re.I)
 
 
 def _number(text: str | None) -> float:

@@ -23,19 +23,14 @@ class Outliers:
     Padding and negative spikes are below 0 and far below the rest, below what CT can measure, or below values
     that are otherwise all at least 0; hot and saturated voxels and bright padding are far above the rest. An
     ordinary image has none.
-
-    Attributes:
-        lo, hi: smallest and greatest value that counts.
-        below, above: number of voxels below ``lo`` and above ``hi``.
-        least, most: smallest and greatest value of all.
     """
 
-    lo: float
-    hi: float
-    below: int
-    above: int
-    least: float
-    most: float
+    lo: float  #: smallest value that counts
+    hi: float  #: greatest value that counts
+    below: int  #: number of voxels below ``lo``
+    above: int  #: number of voxels above ``hi``
+    least: float  #: smallest value of all
+    most: float  #: greatest value of all
 
     @classmethod
     def of(cls, values: np.ndarray, kind: str = "robust") -> Outliers:
@@ -90,20 +85,14 @@ def _voxels(count: int) -> str:
 
 
 _SAMPLED = 2**17
-_FAR = 1.5
-"""An outlier is this many times the range of all other values away from them, at least."""
-_PADDED = 5.0
-"""Padding is this many times the range of all other values below them: a background is not so far."""
-_HOT = 98
-"""Percentile of the foreground above which voxels may be hot."""
+_FAR = 1.5  #: an outlier is this many times the range of all other values away from them, at least
+_PADDED = 5.0  #: padding is this many times the range of all others below them: a background is not so far
+_HOT = 98  #: percentile of the foreground above which voxels may be hot
 _LIMITS = (*(2.0**bits - 1 for bits in range(8, 17)), 2.0**31 - 1, 2.0**32 - 1)
-_PLATEAU = 2.0
-"""Voxels that share any other greatest value are saturated this many times the range of the rest above it."""
+_PLATEAU = 2.0  #: any other greatest value is saturation this many times the range of the rest above it
 _SATURATED = 0.3
-_SLIGHT = 0.02
-"""Values below a background of 0 are no finding up to this share of the range."""
-_VACUUM, _PADDING = -1100.0, -1200.0
-"""Hounsfield units that no scanner gives of air, and below which a value is CT's padding."""
+_SLIGHT = 0.02  #: values below a background of 0 are no finding up to this share of the range
+_VACUUM, _PADDING = -1100.0, -1200.0  #: Hounsfield units: no scanner gives this of air; below is CT's padding
 
 
 def _least(array: np.ndarray, sample: np.ndarray, least: float) -> float:
@@ -173,14 +162,10 @@ def _of_magnitude(array: np.ndarray, sample: np.ndarray, padded: bool) -> float 
 
 
 def background_within(values: np.ndarray, outliers: Outliers) -> float | None:
-    """Return the value of a background between those of tissue, as 0 is after z-scoring; else None.
+    """The value of a background between those of tissue ``[D, H, W]``, as 0 is after z-scoring; else None.
 
     At least six of the eight corners and 5% of all voxels have it, and at least 1% of the voxels are clearly
     darker and 1% brighter.
-
-    Args:
-        values: ``[D, H, W]``, finite.
-        outliers: those of ``values``.
     """
     if values.ndim != 3 or min(values.shape) < 2:
         return None
@@ -198,17 +183,12 @@ def background_within(values: np.ndarray, outliers: Outliers) -> float | None:
 
 @dataclass(frozen=True)
 class Intensity:
-    """A linear map of intensities that takes ``lo`` to -1 and ``hi`` to 1; it clips nothing and inverts.
+    """A linear map of intensities that takes ``lo`` to -1 and ``hi`` to 1; it clips nothing and inverts."""
 
-    Attributes:
-        lo, hi: in the image's units; ``hi`` is greater.
-    """
-
-    lo: float
-    hi: float
+    lo: float  #: in the image's units
+    hi: float  #: likewise, and greater
 
     def __post_init__(self) -> None:
-        """Refuse a map that does not invert."""
         if not (math.isfinite(self.lo) and math.isfinite(self.hi) and self.hi > self.lo):
             raise ScoreFusionError(f"intensities need finite lo < hi, got lo={self.lo}, hi={self.hi}")
 

@@ -54,10 +54,7 @@ Layout = Callable[[Path, Sequence[Path], Sequence[str]], Listing]
 
 
 def volume_files(
-    root: Path,
-    *,
-    skip: Callable[[Path], bool] | None = None,
-    unreadable: list[BadInput] | None = None,
+    root: Path, *, skip: Callable[[Path], bool] | None = None, unreadable: list[BadInput] | None = None
 ) -> list[Path]:
     """Every volume's file below a folder, sorted by path; of a pair the header.
 
@@ -73,10 +70,8 @@ def volume_files(
     Raises:
         BadInput: for a folder that cannot be read.
     """
-    found: list[Path] = []
+    found, waiting, links = list[Path](), [root], list[Path]()
     entered: set[tuple[int, int]] = set()
-    waiting: list[Path] = [root]
-    links: list[Path] = []
     while waiting or links:
         folder = waiting.pop() if waiting else links.pop(0)
         try:

@@ -24,8 +24,8 @@ from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.models.config import DomainConfig, ModelConfig
 from scorefusion.optional import need
 
+#: interpolations that super-resolution is compared with
 BASELINES = ("nearest", "trilinear", "trilinear+consistency", "b-spline")
-"""Interpolations that super-resolution is compared with."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,23 @@ class Box:
 
     def coarser(self, factor: Factor) -> Box:
         """The same box on the grid whose voxels are blocks of this one; the ends are multiples of it."""
-        edges = block_edges(factor)
-        start, stop = (
-            tuple(n // edge for n, edge in zip(ends, edges, strict=True)) for ends in (self.start, self.stop)
-        )
-        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+        edges = np.array(block_edges(factor))
+        return Box.between(self.start // edges, self.stop // edges)
 
     def whole_along(self, axes: Sequence[bool], size: Sequence[int]) -> Box:
         """The same box, but all of a volume of ``size`` along the axes, of z, y and x, that are true."""
-        start = [0 if whole else first for whole, first in zip(axes, self.start, strict=True)]
-        stop = [n if whole else last for whole, last, n in zip(axes, self.stop, size, strict=True)]
-        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+        return Box.between(np.where(axes, 0, self.start), np.where(axes, size, self.stop))
+
+    @classmethod
+    def between(cls, start: Sequence[int] | np.ndarray, stop: Sequence[int] | np.ndarray) -> Box:
+        """The box of two corners (z, y, x) of any kind."""
+        (a, b, c), (d, e, f) = (map(int, corner) for corner in (start, stop))
+        return cls((a, b, c), (d, e, f))
 
     @classmethod
     def whole(cls, size: Sequence[int]) -> Box:
         """The box that is the whole volume of ``size`` (D, H, W)."""
-        return cls((0, 0, 0), (int(size[0]), int(size[1]), int(size[2])))
+        return cls.between((0, 0, 0), size)
 
 
 def foreground_box(
@@ -104,7 +105,7 @@ def foreground_box(
         whole = multiples[axis]
         start.append(max(0, first // whole * whole))
         stop.append(min(full[axis], -(-last // whole) * whole))
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    return Box.between(start, stop)
 
 
 def sampling_box(condition: Tensor, config: ModelConfig, levels: Sequence[float | None] = ()) -> Box:
@@ -171,12 +172,7 @@ class Prepared:
     def projection(self, config: ModelConfig, box: Box) -> Projection | None:
         """The projection that makes a residual in the box agree with the measurement.
 
-        Args:
-            config: the model.
-            box: all of the volume along the axes of ``config.degradation.whole``.
-
-        Returns:
-            None where nothing is measured, or where ``config.sampling`` does without.
+        None where nothing is measured, or where ``config.sampling`` does without.
 
         Raises:
             ScoreFusionError: if the box leaves out voxels that the measurement mixes with those inside.
@@ -209,14 +205,9 @@ class _Normalised:
     def of(
         cls, volume: Tensor, config: ModelConfig, domain: DomainConfig, known: Tensor | None, direct: bool
     ) -> _Normalised:
-        """Normalise a condition.
+        """Normalise a condition in image units; ``known`` are the values that count, where not all do.
 
-        Args:
-            volume: in image units.
-            config: the model.
-            domain: what the condition should be.
-            known: the values that count, where not all do.
-            direct: whether voxels stand for themselves, so that those of no meaning can be set aside.
+        ``direct`` says that voxels stand for themselves, so that those of no meaning can be set aside.
         """
         array = on_host(volume if known is None else known)
         outliers = Outliers.of(array, config.intensity)
@@ -269,12 +260,10 @@ def prepare_conditions(
     known = None if mask is None else volumes[0][..., mask]
     pooled = measured is not None and measured.blocks is not None
     domains = [config.domain.get(name, DomainConfig()) for name in config.conditions]
-    normalised = [
-        _Normalised.of(
-            volume, config, domain, known if first else None, not first or measured is None or pooled
-        )
-        for volume, domain, first in zip(volumes, domains, (True, *[False] * len(volumes)), strict=False)
-    ]
+    direct = measured is None or pooled
+    normalised = [_Normalised.of(volumes[0], config, domains[0], known, direct)]
+    for volume, domain in zip(volumes[1:], domains[1:], strict=False):
+        normalised.append(_Normalised.of(volume, config, domain, None, True))
     held = normalised[0].held
     if pooled and domains[0].background == "zero" and domains[0].intensity == "non-negative":
         # Where the mean of values of 0 and more is 0, all of them are.

@@ -27,11 +27,9 @@ from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
 from scorefusion.io.atomic import written_beside
 
 AGAIN = "Remove it; it will be made again."
-MULTIPLE = 8
-"""Stored sizes are cut to multiples of this."""
-
+MULTIPLE = 8  #: stored sizes are cut to multiples of this
+#: what of a dataset's description decides which numbers are read
 READING = ("on_misaligned", "tolerance", "interpolation", "nan", "assume_affine")
-"""What of a dataset's description decides which numbers are read."""
 
 Vary = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Extra = Callable[[np.ndarray], np.ndarray]
@@ -126,11 +124,8 @@ def build_store(
     if broken and not found:
         raise next(iter(broken.values()))
     shares = _shares(sources, found)
-    return [
-        (open_array(path), shares[place] / len(found[place]))
-        for place in sorted(found)
-        for path in found[place]
-    ]
+    places = [(path, place) for place in sorted(found) for path in found[place]]
+    return [(open_array(path), shares[place] / len(found[place])) for path, place in places]
 
 
 def _keys(source: Source, settings: StoreSettings, digests: Digests) -> list[str]:
@@ -161,9 +156,8 @@ def _make(
             array = _normalised(array, settings)
         except ScoreFusionError as error:
             file = source.subject.files[source.contrasts[0]]
-            raise BadInput(
-                file, f"cannot be stored ({error})", "Leave it out, or widen its region."
-            ) from None
+            fix = "Leave it out, or widen its region."
+            raise BadInput(file, f"cannot be stored ({error})", fix) from None
         if extra is not None:
             array = np.concatenate([array, extra(array)[None]])
         write_array(path, array.astype(np.float16))
@@ -199,20 +193,14 @@ def _shares(sources: Sequence[Source], found: Mapping[int, object]) -> dict[int,
     for place, source in enumerate(sources):
         whole[source.reading] += source.share
         kept[source.reading] += source.share if place in found else 0.0
-    return {
-        place: sources[place].share * (whole[sources[place].reading] / kept[sources[place].reading])
-        for place in found
-    }
+    readings = {place: sources[place].reading for place in found}
+    return {place: sources[place].share * (whole[of] / kept[of]) for place, of in readings.items()}
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array, and a ``.crc`` file with its checksum, size and time of change.
+    """Write a ``.npy``, and a ``.crc`` file with its checksum, size and time of change.
 
     The checksum comes first: whoever finds the array finds that, too.
-
-    Args:
-        path: ends in ``.npy``.
-        array: any.
     """
     with written_beside(path) as beside:
         np.save(beside, array)
@@ -245,30 +233,23 @@ def open_array(path: Path) -> np.ndarray:
 def locked(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
     """Hold a name that one process may hold at a time; the system frees it when the process ends.
 
-    Yields:
-        Whether it is held; always on a file system without locks.
+    Yields whether it is held: always on a file system without locks.
     """
-    lock = FileLock(folder / f"{name}.lock", timeout=-1 if wait else 0)
+    lock, held = FileLock(folder / f"{name}.lock", timeout=-1 if wait else 0), True
     try:
         lock.acquire()
     except Timeout:
-        yield False
-        return
+        held = False
     except (NotImplementedError, OSError):
-        yield True
-        return
+        pass
     try:
-        yield True
+        yield held
     finally:
         lock.release()
 
 
 class Digests:
-    """SHA-256 of files, each computed once: kept by path, size and time of change.
-
-    Args:
-        file: where they are kept.
-    """
+    """SHA-256 of files, each computed once: kept in a file by path, size and time of change."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -279,11 +260,7 @@ class Digests:
         self.changed = False
 
     def of(self, path: Path) -> str:
-        """The digest of a file.
-
-        Raises:
-            BadInput: if it cannot be read.
-        """
+        """The digest of a file; BadInput if it cannot be read."""
         place = str(path.absolute())
         try:
             stamp = _stamp(path.stat())
@@ -295,8 +272,8 @@ class Digests:
                 self.known[place] = [*stamp, digest.hexdigest()]
                 self.changed = True
         except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
-            raise BadInput(path, problem, "Name an existing training volume.") from None
+            fix = "Name an existing training volume."
+            raise BadInput(path, f"cannot be read ({error.strerror})", fix) from None
         return self.known[place][2]
 
     def save(self) -> None:

@@ -29,8 +29,10 @@ from scorefusion.train.loop import fresh_models
 from scorefusion.train.sources import plan_of
 from scorefusion.train.step import Stepper, on_device, start
 
-AGAIN = 3
-"""Times that each convolution is run; the median counts."""
+AGAIN = 3  #: times that each convolution is run; the median counts
+LEAST = 3  #: times that the bare convolutions are timed, however long they and the steps take
+#: steps between two timings of the bare convolutions: near enough for other programs to slow both alike
+APART = 2
 
 
 class Convolution(NamedTuple):
@@ -84,19 +86,14 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten.convolution.default and not args[6]:
-            x, weight, bias, stride, padding = args[:5]
-            self._note(x, weight, stride, padding, bias is not None)
-        elif func is torch.ops.aten.convolution_backward.default and not args[7]:
-            _, x, weight, bias, stride, padding = args[:6]
-            self._note(x, weight, stride, padding, bias is not None, tuple(args[10]))
+        back = func is torch.ops.aten.convolution_backward.default
+        if back or func is torch.ops.aten.convolution.default:
+            x, weight, bias, stride, padding, _, transposed = args[1:8] if back else args[:7]
+            if not transposed:
+                wanted = tuple(args[10]) if back else ()
+                shapes = tuple(x.shape), tuple(weight.shape), tuple(stride), tuple(padding)
+                self.found[Convolution(*shapes, x.dtype, bias is not None, wanted)] += 1
         return func(*args, **(kwargs or {}))
-
-    def _note(
-        self, x: Tensor, weight: Tensor, stride: Any, padding: Any, bias: bool, wanted: Any = ()
-    ) -> None:
-        shapes = tuple(x.shape), tuple(weight.shape)
-        self.found[Convolution(*shapes, tuple(stride), tuple(padding), x.dtype, bias, wanted)] += 1
 
 
 class Moment(NamedTuple):
@@ -148,13 +145,6 @@ def measure(found: Mapping[Convolution, int], device: torch.device) -> Rate:
         busy += count * median
         best = max(best, convolution.flop / median)
     return Rate(flop, busy, best)
-
-
-LEAST = 3
-"""Times that the bare convolutions are timed, however long they and the steps take."""
-
-APART = 2
-"""Steps between two timings of the bare convolutions: near enough for other programs to slow both alike."""
 
 
 @dataclass(frozen=True)
@@ -287,6 +277,8 @@ def describe(cost: Cost) -> str:
     total = store + sum(each.hours for each in cost.stages)
     where = f"{cost.device}, {cost.precision}, {cost.threads} threads"
     where += f", {cost.processes} processes" if cost.processes > 1 else ""
+    load, processors = (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0), os.cpu_count() or 1
+    busy = f"other programs are running (load {load:.1f} on {processors} processors): hours are too many"
     return "\n".join(
         [
             f"{cost.parameters / 1e6:.2f} M parameters; {where}",
@@ -295,32 +287,25 @@ def describe(cost: Cost) -> str:
             f"in all {total:.1f} h, without pictures and validation",
             "GFLOP: of one process; GFLOP/s: for each second of a processor (a GPU); bare: what the same",
             "convolutions reach with nothing around them; share: of that, median and quartiles of ratios",
-            *_warning(),
+            *([busy] if load >= 1.3 * processors else []),
         ]
     )
 
 
-def _warning() -> list[str]:
-    """A line if other programs were running."""
-    load, processors = (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0), os.cpu_count() or 1
-    if load < 1.3 * processors:
-        return []
-    return [f"other programs are running (load {load:.1f} on {processors} processors): hours are too many"]
-
-
 def _cost(stage: StageConfig, stepper: Stepper, seconds: float, examples: int) -> StageCost:
     device = stepper.accelerator.device
-    _forget_peak(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
     began = now(device)
     batch = _drawn(stepper, 0)
     with Recorder() as convolutions, FlopCounterMode(display=False) as counter:
         stepper.gradient(0, batch)
     stepper.update(0)
     first = now(device).since(began).clock
-    draws: list[float] = []
-    steps: list[Moment] = []
-    bare: list[Rate] = []
-    shares: list[float] = []
+    draws, steps, bare, shares = list[float](), list[Moment](), list[Rate](), list[float]()
     began = now(device)
     while len(bare) < LEAST or now(device).since(began).clock < seconds:
         before, number = now(device), len(steps) + 1
@@ -353,14 +338,6 @@ def _cost(stage: StageConfig, stepper: Stepper, seconds: float, examples: int) -
 
 def _drawn(stepper: Stepper, step: int) -> Batch:
     return on_device(stepper.draws.batch(step, stepper.mine), stepper.accelerator.device)
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak(device: torch.device) -> int:

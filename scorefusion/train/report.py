@@ -26,7 +26,7 @@ from scorefusion.models.strategies import AVERAGE, FUSE, FUSE_FEATURES, VOLUME, 
 from scorefusion.models.table import table_for
 from scorefusion.optional import need
 from scorefusion.train.checkpoint import State
-from scorefusion.train.config import AugmentConfig, StageConfig, TrainConfig, VolumeConfig
+from scorefusion.train.config import AugmentConfig, FolderConfig, StageConfig, TrainConfig, VolumeConfig
 from scorefusion.train.examples import Crop, CropSampler, contrasts_of, factors_of, is_degraded, make_example
 from scorefusion.train.sources import volumes_of
 
@@ -36,13 +36,9 @@ T = TypeVar("T")
 
 
 class Journal:
-    """Rows of figures, appended. What cannot be written is warned of once, and the training goes on.
+    """Rows of figures, appended; what a stopped run wrote after its checkpoint (``state``) is cut off.
 
-    Args:
-        folder: the run's.
-        state: where the run is: what a stopped run wrote after its checkpoint is cut off.
-        config: the run.
-        warn: called with what could not be written, and why.
+    What cannot be written is warned of once, and the training goes on.
     """
 
     def __init__(
@@ -50,8 +46,7 @@ class Journal:
     ) -> None:
         self.path, self.warn = folder / LOG, warn
         self._failed: set[str] = set()
-        self._waiting = b""
-        self._written = state.logged
+        self._waiting, self._written = b"", state.logged
         self.attempt(LOG, self._append)
         steps = [stage.steps for stage in config.stages]
         self.before = [sum(steps[:number]) for number in range(len(steps) + 1)]
@@ -136,9 +131,8 @@ def draw_curves(folder: Path) -> None:
         looks = [row for row in mine if "psnr" in row]
         for name, label in (("psnr", "sampled"), ("psnr_one_step", "one step"), ("psnr_base", "base")):
             if looks:
-                column[1].plot(
-                    [row["step"] for row in looks], [row[name] for row in looks], ".-", label=label
-                )
+                seen, values = ([row[key] for row in looks] for key in ("step", name))
+                column[1].plot(seen, values, ".-", label=label)
                 column[1].set(xlabel="step", ylabel="PSNR, dB")
                 column[1].legend(fontsize=7)
     with written_beside(folder / "curves.png") as beside:
@@ -154,9 +148,7 @@ def _writer(folder: Path, done: int) -> Any:
     return SummaryWriter(str(folder), purge_step=done + 1)
 
 
-CROP = 48
-"""Edge of the boxes that are looked at where there is no validation."""
-
+CROP = 48  #: edge of the boxes that are looked at where there is no validation
 SHOWN = 3
 WHITE_LESS_BLACK = 2.0
 STRATEGY = {"slices": AVERAGE, "patches": FUSE, "features": FUSE_FEATURES, "volume": VOLUME}
@@ -182,13 +174,7 @@ def boxes_of(
 
 @torch.no_grad()
 def look(model: ScoreFusion, boxes: Sequence[Crop], stage: StageConfig) -> list[dict[str, Tensor]]:
-    """Restore the boxes in one step and in the model's own number of steps; see :func:`restore`.
-
-    Args:
-        model: the averaged one; its mode is kept.
-        boxes: from :func:`boxes_of`.
-        stage: decides the strategy.
-    """
+    """Restore the boxes in one step and in the model's own number of steps; see :func:`restore`."""
     was_training = model.training
     model.eval()
     try:
@@ -245,22 +231,18 @@ def _projection(description: ModelConfig, condition: Tensor) -> Projection | Non
 def draw_look(restored: Sequence[dict[str, Tensor]], picture: Path) -> None:
     """Draw the first boxes: truth, base, one step, a sample."""
     restored = restored[:SHOWN]
-    figure = need("matplotlib.figure", "a look").Figure(
-        figsize=(10, 2.5 * len(restored)), layout="constrained"
-    )
+    size = (10, 2.5 * len(restored))
+    figure = need("matplotlib.figure", "a look").Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(restored), 4, squeeze=False)
     for row, volumes in zip(axes, restored, strict=True):
         for axis, (label, volume) in zip(row, volumes.items(), strict=True):
             error = (volume - volumes["truth"]).square().mean().sqrt().item()
-            axis.imshow(_middle(volume), cmap="gray", vmin=-1, vmax=1)
+            middle = volume[0, 0, volume.shape[2] // 2].flip(0).numpy()
+            axis.imshow(middle, cmap="gray", vmin=-1, vmax=1)
             axis.set_title(f"{label}  rmse {error:.4f}", fontsize=8)
             axis.axis("off")
     with written_beside(picture) as beside:
         figure.savefig(beside, dpi=80)
-
-
-def _middle(volume: Tensor) -> np.ndarray:
-    return volume[0, 0, volume.shape[2] // 2].flip(0).numpy()
 
 
 def _random(config: TrainConfig, number: int) -> np.random.Generator:
@@ -276,13 +258,10 @@ data."""
 def training_card(config: TrainConfig, folder: Path, model: ModelConfig) -> str:
     """Markdown for a model that ``config`` trained in ``folder``; ``model`` says what it was made for."""
     rows = read_rows(folder)
-    volumes = "\n".join(
-        [f"| {_named(volume)} | {volume.variants} | {volume.share:g} |" for volume in config.volumes]
-        + [
-            f"| `{Path(part.data.root).name}`, {part.data.split} | {part.variants} | {part.share:g} |"
-            for part in config.datasets
-        ]
-    )
+    volumes: list[tuple[str, VolumeConfig | FolderConfig]]
+    volumes = [(_named(volume), volume) for volume in config.volumes]
+    volumes += [(f"`{Path(part.data.root).name}`, {part.data.split}", part) for part in config.datasets]
+    seen = "\n".join(f"| {name} | {part.variants} | {part.share:g} |" for name, part in volumes)
     stages = []
     for number, stage in enumerate(config.stages):
         losses = [row["loss"] for row in rows if row["number"] == number]
@@ -300,7 +279,7 @@ the run's own configuration is in the repository's `configs/`.
 
 | volume | warped variants | share of crops |
 | --- | --- | --- |
-{volumes}
+{seen}
 
 Variants differ in voxel size, pose, size and a smooth deformation; every crop in contrast, sharpness, bias
 field and noise.

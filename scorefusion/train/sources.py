@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,30 +50,25 @@ def warp(source: np.ndarray, config: VariantConfig, random: np.random.Generator)
 
     matrix = rotation(angles) * (spacing / axes)[None, :]
     mesh = np.indices(grid, dtype=np.float32) - (np.array(grid, np.float32)[:, None, None, None] - 1) / 2
-    places = (
-        np.tensordot(matrix.astype(np.float32), mesh, 1)
-        + (size[:, None, None, None] - 1).astype(np.float32) / 2
-    )
-    for axis in range(3):
-        places[axis] += zoom(
-            bends[axis].astype(np.float32), np.array(grid) / coarse, order=2, grid_mode=True, mode="nearest"
-        )
+    middle = (size[:, None, None, None] - 1).astype(np.float32) / 2
+    places = np.tensordot(matrix.astype(np.float32), mesh, 1) + middle
+    options: dict[str, Any] = {"mode": "nearest", "output": np.float32}
+    for place, bend in zip(places, bends.astype(np.float32), strict=True):
+        place += zoom(bend, np.array(grid) / coarse, order=2, grid_mode=True, mode="nearest")
     blur = 0.5 * np.sqrt(max(spacing**2 - 1, 0.0))
     channels = []
     for channel in source:
         smooth = gaussian_filter(channel, blur, mode="nearest") if blur > 0 else channel
-        coefficients = spline_filter(smooth, order=3, output=np.float32, mode="nearest")
-        channels.append(
-            map_coordinates(coefficients, places, order=3, mode="nearest", prefilter=False, output=np.float32)
-        )
+        coefficients = spline_filter(smooth, order=3, **options)
+        channels.append(map_coordinates(coefficients, places, order=3, prefilter=False, **options))
     return np.stack(channels)
 
 
-EVEN = 1.25
-"""A model of cubic voxels takes voxels whose edges differ by up to this ratio."""
-
+EVEN = 1.25  #: a model of cubic voxels takes voxels whose edges differ by up to this ratio
+#: how volumes that a configuration names one by one are read: any that cannot be used is an error
 PLAIN = DatasetConfig(root="", skip_broken=False)
-"""How volumes that a configuration names one by one are read: any that cannot be used is an error."""
+Progress = Callable[[int, int], None]
+Refused = Callable[[Refusal], None]
 
 
 @dataclass(frozen=True)
@@ -85,22 +81,14 @@ class Plan:
     extra: Extra | None
 
     def build(
-        self,
-        folder: Path,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-        refused: Callable[[Refusal], None] | None = None,
+        self, folder: Path, *, progress: Progress | None = None, refused: Refused | None = None
     ) -> list[tuple[np.ndarray, float]]:
         """Make them where they are missing."""
-        return build_store(
-            self.sources, folder, self.settings,
-            vary=self.vary, extra=self.extra, progress=progress, refused=refused,
-        )  # fmt: skip
+        how = {"vary": self.vary, "extra": self.extra, "progress": progress, "refused": refused}
+        return build_store(self.sources, folder, self.settings, **how)  # type: ignore[arg-type]
 
 
-def plan_of(
-    config: TrainConfig, model: ModelConfig, refused: Callable[[Refusal], None] | None = None
-) -> Plan:
+def plan_of(config: TrainConfig, model: ModelConfig, refused: Refused | None = None) -> Plan:
     """What a run's configuration asks to be stored."""
     extra = functools.partial(whole_condition, config=model) if needs_whole(model) else None
     settings = StoreSettings(
@@ -115,27 +103,15 @@ def plan_of(
 
 
 def volumes_of(
-    config: TrainConfig,
-    model: ModelConfig,
-    folder: Path,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    refused: Callable[[Refusal], None] | None = None,
-) -> list[tuple[np.ndarray, float]]:
+    config: TrainConfig, model: ModelConfig, folder: Path, *,
+    progress: Progress | None = None, refused: Refused | None = None,
+) -> list[tuple[np.ndarray, float]]:  # fmt: skip
     """The training volumes of a run with the share of each, made where they are missing."""
     return plan_of(config, model, refused).build(folder, progress=progress, refused=refused)
 
 
-def sources_of(
-    config: TrainConfig, model: ModelConfig, refused: Callable[[Refusal], None] | None = None
-) -> Iterator[Source]:
-    """The subjects that a run is trained on, with the files that the model needs of each.
-
-    Args:
-        config: the run.
-        model: which contrasts it needs.
-        refused: called with each subject of a dataset that cannot be used.
-    """
+def sources_of(config: TrainConfig, model: ModelConfig, refused: Refused | None = None) -> Iterator[Source]:
+    """The subjects that a run is trained on, with the files that the model needs of each."""
     names = tuple(canonical(name) for name in contrasts_of(model))
     for volume in config.volumes:
         named = volume.files or dict.fromkeys(names if len(names) == 1 else (), volume.file or "")
@@ -192,13 +168,8 @@ def domain_of(config: TrainConfig, model: ModelConfig) -> dict[str, DomainConfig
 def take_weights(model: ScoreFusion, start_from: Mapping[str, str]) -> None:
     """Copy networks of trained models into ``model``.
 
-    A 2D network that sees one slice takes the weights of one that sees neighbours too, as if these were the
-    slice itself.
-
-    Args:
-        model: changed in place.
-        start_from: a part's name (``slice_networks.NAME``, ``fusion`` or ``features``) to a model folder, a
-            bundled model or another run's folder, with ``:PART`` where the part has another name there.
+    ``start_from`` is that of :class:`TrainConfig`; it may name a bundled model, too. A 2D network that sees
+    one slice takes the weights of one that sees neighbours too, as if these were the slice itself.
     """
     for part, told in start_from.items():
         where, _, name = told.partition(":")

@@ -8,8 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scorefusion.cli import app
-from scorefusion.data import find_subjects_at
-from tests.support.look_alikes import AFFINE, LOOK_ALIKES, write, write_look_alike
+from tests.support.look_alikes import AFFINE, LOOK_ALIKES, find_subjects_at, write, write_look_alike
 
 
 def run(*words: object) -> tuple[int, str, str]:

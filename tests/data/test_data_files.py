@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from scorefusion.data import DatasetConfig, find_subjects, find_subjects_at, volume_files
+from scorefusion.data import DatasetConfig, find_subjects, volume_files
 from scorefusion.errors import BadInput
-from tests.support.look_alikes import write
+from tests.support.look_alikes import find_subjects_at, write
 
 
 def test_loops_end_and_linked_folders_are_followed_once(tmp_path: Path) -> None:

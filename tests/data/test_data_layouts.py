@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scorefusion.data import DatasetConfig, Found, find_subjects, find_subjects_at
+from scorefusion.data import DatasetConfig, Found, find_subjects
 from scorefusion.errors import BadInput, ScoreFusionError
-from tests.support.look_alikes import AFFINE, BROKEN, LOOK_ALIKES, write, write_look_alike
+from tests.support.look_alikes import AFFINE, BROKEN, LOOK_ALIKES, find_subjects_at, write, write_look_alike
 
 
 @pytest.mark.parametrize("name", LOOK_ALIKES)

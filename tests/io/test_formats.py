@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 from scorefusion import Pipeline
 from scorefusion.batch.files import hash_file, stamp_of, store_image
 from scorefusion.cli import app
-from scorefusion.data import find_subjects_at
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io import (
     FORMATS,
@@ -36,6 +35,7 @@ from scorefusion.io import (
     save_image,
 )
 from tests.support.batches import names, refused, translate, write_model, write_scan
+from tests.support.look_alikes import find_subjects_at
 from tests.support.tiny import AFFINE, tiny_image
 
 VALUES = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)

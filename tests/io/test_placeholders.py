@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from scorefusion import Pipeline
 from scorefusion.cli import app
-from scorefusion.data import find_subjects_at
 from scorefusion.errors import BadInput
 from scorefusion.io import read_grid, read_scan
 from tests.support.batches import names, refused, translate, write_model, write_scan
+from tests.support.look_alikes import find_subjects_at
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 

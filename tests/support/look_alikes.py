@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
+from scorefusion.data import DatasetConfig, Found, find_subjects
 
 SHAPE = (8, 9, 7)
 AFFINE = np.array([[-1.0, 0, 0, 4], [0, 1.2, 0.1, -5], [0, -0.1, 1.5, -6], [0, 0, 0, 1]])
@@ -184,3 +186,8 @@ def write_look_alike(root: Path, like: LookAlike) -> None:
         if number == 4:
             data = path.read_bytes()
             path.write_bytes(data[: len(data) * 2 // 3])
+
+
+def find_subjects_at(path: str | Path, contrasts: Sequence[str], *, voxels: bool = False) -> Found:
+    """The subjects of a folder in any known layout, a CSV or TSV, or a single NIfTI file."""
+    return find_subjects(DatasetConfig(root=str(path), contrasts=tuple(contrasts)), voxels=voxels)

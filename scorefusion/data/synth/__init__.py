@@ -6,13 +6,6 @@ from scorefusion.data.synth.maps import Maps, make_maps, read_maps
 from scorefusion.data.synth.scanner import SEQUENCES
 
 __all__ = [
-    "SEQUENCES",
-    "Maps",
-    "PhantomSubject",
-    "Settings",
-    "make_maps",
-    "make_subject",
-    "read_maps",
-    "rotation",
+    "SEQUENCES", "Maps", "PhantomSubject", "Settings", "make_maps", "make_subject", "read_maps", "rotation",
     "write_subjects",
-]
+]  # fmt: skip

@@ -14,31 +14,17 @@ from scorefusion.data.synth.maps import Maps
 from scorefusion.errors import ScoreFusionError
 from scorefusion.optional import need
 
-TISSUES = ("csf", "gm", "wm", "bone", "marrow", "fat", "muscle")
-"""What a head is made of, air aside."""
-
-MARGIN = 16.0
-"""What is kept around the brain, in mm."""
+MARGIN = 16.0  #: what is kept around the brain, in mm
 MULTIPLE = 16
-
-BENDS = ((60.0, 4.0), (22.0, 1.8), (8.0, 1.0))
-"""The deformation: pairs of knot distance and standard deviation, in mm."""
+BENDS = ((60.0, 4.0), (22.0, 1.8), (8.0, 1.0))  #: deformation: pairs of knot distance and deviation, in mm
 LEAST_JACOBIAN = 0.15
-
+#: standard deviations of size (relative, an axis), pose (degrees, an axis) and place (mm, an axis)
 ZOOM, TURN, SHIFT = 0.05, 4.0, 2.0
-"""Standard deviations of size (relative, an axis), pose (degrees, an axis) and place (mm, an axis)."""
-
-THICKEST = 16.0
-"""What is dark in the template so near the brain, in mm, is bone; farther off it is air."""
-
+THICKEST = 16.0  #: what is dark in the template so near the brain, in mm, is bone; farther off it is air
 _FLOOR = 0.02
-
-_POWER = 0.479
-"""Mean over a knot interval of the sum of squares of the cubic B-spline's values."""
-
+_POWER = 0.479  #: mean over a knot interval of the sum of squares of the cubic B-spline's values
 MEAN_COUNT = 8.0
-SMALLEST, LARGEST = 1.5, 9.0
-"""Radii in mm; logarithms are drawn uniformly."""
+SMALLEST, LARGEST = 1.5, 9.0  #: radii in mm; logarithms are drawn uniformly
 
 
 @dataclass(frozen=True)
@@ -113,7 +99,8 @@ class Anatomy:
     """A head on a grid."""
 
     grid: Grid  #: where its voxels lie
-    #: for each of ``TISSUES`` the part of each voxel it fills, float32 ``[D, H, W]``; the rest is air
+    #: for csf, gm, wm, bone, marrow, fat, muscle (and lesion) the part of each voxel it fills, float32
+    #: ``[D, H, W]``; the rest is air
     fractions: dict[str, np.ndarray]
     depth: np.ndarray  #: mm below the surface of the brain, float32 ``[D, H, W]``, negative outside
     mixed: np.ndarray  #: probability of white matter in the template, float32 ``[D, H, W]``
@@ -134,13 +121,7 @@ def make_grid(maps: Maps, spacing: float) -> Grid:
 
 
 def make_anatomy(maps: Maps, grid: Grid, random: np.random.Generator) -> Anatomy:
-    """Draw one individual.
-
-    Args:
-        maps: the template.
-        grid: where to compute it.
-        random: the individual's own stream.
-    """
+    """Draw one individual from its own stream."""
     ndimage = need("scipy.ndimage", "the phantom")
     places, least = deformation(maps, grid, random)
 
@@ -192,10 +173,7 @@ def deformation(maps: Maps, grid: Grid, random: np.random.Generator) -> tuple[np
     """Where in the template each voxel of an individual comes from.
 
     Size, pose and bends of three scales. Where the sum would fold space, all bends are made smaller until it
-    does not.
-
-    Returns:
-        float32 ``[3, D, H, W]`` (z, y, x) voxel coordinates, and the least determinant of the derivative.
+    does not. Float32 ``[3, D, H, W]`` (z, y, x) voxel coordinates, and the derivative's least determinant.
     """
     matrix = np.exp(random.normal(0, ZOOM, 3))[:, None] * rotation(np.deg2rad(random.normal(0, TURN, 3)))
     shift = random.normal(0, SHIFT, 3)
@@ -228,11 +206,7 @@ def deformation(maps: Maps, grid: Grid, random: np.random.Generator) -> tuple[np
 def share(level: np.ndarray) -> np.ndarray:
     """The part of each voxel in which a smooth level is positive, to first order: a plane cuts the voxel.
 
-    Args:
-        level: float32 ``[D, H, W]``, zero on a border.
-
-    Returns:
-        float32 ``[D, H, W]`` in [0, 1]; the step is one voxel wide along the border's normal.
+    Float32 ``[D, H, W]`` both; the step is one voxel wide along the border's normal.
     """
     slope = np.zeros_like(level)
     for axis, length in enumerate(level.shape):

@@ -18,9 +18,8 @@ from scorefusion.data.synth.scanner import Body, scan, sequences_named
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import folder_written_beside, written_beside
 
+#: the numbers of a label map; ``other`` is bone, marrow, fat, muscle and skin
 LABELS = {"background": 0, "csf": 1, "gm": 2, "wm": 3, "other": 4, "lesion": 5}
-"""The numbers of a label map; ``other`` is bone, marrow, fat, muscle and skin."""
-
 CONTRASTS = ("t1", "t2", "flair")
 
 
@@ -81,9 +80,7 @@ def make_subject(
 def labels_of(anatomy: Anatomy) -> np.ndarray:
     """The label of what fills most of each voxel, uint8 ``[D, H, W]``."""
     parts = anatomy.fractions
-    groups: dict[str, np.ndarray] = {
-        name: parts[name] for name in ("csf", "gm", "wm", "lesion") if name in parts
-    }
+    groups = {name: part for name, part in parts.items() if name in LABELS}
     groups["other"] = parts["bone"] + parts["marrow"] + parts["fat"] + parts["muscle"]
     most = 1.0 - sum(groups.values())
     labels = np.zeros(anatomy.grid.shape, np.uint8)
@@ -153,7 +150,8 @@ def write_subjects(
         if not folder.exists():
             subject = make_subject(maps, names[folder.name], contrasts, settings)
             with folder_written_beside(folder) as beside:
-                _write_subject(beside, folder.name, subject)
+                for kind, volume in {**subject.volumes, "labels": subject.labels}.items():
+                    _write_volume(beside / f"{folder.name}_{kind}.nii.gz", volume, subject.affine)
         if progress:
             progress(done + 1, count)
     return folders
@@ -166,11 +164,10 @@ def _stream(seed: int, name: str) -> np.random.Generator:
 def _claim(out: Path, recipe: dict[str, Any], names: dict[str, int]) -> None:
     """Write the set's recipe, or see that the one that is there is the same; add the subjects to it."""
     path = out / "phantom.json"
-    subjects = names
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            subjects = found.pop("subjects") | names
+            names = found.pop("subjects") | names
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"is not the recipe of a synthetic set ({error})"
             raise BadInput(path, problem, "Choose another folder.") from None
@@ -182,19 +179,18 @@ def _claim(out: Path, recipe: dict[str, Any], names: dict[str, int]) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(out, f"cannot be made ({error.strerror})", "Choose another folder.") from None
-    text = json.dumps(recipe | {"subjects": dict(sorted(subjects.items()))}, indent=2)
+    text = json.dumps(recipe | {"subjects": dict(sorted(names.items()))}, indent=2)
     with written_beside(path) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
 
 
-def _write_subject(folder: Path, name: str, subject: PhantomSubject) -> None:
-    """Images as int16, labels as uint8, one affine."""
-    for kind, volume in {**subject.volumes, "labels": subject.labels}.items():
-        if kind != "labels":
-            volume = np.rint(volume).clip(0, 32767).astype(np.int16)
-        image = nib.Nifti1Image(volume.transpose(2, 1, 0), subject.affine)
-        image.header.set_xyzt_units("mm")
-        image.header["descrip"] = b"synthetic (scorefusion phantom)"
-        image.set_qform(subject.affine, 2)
-        image.set_sform(subject.affine, 2)
-        nib.save(image, folder / f"{name}_{kind}.nii.gz")
+def _write_volume(file: Path, volume: np.ndarray, affine: np.ndarray) -> None:
+    """Images as int16, labels as uint8."""
+    if volume.dtype != np.uint8:
+        volume = np.rint(volume).clip(0, 32767).astype(np.int16)
+    image = nib.Nifti1Image(volume.transpose(2, 1, 0), affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = b"synthetic (scorefusion phantom)"
+    image.set_qform(affine, 2)
+    image.set_sform(affine, 2)
+    nib.save(image, file)

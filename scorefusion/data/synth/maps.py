@@ -12,23 +12,16 @@ from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Scan, check_same_grid, read_scan
 from scorefusion.optional import need
 
+#: what each map is called in its folder: T1 of the head, T1 of the brain alone, two probability maps
 FILES = {
     "head": "icbm152_t1.nii",
     "brain": "icbm152_t1_brain.nii.gz",
     "gm": "icbm152_gm.nii.gz",
     "wm": "icbm152_wm.nii.gz",
 }
-"""What each map is called in its folder: T1 of the head, T1 of the brain alone, two probability maps."""
-
-REACH = 40.0
-"""Distances to a surface are kept to so many millimetres."""
-
-
-SHARPENING = 2.5
-"""How much of what stands out of its surroundings is added to a probability."""
-
-AIR = 0.3
-"""Below this tone is air, or bone."""
+REACH = 40.0  #: distances to a surface are kept to so many millimetres
+SHARPENING = 2.5  #: how much of what stands out of its surroundings is added to a probability
+AIR = 0.3  #: below this tone is air, or bone
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,7 @@ from scorefusion.data.synth.anatomy import Anatomy, Field
 from scorefusion.errors import ScoreFusionError, unknown_name
 
 Values = np.ndarray | float
-TOP = 1000.0
-"""The brightest voxels of an image, but for one in a thousand, are stored as this."""
+TOP = 1000.0  #: the brightest voxels of an image, but for one in a thousand, are stored as this
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,6 @@ SEQUENCES = {
     "pd": Sequence("spin-echo", tr=5000.0, te=15.0),
     "flair": Sequence("inversion-recovery", tr=9000.0, te=100.0, ti=2500.0),
 }
-"""The sequences by name."""
 
 
 def sequences_named(names: tuple[str, ...]) -> dict[str, Sequence]:
@@ -96,16 +94,15 @@ def gradient_echo(t1: Values, t2: Values, pd: Values, *, tr: float, te: float, f
 
 
 class Body:
-    """An individual's relaxation times: by tissue, and varying smoothly within each.
-
-    Args:
-        anatomy: the head.
-        random: the individual's own stream.
-    """
+    """An individual's relaxation times: by tissue, and varying smoothly within each."""
 
     def __init__(self, anatomy: Anatomy, random: np.random.Generator) -> None:
         self.anatomy = anatomy
-        self.tissues = {name: _individual(tissue, random) for name, tissue in TISSUES.items()}
+        #: T1, T2 and proton density of each
+        self.tissues = {
+            name: np.exp(random.normal(0, tissue.spread, 3)) * (tissue.t1, tissue.t2, tissue.pd)
+            for name, tissue in TISSUES.items()
+        }
         extent = anatomy.grid.extent
         self._fields = [
             [(0.02, Field.draw(random, extent, 30.0)), (0.01, Field.draw(random, extent, 5.0))]
@@ -125,11 +122,8 @@ class Body:
         for name, fraction in self.anatomy.fractions.items():
             part = fraction.reshape(-1)
             at = np.flatnonzero(part)
-            tissue = self.tissues[name]
-            t1, t2, pd = (
-                np.float32(value) * field[at]
-                for value, field in zip((tissue.t1, tissue.t2, tissue.pd), varied, strict=True)
-            )
+            values = zip(self.tissues[name], varied, strict=True)
+            t1, t2, pd = (np.float32(value) * field[at] for value, field in values)
             if name == "gm":
                 # Deep nuclei hold fibres: towards white matter, as far as the template has both there.
                 nuclei = self._nuclei[at]
@@ -143,18 +137,7 @@ class Body:
 def scan(
     body: Body, sequence: Sequence, random: np.random.Generator, *, snr: float, bias: float
 ) -> np.ndarray:
-    """One image.
-
-    Args:
-        body: whose.
-        sequence: how.
-        random: the contrast's own stream.
-        snr: mean signal of the brain over the noise's standard deviation; 0 for none.
-        bias: standard deviation of the logarithm of the coil's shading.
-
-    Returns:
-        float32 ``[D, H, W]``, scaled to ``TOP``.
-    """
+    """One image, float32 ``[D, H, W]``, scaled to ``TOP``, from the contrast's own stream."""
     image = body.signal(sequence)
     fractions = body.anatomy.fractions
     brain = fractions["gm"] + fractions["wm"]
@@ -174,11 +157,3 @@ def rician(image: np.ndarray, sigma: float, random: np.random.Generator) -> np.n
     real = random.standard_normal(image.shape, np.float32) * np.float32(sigma) + image
     imaginary = random.standard_normal(image.shape, np.float32) * np.float32(sigma)
     return np.hypot(real, imaginary)
-
-
-def _individual(tissue: Tissue, random: np.random.Generator) -> Tissue:
-    factors = np.exp(random.normal(0, tissue.spread, 3))
-    t1, t2, pd = (
-        float(f) * value for f, value in zip(factors, (tissue.t1, tissue.t2, tissue.pd), strict=True)
-    )
-    return Tissue(t1, t2, pd, 0.0)
