@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from scorefusion.data.domain import *
     from scorefusion.data.intensity import *
     from scorefusion.data.layouts import *
-    from scorefusion.data.listing import *
     from scorefusion.data.preprocess import *
     from scorefusion.data.store import *
 
@@ -25,8 +24,8 @@ __all__, __getattr__ = lazily(
         "dataset": "DatasetConfig Found Refusal assemble check_grids find_subjects read_subject",
         "domain": "check_domain contrast_in warnings_of",
         "intensity": "Intensity Outliers",
-        "layouts": "LAYOUTS TABLES contrast_columns detect read_rows write_table",
-        "listing": "Listing Subject Volume is_volume stem volume_files",
+        "layouts": "LAYOUTS TABLES Listing Subject Volume contrast_columns detect is_volume read_rows stem "
+        "volume_files write_table",
         "preprocess": "BASELINES Box Prepared foreground_box interpolate least_box on_output_grid "
         "prepare_conditions sampling_box",
         "store": "MULTIPLE Extra Source StoreSettings Vary build_store",

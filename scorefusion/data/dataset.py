@@ -14,16 +14,12 @@ import nibabel as nib
 import numpy as np
 from pydantic import field_validator, model_validator
 
-from scorefusion.data.layouts import LAYOUTS, TABLES, detect, list_table
-from scorefusion.data.listing import SPLITS, Listing, Subject, Volume, is_volume, stem, volume_files
+from scorefusion.data.layouts import SPLITS, LayoutName, Subject, Volume, list_volumes
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Grid, Scan, corner_distance, ras_grid, read_grid, read_scan
-from scorefusion.io.placeholders import check_fetched
 from scorefusion.models.config import Frozen
 from scorefusion.models.contrast import LABELS, canonical, in_order
 from scorefusion.optional import need
-
-LayoutName = Literal["auto", "folder", "csv", "brats", "hcp", "ixi", "fastmri", "bids"]
 
 
 class DatasetConfig(Frozen):
@@ -113,7 +109,7 @@ def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Prog
             split is empty, or persons are unknown and so cannot be split.
     """
     root = Path(config.root).expanduser()
-    layout, listing, ignored = _list(root, config)
+    layout, listing, ignored = list_volumes(root, config.layout, config.contrasts)
     if listing.people_unknown and config.split != "all":
         file, _, problem = listing.people_unknown.partition(": ")
         raise BadInput(root / file, f"no split by person can be made: {problem}")
@@ -148,30 +144,6 @@ def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Prog
     if not subjects:
         raise _nobody(root, layout, config, refused, ignored)
     return Found(layout, tuple(subjects), tuple(refused), splits, ignored, listing.people_unknown)
-
-
-def _list(root: Path, config: DatasetConfig) -> tuple[str, Listing, tuple[Path, ...]]:
-    """The layout's name, what it found, and the NIfTI files that it does not know."""
-    check_fetched(root)
-    if not root.exists():
-        raise BadInput(root, "does not exist", "Give a folder, a CSV, a TSV or a NIfTI file.")
-    if not root.is_dir():
-        if root.suffix.lower() in TABLES and config.layout in ("auto", "csv"):
-            return "csv", list_table(root, config.contrasts), ()
-        if is_volume(root.name) and config.layout in ("auto", "folder"):
-            contrast = config.contrasts[0] if config.contrasts else canonical(stem(root).rpartition("_")[2])
-            return "file", Listing((Volume(stem(root), stem(root), contrast, root),)), ()
-        raise BadInput(root, f"is not what layout '{config.layout}' needs", "Give a folder, a CSV or a TSV.")
-    if config.layout == "csv":
-        raise BadInput(root, "is a folder; layout 'csv' needs a file", "Name the CSV or TSV inside.")
-    files = volume_files(root)
-    if config.layout == "auto":
-        layout, listing = detect(root, files, config.contrasts)
-    else:
-        layout, listing = config.layout, LAYOUTS[config.layout](root, files, config.contrasts)
-    known = {volume.path for volume in listing.volumes}
-    known |= {Path(error.file) for _, error in listing.problems}
-    return layout, listing, tuple(file for file in files if file not in known)
 
 
 def assemble(

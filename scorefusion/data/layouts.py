@@ -1,17 +1,124 @@
-"""Dataset layouts by name, which one a folder has, and tables of subjects."""
+"""The files of a dataset's folder, what a layout makes of them, and tables of subjects."""
 
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from scorefusion.data.listing import SPLITS, Layout, Listing, Subject, Volume, is_volume, stem
 from scorefusion.errors import BadInput, unknown_name
 from scorefusion.io.atomic import written_beside
+from scorefusion.io.formats import LISTED, READABLE, volume_stem
 from scorefusion.io.placeholders import check_fetched
 from scorefusion.models.contrast import LABELS, canonical, in_order, is_known
+
+SPLITS = ("train", "validation", "test")
+LayoutName = Literal["auto", "folder", "csv", "brats", "hcp", "ixi", "fastmri", "bids"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Volumes of one person taken at one time."""
+
+    name: str  #: unique in its dataset, such as ``sub-001`` or ``sub-001_ses-2``
+    group: str  #: the person; sessions of one person share it, and splits go by it
+    #: contrast (``t1``, ``t1c``, ``t2``, ``flair``, ``pd``, ``labels``, ...) to NIfTI file
+    files: Mapping[str, Path] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A file as a layout understands it."""
+
+    subject: str  #: one session of one person; unique in the dataset
+    group: str  #: the person
+    contrast: str  #: its canonical name
+    path: Path  #: the file
+    variant: int = 0  #: of several versions of the whole dataset, the one this belongs to; 0 is the best
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a layout found."""
+
+    volumes: tuple[Volume, ...]  #: every file that it understands
+    #: subjects that cannot be used, each with the file, the reason and the fix
+    problems: tuple[tuple[str, BadInput], ...] = ()
+    splits: dict[str, str] = field(default_factory=dict)  #: the split of a person, where the dataset says it
+    people_unknown: str = ""  #: why files of one person cannot be told; empty where they can
+
+    @property
+    def count(self) -> int:
+        """How many files were understood."""
+        return len(self.problems) + len({volume.path for volume in self.volumes})
+
+
+Layout = Callable[[Path, Sequence[Path], Sequence[str]], Listing]
+
+
+def volume_files(
+    root: Path, *, skip: Callable[[Path], bool] | None = None, unreadable: list[BadInput] | None = None
+) -> list[Path]:
+    """Every volume's file below a folder, sorted by path; of a pair the header.
+
+    Links to folders are followed after all else, and each folder is entered once, so loops end. Hidden files
+    and folders are left out, AppleDouble files (``._name``) among them; links that lead nowhere are kept, to
+    be reported.
+
+    Args:
+        root: the folder.
+        skip: says which folders below are not entered.
+        unreadable: takes folders that cannot be read, instead of an error.
+
+    Raises:
+        BadInput: for a folder that cannot be read.
+    """
+    found, waiting, links = list[Path](), [root], list[Path]()
+    entered: set[tuple[int, int]] = set()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in entered or (skip and folder != root and skip(folder)):
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            fix = "Check its permissions, or move it out of the dataset."
+            problem = BadInput(folder, f"cannot be read ({error.strerror or error})", fix)
+            if unreadable is None:
+                raise problem from None
+            unreadable.append(problem)
+            continue
+        for entry in visible:
+            if _is_folder(entry):
+                (links if entry.is_symlink() else waiting).append(Path(entry.path))
+            elif entry.name.lower().endswith(LISTED):
+                found.append(Path(entry.path))
+    return sorted(found)
+
+
+def is_volume(name: str) -> bool:
+    """Whether a file's name ends as a volume's does."""
+    return name.lower().endswith(READABLE)
+
+
+def stem(path: Path) -> str:
+    """A volume's file name without its ending, such as ``.nii.gz``."""
+    return volume_stem(path.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
 
 # Folders
 
@@ -316,3 +423,27 @@ def write_table(path: Path, subjects: Sequence[Subject], splits: Mapping[str, st
 
 def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def list_volumes(
+    root: Path, layout: LayoutName, contrasts: Sequence[str]
+) -> tuple[str, Listing, tuple[Path, ...]]:
+    """The layout's name, what it found, and the NIfTI files that it does not know."""
+    check_fetched(root)
+    if not root.exists():
+        raise BadInput(root, "does not exist", "Give a folder, a CSV, a TSV or a NIfTI file.")
+    if not root.is_dir():
+        if root.suffix.lower() in TABLES and layout in ("auto", "csv"):
+            return "csv", list_table(root, contrasts), ()
+        if is_volume(root.name) and layout in ("auto", "folder"):
+            contrast = contrasts[0] if contrasts else canonical(stem(root).rpartition("_")[2])
+            return "file", Listing((Volume(stem(root), stem(root), contrast, root),)), ()
+        raise BadInput(root, f"is not what layout '{layout}' needs", "Give a folder, a CSV or a TSV.")
+    if layout == "csv":
+        raise BadInput(root, "is a folder; layout 'csv' needs a file", "Name the CSV or TSV inside.")
+    files = volume_files(root)
+    given = (root, files, contrasts)
+    name, listing = detect(*given) if layout == "auto" else (layout, LAYOUTS[layout](*given))
+    known = {volume.path for volume in listing.volumes}
+    known |= {Path(error.file) for _, error in listing.problems}
+    return name, listing, tuple(file for file in files if file not in known)

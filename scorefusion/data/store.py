@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from scorefusion.data.dataset import DatasetConfig, Refusal, read_subject
 from scorefusion.data.intensity import Intensity, Outliers
-from scorefusion.data.listing import Subject
+from scorefusion.data.layouts import Subject
 from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
 from scorefusion.io.atomic import written_beside
 

@@ -1,6 +1,5 @@
 """Linear measurements of a target: their kinds, operators, pseudo-inverses and projections."""
 
-from scorefusion.degradations.blocks import Factor, Pooling, block_edges, block_mean, upsample_blocks
 from scorefusion.degradations.inpainting import Inpaint, Inpainting
 from scorefusion.degradations.kspace import CompressedSensing, KSpace, LowFrequencies
 from scorefusion.degradations.measurement import (
@@ -8,10 +7,15 @@ from scorefusion.degradations.measurement import (
     MEASUREMENTS,
     BlockMean,
     Degraded,
+    Factor,
     Measurement,
     Nothing,
+    Pooling,
     base_volume,
+    block_edges,
+    block_mean,
     register,
+    upsample_blocks,
 )
 from scorefusion.degradations.operator import Chain, LinearOperator, Operator, Projection, linear_operator
 from scorefusion.degradations.sparse_view import FewViews, SparseView

@@ -10,8 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scorefusion.degradations.blocks import Pooling
-from scorefusion.degradations.measurement import AXES, Axis, Count, Measurement, register
+from scorefusion.degradations.measurement import AXES, Axis, Count, Measurement, Pooling, register
 from scorefusion.degradations.operator import LinearOperator
 from scorefusion.errors import ScoreFusionError, unknown_name
 

@@ -16,7 +16,18 @@ from typer.testing import CliRunner
 from scorefusion.cli import app
 from scorefusion.data.synth import anatomy as anatomy_module
 from scorefusion.data.synth import make
-from scorefusion.data.synth.anatomy import Field, Grid, deformation, make_anatomy, make_grid, share
+from scorefusion.data.synth.anatomy import (
+    FILES,
+    Field,
+    Grid,
+    Maps,
+    deformation,
+    make_anatomy,
+    make_grid,
+    make_maps,
+    read_maps,
+    share,
+)
 from scorefusion.data.synth.make import (
     LABELS,
     Settings,
@@ -25,7 +36,6 @@ from scorefusion.data.synth.make import (
     subject_seed,
     write_subjects,
 )
-from scorefusion.data.synth.maps import FILES, Maps, make_maps, read_maps
 from scorefusion.data.synth.scanner import (
     SEQUENCES,
     TISSUES,

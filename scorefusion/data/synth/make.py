@@ -12,8 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from scorefusion.data.synth.anatomy import Anatomy, add_lesions, make_anatomy, make_grid
-from scorefusion.data.synth.maps import Maps
+from scorefusion.data.synth.anatomy import Anatomy, Maps, add_lesions, make_anatomy, make_grid
 from scorefusion.data.synth.scanner import Body, scan, sequences_named
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import folder_written_beside, written_beside
