@@ -14,12 +14,14 @@ import nibabel as nib
 import numpy as np
 from pydantic import field_validator, model_validator
 
-from scorefusion.data.layouts import SPLITS, LayoutName, Subject, Volume, list_volumes
+from scorefusion.data.layouts import SPLITS, LayoutName, Subject, Volume, below, list_volumes
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Grid, Scan, corner_distance, ras_grid, read_grid, read_scan
 from scorefusion.models.config import Frozen
 from scorefusion.models.contrast import LABELS, canonical, in_order
 from scorefusion.optional import need
+
+Progress = Callable[[int, int], None]  #: what is called with (done, total)
 
 
 class DatasetConfig(Frozen):
@@ -66,9 +68,6 @@ class DatasetConfig(Frozen):
         return self
 
 
-Progress = Callable[[int, int], None]
-
-
 @dataclass(frozen=True)
 class Refusal:
     """A subject that cannot be used: which file, why, and what to do about it."""
@@ -78,8 +77,16 @@ class Refusal:
     reason: str
     fix: str
 
+    @classmethod
+    def of(cls, subject: str, error: BadInput) -> Refusal:
+        """The refusal of a subject for an error."""
+        return cls(subject, Path(error.file), error.problem, error.fix)
+
     def __str__(self) -> str:
         return f"{self.subject}: {self.file}: {self.reason}. {self.fix}".rstrip()
+
+
+Refused = Callable[[Refusal], None]  #: what is called with each subject that is left out
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Prog
         fix = fix if seed is None else f"Set seed = {seed}, which fills every split."
         problem = f"split {config.split} ({share:.0%} of {len(groups)} persons, seed {config.seed}) is empty"
         raise BadInput(root, problem, fix)
-    refused = [_refusal(subject, error) for subject, error in listing.problems]
+    refused = [Refusal.of(subject, error) for subject, error in listing.problems]
     chosen = [v for v in listing.volumes if config.split in ("all", splits[v.group])]
     candidates = list(assemble(root, chosen, config, refused))
     subjects = []
@@ -132,7 +139,7 @@ def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Prog
                 read_subject(subject, contrasts, config)
             subjects.append(subject)
         except BadInput as error:
-            refused.append(_refusal(subject.name, error))
+            refused.append(Refusal.of(subject.name, error))
         if progress:
             progress(done, len(candidates))
         if refused and not config.skip_broken:
@@ -164,7 +171,7 @@ def assemble(
         for contrast in contrasts:
             for part in config.choose:
                 several = contrasts[contrast]
-                fitting = [v for v in several if part.lower() in _below(root, v.path).lower()]
+                fitting = [v for v in several if part.lower() in below(root, v.path).lower()]
                 contrasts[contrast] = fitting if fitting and len(several) > 1 else several
     variant = _best_variant(named, config.contrasts)
     for name in sorted(named):
@@ -185,7 +192,7 @@ def assemble(
         elif double:
             one, other = (volume.path for volume in files[double[0]][:2])
             count = len(files[double[0]])
-            problem = f"has {count} files of {double[0]}: {_below(root, one)}, {_below(root, other)}"
+            problem = f"has {count} files of {double[0]}: {below(root, one)}, {below(root, other)}"
             problem += ", ..." if count > 2 else ""
             fix = "Set choose (--choose) to a part of the path that only the right one has."
             refused.append(Refusal(name, one, problem, fix))
@@ -202,14 +209,6 @@ def _best_variant(named: Mapping[str, Mapping[str, list[Volume]]], needed: Seque
         whole |= set.intersection(*variants)
         any_at_all |= set.union(*variants)
     return min(whole or any_at_all or {0})
-
-
-def _below(root: Path, path: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _refusal(subject: str, error: BadInput) -> Refusal:
-    return Refusal(subject, Path(error.file), error.problem, error.fix)
 
 
 def _nobody(

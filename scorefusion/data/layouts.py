@@ -96,7 +96,11 @@ def volume_files(
             unreadable.append(problem)
             continue
         for entry in visible:
-            if _is_folder(entry):
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link that leads to itself
+                is_folder = False
+            if is_folder:
                 (links if entry.is_symlink() else waiting).append(Path(entry.path))
             elif entry.name.lower().endswith(LISTED):
                 found.append(Path(entry.path))
@@ -111,16 +115,6 @@ def is_volume(name: str) -> bool:
 def stem(path: Path) -> str:
     """A volume's file name without its ending, such as ``.nii.gz``."""
     return volume_stem(path.name)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-# Folders
 
 
 def _one_by_one(volume_of: Callable[[Path, Path, Sequence[str]], Iterable[Volume]]) -> Layout:
@@ -146,9 +140,8 @@ def _named(*patterns: str) -> Layout:
 
 _BIDS = re.compile(
     r"(?P<group>sub-[a-z0-9+]+)(?:_(?P<session>ses-[a-z0-9+]+))?(?P<entities>(?:_[a-z]+-[a-z0-9+]+)*)"
-    r"_(?P<suffix>T1w|T2w|FLAIR|PDw|T2starw|UNIT1|angio|dseg)",
-    re.I,
-)
+    r"_(?P<suffix>T1w|T2w|FLAIR|PDw|T2starw|UNIT1|angio|dseg)", re.I,
+)  # fmt: skip
 
 
 def _bids(root: Path, path: Path, contrasts: Sequence[str]) -> Iterator[Volume]:
@@ -169,9 +162,8 @@ def _bids(root: Path, path: Path, contrasts: Sequence[str]) -> Iterator[Volume]:
 PATIENTS = "patients.csv"
 _FASTMRI = re.compile(
     r"(?P<scan>file_brain_(?P<contrast>AXT1PRE|AXT1POST|AXT1|AXT2|AXFLAIR)_(?P<number>\d+_\d+))"
-    r"(?P<rest>|_rss|_recon\w*|_seg)",
-    re.I,
-)
+    r"(?P<rest>|_rss|_recon\w*|_seg)", re.I,
+)  # fmt: skip
 _NOT_A_PERSON = re.compile(r"(single|multi)coil.*|train.*|val.*|test.*|brain.*", re.I)
 
 
@@ -367,11 +359,8 @@ def list_table(table: Path, contrasts: Sequence[str]) -> Listing:
             if splits.setdefault(group, split) != split:
                 problem = f"line {number}: person '{group}' is in split {split} and in {splits[group]}"
                 raise BadInput(table, problem, "Keep all of a person in one split.")
-        files = [
-            Volume(subject, group, contrast, table.parent / row[column])
-            for column, contrast in columns.items()
-            if row[column]
-        ]
+        named = [(contrast, row[column]) for column, contrast in columns.items() if row[column]]
+        files = [Volume(subject, group, contrast, table.parent / file) for contrast, file in named]
         volumes += files
         if not files:
             problems.append((subject, BadInput(table, f"line {number} names no file", "Fill it in.")))
@@ -417,11 +406,12 @@ def write_table(path: Path, subjects: Sequence[Subject], splits: Mapping[str, st
         writer.writerow([*_RESERVED, *contrasts])
         for subject in subjects:
             files = (subject.files.get(contrast) for contrast in contrasts)
-            cells = ["" if name is None else _relative(name.absolute(), folder) for name in files]
+            cells = ["" if name is None else below(folder, name.absolute()) for name in files]
             writer.writerow([subject.name, subject.group, splits[subject.group], *cells])
 
 
-def _relative(path: Path, folder: Path) -> str:
+def below(folder: Path, path: Path) -> str:
+    """A path from a folder that it lies in; else as it is."""
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 

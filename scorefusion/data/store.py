@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from scorefusion.data.dataset import DatasetConfig, Refusal, read_subject
+from scorefusion.data.dataset import DatasetConfig, Progress, Refusal, Refused, read_subject
 from scorefusion.data.intensity import Intensity, Outliers
 from scorefusion.data.layouts import Subject
 from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
@@ -72,8 +72,8 @@ def build_store(
     *,
     vary: Vary | None = None,
     extra: Extra | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    refused: Callable[[Refusal], None] | None = None,
+    progress: Progress | None = None,
+    refused: Refused | None = None,
 ) -> list[tuple[np.ndarray, float]]:
     """Make or find every array.
 
@@ -116,7 +116,7 @@ def build_store(
                     raise
                 broken[place] = error
                 if refused:
-                    refused(Refusal(source.subject.name, Path(error.file), error.problem, error.fix))
+                    refused(Refusal.of(source.subject.name, error))
             done += 1 + source.variants
             if progress:
                 progress(done, total)
@@ -147,9 +147,14 @@ def _make(
     for number, path in enumerate(paths):
         if path.exists():
             continue
-        remove_leftovers(path)
-        if volume is None:
-            volume = _read(source)
+        for name in (path.name, path.with_suffix(".crc").name):
+            for left in path.parent.glob(f".*.{name}"):  # by writers that were killed: the name is held
+                left.unlink(missing_ok=True)
+        if volume is None:  # [C, D, H, W] in image units, within the source's region
+            scans = read_subject(source.subject, source.contrasts, source.reading)
+            volume = np.stack([scans[contrast].values for contrast in source.contrasts])
+            box = (slice(None), *(slice(*(ends or (None, None))) for ends in source.region))
+            volume = volume[box]
         random = np.random.Generator(np.random.Philox(key=[settings.seed, int(path.stem, 16)]))
         array = volume if number == 0 or vary is None else vary(volume, random)
         try:
@@ -161,14 +166,6 @@ def _make(
         if extra is not None:
             array = np.concatenate([array, extra(array)[None]])
         write_array(path, array.astype(np.float16))
-
-
-def _read(source: Source) -> np.ndarray:
-    """The subject's volumes ``[C, D, H, W]`` in image units, within its region."""
-    scans = read_subject(source.subject, source.contrasts, source.reading)
-    volume = np.stack([scans[contrast].values for contrast in source.contrasts])
-    box = tuple(slice(*(ends or (None, None))) for ends in source.region)
-    return volume[:, box[0], box[1], box[2]]
 
 
 def _normalised(array: np.ndarray, settings: StoreSettings) -> np.ndarray:
@@ -282,13 +279,6 @@ class Digests:
             with written_beside(self.file) as beside:
                 beside.write_text(json.dumps(self.known), encoding="utf-8")
             self.changed = False
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what writers that were killed left of an array; call it while its name is held."""
-    for name in (path.name, path.with_suffix(".crc").name):
-        for file in path.parent.glob(f".*.{name}"):
-            file.unlink(missing_ok=True)
 
 
 def _note(path: Path, checksum: int, status: os.stat_result) -> None:

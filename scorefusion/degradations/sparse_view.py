@@ -143,26 +143,20 @@ def _projector(
     kept = (shares > 1e-12) & (bins >= 0) & (bins < detector)
     rows = torch.cat([torch.zeros(1, dtype=torch.int64), kept.flatten(1).sum(dim=1).cumsum(0)])
     columns = (torch.arange(views)[:, None] * detector + bins)[kept]
-    _say_beta_once()
-    transpose = torch.sparse_csr_tensor(
-        rows.int(), columns.int(), shares[kept].to(dtype), (height * width, views * detector),
-        check_invariants=False,
-    )  # fmt: skip
-    matrix = transpose.t().to_sparse_csr()
-    return matrix.to(device), transpose.to(device)
-
-
-def _say_beta_once() -> None:
-    """Let PyTorch give its one warning a process, that compressed rows are beta, where nobody hears it.
-
-    The filters of warnings belong to the whole process, so they are changed for one number's time, once.
-    """
+    # PyTorch's one warning a process, that compressed rows are beta, is given where nobody hears it. The
+    # filters of warnings belong to the whole process, so they are changed for one number's time, once.
     with _SAYING:
         if not _SAID:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Sparse CSR")
                 torch.eye(1, device="cpu").to_sparse_csr()
             _SAID.append(True)
+    transpose = torch.sparse_csr_tensor(
+        rows.int(), columns.int(), shares[kept].to(dtype), (height * width, views * detector),
+        check_invariants=False,
+    )  # fmt: skip
+    matrix = transpose.t().to_sparse_csr()
+    return matrix.to(device), transpose.to(device)
 
 
 def _shadow(offset: Tensor, wide: Tensor, narrow: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from scorefusion.data import Progress
 from scorefusion.optional import need
 from scorefusion.train.config import StageConfig, TrainConfig
 from scorefusion.train.examples import Batch, CropSampler, factors_of
@@ -171,11 +172,6 @@ class StageCost:
         return (self.first + self.seconds * self.stage.steps) / 3600
 
     @property
-    def achieved(self) -> float:
-        """FLOP a second of a processor."""
-        return self.flop / self.busy
-
-    @property
     def share(self) -> float:
         """Of what the same convolutions reach bare: the median of ``shares``."""
         return self.shares[len(self.shares) // 2]
@@ -201,9 +197,7 @@ class Cost:
     store_bytes: int  #: of one of them
 
 
-def dry_run(
-    config: TrainConfig, *, seconds: float = 60.0, progress: Callable[[int, int], None] | None = None
-) -> Cost:
+def dry_run(config: TrainConfig, *, seconds: float = 60.0, progress: Progress | None = None) -> Cost:
     """Time a few steps of every stage on the run's first subject; nothing is kept.
 
     Args:
@@ -264,7 +258,7 @@ def describe(cost: Cost) -> str:
                 f"{each.seconds:.3g}",
                 f"{each.drawing / each.seconds:.0%}",
                 f"{each.examples / each.seconds:.3g} {what}",
-                f"{each.achieved / 1e9:.4g}",
+                f"{each.flop / each.busy / 1e9:.4g}",
                 f"{each.convolutions.each_second / 1e9:.4g}",
                 "{:.0%} ({:.0f}-{:.0f})".format(each.share, *(100 * side for side in each.spread)),
                 f"{each.peak_bytes / 1e9:.2f}",

@@ -257,10 +257,8 @@ class Draws:
         random = stream(self.seed, self.number, step, index)
         if self.stage.kind != "slices":
             return [draw_box(self.model, self.crops, self.stage, random)]
-        return [
-            draw_slices(self.model, self.crops, self.stage, branch, random)
-            for branch in self.model.config.branches
-        ]
+        branches = self.model.config.branches
+        return [draw_slices(self.model, self.crops, self.stage, branch, random) for branch in branches]
 
 
 def together(parts: list[Batch]) -> Batch:
@@ -308,10 +306,7 @@ def draw_slices(
     size[axis - 2] = inner + 2 * reach
     crop = crops.draw(size, random)
     example = make_example(crop.volume, config, seed=int(random.integers(2**31)))
-    window: tuple[Any, ...] = (
-        ...,
-        *(slice(edge, length - edge) for edge, length in zip(edges, size, strict=True)),
-    )
+    window: Any = (..., *(slice(edge, n - edge) for edge, n in zip(edges, size, strict=True)))
     origin = [start + edge for edge, start in zip(edges, crop.origin, strict=True)]
     residual, condition = example.residual[window], example.condition[window]
 

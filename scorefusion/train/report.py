@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefusion.data import Refusal
+from scorefusion.data import Refused
 from scorefusion.degradations import Projection
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.planning.plan import plan, without_projection
@@ -156,11 +156,7 @@ PLAIN = AugmentConfig(flip=False, gamma=0, remap=0, sharpen=0, bias=0, noise=0, 
 
 
 def boxes_of(
-    config: TrainConfig,
-    model: ModelConfig,
-    folder: Path,
-    crops: CropSampler,
-    refused: Callable[[Refusal], None] | None = None,
+    config: TrainConfig, model: ModelConfig, folder: Path, crops: CropSampler, refused: Refused | None = None
 ) -> list[Crop]:
     """Return the validation's boxes, unvaried, or without validation three varied crops of the training's."""
     given = config.validation
@@ -249,12 +245,6 @@ def _random(config: TrainConfig, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[config.seed, 10**6 + number]))
 
 
-NOT_FOR = """Not for diagnosis or any clinical decision. Detail that the input does not hold is the model's
-guess: plausible, not measured. Pathology, contrast agent, other contrasts, other organs, and inputs that are
-not block means of a finer grid (slice-selective profiles, k-space truncation) were not in the training
-data."""
-
-
 def training_card(config: TrainConfig, folder: Path, model: ModelConfig) -> str:
     """Markdown for a model that ``config`` trained in ``folder``; ``model`` says what it was made for."""
     rows = read_rows(folder)
@@ -291,7 +281,10 @@ field and noise.
 {made_for(model)}
 ## What it is not for
 
-{NOT_FOR}
+Not for diagnosis or any clinical decision. Detail that the input does not hold is the model's
+guess: plausible, not measured. Pathology, contrast agent, other contrasts, other organs, and inputs that are
+not block means of a finer grid (slice-selective profiles, k-space truncation) were not in the training
+data.
 """
 
 
@@ -299,9 +292,5 @@ def _named(volume: VolumeConfig) -> str:
     """The files of a training subject, and what part of it was seen."""
     files = [volume.file] if volume.file else [*volume.files.values()]
     text = ", ".join(f"`{Path(file).name}`" for file in files)
-    kept = [
-        f"{axis} from {ends[0]} to {ends[1]}"
-        for axis, ends in zip("zyx", volume.region, strict=True)
-        if ends is not None
-    ]
+    kept = [f"{axis} from {e[0]} to {e[1]}" for axis, e in zip("zyx", volume.region, strict=True) if e]
     return f"{text} ({', '.join(kept)})" if kept else text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scorefusion.data import (
-    MULTIPLE,
-    DatasetConfig,
-    Extra,
-    Refusal,
-    Source,
-    StoreSettings,
-    Subject,
-    Vary,
-    build_store,
-    find_subjects,
-)
+from scorefusion import data
+from scorefusion.data import Progress, Refused, Source
 from scorefusion.data.synth import rotation
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.nifti import read_grid
@@ -44,7 +34,7 @@ def warp(source: np.ndarray, config: VariantConfig, random: np.random.Generator)
     axes = np.exp(random.normal(0, config.zoom, 3))
     angles = np.deg2rad(random.normal(0, config.rotation / 2, 3))
     size = np.array(source.shape[1:])
-    grid = [max(int(length / spacing) // MULTIPLE, 1) * MULTIPLE for length in size]
+    grid = [max(int(length / spacing) // data.MULTIPLE, 1) * data.MULTIPLE for length in size]
     coarse = [max(4, round(length * spacing / config.bend_spacing) + 1) for length in grid]
     bends = random.normal(0, config.bend, (3, *coarse))
 
@@ -66,32 +56,30 @@ def warp(source: np.ndarray, config: VariantConfig, random: np.random.Generator)
 
 EVEN = 1.25  #: a model of cubic voxels takes voxels whose edges differ by up to this ratio
 #: how volumes that a configuration names one by one are read: any that cannot be used is an error
-PLAIN = DatasetConfig(root="", skip_broken=False)
-Progress = Callable[[int, int], None]
-Refused = Callable[[Refusal], None]
+PLAIN = data.DatasetConfig(root="", skip_broken=False)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The arrays that a run is trained on, and how they are made; see :func:`build_store`."""
+    """The arrays that a run is trained on, and how they are made: by :func:`data.build_store`."""
 
     sources: tuple[Source, ...]
-    settings: StoreSettings
-    vary: Vary
-    extra: Extra | None
+    settings: data.StoreSettings
+    vary: data.Vary
+    extra: data.Extra | None
 
     def build(
         self, folder: Path, *, progress: Progress | None = None, refused: Refused | None = None
     ) -> list[tuple[np.ndarray, float]]:
         """Make them where they are missing."""
         how = {"vary": self.vary, "extra": self.extra, "progress": progress, "refused": refused}
-        return build_store(self.sources, folder, self.settings, **how)  # type: ignore[arg-type]
+        return data.build_store(self.sources, folder, self.settings, **how)  # type: ignore[arg-type]
 
 
 def plan_of(config: TrainConfig, model: ModelConfig, refused: Refused | None = None) -> Plan:
     """What a run's configuration asks to be stored."""
     extra = functools.partial(whole_condition, config=model) if needs_whole(model) else None
-    settings = StoreSettings(
+    settings = data.StoreSettings(
         seed=config.seed,
         intensity=model.intensity,
         factors=factors_of(model),
@@ -123,16 +111,16 @@ def sources_of(config: TrainConfig, model: ModelConfig, refused: Refused | None 
                 f"model {model.name!r} needs {', '.join(names)} of each training volume; one that has {have} "
                 f"lacks {', '.join(missing)}"
             )
-        subject = Subject(files[names[0]].name, files[names[0]].name, files)
+        subject = data.Subject(files[names[0]].name, files[names[0]].name, files)
         yield Source(subject, names, PLAIN, volume.variants, volume.share, volume.region)
     for part in config.datasets:
-        data = part.data.model_copy(update={"contrasts": names})
-        found = find_subjects(data)
+        reading = part.data.model_copy(update={"contrasts": names})
+        found = data.find_subjects(reading)
         for refusal in found.refused:
             if refused:
                 refused(refusal)
         for subject in found.subjects:
-            yield Source(subject, names, data, part.variants, part.share / len(found.subjects))
+            yield Source(subject, names, reading, part.variants, part.share / len(found.subjects))
 
 
 def domain_of(config: TrainConfig, model: ModelConfig) -> dict[str, DomainConfig]:

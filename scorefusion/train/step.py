@@ -80,9 +80,8 @@ class StageLoss(nn.Module):
     def _slices(self, batch: Batch) -> Tensor:
         losses = []
         for name, network in self.model.slice_networks.items():
-            slab, target, abar, label = (
-                batch[f"{name}.{key}"] for key in ("slab", "target", "abar", "label")
-            )
+            keys = ("slab", "target", "abar", "label")
+            slab, target, abar, label = (batch[f"{name}.{key}"] for key in keys)
             time = network_time(self.model.config.slice_networks[name], NoiseLevel.continuous(abar))
             losses.append(loss(network(slab, time, label=label), target, self.stage))
         return torch.stack(losses).mean()
@@ -95,9 +94,8 @@ class StageLoss(nn.Module):
         if "score.0" in batch:
             scores = tuple(batch[f"score.{k}"] for k in range(len(self.model.config.branches)))
         elif stage.kind != "volume":
-            scores, totals = self.model.branch_outputs(
-                batch["x"], inputs, level, features=stage.kind == "features"
-            )
+            features = stage.kind == "features"
+            scores, totals = self.model.branch_outputs(batch["x"], inputs, level, features=features)
         strategy = VOLUME if stage.kind == "volume" else FUSE
         d, h, w = (slice(stage.margin, length - stage.margin) for length in inputs.size)
         losses = []
@@ -189,9 +187,8 @@ class Stepper:
         model.train().requires_grad_(False)
         self.parameters: list[Tensor] = [each.requires_grad_() for each in trained_parameters(model, stage)]
         self.averages: list[Tensor] = list(trained_parameters(average, stage))
-        self.optimiser = torch.optim.Adam(
-            self.parameters, lr=stage.learning_rate, betas=(0.9, 0.99), fused=True
-        )
+        rates: dict[str, Any] = {"lr": stage.learning_rate, "betas": (0.9, 0.99)}
+        self.optimiser = torch.optim.Adam(self.parameters, **rates, fused=True)
         if optimiser is not None:
             self.optimiser.load_state_dict(optimiser)
         if stage.kind != "slices":
