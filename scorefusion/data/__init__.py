@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 __all__, __getattr__ = lazily(
     __name__,
     {
-        "dataset": "DatasetConfig Found Progress Refusal Refused assemble check_grids find_subjects "
-        "read_subject",
+        "dataset": "DatasetConfig Found Progress Refusal Refused assemble find_subjects read_subject",
         "domain": "check_domain contrast_in warnings_of",
         "intensity": "Intensity Outliers",
         "layouts": "LAYOUTS TABLES Listing Subject Volume contrast_columns detect is_volume read_rows stem "

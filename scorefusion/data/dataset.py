@@ -173,7 +173,13 @@ def assemble(
                 several = contrasts[contrast]
                 fitting = [v for v in several if part.lower() in below(root, v.path).lower()]
                 contrasts[contrast] = fitting if fitting and len(several) > 1 else several
-    variant = _best_variant(named, config.contrasts)
+    # The first variant that a subject has whole, so that all subjects' volumes were made alike.
+    whole, any_at_all = set[int](), set[int]()
+    for contrasts in named.values():
+        variants = [{v.variant for v in contrasts.get(name, ())} for name in config.contrasts or contrasts]
+        whole |= set.intersection(*variants)
+        any_at_all |= set.union(*variants)
+    variant = min(whole or any_at_all or {0})
     for name in sorted(named):
         files = {
             contrast: fitting
@@ -199,16 +205,6 @@ def assemble(
         else:
             single = {contrast: several[0].path for contrast, several in files.items() if len(several) == 1}
             yield Subject(name, anything.group, dict(sorted(single.items()))), needed
-
-
-def _best_variant(named: Mapping[str, Mapping[str, list[Volume]]], needed: Sequence[str]) -> int:
-    """The first variant that a subject has whole, so that all subjects' volumes were made alike."""
-    whole, any_at_all = set(), set()
-    for contrasts in named.values():
-        variants = [{volume.variant for volume in contrasts.get(name, ())} for name in needed or contrasts]
-        whole |= set.intersection(*variants)
-        any_at_all |= set.union(*variants)
-    return min(whole or any_at_all or {0})
 
 
 def _nobody(
@@ -252,18 +248,9 @@ _DEFAULT = DatasetConfig(root="")
 
 
 def check_grids(subject: Subject, contrasts: Sequence[str], config: DatasetConfig = _DEFAULT) -> Grid:
-    """Check from the headers that a subject's volumes can be used together.
+    """The first volume's grid; checks from the headers that a subject's volumes can be used together.
 
-    Args:
-        subject: whose.
-        contrasts: which; the first one's grid counts.
-        config: ``on_misaligned``, ``tolerance`` and ``assume_affine``.
-
-    Returns:
-        The first volume's grid.
-
-    Raises:
-        BadInput: for a file that cannot be a volume, or that lies on another grid, with both grids.
+    Raises BadInput for a file that cannot be a volume, or that lies on another grid, with both grids.
     """
     files = [subject.files[contrast] for contrast in contrasts]
     grids = [read_grid(file, assume_affine=config.assume_affine) for file in files]

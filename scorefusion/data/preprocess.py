@@ -68,13 +68,9 @@ class Box:
 
 
 def foreground_box(
-    volume: Tensor,
-    *,
-    threshold: float = -0.95,
-    margin: int = 8,
-    multiple: Factor = 1,
+    volume: Tensor, *, threshold: float = -0.95, margin: int = 8, multiple: Factor = 1,
     levels: Sequence[float | None] = (),
-) -> Box:
+) -> Box:  # fmt: skip
     """Return the smallest aligned box that holds every voxel above a threshold, and a margin.
 
     Args:

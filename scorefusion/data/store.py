@@ -66,15 +66,9 @@ class StoreSettings:
 
 
 def build_store(
-    sources: Sequence[Source],
-    folder: Path,
-    settings: StoreSettings,
-    *,
-    vary: Vary | None = None,
-    extra: Extra | None = None,
-    progress: Progress | None = None,
-    refused: Refused | None = None,
-) -> list[tuple[np.ndarray, float]]:
+    sources: Sequence[Source], folder: Path, settings: StoreSettings, *, vary: Vary | None = None,
+    extra: Extra | None = None, progress: Progress | None = None, refused: Refused | None = None,
+) -> list[tuple[np.ndarray, float]]:  # fmt: skip
     """Make or find every array.
 
     Args:

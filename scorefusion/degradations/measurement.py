@@ -297,16 +297,10 @@ class Measurement(BaseModel):
         return operator.exact_inverse
 
     def disagreement(self, operator: LinearOperator, volume: Tensor, given: Tensor) -> tuple[float, float]:
-        """Return how far what is measured of a volume is from what was given.
+        """The greatest and the mean difference of what is measured of a volume from what was given.
 
-        Args:
-            operator: what is measured.
-            volume: ``[1, 1, D, H, W]``, any units.
-            given: in the same units, the measured image: coarse, or else on the volume's grid, where it is
-                measured again.
-
-        Returns:
-            The greatest and the mean magnitude of the difference, over what is measured.
+        Any units, the same for ``volume [1, 1, D, H, W]`` and the measured image ``given``: coarse, or else
+        on the volume's grid, where it is measured again. The mean is over what is measured.
         """
         apart = operator.A(volume) - given if self.coarse else operator.A(volume - given)
         size = apart.abs()

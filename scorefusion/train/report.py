@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from scorefusion.data import Refused
-from scorefusion.degradations import Projection
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.planning.plan import plan, without_projection
 from scorefusion.errors import one_line
@@ -203,7 +202,11 @@ def restore(model: ScoreFusion, crop: Crop, stage: StageConfig, seed: int) -> di
     truth = crop.volume[:, target : target + 1]
     example = make_example(crop.volume, description)
     condition = example.condition.to(next(model.parameters()).device)
-    project = _projection(description, condition)
+    # As when a whole volume is sampled; none where what is measured mixes voxels beyond the box.
+    degradation, operator = description.degradation, None
+    if is_degraded(description) and description.sampling.consistency and not any(degradation.whole):
+        operator = degradation.operator(condition.shape[2:], device=condition.device)
+    project = None if operator is None else operator.project()
     planned = without_projection(description) if project is None else description
     engine = Engine(model, plan(planned, condition.shape[2:], strategy=strategy))
     engine.load(condition, origin=crop.origin, full=crop.full, project=project)
@@ -213,15 +216,6 @@ def restore(model: ScoreFusion, crop: Crop, stage: StageConfig, seed: int) -> di
         residual = engine.run(table_for(description, steps=count), [seed])
         volumes[label] = description.residual.added_to(volumes["base"], residual.cpu())
     return volumes
-
-
-def _projection(description: ModelConfig, condition: Tensor) -> Projection | None:
-    """As when a whole volume is sampled; none where what is measured mixes voxels beyond the box."""
-    degradation = description.degradation
-    if not is_degraded(description) or not description.sampling.consistency or any(degradation.whole):
-        return None
-    operator = degradation.operator(condition.shape[2:], device=condition.device)
-    return None if operator is None else operator.project()
 
 
 def draw_look(restored: Sequence[dict[str, Tensor]], picture: Path) -> None:

@@ -198,10 +198,9 @@ def _trained(where: str) -> ScoreFusion:
 
 
 def _part(model: ScoreFusion, name: str, where: str) -> nn.Module:
-    try:
-        part = functools.reduce(getattr, name.split("."), model)
-    except AttributeError:
-        part = None
+    part: Any = model
+    for each in name.split("."):
+        part = getattr(part, each, None)
     if not isinstance(part, nn.Module):
         names = [f"slice_networks.{each}" for each in model.slice_networks]
         raise ScoreFusionError(

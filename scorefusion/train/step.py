@@ -172,15 +172,9 @@ class Stepper:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        number: int,
-        accelerator: Accelerator,
-        model: ScoreFusion,
-        average: ScoreFusion,
-        crops: CropSampler,
-        optimiser: dict[str, Any] | None = None,
-    ):
+        self, config: TrainConfig, number: int, accelerator: Accelerator, model: ScoreFusion,
+        average: ScoreFusion, crops: CropSampler, optimiser: dict[str, Any] | None = None,
+    ):  # fmt: skip
         stage = config.stages[number]
         self.stage, self.number, self.seed, self.accelerator = stage, number, config.seed, accelerator
         self.mine = my_share(stage, accelerator)

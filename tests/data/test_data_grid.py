@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from scorefusion.data import DatasetConfig, Subject, check_grids, read_subject
+from scorefusion.data import DatasetConfig, Subject, read_subject
+from scorefusion.data.dataset import check_grids
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Scan, make_image, read_scan, save_image
 from tests.support.look_alikes import AFFINE, SHAPE, write

@@ -1,10 +1,10 @@
 """Synthetic subjects: aligned contrasts of deformed tissue maps, with their labels."""
 
-from scorefusion.data.synth.anatomy import Maps, make_maps, read_maps, rotation
+from scorefusion.data.synth.anatomy import Maps, read_maps, rotation
 from scorefusion.data.synth.make import PhantomSubject, Settings, make_subject, write_subjects
 from scorefusion.data.synth.scanner import SEQUENCES
 
 __all__ = [
-    "SEQUENCES", "Maps", "PhantomSubject", "Settings", "make_maps", "make_subject", "read_maps", "rotation",
+    "SEQUENCES", "Maps", "PhantomSubject", "Settings", "make_subject", "read_maps", "rotation",
     "write_subjects",
 ]  # fmt: skip

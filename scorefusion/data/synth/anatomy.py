@@ -69,14 +69,8 @@ def read_maps(folder: Path) -> Maps:
 def make_maps(
     head: np.ndarray, brain: np.ndarray, gm: np.ndarray, wm: np.ndarray, affine: np.ndarray
 ) -> Maps:
-    """Prepare a template.
-
-    Args:
-        head: float ``[D, H, W]``, T1 of the whole head.
-        brain: likewise, 0 outside the brain.
-        gm: likewise, probability of grey matter, of any scale (1, 255).
-        wm: likewise, of white matter, of the same scale.
-        affine: ``[4, 4]``, (x, y, z) index to mm.
+    """Prepare a template of float ``[D, H, W]``: T1 of the head, T1 of the brain alone and 0 outside it,
+    probabilities of grey and white matter of one scale (1, 255). The affine is from (x, y, z) index to mm.
     """
     ndimage = need("scipy.ndimage", "the phantom")
     spacing = np.abs(np.diag(affine)[:3][::-1])
@@ -155,11 +149,6 @@ class Grid:
         affine = np.diag([self.spacing] * 3 + [1.0])
         affine[:3, 3] = self.start[::-1]
         return affine
-
-    def thinned(self, step: int) -> Grid:
-        """Every ``step``-th voxel, in the same box."""
-        shape = tuple(max(1, n // step) for n in self.shape)
-        return Grid(self.start, self.spacing * step, shape)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +273,8 @@ def deformation(maps: Maps, grid: Grid, random: np.random.Generator) -> tuple[np
     shift = random.normal(0, SHIFT, 3)
     bends = [[(sd, Field.draw(random, grid.extent, knot)) for knot, sd in BENDS] for _ in range(3)]
 
-    thin = grid.thinned(2)
+    z, y, x = (max(1, n // 2) for n in grid.shape)
+    thin = Grid(grid.start, grid.spacing * 2, (z, y, x))
     derivatives = np.empty((*thin.shape, 3, 3), np.float32)
     for i in range(3):
         for j in range(3):
@@ -299,8 +289,8 @@ def deformation(maps: Maps, grid: Grid, random: np.random.Generator) -> tuple[np
     axes = [grid.axis(axis) - middle[axis] for axis in range(3)]
     places = np.empty((3, *grid.shape), np.float32)
     for i in range(3):
-        z, y, x = (matrix[i, j] * axes[j] for j in range(3))
-        places[i] = (z[:, None, None] + y[None, :, None]) + x[None, None, :]
+        at = [matrix[i, j] * axes[j] for j in range(3)]
+        places[i] = (at[0][:, None, None] + at[1][None, :, None]) + at[2][None, None, :]
         places[i] += middle[i] + shift[i] + offset[i]
         for sd, field in bends[i]:
             places[i] += np.float32(strength * sd) * field.on(grid)

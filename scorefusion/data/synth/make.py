@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from scorefusion.data.dataset import Progress
 from scorefusion.data.synth.anatomy import Anatomy, Maps, add_lesions, make_anatomy, make_grid
 from scorefusion.data.synth.scanner import Body, scan, sequences_named
 from scorefusion.errors import BadInput, ScoreFusionError
@@ -96,16 +97,9 @@ def subject_seed(seed: int, number: int) -> int:
 
 
 def write_subjects(
-    maps: Maps,
-    out: Path,
-    *,
-    count: int,
-    first: int = 0,
-    seed: int = 0,
-    contrasts: Sequence[str] = CONTRASTS,
-    settings: Settings | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+    maps: Maps, out: Path, *, count: int, first: int = 0, seed: int = 0,
+    contrasts: Sequence[str] = CONTRASTS, settings: Settings | None = None, progress: Progress | None = None,
+) -> list[Path]:  # fmt: skip
     """Make a folder of synthetic subjects, or go on with it.
 
     Subject k lies in ``out/sub-00k`` and depends on the seed, k, and the settings alone. Each folder appears
