@@ -201,9 +201,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
 def open_array(path: Path) -> np.ndarray:
     """Map an array that :func:`write_array` wrote.
 
-    It is read and its checksum compared only if its size or time of change is not what was noted: after a
-    copy, or when something wrote to it. (A checksum runs at 3.5 GB/s; what it costs is reading all of a store
-    from the disk at every start.)
+    Its checksum is compared only if its size or time of change is not what was noted: after a copy, or when
+    something wrote to it. (What a checksum costs is reading all of a store from the disk at every start.)
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)

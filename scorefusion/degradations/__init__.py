@@ -15,7 +15,6 @@ from scorefusion.degradations.measurement import (
     block_edges,
     block_mean,
     register,
-    upsample_blocks,
 )
 from scorefusion.degradations.operator import Chain, LinearOperator, Operator, Projection, linear_operator
 from scorefusion.degradations.sparse_view import FewViews, SparseView
@@ -25,5 +24,5 @@ __all__ = [
     "BASES", "MEASUREMENTS", "BlockMean", "Chain", "CompressedSensing", "Degraded", "Factor", "FewViews",
     "Inpaint", "Inpainting", "KSpace", "LinearOperator", "LowFrequencies", "Measurement", "Nothing",
     "Operator", "Pooling", "Projection", "SliceAverages", "SparseView", "ThickSlices", "base_volume",
-    "block_edges", "block_mean", "linear_operator", "register", "upsample_blocks",
+    "block_edges", "block_mean", "linear_operator", "register",
 ]  # fmt: skip

@@ -57,15 +57,7 @@ def block_mean(x: Tensor, factor: Factor) -> Tensor:
 
 
 def upsample_blocks(x: Tensor, factor: Factor) -> Tensor:
-    """Return the volume with every voxel repeated as a block.
-
-    Args:
-        x: ``[B, C, D, H, W]``.
-        factor: the block's edge, or its (z, y, x) edges.
-
-    Returns:
-        ``[B, C, D*rz, H*ry, W*rx]``.
-    """
+    """Return ``x [B, C, D, H, W]`` with every voxel repeated as a block: ``[B, C, D*rz, H*ry, W*rx]``."""
     rz, ry, rx = block_edges(factor)
     b, c, d, h, w = _size_of(x)
     blocks = x[:, :, :, None, :, None, :, None].expand(b, c, d, rz, h, ry, w, rx)
@@ -272,13 +264,8 @@ class Measurement(BaseModel):
     ) -> Degraded:
         """Measure a target and bring the measurement back to its grid.
 
-        Args:
-            target: ``[B, 1, D, H, W]``, normalised; a crop must be whole along the axes of :attr:`whole`.
-            base: ``config.residual.base`` of a model; see :func:`base_volume`.
-            seed: as for :meth:`image`.
-
-        Returns:
-            Where nothing is measured the target itself is the condition.
+        The target, ``[B, 1, D, H, W]``, is normalised, and a crop whole along the axes of :attr:`whole`;
+        where nothing is measured it is itself the condition. Bases are those of :func:`base_volume`.
 
         Raises:
             ScoreFusionError: for a size that cannot be measured, or an unknown base.

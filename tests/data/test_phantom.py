@@ -30,19 +30,17 @@ from scorefusion.data.synth.anatomy import (
 )
 from scorefusion.data.synth.make import (
     LABELS,
-    Settings,
-    labels_of,
-    make_subject,
-    subject_seed,
-    write_subjects,
-)
-from scorefusion.data.synth.scanner import (
     SEQUENCES,
     TISSUES,
+    Settings,
     gradient_echo,
     inversion_recovery,
+    labels_of,
+    make_subject,
     rician,
     spin_echo,
+    subject_seed,
+    write_subjects,
 )
 from scorefusion.errors import BadInput, ScoreFusionError
 

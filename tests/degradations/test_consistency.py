@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool3d, interpolate
 
-from scorefusion.degradations import Pooling, Projection, block_mean, upsample_blocks
+from scorefusion.degradations import Pooling, Projection, block_mean
+from scorefusion.degradations.measurement import upsample_blocks
 from scorefusion.errors import ScoreFusionError
 
 FACTORS = [1, 2, 4, (1, 2, 3), (4, 1, 1)]
