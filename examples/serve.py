@@ -2,8 +2,7 @@
 
 curl --data-binary @t1.nii.gz http://127.0.0.1:8765/t1.nii.gz -o t1_fine.nii.gz
 
-It listens on the loopback interface and answers to no other host name, so no web page reaches it through one.
-Every account of this machine does; do not forward the port.
+It listens on the loopback interface and refuses web pages; every account of this machine reaches it.
 """
 
 from __future__ import annotations
@@ -24,12 +23,13 @@ class Handler(BaseHTTPRequestHandler):
 
     pipeline: Pipeline
     one_at_a_time = threading.Lock()
-    timeout = 60  # seconds that a client may be silent
+    timeout = 60
 
     def do_POST(self) -> None:
         """Answer with the translated file, or with one line that says what is wrong."""
-        if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
-            return self._answer(403, b"this server answers 127.0.0.1 and localhost only\n")
+        own = self.headers.get("Host", "").rpartition(":")[0] in ("127.0.0.1", "localhost")
+        if not own or "Origin" in self.headers:
+            return self._answer(403, b"this server answers programs on 127.0.0.1, no web pages\n")
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > LARGEST:
             return self._answer(413, b"send a file of at most 512 MiB with its Content-Length\n")

@@ -92,6 +92,7 @@ def test_the_server_translates_on_the_loopback_interface(tmp_path: Path) -> None
                 status == 400 and content.count(b"\n") == 1 and str(tmp_path.parent).encode() not in content
             )
             assert post(scan.read_bytes(), Host="example.org:80")[0] == 403
+            assert post(scan.read_bytes(), Origin="http://127.0.0.1:1")[0] == 403
             assert post(b"", **{"Content-Length": str(2**40)})[0] == 413
         finally:
             server.terminate()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from typing_extensions import Unpack
 
 from scorefusion.degradations import Operator
 from scorefusion.diffusion.solvers import Table
@@ -27,9 +27,6 @@ from scorefusion.pipeline.read import read
 from scorefusion.pipeline.sample import Progress, sample
 from scorefusion.pipeline.settings import Settings
 from scorefusion.pipeline.translation import Translation, finish
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class Pipeline:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import Unpack
+
 from scorefusion.diffusion.solvers import Table
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.models.config import PLANES, ModelConfig
 from scorefusion.models.strategies import STRATEGIES, require_strategy, strategy_named
 from scorefusion.models.table import table_for
 from scorefusion.pipeline.options import Options, declared, filled
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _SOLVER = ("solver", "steps", "eta", "start_abar")
 
