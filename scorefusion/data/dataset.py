@@ -322,9 +322,16 @@ def resample(scan: Scan, onto: Scan, order: int = 1) -> Scan:
         problem = f"does not overlap {onto.name}: {_grid(scan)} against {_grid(onto)}"
         raise BadInput(scan.name, problem, "Register it first, or correct its affine.")
     return replace(
-        scan, values=np.ascontiguousarray(array), affine=onto.affine, affine_assumed=onto.affine_assumed,
-        shape=onto.shape, header=onto.header.copy(), dtype=np.dtype(np.float32), slope=1.0, intercept=0.0,
-    )  # fmt: skip
+        scan,
+        values=np.ascontiguousarray(array),
+        affine=onto.affine,
+        affine_assumed=onto.affine_assumed,
+        shape=onto.shape,
+        header=onto.header.copy(),
+        dtype=np.dtype(np.float32),
+        slope=1.0,
+        intercept=0.0,
+    )
 
 
 def _grid(scan: Scan) -> Grid:

@@ -140,8 +140,9 @@ def _named(*patterns: str) -> Layout:
 
 _BIDS = re.compile(
     r"(?P<group>sub-[a-z0-9+]+)(?:_(?P<session>ses-[a-z0-9+]+))?(?P<entities>(?:_[a-z]+-[a-z0-9+]+)*)"
-    r"_(?P<suffix>T1w|T2w|FLAIR|PDw|T2starw|UNIT1|angio|dseg)", re.I,
-)  # fmt: skip
+    r"_(?P<suffix>T1w|T2w|FLAIR|PDw|T2starw|UNIT1|angio|dseg)",
+    re.I,
+)
 
 
 def _bids(root: Path, path: Path, contrasts: Sequence[str]) -> Iterator[Volume]:
@@ -162,8 +163,9 @@ def _bids(root: Path, path: Path, contrasts: Sequence[str]) -> Iterator[Volume]:
 PATIENTS = "patients.csv"
 _FASTMRI = re.compile(
     r"(?P<scan>file_brain_(?P<contrast>AXT1PRE|AXT1POST|AXT1|AXT2|AXFLAIR)_(?P<number>\d+_\d+))"
-    r"(?P<rest>|_rss|_recon\w*|_seg)", re.I,
-)  # fmt: skip
+    r"(?P<rest>|_rss|_recon\w*|_seg)",
+    re.I,
+)
 _NOT_A_PERSON = re.compile(r"(single|multi)coil.*|train.*|val.*|test.*|brain.*", re.I)
 
 

@@ -68,9 +68,13 @@ class Box:
 
 
 def foreground_box(
-    volume: Tensor, *, threshold: float = -0.95, margin: int = 8, multiple: Factor = 1,
+    volume: Tensor,
+    *,
+    threshold: float = -0.95,
+    margin: int = 8,
+    multiple: Factor = 1,
     levels: Sequence[float | None] = (),
-) -> Box:  # fmt: skip
+) -> Box:
     """Return the smallest aligned box that holds every voxel above a threshold, and a margin.
 
     Args:

@@ -66,9 +66,15 @@ class StoreSettings:
 
 
 def build_store(
-    sources: Sequence[Source], folder: Path, settings: StoreSettings, *, vary: Vary | None = None,
-    extra: Extra | None = None, progress: Progress | None = None, refused: Refused | None = None,
-) -> list[tuple[np.ndarray, float]]:  # fmt: skip
+    sources: Sequence[Source],
+    folder: Path,
+    settings: StoreSettings,
+    *,
+    vary: Vary | None = None,
+    extra: Extra | None = None,
+    progress: Progress | None = None,
+    refused: Refused | None = None,
+) -> list[tuple[np.ndarray, float]]:
     """Make or find every array.
 
     Args:

@@ -18,12 +18,20 @@ from scorefusion.ops.noise import normal
 
 @torch.no_grad()
 def sample(
-    model: Callable[[Tensor, NoiseLevel], Tensor | Fusion], condition: Tensor, table: Table, *,
-    seeds: Sequence[int], origin: Sequence[int] = (0, 0, 0), sample: int | Sequence[int] = 0,
-    channels: int = 1, prior_mean: Tensor | None = None, clamp: float | None = None,
-    project: Callable[[Tensor], Tensor] | None = None, noise: Callable[[int], Tensor] | None = None,
+    model: Callable[[Tensor, NoiseLevel], Tensor | Fusion],
+    condition: Tensor,
+    table: Table,
+    *,
+    seeds: Sequence[int],
+    origin: Sequence[int] = (0, 0, 0),
+    sample: int | Sequence[int] = 0,
+    channels: int = 1,
+    prior_mean: Tensor | None = None,
+    clamp: float | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
+    noise: Callable[[int], Tensor] | None = None,
     callback: Callable[[int, int, Tensor], None] | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Draw x0, float32 [B, channels, D, H, W]; the engine draws the same, to rounding, and faster.
 
     `model` makes of (x_t, level) what `table.prediction` says, or the `Fusion` that gives it, for x_t

@@ -177,10 +177,17 @@ _TAKES_ETA = ("ddim", "dpmpp_2m_sde")
 
 
 def make_table(
-    solver: str, steps: int | None = None, *, schedule: Spacing | None = None, levels: Levels | None = None,
-    start_abar: float | None = None, prediction: str = "eps", sigma_data: float = 1.0,
-    eta: float | None = None, spread: float | None = None,
-) -> Table:  # fmt: skip
+    solver: str,
+    steps: int | None = None,
+    *,
+    schedule: Spacing | None = None,
+    levels: Levels | None = None,
+    start_abar: float | None = None,
+    prediction: str = "eps",
+    sigma_data: float = 1.0,
+    eta: float | None = None,
+    spread: float | None = None,
+) -> Table:
     """Return a solver's table by name.
 
     Args:

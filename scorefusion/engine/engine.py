@@ -46,9 +46,16 @@ class Engine:
     """
 
     def __init__(
-        self, model: ScoreFusion, plan: Plan, *, runners: Runners | None = None, tiling: Tiling | None = None,
-        device: torch.device | None = None, graphs: Graphs | None = None, notes: Sequence[str] = (),
-    ):  # fmt: skip
+        self,
+        model: ScoreFusion,
+        plan: Plan,
+        *,
+        runners: Runners | None = None,
+        tiling: Tiling | None = None,
+        device: torch.device | None = None,
+        graphs: Graphs | None = None,
+        notes: Sequence[str] = (),
+    ):
         self.notes = [*notes]
         self.model, self.plan, self.tiling = model, plan, tiling
         self.device = device or next(model.parameters()).device
@@ -66,9 +73,13 @@ class Engine:
         self._origin, self._turn, self._steps = (0, 0, 0), 0, 0
 
     def load(
-        self, condition: Tensor, *, origin: Sequence[int] = (0, 0, 0), full: Sequence[int] | None = None,
+        self,
+        condition: Tensor,
+        *,
+        origin: Sequence[int] = (0, 0, 0),
+        full: Sequence[int] | None = None,
         project: Projection | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take the conditions of the volumes to be drawn.
 
         Args:
@@ -109,9 +120,14 @@ class Engine:
         self._project = None if fused else project
 
     def start(
-        self, table: Table, seeds: Sequence[int], *, sample: int | Sequence[int] = 0,
-        prior_mean: Tensor | None = None, given: Mapping[str, Tensor] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        table: Table,
+        seeds: Sequence[int],
+        *,
+        sample: int | Sequence[int] = 0,
+        prior_mean: Tensor | None = None,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Begin at the table's first noise level.
 
         Args:
@@ -168,10 +184,15 @@ class Engine:
         self._turn += 1
 
     def run(
-        self, table: Table, seeds: Sequence[int], *, sample: int | Sequence[int] = 0,
-        prior_mean: Tensor | None = None, given: Mapping[str, Tensor] | None = None,
+        self,
+        table: Table,
+        seeds: Sequence[int],
+        *,
+        sample: int | Sequence[int] = 0,
+        prior_mean: Tensor | None = None,
+        given: Mapping[str, Tensor] | None = None,
         callback: Callback | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Draw one sample of each volume; arguments as for :meth:`start`.
 
         Args:

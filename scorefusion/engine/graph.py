@@ -137,9 +137,15 @@ class CapturedStep:
     """
 
     def __init__(
-        self, body: Body | Sequence[Segment], *, device: torch.device, state: Sequence[Tensor] = (),
-        watch: Callable[[], Iterable[Tensor]] | None = None, warmup: int = 2, graphs: Graphs | None = None,
-    ):  # fmt: skip
+        self,
+        body: Body | Sequence[Segment],
+        *,
+        device: torch.device,
+        state: Sequence[Tensor] = (),
+        watch: Callable[[], Iterable[Tensor]] | None = None,
+        warmup: int = 2,
+        graphs: Graphs | None = None,
+    ):
         self.segments = (Segment("the step", body),) if callable(body) else tuple(body)
         self.state, self.warmup = tuple(state), max(1, warmup)
         self._watch = watch or tuple

@@ -85,9 +85,14 @@ class EnginePool:
     """
 
     def __init__(
-        self, model: ScoreFusion, *, runner: str = "auto", engines: str | os.PathLike[str] | None = None,
-        max_memory: str | int | None = None, idle: int = 1,
-    ):  # fmt: skip
+        self,
+        model: ScoreFusion,
+        *,
+        runner: str = "auto",
+        engines: str | os.PathLike[str] | None = None,
+        max_memory: str | int | None = None,
+        idle: int = 1,
+    ):
         self.model, self.engines, self.idle = model, engines, idle
         self.max_memory = None if max_memory is None else parse_memory(max_memory)
         self.device = next(model.parameters()).device
@@ -104,9 +109,15 @@ class EnginePool:
 
     @contextmanager
     def borrow(
-        self, size: Sequence[int], *, batch: int = 1, strategy: str | Strategy,
-        planes: Sequence[Plane] | None = None, consistent: bool = True, around: Around | None = None,
-    ) -> Iterator[Engine]:  # fmt: skip
+        self,
+        size: Sequence[int],
+        *,
+        batch: int = 1,
+        strategy: str | Strategy,
+        planes: Sequence[Plane] | None = None,
+        consistent: bool = True,
+        around: Around | None = None,
+    ) -> Iterator[Engine]:
         """An engine for volumes of that size: the one last given back if it fits, else a new one.
 
         It is given back when the block ends well or by :class:`~scorefusion.errors.Cancelled`, which is
@@ -204,9 +215,14 @@ class EnginePool:
         return program + self.weights + self.packed + layout.bytes + around.held + around.more + passing
 
     def _layout(
-        self, size: Sequence[int], *, batch: int = 1, strategy: str | Strategy,
-        planes: Sequence[Plane] | None = None, consistent: bool = True,
-    ) -> Plan:  # fmt: skip
+        self,
+        size: Sequence[int],
+        *,
+        batch: int = 1,
+        strategy: str | Strategy,
+        planes: Sequence[Plane] | None = None,
+        consistent: bool = True,
+    ) -> Plan:
         config = self.model.config if consistent else without_projection(self.model.config)
         dtype = next(self.model.slice_networks.parameters(), next(self.model.parameters())).dtype
         return plan(

@@ -45,10 +45,16 @@ Runners = Mapping[str, Runner]
 
 
 def denoising_step(
-    b: Buffers, model: ScoreFusion, plan: Plan, runners: Runners, branches: Branches, *,
-    tiling: Tiling | None = None, project: Callable[[Tensor], Tensor] | None = None,
+    b: Buffers,
+    model: ScoreFusion,
+    plan: Plan,
+    runners: Runners,
+    branches: Branches,
+    *,
+    tiling: Tiling | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
     given: Mapping[str, Tensor] | None = None,
-) -> list[Segment]:  # fmt: skip
+) -> list[Segment]:
     """One evaluation and one row of the solver, as segments in order.
 
     Args:

@@ -62,10 +62,20 @@ def intervals(rows: Sequence[Sequence[float]], *, seed: int = 0) -> list[Estimat
         if count > 1 and open_rows.any():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = need("scipy.stats", "a bootstrap interval").bootstrap(
-                    (array[open_rows],), np.mean, axis=-1, confidence_level=CONFIDENCE, method=method,
-                    n_resamples=RESAMPLES, random_state=np.random.default_rng(seed), vectorized=True,
-                ).confidence_interval  # fmt: skip
+                found = (
+                    need("scipy.stats", "a bootstrap interval")
+                    .bootstrap(
+                        (array[open_rows],),
+                        np.mean,
+                        axis=-1,
+                        confidence_level=CONFIDENCE,
+                        method=method,
+                        n_resamples=RESAMPLES,
+                        random_state=np.random.default_rng(seed),
+                        vectorized=True,
+                    )
+                    .confidence_interval
+                )
             ends[open_rows] = np.stack([found.low, found.high], axis=-1)
     return [Estimate(float(m), float(e[0]), float(e[1]), count) for m, e in zip(means, ends, strict=True)]
 

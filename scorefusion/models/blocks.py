@@ -22,9 +22,15 @@ Edges = Literal["zeros", "replicate"]
 
 
 def convolution(
-    dims: int, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, edges: Edges = "zeros",
+    dims: int,
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    *,
+    stride: int = 1,
+    edges: Edges = "zeros",
     causal: bool = False,
-) -> nn.Conv2d | nn.Conv3d:  # fmt: skip
+) -> nn.Conv2d | nn.Conv3d:
     """A convolution of 2 or 3 dimensions that keeps the grid (stride 1) or halves it (stride 2).
 
     The weights of a ``causal`` one that look ahead along the first axis are zero, and stay so in training.
@@ -54,10 +60,17 @@ class Normalisation(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(
-        self, x: Tensor, other: Tensor | None = None, *, scale: Tensor | None = None,
-        shift: Tensor | None = None, add: Tensor | None = None, act: Literal["silu", "none"] = "silu",
-        pad: int = 0, pad_mode: Edges = "zeros",
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        other: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        add: Tensor | None = None,
+        act: Literal["silu", "none"] = "silu",
+        pad: int = 0,
+        pad_mode: Edges = "zeros",
+    ) -> Tensor:
         """``silu(norm([x, other] + add) · (1 + scale) + shift)``, channels last; see :func:`ops.norm_act`."""
         return norm_act(
             x, other, groups=self.groups, weight=self.weight, bias=self.bias,

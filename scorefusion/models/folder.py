@@ -37,9 +37,13 @@ def bundled_models() -> list[str]:
 
 
 def save_folder(
-    config: ModelConfig, weights: Mapping[str, Tensor], folder: str | os.PathLike[str], *, card: str,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    folder: str | os.PathLike[str],
+    *,
+    card: str,
     dtype: torch.dtype | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a model's configuration, weights and card; see :meth:`ScoreFusion.save_pretrained`."""
     target = Path(folder)
     state = {name: _stored(name, tensor, dtype) for name, tensor in weights.items()}

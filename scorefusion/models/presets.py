@@ -42,9 +42,11 @@ T1_T2_SCALE = 0.7
 
 
 _SUPER_RESOLUTION: dict[str, Any] = {
-    "conditions": ("t1",), "target": "t1", "degradation": BLOCK_MEANS,
+    "conditions": ("t1",),
+    "target": "t1",
+    "degradation": BLOCK_MEANS,
     "residual": ResidualConfig(base="trilinear+consistency", scale=0.144),
-}  # fmt: skip
+}
 
 
 def small() -> ModelConfig:
@@ -117,10 +119,19 @@ def ct_thick() -> ModelConfig:
 
 
 def _own(
-    name: str, slice_widths: tuple[int, ...], fusion_widths: tuple[int, ...], scales: tuple[int, ...], *,
-    conditions: tuple[str, ...], target: str, residual: ResidualConfig,
-    degradation: Measurement = NO_DEGRADATION, patch: int = 2, channels: int = 64, hidden: int = 192,
-) -> ModelConfig:  # fmt: skip
+    name: str,
+    slice_widths: tuple[int, ...],
+    fusion_widths: tuple[int, ...],
+    scales: tuple[int, ...],
+    *,
+    conditions: tuple[str, ...],
+    target: str,
+    residual: ResidualConfig,
+    degradation: Measurement = NO_DEGRADATION,
+    patch: int = 2,
+    channels: int = 64,
+    hidden: int = 192,
+) -> ModelConfig:
     """A model of our own kind: preconditioned, one slice network shared by three planes."""
     time = TimeConfig(value="log_sigma", scale=16.0, channels=channels, hidden=hidden)
 
@@ -128,12 +139,24 @@ def _own(
         return UNetConfig(widths=widths, blocks=1, patch=patch, norm="channel", time=time)
 
     return ModelConfig(
-        name=name, conditions=conditions, target=target, prediction="edm", sigma_data=1.0, context=2,
-        position=False, mask=False, branches=tuple(BranchConfig(plane=plane) for plane in PLANES),
-        slice_networks={"slice": network(slice_widths)}, fusion=network(fusion_widths), feature_scales=scales,
-        strategies=("single", "alternate", "average", "fuse", "fuse+features"), residual=residual,
-        degradation=degradation, intensity="robust", sampling=FEW_STEPS,
-    )  # fmt: skip
+        name=name,
+        conditions=conditions,
+        target=target,
+        prediction="edm",
+        sigma_data=1.0,
+        context=2,
+        position=False,
+        mask=False,
+        branches=tuple(BranchConfig(plane=plane) for plane in PLANES),
+        slice_networks={"slice": network(slice_widths)},
+        fusion=network(fusion_widths),
+        feature_scales=scales,
+        strategies=("single", "alternate", "average", "fuse", "fuse+features"),
+        residual=residual,
+        degradation=degradation,
+        intensity="robust",
+        sampling=FEW_STEPS,
+    )
 
 
 def _paper(
@@ -142,16 +165,22 @@ def _paper(
     """A 2D network for each plane and condition, and a 3D network that fuses their scores."""
     several = len(conditions) > 1
     slices = UNetConfig(  # Palette's U-Net, conditioned on abar
-        widths=(64, 128, 256, 512), attention=True, dropout=0.2,
+        widths=(64, 128, 256, 512),
+        attention=True,
+        dropout=0.2,
         time=TimeConfig(value="abar", channels=64, hidden=256, max_period=1e4),
-    )  # fmt: skip
+    )
     branches = [
         BranchConfig(plane=plane, conditions=(index,), network=f"{plane}-{condition}" if several else plane)
         for index, condition in enumerate(conditions)
         for plane in PLANES
     ]
     return ModelConfig(
-        name=name, conditions=conditions, target=target, prediction="eps", branches=tuple(branches),
+        name=name,
+        conditions=conditions,
+        target=target,
+        prediction="eps",
+        branches=tuple(branches),
         slice_networks=dict.fromkeys((branch.network for branch in branches), slices),
         fusion=UNetConfig(
             widths=(64, 128, 192, 256),
@@ -160,10 +189,11 @@ def _paper(
             edges="replicate",
             time=TimeConfig(value="step", channels=64, hidden=256, max_period=1e3),
         ),
-        feature_scales=(8, 4, 2, 1), residual=ResidualConfig.model_validate({"base": base, "scale": 2.0}),
+        feature_scales=(8, 4, 2, 1),
+        residual=ResidualConfig.model_validate({"base": base, "scale": 2.0}),
         degradation=degradation,
         sampling=SamplingConfig(solver="official", steps=50, schedule="paper", clamp=1.0),
-    )  # fmt: skip
+    )
 
 
 _PAPER: dict[str, tuple[tuple[str, ...], str, str, Measurement]] = {

@@ -78,10 +78,12 @@ class ScoreFusion(nn.Module):
                 networks = [config.slice_networks[branch.network] for branch in config.branches]
                 kernel = config.feature_kernel if scale == 1 else 1
                 self.features[str(scale)] = FeatureLayer(
-                    scale, [network.widths[network.scales.index(scale)] for network in networks],
-                    self.fusion.injected_channels(scale), kernel=kernel,
+                    scale,
+                    [network.widths[network.scales.index(scale)] for network in networks],
+                    self.fusion.injected_channels(scale),
+                    kernel=kernel,
                     random=config.feature_start == "random",
-                )  # fmt: skip
+                )
 
     @classmethod
     def from_pretrained(
@@ -185,10 +187,16 @@ class ScoreFusion(nn.Module):
         return fuse_scores(*self.unfused(x_t, inputs, level, **options))
 
     def unfused(
-        self, x_t: Tensor, inputs: Inputs | Tensor, level: NoiseLevel, *,
-        strategy: str | Strategy = "average", planes: Sequence[Plane] | None = None, step: int = 0,
+        self,
+        x_t: Tensor,
+        inputs: Inputs | Tensor,
+        level: NoiseLevel,
+        *,
+        strategy: str | Strategy = "average",
+        planes: Sequence[Plane] | None = None,
+        step: int = 0,
         slab: int | None = None,
-    ) -> Fusion:  # fmt: skip
+    ) -> Fusion:
         """Run the networks as :meth:`forward` does, and leave the fusing to ``ops.fuse_step``."""
         chosen = require_strategy(strategy, self.config)
         if isinstance(inputs, Tensor):
@@ -203,9 +211,14 @@ class ScoreFusion(nn.Module):
         return cropped(chosen.fuse(self.config, scores, maps), inputs.size)
 
     def eps(
-        self, x_t: Tensor, condition: Inputs | Tensor, t: int | Tensor, *, strategy: str | None = None,
+        self,
+        x_t: Tensor,
+        condition: Inputs | Tensor,
+        t: int | Tensor,
+        *,
+        strategy: str | None = None,
         planes: Sequence[Plane] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Predict the noise at integer timesteps of the paper's 1000-step sampling schedule.
 
         Args:
@@ -237,17 +250,28 @@ class ScoreFusion(nn.Module):
         return own * x_t + other * output
 
     def fuse(
-        self, x: Tensor, inputs: Inputs, level: NoiseLevel, scores: Scores, totals: dict[int, Tensor],
+        self,
+        x: Tensor,
+        inputs: Inputs,
+        level: NoiseLevel,
+        scores: Scores,
+        totals: dict[int, Tensor],
         strategy: Strategy = FUSE,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Run the 3D network on the branches' outputs and fuse: ``[B, 1, D, H, W]`` on the padded grid."""
         maps = self.fusion_maps(x, inputs, level, scores, totals)
         return fuse_scores(*strategy.fuse(self.config, scores, maps))
 
     def branch_outputs(
-        self, x: Tensor, inputs: Inputs, level: NoiseLevel, chosen: Sequence[int] | None = None, *,
-        slab: int | None = None, features: bool = False,
-    ) -> tuple[Scores, dict[int, Tensor]]:  # fmt: skip
+        self,
+        x: Tensor,
+        inputs: Inputs,
+        level: NoiseLevel,
+        chosen: Sequence[int] | None = None,
+        *,
+        slab: int | None = None,
+        features: bool = False,
+    ) -> tuple[Scores, dict[int, Tensor]]:
         """Run branches slab by slab on a padded and scaled ``x [B, 1, D, H, W]``.
 
         Returns:

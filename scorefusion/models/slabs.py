@@ -54,9 +54,14 @@ def pad(x: Tensor, grid: Sequence[int], *, scale: Tensor | None = None, out: Ten
 
 
 def gather_slab(
-    b: Mapping[str, Tensor], config: ModelConfig, k: int, start: int, stop: int, dtype: torch.dtype,
+    b: Mapping[str, Tensor],
+    config: ModelConfig,
+    k: int,
+    start: int,
+    stop: int,
+    dtype: torch.dtype,
     out: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return slices ``start`` to ``stop`` as branch k's network is given them, ``[B·n, C, h, w]``."""
     branch = config.branches[k]
     return gather_slices(

@@ -9,9 +9,13 @@ from scorefusion.models.config import ModelConfig, SamplingConfig
 
 
 def table_for(
-    config: ModelConfig, *, solver: str | None = None, steps: int | None = None, eta: float | None = None,
+    config: ModelConfig,
+    *,
+    solver: str | None = None,
+    steps: int | None = None,
+    eta: float | None = None,
     start_abar: float | None = None,
-) -> Table:  # fmt: skip
+) -> Table:
     """The table of ``solver`` with ``steps`` noise levels; the model's own defaults where None.
 
     The model's ``eta`` and ``spread`` go with its own solver only.
@@ -27,10 +31,15 @@ def table_for(
     if count < 1:
         raise ScoreFusionError(f"sampling needs at least 1 step, got {count}")
     return make_table(
-        name, count, schedule=None if name == "official" else _spacing(config.sampling),
-        start_abar=start_abar, prediction=config.prediction, sigma_data=config.sigma_data,
-        eta=own.eta if eta is None else eta, spread=own.spread,
-    )  # fmt: skip
+        name,
+        count,
+        schedule=None if name == "official" else _spacing(config.sampling),
+        start_abar=start_abar,
+        prediction=config.prediction,
+        sigma_data=config.sigma_data,
+        eta=own.eta if eta is None else eta,
+        spread=own.spread,
+    )
 
 
 def _spacing(sampling: SamplingConfig) -> Spacing:

@@ -40,9 +40,15 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, dims: int, inputs: int, outputs: int, config: UNetConfig, *, labels: int = 0,
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        config: UNetConfig,
+        *,
+        labels: int = 0,
         zero_output: bool = False,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.dims, self.config, self.inputs = dims, config, inputs
         widths, last = config.widths, len(config.widths) - 1
@@ -100,9 +106,13 @@ class UNet(nn.Module):
         return self.config.injected_channels(scale)
 
     def forward(
-        self, x: Tensor, time: Tensor, *, label: Tensor | None = None,
+        self,
+        x: Tensor,
+        time: Tensor,
+        *,
+        label: Tensor | None = None,
         inject: Mapping[int, Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """``x [N, inputs, ...]`` and ``time [N]``, as ``config.time.value`` says, to ``[N, outputs, ...]``.
 
         Args:
@@ -114,9 +124,14 @@ class UNet(nn.Module):
         return self.forward_with_features(x, time, (), label=label, inject=inject)[0]
 
     def forward_with_features(
-        self, x: Tensor, time: Tensor, scales: tuple[int, ...], *, label: Tensor | None = None,
+        self,
+        x: Tensor,
+        time: Tensor,
+        scales: tuple[int, ...],
+        *,
+        label: Tensor | None = None,
         inject: Mapping[int, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[int, Tensor]]:  # fmt: skip
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """As :meth:`forward`, and the decoder's features ``[N, width, .../s]`` at the scales asked for."""
         config = self.config
         told = sinusoid(time * config.time.scale, config.time.channels, config.time.max_period)

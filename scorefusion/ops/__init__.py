@@ -20,8 +20,26 @@ from scorefusion.ops.winograd import pack as pack_winograd
 from scorefusion.ops.winograd import winograd
 
 __all__ = [
-    "AXIS", "DTYPES", "Fusion", "PackedWeight", "choose_device", "choose_dtype", "decompositions",
-    "ensemble_features", "fuse_scores", "fuse_step", "gather_slices", "missing", "multiplies_pairs",
-    "noise_keys", "norm_act", "normal", "pack_pointwise", "pack_winograd", "pointwise", "probe_cpu",
-    "use_backend", "winograd",
-]  # fmt: skip
+    "AXIS",
+    "DTYPES",
+    "Fusion",
+    "PackedWeight",
+    "choose_device",
+    "choose_dtype",
+    "decompositions",
+    "ensemble_features",
+    "fuse_scores",
+    "fuse_step",
+    "gather_slices",
+    "missing",
+    "multiplies_pairs",
+    "noise_keys",
+    "norm_act",
+    "normal",
+    "pack_pointwise",
+    "pack_winograd",
+    "pointwise",
+    "probe_cpu",
+    "use_backend",
+    "winograd",
+]

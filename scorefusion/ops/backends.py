@@ -167,9 +167,12 @@ def outdated() -> str | None:
 
 
 def choose(
-    op: str, device: torch.device, backend: str | None, implemented: Collection[str],
+    op: str,
+    device: torch.device,
+    backend: str | None,
+    implemented: Collection[str],
     dtypes: Iterable[torch.dtype] = (),
-) -> str:  # fmt: skip
+) -> str:
     """Return the backend to run an operation with, of those that have it, for tensors of a device and dtypes.
 
     `backend` is what the call asked for. Only PyTorch computes in others than float32, bfloat16 and float16.

@@ -35,9 +35,13 @@ class Fusion(NamedTuple):
 
 
 def fuse_scores(
-    scores: Sequence[Tensor], maps: Tensor | None, base: Sequence[float], gain: float = 1.0, *,
+    scores: Sequence[Tensor],
+    maps: Tensor | None,
+    base: Sequence[float],
+    gain: float = 1.0,
+    *,
     backend: str | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return `sum_{k<K} (base_k + w_k) s_k + (base_K - sum_{k<K} w_k) s_K + gain · r` (Zhu et al. 2025).
 
     Each score keeps the order its slices were made in: a stack of coronal slices [B, H, C, D, W] is given as

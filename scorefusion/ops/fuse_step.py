@@ -24,11 +24,22 @@ KEYS = ("seed", "sample", "z", "y", "x")
 
 
 def fuse_step(
-    scores: Sequence[Tensor], maps: Tensor | None, base: Sequence[float], gain: float, x_t: Tensor,
-    x0_prev: Tensor, rows: Tensor, index: Tensor, keys: Tensor, *, clamp: float | None = None,
-    factor: Sequence[int] = (1, 1, 1), measured: Tensor | None = None,
-    out: tuple[Tensor, Tensor] | None = None, backend: str | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    scores: Sequence[Tensor],
+    maps: Tensor | None,
+    base: Sequence[float],
+    gain: float,
+    x_t: Tensor,
+    x0_prev: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    keys: Tensor,
+    *,
+    clamp: float | None = None,
+    factor: Sequence[int] = (1, 1, 1),
+    measured: Tensor | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
     """Return (x', x0) of one solver step from the networks' outputs.
 
         m  = fuse_scores(scores, maps, base, gain)

@@ -21,10 +21,20 @@ ORDERS = ("modality", "slice")
 
 
 def gather_slices(
-    x_t: Tensor, condition: Tensor, common: Tensor | None, plane: str, start: int, stop: int, *,
-    channels: Sequence[int] | None = None, context: int, order: str = "modality",
-    dtype: torch.dtype = torch.float32, out: Tensor | None = None, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    x_t: Tensor,
+    condition: Tensor,
+    common: Tensor | None,
+    plane: str,
+    start: int,
+    stop: int,
+    *,
+    channels: Sequence[int] | None = None,
+    context: int,
+    order: str = "modality",
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """Cut a slab of 2.5D slices: `[condition with its neighbours, common, x_t]` on the channel axis.
 
     Each slice of the conditions comes with `context` neighbours on either side; beyond the volume the edge

@@ -14,9 +14,15 @@ from scorefusion.ops.reference import noise as reference
 
 
 def normal(
-    shape: Sequence[int], seeds: Sequence[int], step: int, *, origin: Sequence[int] = (0, 0, 0),
-    sample: int | Sequence[int] = 0, device: torch.device | str = "cpu", backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    step: int,
+    *,
+    origin: Sequence[int] = (0, 0, 0),
+    sample: int | Sequence[int] = 0,
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+) -> Tensor:
     """Return the noise of a box of voxels, the same bits on every backend.
 
     Philox 4x32-10 (Salmon et al. 2011) keyed by the seed, counting by the voxel's coordinate in the original
@@ -64,9 +70,12 @@ IMPLEMENTATIONS = {"torch": _torch, "cpp": _cpp, "triton": kernel("noise", "fill
 
 
 def noise_keys(
-    seeds: Sequence[int], *, sample: int | Sequence[int] = 0, origin: Sequence[int] = (0, 0, 0),
+    seeds: Sequence[int],
+    *,
+    sample: int | Sequence[int] = 0,
+    origin: Sequence[int] = (0, 0, 0),
     device: torch.device | str = "cpu",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return what `fuse_step` reads of each item's noise: int64 [B, 5] of seed, sample, z, y, x.
 
     Copied into a tensor that a captured CUDA graph reads, it gives the graph other seeds, samples and boxes.

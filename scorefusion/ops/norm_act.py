@@ -19,10 +19,21 @@ PAD_MODES = ("zeros", "replicate")
 
 
 def norm_act(
-    x: Tensor, other: Tensor | None = None, *, groups: int | None, weight: Tensor, bias: Tensor,
-    eps: float = 1e-5, scale: Tensor | None = None, shift: Tensor | None = None, add: Tensor | None = None,
-    act: str = "silu", pad: int = 0, pad_mode: str = "zeros", backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    other: Tensor | None = None,
+    *,
+    groups: int | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    add: Tensor | None = None,
+    act: str = "silu",
+    pad: int = 0,
+    pad_mode: str = "zeros",
+    backend: str | None = None,
+) -> Tensor:
     """Return `pad(act(norm(concat(x, other) + add) · (1 + scale) + shift))`, channels-last.
 
     What stands before a convolution of a residual block, in one pass: nothing is concatenated, and the

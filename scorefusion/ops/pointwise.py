@@ -32,9 +32,15 @@ def pack(weight: Tensor, *, products: torch.dtype = torch.float32) -> PackedWeig
 
 
 def pointwise(
-    x: Tensor, packed: PackedWeight, bias: Tensor | None = None, *, other: Tensor | None = None,
-    residual: Tensor | None = None, out: Tensor | None = None, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    other: Tensor | None = None,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """Return `weight [x, other] + bias + residual` over the channels of each voxel, channels-last.
 
     Sums are float32, in the order of the channels. For inference: no gradient is recorded.

@@ -44,10 +44,16 @@ def pack(weight: Tensor, *, tile: tuple[int, ...], products: torch.dtype = torch
 
 
 def winograd(
-    x: Tensor, packed: PackedWeight, bias: Tensor | None = None, *, residual: Tensor | None = None,
-    rows: tuple[int, int] | None = None, pad_mode: str = "zeros", out: Tensor | None = None,
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+    pad_mode: str = "zeros",
+    out: Tensor | None = None,
     backend: str | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return `conv(pad(x), weight) + bias + residual`, stride 1, padding 1, channels-last.
 
     Winograd's minimal filtering (Lavin and Gray 2016): a tile of 4 outputs along an axis takes 6 products

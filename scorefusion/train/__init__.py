@@ -9,6 +9,13 @@ from scorefusion.train.sources import domain_of
 from scorefusion.train.step import is_first
 
 __all__ = [
-    "TrainConfig", "describe", "domain_of", "dry_run", "is_first", "read_rows", "replay", "train",
+    "TrainConfig",
+    "describe",
+    "domain_of",
+    "dry_run",
+    "is_first",
+    "read_rows",
+    "replay",
+    "train",
     "training_card",
-]  # fmt: skip
+]

@@ -231,11 +231,16 @@ def dry_run(config: TrainConfig, *, seconds: float = 60.0, progress: Progress | 
             if progress:
                 progress(number + 1, len(config.stages))
     return Cost(
-        tuple(costs), sum(parameter.numel() for parameter in model.parameters()), str(accelerator.device),
-        {"no": "float32", "bf16": "bfloat16"}[accelerator.mixed_precision], torch.get_num_threads(),
-        accelerator.num_processes, sum(1 + source.variants for source in plan.sources), store_seconds,
+        tuple(costs),
+        sum(parameter.numel() for parameter in model.parameters()),
+        str(accelerator.device),
+        {"no": "float32", "bf16": "bfloat16"}[accelerator.mixed_precision],
+        torch.get_num_threads(),
+        accelerator.num_processes,
+        sum(1 + source.variants for source in plan.sources),
+        store_seconds,
         store[0][0].nbytes,
-    )  # fmt: skip
+    )
 
 
 def describe(cost: Cost) -> str:

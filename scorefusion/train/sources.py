@@ -91,9 +91,13 @@ def plan_of(config: TrainConfig, model: ModelConfig, refused: Refused | None = N
 
 
 def volumes_of(
-    config: TrainConfig, model: ModelConfig, folder: Path, *,
-    progress: Progress | None = None, refused: Refused | None = None,
-) -> list[tuple[np.ndarray, float]]:  # fmt: skip
+    config: TrainConfig,
+    model: ModelConfig,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    refused: Refused | None = None,
+) -> list[tuple[np.ndarray, float]]:
     """The training volumes of a run with the share of each, made where they are missing."""
     return plan_of(config, model, refused).build(folder, progress=progress, refused=refused)
 

@@ -172,9 +172,15 @@ class Stepper:
     """
 
     def __init__(
-        self, config: TrainConfig, number: int, accelerator: Accelerator, model: ScoreFusion,
-        average: ScoreFusion, crops: CropSampler, optimiser: dict[str, Any] | None = None,
-    ):  # fmt: skip
+        self,
+        config: TrainConfig,
+        number: int,
+        accelerator: Accelerator,
+        model: ScoreFusion,
+        average: ScoreFusion,
+        crops: CropSampler,
+        optimiser: dict[str, Any] | None = None,
+    ):
         stage = config.stages[number]
         self.stage, self.number, self.seed, self.accelerator = stage, number, config.seed, accelerator
         self.mine = my_share(stage, accelerator)
@@ -201,9 +207,11 @@ class Stepper:
         shares: Iterable[Batch] = (self.draws.batch(step, self.mine) for step in steps)
         if self.workers:
             shares = DataLoader(
-                _Shares(self.draws, self.mine, steps), batch_size=None, num_workers=self.workers,
+                _Shares(self.draws, self.mine, steps),
+                batch_size=None,
+                num_workers=self.workers,
                 pin_memory=self.accelerator.device.type == "cuda",
-            )  # fmt: skip
+            )
         for batch in shares:
             yield on_device(batch, self.accelerator.device)
 

@@ -4,6 +4,12 @@ from scorefusion.data.synth.anatomy import Maps, read_maps, rotation
 from scorefusion.data.synth.make import SEQUENCES, PhantomSubject, Settings, make_subject, write_subjects
 
 __all__ = [
-    "SEQUENCES", "Maps", "PhantomSubject", "Settings", "make_subject", "read_maps", "rotation",
+    "SEQUENCES",
+    "Maps",
+    "PhantomSubject",
+    "Settings",
+    "make_subject",
+    "read_maps",
+    "rotation",
     "write_subjects",
-]  # fmt: skip
+]

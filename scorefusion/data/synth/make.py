@@ -245,10 +245,16 @@ def subject_seed(seed: int, number: int) -> int:
 
 
 def write_subjects(
-    maps: Maps, out: Path, *, count: int, first: int = 0, seed: int = 0,
-    contrasts: Collection[str] = CONTRASTS, settings: Settings | None = None,
+    maps: Maps,
+    out: Path,
+    *,
+    count: int,
+    first: int = 0,
+    seed: int = 0,
+    contrasts: Collection[str] = CONTRASTS,
+    settings: Settings | None = None,
     progress: Progress | None = None,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Make a folder of synthetic subjects, or go on with it.
 
     Subject k lies in ``out/sub-00k`` and depends on the seed, k, and the settings alone. Each folder appears

@@ -79,9 +79,12 @@ class _WindowsMemory(ctypes.Structure):
     """``MEMORYSTATUSEX``."""
 
     _fields_ = [
-        ("length", ctypes.c_ulong), ("load", ctypes.c_ulong), ("total", ctypes.c_ulonglong),
-        ("available", ctypes.c_ulonglong), ("others", ctypes.c_ulonglong * 5),
-    ]  # fmt: skip
+        ("length", ctypes.c_ulong),
+        ("load", ctypes.c_ulong),
+        ("total", ctypes.c_ulonglong),
+        ("available", ctypes.c_ulonglong),
+        ("others", ctypes.c_ulonglong * 5),
+    ]
 
 
 def _control_groups(root: Path) -> Iterator[Available]:

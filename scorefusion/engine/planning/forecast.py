@@ -77,9 +77,14 @@ def forecast(
         branches = [k for k in plan.branches if config.branches[k].plane == plane]
         name = config.branches[branches[0]].network
         usage = _network_usage(  # of one slice; a slab takes as many times as much
-            config.slice_networks[name], plan.cut_shape(branches[0], 1)[-1], 1, config.labels(name),
-            (1, *plan.slice_size(plane)), plan.dtype, plan.scales,
-        )  # fmt: skip
+            config.slice_networks[name],
+            plan.cut_shape(branches[0], 1)[-1],
+            1,
+            config.labels(name),
+            (1, *plan.slice_size(plane)),
+            plan.dtype,
+            plan.scales,
+        )
         slabs[plane] = usage.peak_bytes * plan.batch * plan.rows[plane]
         slice_flop[plane] = usage.flop * plan.batch * plan.slice_count(plane) * len(branches)
     volume, volume_flop = 0, 0
@@ -87,9 +92,14 @@ def forecast(
         largest = plan.grid if tiling is None else tiling.largest(plan.grid)
         assert config.fusion is not None
         usage = _network_usage(
-            config.fusion, config.volume_channels, len(config.branches), 0, (plan.batch, *largest),
-            plan.dtype, plan.scales,
-        )  # fmt: skip
+            config.fusion,
+            config.volume_channels,
+            len(config.branches),
+            0,
+            (plan.batch, *largest),
+            plan.dtype,
+            plan.scales,
+        )
         again = 1.0 if tiling is None else tiling.extra(plan.grid) * math.prod(plan.grid) / math.prod(largest)
         volume, volume_flop = usage.peak_bytes, round(usage.flop * again)
     taken = 0
@@ -98,9 +108,17 @@ def forecast(
             model = ScoreFusion(config)
         taken = packed_bytes(model.to(plan.dtype))
     return Forecast(
-        plan, tiling, weight_bytes(config, plan.dtype), slabs, volume, slice_flop, _feature_flop(plan),
-        volume_flop, device, taken,
-    )  # fmt: skip
+        plan,
+        tiling,
+        weight_bytes(config, plan.dtype),
+        slabs,
+        volume,
+        slice_flop,
+        _feature_flop(plan),
+        volume_flop,
+        device,
+        taken,
+    )
 
 
 def most_workspace(plan: Plan) -> int:
@@ -150,9 +168,14 @@ def _feature_flop(plan: Plan) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _network_usage(
-    config: UNetConfig, inputs: int, outputs: int, labels: int, shape: tuple[int, ...], dtype: torch.dtype,
+    config: UNetConfig,
+    inputs: int,
+    outputs: int,
+    labels: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
     scales: tuple[int, ...],
-) -> Usage:  # fmt: skip
+) -> Usage:
     """Of one network on ``shape`` (batch and spatial sizes); in 3D with features of ``scales`` added."""
     batch, size, dims = shape[0], shape[1:], len(shape) - 1
     with torch.device("meta"):

@@ -100,10 +100,17 @@ class Plan:
 
 
 def plan(
-    config: ModelConfig, size: Sequence[int], *, batch: int = 1, strategy: str | Strategy | None = None,
-    planes: Sequence[Plane] | None = None, dtype: torch.dtype = torch.float32,
-    accumulators: torch.dtype | None = None, slab: int | None = None, pixels: int = SLAB_PIXELS,
-) -> Plan:  # fmt: skip
+    config: ModelConfig,
+    size: Sequence[int],
+    *,
+    batch: int = 1,
+    strategy: str | Strategy | None = None,
+    planes: Sequence[Plane] | None = None,
+    dtype: torch.dtype = torch.float32,
+    accumulators: torch.dtype | None = None,
+    slab: int | None = None,
+    pixels: int = SLAB_PIXELS,
+) -> Plan:
     """Lay out an engine's buffers.
 
     Args:

@@ -6,6 +6,12 @@ from scorefusion.engine.tensorrt.manifest import check_engines, read_manifest
 from scorefusion.engine.tensorrt.runner import TensorRTRunner, load_engines, slabs_of
 
 __all__ = [
-    "TensorRTRunner", "build_engines", "check_engines", "find_library", "import_library", "load_engines",
-    "read_manifest", "slabs_of",
-]  # fmt: skip
+    "TensorRTRunner",
+    "build_engines",
+    "check_engines",
+    "find_library",
+    "import_library",
+    "load_engines",
+    "read_manifest",
+    "slabs_of",
+]

@@ -103,9 +103,13 @@ def export_network(wrapped: SliceNetwork) -> bytes:
             wrapped.requires_grad_(True), wrapped.example(4, 3 * unit, 5 * unit), dynamic_shapes=shapes
         )
         exported: Any = torch.onnx.export(
-            program, dynamo=True, verbose=False, opset_version=OPSET, input_names=wrapped.input_names,
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=wrapped.input_names,
             output_names=wrapped.output_names,
-        )  # fmt: skip
+        )
     wrapped.requires_grad_(False)
     return bytes(exported.model_proto.SerializeToString())
 
@@ -194,11 +198,18 @@ def widened(file: bytes) -> bytes:
 
 
 def build_engines(
-    model: ScoreFusion, folder: str | os.PathLike[str], *, size: Sequence[int] | None = None,
-    slab: int | None = None, precision: str = "bf16", workspace: float | None = None, check: bool = True,
-    keep_onnx: bool = False, source: str | None = None,
+    model: ScoreFusion,
+    folder: str | os.PathLike[str],
+    *,
+    size: Sequence[int] | None = None,
+    slab: int | None = None,
+    precision: str = "bf16",
+    workspace: float | None = None,
+    check: bool = True,
+    keep_onnx: bool = False,
+    source: str | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> Manifest:  # fmt: skip
+) -> Manifest:
     """Build an engine of each 2D network.
 
     Args:
@@ -256,17 +267,27 @@ def build_engines(
             marks.append(time.perf_counter())
             spans = (round(after - before, 2) for before, after in itertools.pairwise(marks))
             entries[name] = NetworkEntry(
-                file=f"{stem}.engine", sha256=file_hash(place / f"{stem}.engine"),
-                weights=weights_hash(network, dtype), structure=structure_hash(network, wrapped.scales),
-                scales=wrapped.scales, profile=profiles[name], onnx_error=error, onnx_check=how,
+                file=f"{stem}.engine",
+                sha256=file_hash(place / f"{stem}.engine"),
+                weights=weights_hash(network, dtype),
+                structure=structure_hash(network, wrapped.scales),
+                scales=wrapped.scales,
+                profile=profiles[name],
+                onnx_error=error,
+                onnx_check=how,
                 seconds=dict(zip(("export", "check", "build"), spans, strict=True)),
-            )  # fmt: skip
+            )
             report(3 * number + 3, total)
         manifest = Manifest(
-            scorefusion=__version__, model=source or model.config.name, precision=precision,
-            library=library.name, version=library.version, target=target,
-            size=None if size is None else (size[0], size[1], size[2]), networks=entries,
-        )  # fmt: skip
+            scorefusion=__version__,
+            model=source or model.config.name,
+            precision=precision,
+            library=library.name,
+            version=library.version,
+            target=target,
+            size=None if size is None else (size[0], size[1], size[2]),
+            networks=entries,
+        )
         manifest.write(place)
     return manifest
 

@@ -81,9 +81,13 @@ class Manifest(Frozen):
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     def command(
-        self, folder: str | os.PathLike[str], *, precision: str | None = None,
-        size: Sequence[int] | None = None, slices: int | None = None,
-    ) -> str:  # fmt: skip
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        precision: str | None = None,
+        size: Sequence[int] | None = None,
+        slices: int | None = None,
+    ) -> str:
         """The command that builds the folder again, with what has to differ."""
         words = ["scorefusion", "engine", "build", self.model, "-o", os.fspath(folder)]
         words += ["--precision", precision or self.precision]
@@ -171,9 +175,12 @@ class Fitting(NamedTuple):
 
 
 def check_engines(
-    folder: str | os.PathLike[str], model: ScoreFusion, *,
-    shapes: Mapping[str, Iterable[Shape]] | None = None, gpu: tuple[str, str] | None = None,
-) -> Fitting:  # fmt: skip
+    folder: str | os.PathLike[str],
+    model: ScoreFusion,
+    *,
+    shapes: Mapping[str, Iterable[Shape]] | None = None,
+    gpu: tuple[str, str] | None = None,
+) -> Fitting:
     """Compare a folder of engines with what they are to be used for.
 
     Args:

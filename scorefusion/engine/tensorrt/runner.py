@@ -65,9 +65,16 @@ class TensorRTRunner:
     name = "tensorrt"
 
     def __init__(
-        self, engine: Any, library: Library, *, scales: Sequence[int], dtype: torch.dtype, profile: Profile,
-        device: torch.device, watch: Callable[[], None] | None = None,
-    ):  # fmt: skip
+        self,
+        engine: Any,
+        library: Library,
+        *,
+        scales: Sequence[int],
+        dtype: torch.dtype,
+        profile: Profile,
+        device: torch.device,
+        watch: Callable[[], None] | None = None,
+    ):
         self.watch = watch or (lambda: None)
         self.engine, self.library = engine, library
         self.scales, self.dtype, self.profile, self.device = tuple(scales), dtype, profile, device
@@ -205,9 +212,12 @@ def slabs_of(plan: Plan) -> dict[str, set[Shape]]:
 
 
 def load_engines(
-    folder: str | os.PathLike[str], model: ScoreFusion, *,
-    shapes: Mapping[str, Iterable[Shape]] | None = None, device: torch.device | str = "cuda",
-) -> dict[str, TensorRTRunner]:  # fmt: skip
+    folder: str | os.PathLike[str],
+    model: ScoreFusion,
+    *,
+    shapes: Mapping[str, Iterable[Shape]] | None = None,
+    device: torch.device | str = "cuda",
+) -> dict[str, TensorRTRunner]:
     """Load the engines of a model's 2D networks, after making sure that they are this model's.
 
     Args:
@@ -237,9 +247,12 @@ def load_engines(
 
 
 def open_runners(
-    fits: Fitting, model: ScoreFusion, *, shapes: Mapping[str, Iterable[Shape]] | None = None,
+    fits: Fitting,
+    model: ScoreFusion,
+    *,
+    shapes: Mapping[str, Iterable[Shape]] | None = None,
     device: torch.device,
-) -> dict[str, TensorRTRunner]:  # fmt: skip
+) -> dict[str, TensorRTRunner]:
     """Deserialise engines that fit, on the current device; arguments as for :func:`load_engines`."""
     log, errors = logger(fits.library)
     runtime = fits.library.module.Runtime(log)
@@ -253,9 +266,13 @@ def open_runners(
             fix = f"Build again: {fits.manifest.command(fits.folder)}"
             raise BadInput(file, f"{fits.manifest.library} cannot load it ({said})", fix)
         runners[name] = TensorRTRunner(
-            engine, fits.library, scales=entry.scales, dtype=require_precision(fits.manifest.precision),
-            profile=entry.profile, device=device,
+            engine,
+            fits.library,
+            scales=entry.scales,
+            dtype=require_precision(fits.manifest.precision),
+            profile=entry.profile,
+            device=device,
             watch=Watch(fits, name, cast(UNet, network), model.config.feature_scales),
-        )  # fmt: skip
+        )
         runners[name].reserve((shapes or {}).get(name, ()))
     return runners

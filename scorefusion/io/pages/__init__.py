@@ -58,9 +58,12 @@ def _digest(name: str) -> str:
 
 
 _PAGES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-    trim_blocks=True, lstrip_blocks=True,
-)  # fmt: skip
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 _PAGES.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
 _PAGES.filters["clean"] = clean
 _PAGES.globals |= {"asset": _asset, "digest": _digest}

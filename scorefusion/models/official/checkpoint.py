@@ -169,7 +169,9 @@ def infer_unet(shapes: Shapes, prefix: str) -> UNetConfig:
     middle = f"{prefix}middle_block.0."
     film = shapes[f"{middle}emb_layers.1.weight"][0] == 2 * shapes[f"{middle}out_layers.3.weight"][0]
     return UNetConfig(
-        widths=widths, blocks=blocks, conditioning="film" if film else "add",
+        widths=widths,
+        blocks=blocks,
+        conditioning="film" if film else "add",
         attention=f"{prefix}middle_block.1.qkv.weight" in shapes,
         resample="conv" if _has(shapes, f"{prefix}input_blocks.{blocks + 1}.0.op.") else "res",
         edges="replicate" if fusion else "zeros",
@@ -179,7 +181,7 @@ def infer_unet(shapes: Shapes, prefix: str) -> UNetConfig:
             hidden=told[0],
             max_period=1e3 if fusion else 1e4,
         ),
-    )  # fmt: skip
+    )
 
 
 def official_names(ours: str, prefixes: Mapping[str, str], views: Mapping[int, int]) -> list[str]:

@@ -79,11 +79,20 @@ COMMON = 5  #: input channels of a 2D network that are not conditions: x, y, z, 
 
 
 def load_official(
-    source: Source | Mapping[str, Source], *, strategy: str | None = None, ema: bool = True,
-    plane: str = "axial", timesteps: int = 1000, condition_order: str = "modality",
-    context: int | None = None, factor: int = 4, conditions: Sequence[str] | None = None,
-    target: str = "target", name: str = "official", own_schedule: bool = False,
-) -> ScoreFusion:  # fmt: skip
+    source: Source | Mapping[str, Source],
+    *,
+    strategy: str | None = None,
+    ema: bool = True,
+    plane: str = "axial",
+    timesteps: int = 1000,
+    condition_order: str = "modality",
+    context: int | None = None,
+    factor: int = 4,
+    conditions: Sequence[str] | None = None,
+    target: str = "target",
+    name: str = "official",
+    own_schedule: bool = False,
+) -> ScoreFusion:
     """Load a checkpoint of the authors' code.
 
     Args:
@@ -133,11 +142,18 @@ def load_official(
         state.update({tag + key: value for key, value in found.items()})
         labels.append(label)
     config, origins = describe(
-        {key: tuple(value.shape) for key, value in state.items()}, label=", ".join(labels),
-        planes=[where for where in PLANES if where in sources], strategy=strategy,
-        halved_slice_time=timesteps == 2000, condition_order=condition_order, context=context, factor=factor,
-        conditions=conditions, target=target, name=name,
-    )  # fmt: skip
+        {key: tuple(value.shape) for key, value in state.items()},
+        label=", ".join(labels),
+        planes=[where for where in PLANES if where in sources],
+        strategy=strategy,
+        halved_slice_time=timesteps == 2000,
+        condition_order=condition_order,
+        context=context,
+        factor=factor,
+        conditions=conditions,
+        target=target,
+        name=name,
+    )
     with torch.device("meta"):
         model = ScoreFusion(config)
     weights = {}
@@ -151,8 +167,12 @@ def load_official(
 
 
 def describe(
-    shapes: Shapes, *, label: str = "checkpoint", planes: Sequence[Plane] = ("axial",), **switches: Any,
-) -> tuple[ModelConfig, dict[str, list[str]]]:  # fmt: skip
+    shapes: Shapes,
+    *,
+    label: str = "checkpoint",
+    planes: Sequence[Plane] = ("axial",),
+    **switches: Any,
+) -> tuple[ModelConfig, dict[str, list[str]]]:
     """Infer a model from the names and shapes of a checkpoint's weights; options as of :func:`load_official`.
 
     Returns the configuration, and for each weight of the model those of the checkpoint that it is the sum of.
@@ -217,10 +237,18 @@ def _networks(shapes: Shapes, planes: Sequence[Plane]) -> list[_Network]:
 
 
 def _configuration(
-    shapes: Shapes, networks: list[_Network], *, strategy: str | None = None, halved_slice_time: bool = False,
-    condition_order: Literal["modality", "slice"] = "modality", context: int | None = None, factor: int = 4,
-    conditions: Sequence[str] | None = None, target: str = "target", name: str = "official",
-) -> ModelConfig:  # fmt: skip
+    shapes: Shapes,
+    networks: list[_Network],
+    *,
+    strategy: str | None = None,
+    halved_slice_time: bool = False,
+    condition_order: Literal["modality", "slice"] = "modality",
+    context: int | None = None,
+    factor: int = 4,
+    conditions: Sequence[str] | None = None,
+    target: str = "target",
+    name: str = "official",
+) -> ModelConfig:
     """Put a configuration together from the shapes and the switches."""
     seen = {n.name: shapes[f"{n.prefix}input_blocks.0.0.weight"][1] - COMMON for n in networks}
     if context is None:
@@ -265,11 +293,19 @@ def _configuration(
     # The two-view class has 3x3x3 layers at scale 1.
     wide = layers and shapes[f"denoise_fn.{LAYERS[1].format(networks[0].view)}.weight"][2:] == (3, 3, 3)
     config = ModelConfig(
-        name=name, target=target, halved_slice_time=halved_slice_time, context_order=condition_order,
-        conditions=names, prediction="eps", context=context, branches=tuple(branches),
+        name=name,
+        target=target,
+        halved_slice_time=halved_slice_time,
+        context_order=condition_order,
+        conditions=names,
+        prediction="eps",
+        context=context,
+        branches=tuple(branches),
         base_weights=(0.3334, 0.3333, 0.3333) if fusion is not None and len(networks) == 3 else None,
         slice_networks={network.name: infer_unet(shapes, network.prefix) for network in networks},
-        fusion=fusion, feature_scales=tuple(LAYERS) if layers else (), feature_kernel=3 if wide else 1,
+        fusion=fusion,
+        feature_scales=tuple(LAYERS) if layers else (),
+        feature_kernel=3 if wide else 1,
         strategies=strategies,
         residual=ResidualConfig(base="nearest" if factor > 1 else "identity", scale=2.0),
         degradation=BlockMean(factor=factor) if factor > 1 else Nothing(),
@@ -281,7 +317,7 @@ def _configuration(
             clamp=1.0,
         ),
         domain={each: DomainConfig(contrasts=(canonical(each),)) for each in names if is_known(each)},
-    )  # fmt: skip
+    )
     sampling = config.sampling.model_copy(update={"strategy": require_strategy(chosen, config).name})
     return config.model_copy(update={"sampling": sampling})
 

@@ -21,10 +21,19 @@ from scorefusion.ops.reference.noise import normal
 
 
 def fuse_step(
-    scores: Sequence[Tensor], maps: Tensor | None, base: Sequence[float], gain: float, x_t: Tensor,
-    x0_prev: Tensor, rows: Tensor, index: Tensor, keys: Tensor, clamp: float | None, factor: Sequence[int],
+    scores: Sequence[Tensor],
+    maps: Tensor | None,
+    base: Sequence[float],
+    gain: float,
+    x_t: Tensor,
+    x0_prev: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    keys: Tensor,
+    clamp: float | None,
+    factor: Sequence[int],
     measured: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Return (x', x0); arguments are `ops.fuse_step`'s, checked. Reads row and keys on the host."""
     number = int(index)
     p, q, a, b, c, s = rows[number].tolist()

@@ -16,9 +16,17 @@ from scorefusion.ops.reference.planes import AXIS
 
 
 def gather_slices(
-    x_t: Tensor, condition: Tensor, common: Tensor | None, plane: str, start: int, stop: int,
-    channels: Sequence[int] | None, context: int, order: str, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    x_t: Tensor,
+    condition: Tensor,
+    common: Tensor | None,
+    plane: str,
+    start: int,
+    stop: int,
+    channels: Sequence[int] | None,
+    context: int,
+    order: str,
+    dtype: torch.dtype,
+) -> Tensor:
     """Return the slab; arguments are `scorefusion.ops.gather_slices`'s, checked."""
     axis = AXIS[plane]
     seen = condition if channels is None else condition[:, list(channels)]

@@ -33,9 +33,16 @@ WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
 
 LOG = (
-    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
-    2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
-)  # fmt: skip
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
 SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
@@ -78,9 +85,13 @@ def box_muller(word_0: Tensor, word_1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normal(
-    shape: Sequence[int], seeds: Sequence[int], step: int, origin: Sequence[int], sample: int | Sequence[int],
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    step: int,
+    origin: Sequence[int],
+    sample: int | Sequence[int],
     device: torch.device,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return standard normals, float32 [B, C, D, H, W]; arguments are `scorefusion.ops.normal`'s, checked."""
     batch, channels, depth, height, width = shape
     z0, y0, x0 = origin

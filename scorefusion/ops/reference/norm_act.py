@@ -14,9 +14,19 @@ from torch import Tensor
 
 
 def norm_act(
-    x: Tensor, other: Tensor | None, groups: int | None, weight: Tensor, bias: Tensor, eps: float,
-    scale: Tensor | None, shift: Tensor | None, add: Tensor | None, act: str, pad: int, pad_mode: str,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    other: Tensor | None,
+    groups: int | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    add: Tensor | None,
+    act: str,
+    pad: int,
+    pad_mode: str,
+) -> Tensor:
     """Return the padded result; arguments are `scorefusion.ops.norm_act`'s, checked."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     dims = x.ndim - 2

@@ -62,9 +62,15 @@ def transformed(weight: Tensor, tile: tuple[int, int, int]) -> Tensor:
 
 
 def winograd(
-    x: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, tile: tuple[int, int, int],
-    products: torch.dtype, rows: tuple[int, int] | None, pad_mode: str,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    tile: tuple[int, int, int],
+    products: torch.dtype,
+    rows: tuple[int, int] | None,
+    pad_mode: str,
+) -> Tensor:
     """Return `[N, O, *size]` of x's dtype; `weights` as :func:`transformed` makes them, the rest as the op's.
 
     Transforms are float32 (float64 for float64); what is multiplied is rounded to `products`.
