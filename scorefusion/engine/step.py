@@ -175,10 +175,13 @@ def timed_networks(plan: Plan) -> list[str]:
 def small_buffers(plan: Plan, device: torch.device) -> Buffers:
     """Buffers of a step beside the plan's: the solver's rows, noise levels, the noise's keys, labels."""
     levels = len(timed_networks(plan)) + 1
-    b: Buffers = {name: torch.zeros(ROWS, 6, device=device) for name in ("rows", "rows.x0", "rows.update")}
+    b: Buffers = {
+        name: torch.zeros(ROWS, 6, dtype=torch.float32, device=device)
+        for name in ("rows", "rows.x0", "rows.update")
+    }
     b["index"] = torch.zeros(1, dtype=torch.int32, device=device)
     b["keys"] = torch.zeros(plan.batch, 5, dtype=torch.int64, device=device)
-    b["levels"], b["level"] = (torch.zeros(n, levels, device=device) for n in (ROWS, 1))
+    b["levels"], b["level"] = (torch.zeros(n, levels, dtype=torch.float32, device=device) for n in (ROWS, 1))
     for number, plane in enumerate(PLANES):
         b[f"label.{plane}"] = torch.full((1,), number, device=device)
     return b
