@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from scorefusion.optional import lazily
 
 if TYPE_CHECKING:
-    from scorefusion.batch.files import *
     from scorefusion.batch.items import *
     from scorefusion.batch.report import *
     from scorefusion.batch.run import *
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 __all__, __getattr__ = lazily(
     __name__,
     {
-        "files": "side_path",
         "items": "Item Outcome Shard StopFlag Stopped",
         "report": "write_report",
         "run": "Event Limits Listener",

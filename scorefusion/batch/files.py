@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,15 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from scorefusion.batch.items import Item, Problem, shown
-from scorefusion.data import stem
 from scorefusion.errors import BadInput, one_line
 from scorefusion.io.atomic import written_beside
 from scorefusion.io.formats import companions, format_of
 from scorefusion.io.placeholders import check_fetched
 from scorefusion.models.folder import CONFIG, WEIGHTS, find_folder
+from scorefusion.pipeline import side_path
 
 STATE = ".scorefusion"
 """The folder inside OUT where a batch keeps its queue; folders that have it hold outputs, never inputs."""
@@ -69,22 +70,6 @@ def length_problem(name: str) -> Problem | None:
     return Problem(f"its output's name would have {length} bytes, at most {LONGEST} fit", "Shorten it.")
 
 
-def side_path(output: Path, kind: str) -> Path:
-    """Return the path of a file of :attr:`.Outcome.outputs`: the item's output, or one beside it.
-
-    ``x_sd.nii.gz``, in BIDS ``..._desc-scorefusionsd_T1w``; a derived series is a folder, ``x_dicom``.
-    """
-    if kind == VOLUME:
-        return output
-    name = stem(output)
-    if kind == DICOM:
-        return output.with_name(f"{name}_{kind}")
-    ending = output.name[len(name) :]
-    if "_desc-scorefusion_" in name:
-        return output.with_name(name.replace("_desc-scorefusion_", f"_desc-scorefusion{kind}_") + ending)
-    return output.with_name(f"{name}_{kind}{ending}")
-
-
 @dataclass(frozen=True)
 class Identity:
     """What tells an item's files, and with them its translation, from others."""
@@ -115,7 +100,7 @@ def input_stamp(file: Path) -> Stamp:
 def stamp_of(path: str | os.PathLike[str]) -> Stamp:
     """Return the stamp of a file with its companions, such as the .img of a .hdr, or of a folder's files.
 
-    Of several files it is the bytes in all, the latest change, and the inode of the first or of the folder.
+    For several files: their total bytes, the latest change, and the inode of the first or of the folder.
     """
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
@@ -177,12 +162,33 @@ def store_image(image: Any, path: Path, level: int = 1) -> tuple[int, str]:
     The ending chooses the format, ``level`` from 0 to 9 the compression. No time and no name goes into it.
     """
     with written_beside(path) as beside:
-        if path.name.lower().endswith(".nii.gz"):
-            with beside.open("wb") as file, gzip.GzipFile("", "wb", level, file, mtime=0) as stream:
-                image.to_stream(stream)
-        else:
+        if not path.name.lower().endswith(".nii.gz"):
             format_of(path).write(image, beside, level)
-        return beside.stat().st_size, hash_file(beside)
+            return beside.stat().st_size, hash_file(beside)
+        with beside.open("wb") as file:
+            sink = _Hashed(file)
+            with gzip.GzipFile("", "wb", level, sink, mtime=0) as stream:
+                image.to_stream(stream)
+        return sink.count, sink.digest.hexdigest()
+
+
+class _Hashed(io.RawIOBase):
+    """Counts and hashes what is written to a file, so that it need not be read back."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.count, self.digest = file, 0, hashlib.sha256()
+
+    def writable(self) -> bool:
+        """Whether it can be written to: always."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Pass on bytes and return how many there were."""
+        view = memoryview(data).cast("B")
+        self.file.write(view)
+        self.digest.update(view)
+        self.count += view.nbytes
+        return view.nbytes
 
 
 def remove_leftovers(outputs: Iterable[Path]) -> None:

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from scorefusion.batch.files import VOLUME, Identity, hash_file, identify, side_path, stamp_of
+from scorefusion.batch.files import VOLUME, Identity, hash_file, identify, stamp_of
 from scorefusion.batch.items import Item, Outcome, StopFlag, Stopped, failure, shown, stop_for
 from scorefusion.batch.queue import Entry, Queue
 from scorefusion.batch.worker import Task, Worker, twice
 from scorefusion.errors import BadInput, Cancelled, ScoreFusionError, one_line, out_of_memory
 from scorefusion.io.formats import read_header
+from scorefusion.pipeline import side_path
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]

@@ -15,7 +15,7 @@ from typing import Any
 
 import scorefusion
 from scorefusion import data
-from scorefusion.batch.files import STATE, VOLUME, length_problem, name_problem, side_path
+from scorefusion.batch.files import STATE, VOLUME, length_problem, name_problem
 from scorefusion.batch.items import Item, Problem, shown
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.io.atomic import output_target, written_beside
@@ -23,6 +23,7 @@ from scorefusion.io.dicom import find as dicom
 from scorefusion.io.dicom.file import is_dicom
 from scorefusion.io.formats import WRITABLE
 from scorefusion.io.placeholders import check_fetched
+from scorefusion.pipeline import side_path
 
 Skip = Callable[[Path], bool]
 

@@ -23,7 +23,6 @@ from scorefusion.batch.files import (
     identify,
     input_stamp,
     model_hash,
-    side_path,
     stamp_of,
     store_image,
 )
@@ -33,7 +32,7 @@ from scorefusion.io.nifti import ras_order
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import load_config
 from scorefusion.ops.device import choose_device, choose_dtype
-from scorefusion.pipeline import Job, Pipeline, Progress, Settings, Translation
+from scorefusion.pipeline import Job, Pipeline, Progress, Settings, Translation, side_path
 
 Result = TypeVar("Result")
 

@@ -44,7 +44,7 @@ def opt(text: str, default: Any = None, *flags: str, shown: str | bool = True) -
 
 
 class Only(tuple[str, ...]):
-    """Which options of a table a verb takes, in ``Annotated[Table, Only(...)]``."""
+    """The options of a table that a verb takes, in ``Annotated[Table, Only(...)]``."""
 
     def __new__(cls, *names: str) -> Only:
         """The options of these names."""

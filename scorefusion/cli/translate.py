@@ -130,10 +130,10 @@ def _one(
     quiet: bool,
 ) -> None:
     """Translate one volume, and say how it went."""
-    from scorefusion.batch import side_path
     from scorefusion.errors import BadInput, ScoreFusionError
     from scorefusion.io import FIGURE_ENDINGS, check_output, check_volume_output, save_image, try_to_write
     from scorefusion.io.dicom.file import is_dicom
+    from scorefusion.pipeline import side_path
 
     spread, figure = beside.spread, beside.figure
     check_volume_output(output, images)

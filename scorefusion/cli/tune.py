@@ -46,9 +46,9 @@ def tune(
 ) -> None:
     """Sample volumes of known truth in many ways, and choose the cheapest as good as many ancestral steps.
 
-    As good is: PSNR, power spectrum, patch distance and Fourier shell correlation no worse than the
-    reference's, to the slack in docs/models.md. Leaves tune.json, tune.csv and tune.png in the output folder.
-    Choose on volumes that no result is reported on.
+    As good is: no metric with a slack is worse than the reference's by more than that: PSNR, power spectrum,
+    patch distance, Fourier shell correlation and those registered besides (docs/models.md). Leaves tune.json,
+    tune.csv and tune.png in the output folder. Choose on volumes that no result is reported on.
 
     \b
     Examples:

@@ -98,7 +98,7 @@ class Found:
     refused: tuple[Refusal, ...]  #: subjects of the chosen split that cannot be used
     splits: Mapping[str, str]  #: split of each person
     ignored: tuple[Path, ...] = ()  #: NIfTI files that the layout does not know
-    people_unknown: str = ""  #: why files of one person cannot be told apart from others', or empty
+    people_unknown: str = ""  #: why files cannot be assigned to subjects; empty where they can
 
 
 def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Progress | None = None) -> Found:

@@ -49,7 +49,7 @@ class Listing:
     #: subjects that cannot be used, each with the file, the reason and the fix
     problems: tuple[tuple[str, BadInput], ...] = ()
     splits: dict[str, str] = field(default_factory=dict)  #: the split of a person, where the dataset says it
-    people_unknown: str = ""  #: why files of one person cannot be told; empty where they can
+    people_unknown: str = ""  #: why files cannot be assigned to subjects; empty where they can
 
     @property
     def count(self) -> int:
@@ -217,8 +217,8 @@ _VERSIONS = ("acpc_dc_restore", "acpc_dc_restore_brain", "acpc_dc")
 def _hcp(root: Path, path: Path, contrasts: Sequence[str]) -> Iterator[Volume]:
     """Human Connectome Project: a folder for each person, preprocessed volumes in ``T1w/``.
 
-    Of the versions of a scan the first in this order that some person has whole is taken for all: aligned to
-    the AC-PC line and corrected for bias; the same without skull; aligned only; as scanned.
+    All subjects use one version of a scan, the first of these that some subject has complete: aligned to the
+    AC-PC line and corrected for bias; the same without skull; aligned only; as scanned.
     ``MNINonLinear/`` is left out. ``HCA6002236_V1_MR`` is a visit of person ``HCA6002236``.
     """
     name, folder = stem(path), path.parent

@@ -22,7 +22,7 @@ SCHEMA = (
 )
 _PLAIN = re.compile(r"\w[\w.+-]*")
 _OPTIONS = ("dtype", "seed", "steps")
-"""What of a translation a bundle's command line can change, beside the device."""
+"""Options of a translation that a bundle's command line can change, besides the device."""
 _MONAI = "1.3.0"
 """What is written where MONAI is not installed: the oldest that the configuration is for."""
 

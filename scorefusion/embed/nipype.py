@@ -98,6 +98,7 @@ class TranslateOutputs(TraitedSpec):
 
     out_file = File(exists=True, desc="the translated volume")
     spread_file = File(exists=True, desc="the standard deviation over the samples")
+    planes_file = File(exists=True, desc="with disagreement, the standard deviation over the planes")
 
 
 class Translate(CommandLine):
@@ -161,4 +162,8 @@ class Translate(CommandLine):
         outputs["out_file"] = os.path.abspath(outputs["out_file"])
         if self.inputs.spread_file:
             outputs["spread_file"] = os.path.abspath(self.inputs.spread_file)
+        if self.inputs.disagreement:
+            from scorefusion.pipeline import side_path
+
+            outputs["planes_file"] = str(side_path(Path(outputs["out_file"]), "planes"))
         return outputs

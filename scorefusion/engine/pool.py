@@ -7,7 +7,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
+
+from typing_extensions import NotRequired, Unpack
 
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.isolation import renew_lock_after_fork
@@ -27,6 +29,15 @@ from scorefusion.errors import Cancelled, OutOfMemory
 from scorefusion.models.config import Plane
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.strategies import Strategy
+
+
+class Sampling(TypedDict):
+    """How an engine samples; as for :meth:`EnginePool.borrow`."""
+
+    strategy: str | Strategy
+    planes: NotRequired[Sequence[Plane] | None]
+    consistent: NotRequired[bool]
+
 
 Key = tuple[tuple[int, ...], int, str | Strategy, tuple[Plane, ...] | None, bool]
 
@@ -186,14 +197,22 @@ class EnginePool:
         return Limit(found.bytes + own, found.source, own=own)
 
     def fitted(
-        self, size: Sequence[int], limit: int | None, *, around: Around | None = None, **options: Any
+        self,
+        size: Sequence[int],
+        limit: int | None,
+        *,
+        batch: int = 1,
+        around: Around | None = None,
+        **options: Unpack[Sampling],
     ) -> Fit:
         """The plan of an engine for volumes of that size, made to fit; options as for :meth:`borrow`."""
         around = around or Around()
         room = None if limit is None else max(1, limit - around.held - around.more)
-        return fit(self._layout(size, **options), room, device=self.device.type)
+        return fit(self._layout(size, batch=batch, **options), room, device=self.device.type)
 
-    def batch_that_fits(self, size: Sequence[int], batch: int, *, around: Around, **options: Any) -> int:
+    def batch_that_fits(
+        self, size: Sequence[int], batch: int, *, around: Around, **options: Unpack[Sampling]
+    ) -> int:
         """How many volumes at once need no help but smaller slabs: ``batch``, or half of it, or less."""
         while batch > 1:
             limit = self._room(self._layout(size, batch=batch, **options), around)
@@ -205,29 +224,24 @@ class EnginePool:
             batch //= 2
         return batch
 
-    def most(self, size: Sequence[int], *, around: Around, **options: Any) -> int:
+    def most(
+        self, size: Sequence[int], *, batch: int = 1, around: Around, **options: Unpack[Sampling]
+    ) -> int:
         """An upper bound of what sampling one volume of that size takes, by arithmetic alone."""
-        return self._most(self._layout(size, **options), around)
+        return self._most(self._layout(size, batch=batch, **options), around)
 
     def _most(self, layout: Plan, around: Around) -> int:
         program = PROGRAM if self.device.type != "cuda" else 0
         passing = max(most_workspace(layout), around.passing)
         return program + self.weights + self.packed + layout.bytes + around.held + around.more + passing
 
-    def _layout(
-        self,
-        size: Sequence[int],
-        *,
-        batch: int = 1,
-        strategy: str | Strategy,
-        planes: Sequence[Plane] | None = None,
-        consistent: bool = True,
-    ) -> Plan:
+    def _layout(self, size: Sequence[int], *, batch: int = 1, **options: Unpack[Sampling]) -> Plan:
+        consistent = options.get("consistent", True)
         config = self.model.config if consistent else without_projection(self.model.config)
         dtype = next(self.model.slice_networks.parameters(), next(self.model.parameters())).dtype
         return plan(
-            config, size, batch=batch, strategy=strategy, planes=planes, dtype=dtype,
-            pixels=slab_pixels(self.device.type, self.runner),
+            config, size, batch=batch, strategy=options["strategy"], planes=options.get("planes"),
+            dtype=dtype, pixels=slab_pixels(self.device.type, self.runner),
         )  # fmt: skip
 
     def _room(self, layout: Plan, around: Around) -> Limit | None:
@@ -242,13 +256,13 @@ class EnginePool:
         return None if limit is None or most <= limit.bytes and not limit.asked else limit
 
     def _make(self, key: Key, around: Around) -> Engine:
-        size, names = key[0], ("batch", "strategy", "planes", "consistent")
-        options: dict[str, Any] = dict(zip(names, key[1:], strict=True))
-        layout = self._layout(size, **options)
+        size, batch, strategy, planes, consistent = key
+        options: Sampling = {"strategy": strategy, "planes": planes, "consistent": consistent}
+        layout = self._layout(size, batch=batch, **options)
         tiling, packed, notes = None, self._packs, list[str]()
         limit = self._room(layout, around)
         if limit is not None:
-            found = self.fitted(size, limit.bytes, around=around, **options)
+            found = self.fitted(size, limit.bytes, batch=batch, around=around, **options)
             if not found.fits or around.total(found.forecast) > limit.bytes:
                 need = limit.shown(around.total(found.forecast))
                 raise OutOfMemory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,17 @@ class ScoreFusion(nn.Module):
             parts.append((padded[:, :1] > -0.99).to(condition.dtype) * 2 - 1)
         return Inputs(padded, torch.cat(parts, dim=1) if parts else None, size)
 
-    def forward(self, x_t: Tensor, inputs: Inputs | Tensor, level: NoiseLevel, **options: Any) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        inputs: Inputs | Tensor,
+        level: NoiseLevel,
+        *,
+        strategy: str | Strategy = "average",
+        planes: Sequence[Plane] | None = None,
+        step: int = 0,
+        slab: int | None = None,
+    ) -> Tensor:
         """Predict eps, v, x0 or F (as ``config.prediction`` says) for a noisy volume.
 
         Args:
@@ -184,7 +194,9 @@ class ScoreFusion(nn.Module):
         Raises:
             ScoreFusionError: for a strategy the model cannot run, or planes it has no branch for.
         """
-        return fuse_scores(*self.unfused(x_t, inputs, level, **options))
+        return fuse_scores(
+            *self.unfused(x_t, inputs, level, strategy=strategy, planes=planes, step=step, slab=slab)
+        )
 
     def unfused(
         self,

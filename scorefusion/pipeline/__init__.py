@@ -25,6 +25,6 @@ __all__, __getattr__ = lazily(
         "pipeline": "Pipeline",
         "sample": "Progress draw_residuals missing_voxels whole_patches",
         "settings": "Settings",
-        "translation": "Consistency Translation",
+        "translation": "Consistency Translation side_path",
     },
 )

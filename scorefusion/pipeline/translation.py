@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scorefusion.data import stem
 from scorefusion.errors import ScoreFusionError, memory_named
 from scorefusion.io.figures import middle, plane_images, save_figure
 from scorefusion.io.nifti import Scan, fine_affine, make_image, ras_order, save_image
@@ -151,6 +152,22 @@ class Translation:
         if self.spread is None:
             raise ScoreFusionError("there is no spread of a single sample; ask for samples=2 or more")
         return self.image_of(self.spread)
+
+
+def side_path(output: Path, kind: str) -> Path:
+    """Return the path of what a translation writes besides its volume, or of the volume itself.
+
+    ``x_sd.nii.gz``, in BIDS ``..._desc-scorefusionsd_T1w``; a derived series is a folder, ``x_dicom``.
+    """
+    if kind == "volume":
+        return output
+    name = stem(output)
+    if kind == "dicom":
+        return output.with_name(f"{name}_{kind}")
+    ending = output.name[len(name) :]
+    if "_desc-scorefusion_" in name:
+        return output.with_name(name.replace("_desc-scorefusion_", f"_desc-scorefusion{kind}_") + ending)
+    return output.with_name(f"{name}_{kind}{ending}")
 
 
 def finish(job: Job, room: Room, dtype: torch.dtype) -> Translation:

@@ -36,11 +36,16 @@ def test_a_node_translates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         Translate(model=str(model), device="cpu", dtype="float32", seed=3), "fine", base_dir=str(tmp_path)
     )
     node.inputs.in_files = [str(file)]
-    node.inputs.samples, node.inputs.spread_file = 2, "spread.nii.gz"
+    node.inputs.samples, node.inputs.spread_file, node.inputs.disagreement = 2, "spread.nii.gz", True
     outputs = node.run().outputs
     assert Path(outputs.out_file) == tmp_path / "fine" / "in_translated.nii.gz"
-    expected = Pipeline(model, device="cpu", dtype="float32")(file, seed=3, samples=2)
-    for name, volume in ((outputs.out_file, expected.volume), (outputs.spread_file, expected.spread)):
+    expected = Pipeline(model, device="cpu", dtype="float32")(file, seed=3, samples=2, disagreement=True)
+    fields = (
+        (outputs.out_file, expected.volume),
+        (outputs.spread_file, expected.spread),
+        (outputs.planes_file, expected.planes_apart),
+    )
+    for name, volume in fields:
         found = nib.load(name)
         np.testing.assert_allclose(found.get_fdata(), volume, atol=1e-4 * np.ptp(expected.volume))
         np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)

@@ -52,7 +52,7 @@ class Forecast:
 
     @property
     def flop(self) -> int:
-        """Of one step; where planes take turns, of the plane that takes most."""
+        """FLOP of one step; where planes take turns, of the most expensive plane."""
         each = self.slice_flop.values()
         slices = max(each) if len(self.plan.cycle) > 1 else sum(each)
         return slices + self.feature_flop + self.volume_flop
