@@ -421,12 +421,16 @@ def test_compare(whole: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureF
     results(old, "machine")["torch"] = "1.0"
     earlier = tmp_path / "old.json"
     earlier.write_text(json.dumps(old), encoding="utf-8")
-    arguments = ["--out", str(tmp_path / "new.json"), "--device", "cpu", "--tiny", "--only", "ceilings"]
+    out = tmp_path / "new.json"
+    arguments = ["--out", str(out), "--device", "cpu", "--tiny", "--only", "ceilings"]
     assert command.main([*arguments, "--compare", str(earlier)]) == 0
     output = capsys.readouterr().out
     assert f"machine: torch: 1.0 to {torch.__version__}\n" in output
-    assert re.search(r"^ceilings: copying: 8 to \S+ bytes/s, \S+ times, spread ", output, re.M)
-    assert re.search(r"^\d+ of \d+ figures moved by more than three times their spread and 2%$", output, re.M)
+    # how many figures moved is the machine's affair: a busy one has a spread as large as the figure
+    found, both = compare.compared(old, json.loads(out.read_text(encoding="utf-8")))
+    assert all(f"{line}\n" in output for line in found) and both > 3
+    moved = [line for line in found if line.startswith("ceilings: ")]
+    assert f"\n{len(moved)} of {both} figures moved by more than three times their spread and 2%\n" in output
 
 
 def test_tables(whole: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
