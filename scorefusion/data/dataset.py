@@ -34,8 +34,7 @@ class DatasetConfig(Frozen):
     contrasts: tuple[str, ...] = ()
     #: where a subject has several files of a contrast, parts of the path of the one that is meant
     choose: tuple[str, ...] = ()
-    #: which subjects; ``all`` of them, or one of the splits
-    split: Literal["all", "train", "validation", "test"] = "all"
+    split: Literal["all", "train", "validation", "test"] = "all"  #: which subjects
     #: of train, validation and test, of the persons; a person's share is decided by the seed and the person's
     #: name alone, so the sizes are approximate
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -43,13 +42,10 @@ class DatasetConfig(Frozen):
     #: a subject's volumes on different grids are refused, or resampled onto the first's
     on_misaligned: Literal["refuse", "resample"] = "refuse"
     tolerance: float = 0.01  #: how far apart two grids' corners may be, in millimetres, to count as one
-    #: of resampled images; label maps take the nearest voxel
-    interpolation: Literal["linear", "cubic"] = "linear"
-    #: refuse a volume with NaN or infinite voxels, or count them as 0
-    nan: Literal["error", "zero"] = "error"
+    interpolation: Literal["linear", "cubic"] = "linear"  #: of images; label maps take the nearest voxel
+    nan: Literal["error", "zero"] = "error"  #: refuse a volume with NaN or infinity, or count these as 0
     assume_affine: bool = False  #: for headers without orientation, take the voxel size and RAS axes
-    #: leave subjects out that cannot be used, with the reason; else the first is an error
-    skip_broken: bool = True
+    skip_broken: bool = True  #: leave out subjects that cannot be used; else the first is an error
 
     @field_validator("contrasts")
     @classmethod
@@ -104,12 +100,8 @@ class Found:
 def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Progress | None = None) -> Found:
     """Find a dataset's subjects and check their files.
 
-    Headers, shapes and affines are checked; damage further inside a file, and NaN, show when it is read.
-
-    Args:
-        config: the dataset.
-        voxels: read every volume now.
-        progress: called with (done, total) subjects.
+    Headers, shapes and affines are checked; damage further inside a file, and NaN, show when it is read, as
+    ``voxels`` does now. ``progress`` is called with (done, total) subjects.
 
     Raises:
         BadInput: if no subject can be used, or the first that cannot unless ``config.skip_broken``; if the
@@ -158,11 +150,8 @@ def assemble(
 ) -> Iterator[tuple[Subject, list[str]]]:
     """Yield subjects whose files are unambiguous, each with the contrasts to be checked.
 
-    Args:
-        root: the dataset's folder, for messages.
-        volumes: what a layout found.
-        config: which contrasts are needed, and which of several files is meant.
-        refused: takes the subjects that lack a file, or have several where one is needed.
+    ``refused`` takes the subjects that lack a file, or have several where one is needed; messages name files
+    below ``root``, the dataset's folder.
     """
     named: dict[str, dict[str, list[Volume]]] = defaultdict(lambda: defaultdict(list))
     for volume in volumes:

@@ -53,14 +53,10 @@ Text = tuple[str, str]  #: what was found with what the model was made for, and 
 
 
 def check_domain(scans: Sequence[Scan], config: ModelConfig) -> tuple[BadInput, ...]:
-    """Compare what is given to a model with what it was made for.
+    """Compare the scans given to a model, one for each condition, with what it was made for.
 
-    Args:
-        scans: one for each condition.
-        config: the model; conditions without a domain are not checked.
-
-    Returns:
-        An error, not raised, for each thing found: what it is and what the model was made for, what to do.
+    Returns an error, not raised, for each thing found: what it is, what the model was made for, what to do.
+    Conditions without a domain are not checked.
     """
     found = []
     for name, scan in zip(config.conditions, scans, strict=True):
@@ -73,11 +69,7 @@ def check_domain(scans: Sequence[Scan], config: ModelConfig) -> tuple[BadInput, 
 
 
 def warnings_of(found: Sequence[BadInput], *, strict: bool) -> tuple[str, ...]:
-    """What was found as warnings, each with the name of its file.
-
-    Raises:
-        BadInput: for all of it, where ``strict``.
-    """
+    """What was found as warnings, each with the name of its file; where ``strict``, a BadInput of all."""
     if found and strict:
         problems = "; ".join(error.problem for error in found)
         fix = f"{found[0].fix} Without --strict (strict=False in Python) this is a warning."

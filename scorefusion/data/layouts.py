@@ -26,8 +26,7 @@ class Subject:
 
     name: str  #: unique in its dataset, such as ``sub-001`` or ``sub-001_ses-2``
     group: str  #: the person; sessions of one person share it, and splits go by it
-    #: contrast (``t1``, ``t1c``, ``t2``, ``flair``, ``pd``, ``labels``, ...) to NIfTI file
-    files: Mapping[str, Path] = field(hash=False)
+    files: Mapping[str, Path] = field(hash=False)  #: contrast (``t1``, ``flair``, ``labels``, ...) to file
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Listing:
     """What a layout found."""
 
     volumes: tuple[Volume, ...]  #: every file that it understands
-    #: subjects that cannot be used, each with the file, the reason and the fix
-    problems: tuple[tuple[str, BadInput], ...] = ()
+    problems: tuple[tuple[str, BadInput], ...] = ()  #: subjects that cannot be used, each with the reason
     splits: dict[str, str] = field(default_factory=dict)  #: the split of a person, where the dataset says it
     people_unknown: str = ""  #: why files cannot be assigned to subjects; empty where they can
 
@@ -67,15 +65,8 @@ def volume_files(
 
     Links to folders are followed after all else, and each folder is entered once, so loops end. Hidden files
     and folders are left out, AppleDouble files (``._name``) among them; links that lead nowhere are kept, to
-    be reported.
-
-    Args:
-        root: the folder.
-        skip: says which folders below are not entered.
-        unreadable: takes folders that cannot be read, instead of an error.
-
-    Raises:
-        BadInput: for a folder that cannot be read.
+    be reported. ``skip`` says which folders below are not entered. A folder that cannot be read is a
+    BadInput, raised or appended to ``unreadable``.
     """
     found, waiting, links = list[Path](), [root], list[Path]()
     entered: set[tuple[int, int]] = set()
@@ -372,11 +363,7 @@ def list_table(table: Path, contrasts: Sequence[str]) -> Listing:
 def contrast_columns(
     table: Path, rows: Sequence[tuple[int, dict[str, str]]], contrasts: Sequence[str]
 ) -> dict[str, str]:
-    """Which columns of a table name files, and of which contrast.
-
-    Raises:
-        BadInput: if two are of one contrast.
-    """
+    """Which columns of a table name files, and of which contrast; BadInput if two are of one."""
     names = [name for name in (rows[0][1] if rows else ()) if name not in _RESERVED]
     columns = {
         name: canonical(name)
@@ -391,15 +378,10 @@ def contrast_columns(
 
 
 def write_table(path: Path, subjects: Sequence[Subject], splits: Mapping[str, str]) -> None:
-    """Write subjects as a table that :func:`list_table` reads; whole or not at all.
+    """Write subjects, with the split of each person, as a CSV that :func:`list_table` reads.
 
-    Args:
-        path: the CSV; paths in it are relative where they lie below its folder, else absolute.
-        subjects: who.
-        splits: the split of each person.
-
-    Raises:
-        BadInput: if it cannot be written.
+    Paths in it are relative where they lie below its folder, else absolute. It is written whole or not at
+    all; BadInput if it cannot be.
     """
     contrasts = in_order({contrast for subject in subjects for contrast in subject.files})
     folder = path.absolute().parent

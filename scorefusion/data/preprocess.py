@@ -112,12 +112,8 @@ def sampling_box(condition: Tensor, config: ModelConfig, levels: Sequence[float 
     """Return the box around the foreground that a model can sample by itself.
 
     Its ends are whole blocks and whole patches, and it is all of the volume along axes that the measurement
-    mixes.
-
-    Args:
-        condition: ``[1, C, D, H, W]``, normalised, on the output's grid.
-        config: the model.
-        levels: as for :func:`foreground_box`.
+    mixes. ``condition`` is ``[1, C, D, H, W]``, normalised, on the output's grid; ``levels`` are as for
+    :func:`foreground_box`.
     """
     box = foreground_box(condition, multiple=config.multiples, levels=levels)
     return box.whole_along(config.degradation.whole, condition.shape[2:])
@@ -126,14 +122,9 @@ def sampling_box(condition: Tensor, config: ModelConfig, levels: Sequence[float 
 def least_box(volumes: Sequence[Tensor], config: ModelConfig) -> Box | None:
     """Return a box that :func:`sampling_box`'s surely contains, from images as they were read.
 
-    Every block above the threshold holds a voxel above it, so no volume on the output's grid is needed.
-
-    Args:
-        volumes: ``[1, 1, d, h, w]`` each, in image units; those on the first one's grid count.
-        config: the model.
-
-    Returns:
-        The box on the output's grid; None for measurements that are neither of blocks nor of nothing.
+    Every block above the threshold holds a voxel above it, so no volume on the output's grid is needed. Of
+    the volumes ``[1, 1, d, h, w]`` in image units, those on the first one's grid count. The box is on the
+    output's grid; None for measurements that are neither of blocks nor of nothing.
     """
     measurement, full = config.degradation, volumes[0].shape[2:]
     if measurement.measures and not measurement.coarse:
@@ -153,15 +144,13 @@ class Prepared:
     base: Tensor  #: ``[1, 1, D, H, W]``, what ``residual.scale`` times the sampled residual is added to
     outside: Tensor  #: ``[1, 1, D, H, W]``, the result where nothing is sampled: the base, made consistent
     intensity: Intensity  #: of the first condition, and so of the result
-    #: what was measured of the result, on the whole grid; None where nothing is known
-    operator: LinearOperator | None = None
+    operator: LinearOperator | None = None  #: what was measured, on the whole grid; None for nothing
     #: bool ``[1, 1, d, h, w]`` on the first condition's own grid: voxels whose value the result has
     #: everywhere: outliers, and a background that is known; None where there are none
     held: Tensor | None = None
     #: normalised value of each condition's background where that is not its darkest; else None
     levels: tuple[float | None, ...] = ()
-    #: by condition, what is wrong with its intensities, and what to do
-    found: tuple[tuple[tuple[str, str], ...], ...] = ()
+    found: tuple[tuple[tuple[str, str], ...], ...] = ()  #: by condition, what is wrong and what to do
 
     def to(self, device: torch.device | str) -> Prepared:
         """The same with all volumes on a device; an operator's masks follow the volumes that it measures."""
@@ -278,13 +267,10 @@ def prepare_conditions(
 def on_output_grid(
     scaled: Sequence[Tensor], config: ModelConfig, intensity: Intensity, operator: LinearOperator | None
 ) -> Prepared:
-    """Bring normalised conditions to the output's grid, as :func:`prepare_conditions` does.
+    """Bring normalised conditions ``[1, 1, d, h, w]`` to the output's grid; see :func:`prepare_conditions`.
 
-    Args:
-        scaled: ``[1, 1, d, h, w]`` each; on the meta device too, where nothing is computed.
-        config: the model.
-        intensity: of the first.
-        operator: what was measured of the first; None where nothing is known.
+    They may be on the meta device, where nothing is computed. ``intensity`` is the first one's, and
+    ``operator`` is what was measured of it; None where nothing is known.
     """
     kind, degradation = config.residual.base, config.degradation
     factors = degradation.factors

@@ -47,8 +47,7 @@ class Source:
     reading: DatasetConfig
     variants: int = 0  #: how many varied copies are made beside it
     share: float = 1.0  #: of the crops that come from it and its variants together
-    #: (start, stop) along z, y and x (RAS+ order) of what may be seen; None for all of an axis
-    region: Region = (None, None, None)
+    region: Region = (None, None, None)  #: (start, stop) along z, y, x of what may be seen; None for all
 
 
 @dataclass(frozen=True)
@@ -261,11 +260,7 @@ class Digests:
         try:
             stamp = _stamp(path.stat())
             if self.known.get(place, [])[:2] != stamp:
-                with path.open("rb") as file:
-                    digest = hashlib.sha256()
-                    while piece := file.read(1 << 22):
-                        digest.update(piece)
-                self.known[place] = [*stamp, digest.hexdigest()]
+                self.known[place] = [*stamp, hashlib.sha256(path.read_bytes()).hexdigest()]
                 self.changed = True
         except OSError as error:
             fix = "Name an existing training volume."

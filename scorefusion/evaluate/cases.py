@@ -47,10 +47,8 @@ _MARK = "phantom.json"
 class Where:
     """Which part of each volume is evaluated."""
 
-    #: of the box (z, y, x) in voxels; None for as much as there is
-    size: tuple[int, int, int] | None = (64, 80, 80)
-    #: (first, last + 1) slice along z that the box must lie in; None for all
-    slab: tuple[int, int] | None = None
+    size: tuple[int, int, int] | None = (64, 80, 80)  #: of the box (z, y, x) in voxels; None for all
+    slab: tuple[int, int] | None = None  #: (first, last + 1) slice along z of it; None for all
     coarsen: int = 1  #: blocks of this edge are averaged first
 
 
@@ -66,9 +64,7 @@ class Case:
     black: float  #: least value of the whole true volume, normalised
     data_range: float  #: its greatest less its least value, normalised: what PSNR and SSIM are relative to
     intensity: Intensity  #: how ``truth`` was normalised
-    #: contrast to ``[1, 1, ...]``, the conditions as the model is given them, image units: for a degradation,
-    #: the first is what was measured
-    given: Mapping[str, Tensor]
+    given: Mapping[str, Tensor]  #: condition to ``[1, 1, ...]``, image units; the first as it was measured
     target: Tensor  #: ``[1, 1, D, H, W]``, the whole true volume, image units
     affine: np.ndarray  #: float64 ``[4, 4]``, (x, y, z) index of the whole target in RAS order to millimetres
     subject: Subject | None = None  #: of a dataset, its name, person and files
@@ -218,9 +214,7 @@ def make_case(
 def make_cases(files: Sequence[Path], config: ModelConfig, *, nan: str = "error", **where: Any) -> list[Case]:
     """Read the files of each subject, as :func:`files_needed` orders them; ``where`` is :func:`make_case`'s.
 
-    Raises:
-        ScoreFusionError: for a number of files that does not fit the model.
-        BadInput: for a file that cannot be used.
+    Raises BadInput for a file that cannot be used, ScoreFusionError for a number that does not fit the model.
     """
     names = files_needed(config)
     if not files or len(files) % len(names):
@@ -241,19 +235,12 @@ def find_cases(
     split: str = "all",
     fractions: Sequence[float] | None = None,
 ) -> list[Subject]:
-    """The subjects of a dataset, or a single NIfTI file, that have what a model needs.
+    """The subjects of a dataset, or a single NIfTI file of the target, that have what a model needs.
 
-    Args:
-        data: a folder in a known layout, a CSV or TSV, or a NIfTI file of the target.
-        config: the model.
-        count: take only so many, the first by name.
-        labels: whether a label map is needed too.
-        split: ``all``, or train, validation or test, as a training run splits the same dataset.
-        fractions: of the three splits; :class:`~scorefusion.data.config.DatasetConfig`'s by default.
+    ``count`` takes the first so many by name, ``labels`` those that have a label map too. ``split`` and
+    ``fractions`` are as in :class:`~scorefusion.data.DatasetConfig`.
 
-    Raises:
-        BadInput: if there is none, or for fractions that are not shares.
-        ScoreFusionError: for a count below 1.
+    Raises BadInput for none, or fractions that are not shares; ScoreFusionError for a count below 1.
     """
     if count is not None and count < 1:
         raise ScoreFusionError(f"an evaluation needs at least 1 subject, got {count}")
@@ -268,9 +255,7 @@ def read_case(
 ) -> Case:
     """Read a subject from :func:`find_cases` and make of it what a model needs.
 
-    Raises:
-        BadInput: for a file that cannot be used.
-        ScoreFusionError: for a box that does not fit.
+    Raises BadInput for a file that cannot be used, ScoreFusionError for a box that does not fit.
     """
     names = files_needed(config)
     labelled = [LABELS] if LABELS in subject.files else []

@@ -26,14 +26,10 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.strategies import ALTERNATE, STRATEGIES
 from scorefusion.models.table import table_for
 
-BOX = (80, 96, 96)
-"""Default size (z, y, x) of the box that is translated, in voxels."""
-
+BOX = (80, 96, 96)  #: default size (z, y, x) of the box that is translated, in voxels
 VOLUMES = ("truth.nii.gz", "input.nii.gz", "output.nii.gz")
 FILES = (*VOLUMES, "report.png", "table.txt", "table.json")
-NEEDED = ("matplotlib", "scipy.ndimage", "skimage.metrics")
-"""Optional packages that measure and draw."""
-
+NEEDED = ("matplotlib", "scipy.ndimage", "skimage.metrics")  #: optional packages that measure and draw
 Rows = dict[str, dict[str, float]]
 
 
@@ -42,8 +38,7 @@ class Result:
     """What the demonstration found."""
 
     rows: Rows  #: method to metric to value in the box, in the image's units, in the order they are printed
-    #: name to float32 ``[D, H, W]`` of the box, RAS order, the image's units; ``truth`` is one
-    volumes: dict[str, np.ndarray]
+    volumes: dict[str, np.ndarray]  #: name, or ``truth``, to float32 ``[D, H, W]``, RAS, the image's units
     data_range: float  #: greatest less least value of the whole true volume, for PSNR and SSIM
     steps: int  #: network evaluations of a sample
     solver: str  #: its name
@@ -53,9 +48,7 @@ class Result:
 def pooled_case(scan: Scan, config: ModelConfig, *, size: Sequence[int] = BOX, **where: Any) -> Case:
     """Pool a volume as the model expects its input; ``size`` and ``where`` are :func:`.cases.make_case`'s.
 
-    Raises:
-        ScoreFusionError: for a model of another task, or numbers out of range.
-        BadInput: for a volume too small to pool.
+    Raises BadInput for a volume too small to pool, ScoreFusionError for a model of another task.
     """
     if not config.degradation.coarse or len(config.conditions) != 1:
         raise ScoreFusionError(
@@ -76,20 +69,16 @@ def run_demo(
 ) -> Result:
     """Translate the box with every strategy of the model and every baseline, and measure them.
 
+    The rows are the interpolations; ``single`` plane by plane and their mean; the other strategies; then the
+    same strategies with one evaluation from pure noise, which is the posterior mean. The noise is the same
+    for every strategy. A result that is not finite is a ScoreFusionError.
+
     Args:
         model: in evaluation mode, on the device of ``case``.
         case: from :func:`pooled_case`.
         sampling: solver and noise levels; the model's own when None.
         steps: of the solver; those of ``sampling`` when None.
-        seed: of the noise, the same for every strategy.
         callback: called with (work done, work in all), in units of about one plane's evaluation.
-
-    Returns:
-        The interpolations; ``single`` plane by plane and their mean; the other strategies; then the same
-        strategies with one evaluation from pure noise, which is the posterior mean.
-
-    Raises:
-        ScoreFusionError: if a result is not finite.
     """
     config, box = model.config, case.box
     sampled = config if sampling is None else config.model_copy(update={"sampling": sampling})

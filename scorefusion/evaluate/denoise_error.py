@@ -28,8 +28,7 @@ class DenoisingErrors:
     """Mean squared errors of the denoised residual."""
 
     sigmas: tuple[float, ...]  #: noise levels, sqrt((1 - abar) / abar), with the residual's unit the model's
-    #: for each strategy one number per level; ``single`` is the mean over the planes
-    errors: dict[str, tuple[float, ...]]
+    errors: dict[str, tuple[float, ...]]  #: by strategy and level; ``single`` is the mean over the planes
 
     def ratio(self, strategy: str, other: str) -> float:
         """Geometric mean over the levels of the error of ``strategy`` over that of ``other``."""
@@ -58,15 +57,9 @@ def denoising_errors(
 ) -> DenoisingErrors:
     """Return the squared error of every strategy's estimate of a known residual at each noise level.
 
-    Args:
-        model: of any strategies; those it was trained for are measured, and every branch by itself.
-        residual: the true residual ``[1, 1, D, H, W]`` in the model's unit.
-        condition: ``[1, C, D, H, W]``.
-        sigmas: the noise levels.
-        origin: (z, y, x) of the box in the whole volume.
-        full: the whole volume's size.
-        seed: of the noise.
-        progress: called with (levels done, levels).
+    The strategies a model was trained for are measured, and every branch by itself. The true residual
+    ``[1, 1, D, H, W]`` is in the model's unit, the condition ``[1, C, D, H, W]``; ``origin`` (z, y, x) is the
+    box's in the whole volume of size ``full``. ``progress`` is called with (levels done, levels).
     """
     config, inputs = model.config, model.prepare(condition, origin=origin, full=full)
     noise = normal(residual.shape, [seed], 0, origin=origin, device=residual.device)

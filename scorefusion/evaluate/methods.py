@@ -108,13 +108,9 @@ def load_main(
 ) -> Contender:
     """Load the model that is evaluated, device and dtype as :class:`~scorefusion.Pipeline` takes them.
 
-    Args:
-        model: a bundled model's name, or a folder.
-        strategies: names with commas between them; all of the model's when None.
-        solver: as :func:`other_sampling` takes it, and ``steps`` and ``levels``.
-
-    Raises:
-        ScoreFusionError: for unknown names or numbers out of range.
+    ``strategies`` are names with commas between them, all of the model's when None; ``solver``, ``steps`` and
+    ``levels`` are as :func:`other_sampling` takes them. Raises ScoreFusionError for unknown names or numbers
+    out of range.
     """
     pipeline = Pipeline(model, device=device, dtype=dtype)
     config = pipeline.config
@@ -128,10 +124,8 @@ def load_other(text: str, main: Contender, *, device: str = "auto", dtype: str =
     """Load what ``NAME=MODEL`` or ``NAME=MODEL:STRATEGY`` says.
 
     It is sampled as the main model is (solver, steps, noise levels), where both have the same kind of
-    schedule; else as it says itself. Without a strategy it is its own.
-
-    Raises:
-        ScoreFusionError: for another form, an unknown name, or a model of another task.
+    schedule; else as it says itself. Without a strategy it is its own. Raises ScoreFusionError for another
+    form, an unknown name, or a model of another task.
     """
     name, equals, place = text.partition("=")
     if not (name.strip() and equals and place):
@@ -183,10 +177,7 @@ def rows_of(main: Contender, others: Sequence[Contender], without_consistency: s
     """The rows of all models, each of a name of its own.
 
     ``without_consistency`` names the strategies that are also sampled without projection, with commas between
-    them: the model's own when None, no one for ``none``.
-
-    Raises:
-        ScoreFusionError: for a strategy without a row, or two rows of one name.
+    them: the model's own when None, no one for ``none``. Raises ScoreFusionError for two rows of one name.
     """
     text = own_strategy(main.config) if without_consistency is None else without_consistency
     ablated = () if text == "none" else choose_strategies(text, main.config)
@@ -292,16 +283,11 @@ def baseline_volume(name: str, case: Case, regression: Regression | None = None)
 class Regression:
     """The target's intensity as a polynomial of the conditions', the same everywhere."""
 
-    #: float64 ``[1 + DEGREE · C]``: a constant, then for each condition its powers 1, 2, 3
-    weights: np.ndarray
+    weights: np.ndarray  #: float64 ``[1 + DEGREE · C]``: of 1, then of each condition's powers 1, 2, 3
 
     @classmethod
     def fit(cls, cases: Iterable[Case]) -> Regression:
-        """Fit by least squares over all voxels of the boxes of a training set.
-
-        Raises:
-            ScoreFusionError: for no case.
-        """
+        """Fit by least squares over all voxels of the boxes of a training set, of one case at least."""
         square, product, count = 0.0, 0.0, 0
         for case in cases:
             terms = _terms(_conditions(case))

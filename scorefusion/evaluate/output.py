@@ -65,8 +65,7 @@ def aligned(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
     )
 
 
-STORE_VERSION = 1
-"""Goes up when sampling changes, which makes stored results void."""
+STORE_VERSION = 1  #: goes up when sampling changes, which makes stored results void
 
 
 class Store:

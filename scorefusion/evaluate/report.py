@@ -30,12 +30,8 @@ from scorefusion.optional import need
 
 FILES = ("subjects.csv", "summary.json", "table.md", "report.html")
 CACHE = "cache"
-NEEDED = ("matplotlib", "scipy.stats", "skimage.metrics")
-"""Optional packages that measure and draw."""
-
-SHOWN = 7
-"""Most columns of a side-by-side picture."""
-
+NEEDED = ("matplotlib", "scipy.stats", "skimage.metrics")  #: optional packages that measure and draw
+SHOWN = 7  #: most columns of a side-by-side picture
 _COLOURS = {"baseline": "#8c8c8c", "sample": "#1f77b4", "one-step": "#d95f02"}
 
 

@@ -29,9 +29,7 @@ Progress = Callable[[int, int], None]
 
 DENOISE_COST = 4 * len(SIGMAS)
 
-VERSION = 3
-"""Goes up when a figure's definition changes: stored results are then measured again."""
-
+VERSION = 3  #: goes up when a figure's definition changes: stored results are then measured again
 _MEASUREMENT: dict[str, Any] = {
     "kind": "none", "factor": 1, "edges": None, "axis": None, "thickness": None, "gap": 0, "profile": "box",
     "fraction": 0.5, "acceleration": None, "centre": 0.08, "seed": None, "views": None, "detector": None,
@@ -54,13 +52,10 @@ class Results:
     """What was found."""
 
     subjects: tuple[Subject, ...]  #: in order
-    #: name and person of each, its box and spacing; see :func:`describe_case`
-    cases: tuple[dict[str, Any], ...]
+    cases: tuple[dict[str, Any], ...]  #: of each, what :func:`describe_case` says
     records: tuple[dict[str, dict[str, Any]], ...]  #: for each subject, row name to its figures
-    #: for each subject, row name (and ``truth``, ``labels``) to the stored volume
-    keys: tuple[dict[str, str], ...]
-    #: for each subject, contender name to strategy to errors by noise level
-    denoising: tuple[dict[str, dict[str, list[float]]], ...]
+    keys: tuple[dict[str, str], ...]  #: for each, row name, ``truth`` or ``labels`` to the stored volume
+    denoising: tuple[dict[str, dict[str, list[float]]], ...]  #: contender to strategy to errors by level
     flop: Mapping[str, float]  #: row name to floating-point operations per volume, in the mean over subjects
 
     @property
@@ -114,22 +109,12 @@ def evaluate(
     regression: Regression | None = None,
     callback: Progress | None = None,
 ) -> Results:
-    """Evaluate; what is in the store already is not computed again.
+    """Evaluate the rows ``methods`` on subjects from :func:`~scorefusion.evaluate.cases.find_cases`.
 
-    Args:
-        main: the model whose task it is.
-        others: models beside it.
-        methods: the rows.
-        subjects: from :func:`~scorefusion.evaluate.cases.find_cases`.
-        store: of finished results.
-        where: which part of each volume.
-        settings: how to sample.
-        regression: for the baseline of that name.
-        callback: called with (work done, work in all), in about one plane's evaluation.
+    The task is ``main``'s. What is in the store already is not computed again. ``callback`` is called with
+    (work done, work in all), in about one plane's evaluation.
 
-    Raises:
-        BadInput: for a file that cannot be used.
-        ScoreFusionError: if a result is not finite.
+    Raises BadInput for a file that cannot be used, ScoreFusionError if a result is not finite.
     """
     costs = [0 if m.run is None else m.run.cost * len(m.table) * settings.samples for m in methods]
     total = sum(costs) + DENOISE_COST * (1 + len(others)) * settings.denoise

@@ -23,8 +23,7 @@ from scorefusion.optional import need
 
 TRUTH = "truth"
 DICE = Metric("dice", "Dice", lambda pair: None)
-VERSION = 2
-"""Goes up when training changes, which makes stored segmenters void."""
+VERSION = 2  #: goes up when training changes, which makes stored segmenters void
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ class DiceRow:
 
     trained: str  #: ``truth``, or the row whose translations it was trained on
     scored: str  #: the same of the volumes it was given
-    #: label to its mean over persons; persons without the label do not count
-    scores: dict[int, Estimate] = field(default_factory=dict)
+    scores: dict[int, Estimate] = field(default_factory=dict)  #: label to its mean over persons who have it
 
 
 def segment(

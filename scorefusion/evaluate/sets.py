@@ -25,9 +25,7 @@ from scorefusion.evaluate.output import Store
 from scorefusion.evaluate.statistics import Estimate, gather, jackknife, left_out
 from scorefusion.metrics import Moments, discrepancy, frechet_distance, paired_terms, squared_distances
 
-CUBE, STEP = 32, 16
-"""Edge of a cube and distance of neighbouring ones, in voxels."""
-
+CUBE, STEP = 32, 16  #: edge of a cube and distance of neighbouring ones, in voxels
 NAMES = ("random", "deepbet")
 _RANDOM = "Three 3D convolutions of 16, 32 and 64 channels with random weights, fixed by seed 0."
 
@@ -35,8 +33,7 @@ Maps = Callable[[Tensor], Sequence[Tensor]]
 Keys = Sequence[Mapping[str, str]]
 Crowds = list[np.ndarray]
 
-_VOXELS = 1 << 18
-"""How many voxels of each volume are compared at a time."""
+_VOXELS = 1 << 18  #: how many voxels of each volume are compared at a time
 
 
 def set_distances(
@@ -158,15 +155,11 @@ class FeatureNetwork:
 
 
 def feature_network(name: str) -> FeatureNetwork:
-    """Find a feature network.
+    """Return ``random``, ``deepbet``, or the network of a TorchScript file.
 
-    Args:
-        name: ``random``, ``deepbet``, or a TorchScript file that takes ``[1, 1, D, H, W]`` normalised to
-            [-1, 1] and returns a map ``[1, C, d, h, w]`` or a vector ``[1, C]``.
-
-    Raises:
-        ScoreFusionError: for an unknown name, or ``deepbet`` where it is not installed.
-        BadInput: for a file that cannot be read.
+    That takes ``[1, 1, D, H, W]`` normalised to [-1, 1] and returns a map ``[1, C, d, h, w]`` or a vector
+    ``[1, C]``. Raises BadInput for a file that cannot be read, ScoreFusionError for an unknown name, or
+    ``deepbet`` where it is not installed.
     """
     if name == "random":
         return FeatureNetwork("random", _RANDOM, random_network(0))

@@ -33,8 +33,7 @@ class StrategyRun:
     strategy: str  #: how scores are fused
     planes: tuple[Plane, ...] | None  #: for ``single``
     cost: int  #: of an evaluation, in about one plane's evaluation
-    #: average these branches only (by index); ``strategy`` is then ``average``
-    branches: tuple[int, ...] | None = None
+    branches: tuple[int, ...] | None = None  #: for ``average``, of these branches only (by index)
     consistent: bool = True  #: whether each step is projected onto what was measured
 
 

@@ -57,26 +57,16 @@ def intervals(rows: Sequence[Sequence[float]], *, seed: int = 0) -> list[Estimat
     alike = np.ptp(array, axis=1) == 0.0
     if count > 1:
         ends[alike] = means[alike, None]
+    options = {"axis": -1, "confidence_level": CONFIDENCE, "n_resamples": RESAMPLES, "vectorized": True}
     for method in ("BCa", "percentile"):
         open_rows = np.isnan(ends).any(axis=1)
-        if count > 1 and open_rows.any():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found = (
-                    need("scipy.stats", "a bootstrap interval")
-                    .bootstrap(
-                        (array[open_rows],),
-                        np.mean,
-                        axis=-1,
-                        confidence_level=CONFIDENCE,
-                        method=method,
-                        n_resamples=RESAMPLES,
-                        random_state=np.random.default_rng(seed),
-                        vectorized=True,
-                    )
-                    .confidence_interval
-                )
-            ends[open_rows] = np.stack([found.low, found.high], axis=-1)
+        if count == 1 or not open_rows.any():
+            break
+        stats, options["random_state"] = need("scipy.stats", "an interval"), np.random.default_rng(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = stats.bootstrap((array[open_rows],), np.mean, method=method, **options)
+        ends[open_rows] = np.stack([*result.confidence_interval], axis=-1)
     return [Estimate(float(m), float(e[0]), float(e[1]), count) for m, e in zip(means, ends, strict=True)]
 
 
@@ -120,20 +110,16 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def compare(
-    values: Mapping[str, Sequence[float]], pairs: Sequence[tuple[str, str]], *, seed: int = 0
+    values: Mapping[str, Sequence[float]], pairs: Sequence[tuple[str, str]]
 ) -> tuple[Comparison, ...]:
     """Compare pairs, one less other, on the same subjects in one order; Holm's correction is over pairs."""
     for name, other in pairs:
         if len(values[name]) != len(values[other]):
-            raise ScoreFusionError(
-                f"'{name}' has {len(values[name])} subjects and '{other}' {len(values[other])}; pairs need "
-                "the same ones"
-            )
-    if not pairs:
-        return ()
+            counts = f"'{name}' has {len(values[name])} subjects and '{other}' {len(values[other])}"
+            raise ScoreFusionError(f"{counts}; pairs need the same ones")
     changes = [np.subtract(values[name], values[other]).tolist() for name, other in pairs]
     ps = [wilcoxon(change) for change in changes]
-    rows = zip(pairs, intervals(changes, seed=seed), ps, holm(ps), strict=True)
+    rows = zip(pairs, intervals(changes), ps, holm(ps), strict=True)
     return tuple(Comparison(*pair, estimate, p, adjusted) for pair, estimate, p, adjusted in rows)
 
 

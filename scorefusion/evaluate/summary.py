@@ -26,8 +26,7 @@ class Line:
     name: str  #: the method's
     kind: str  #: ``baseline``, ``sample`` or ``one-step``
     figures: dict[str, Estimate]  #: by name, metrics and ``seconds`` where they were measured
-    #: distances of the results as a set from the truths: ``fid NETWORK``, ``mmd NETWORK``, ``mmd voxels``
-    sets: dict[str, Estimate]
+    sets: dict[str, Estimate]  #: distances from the truths: ``fid NETWORK``, ``mmd NETWORK``, ``mmd voxels``
     flop: float | None  #: per volume; None for a baseline
 
 
@@ -37,14 +36,12 @@ class Summary:
 
     lines: tuple[Line, ...]  #: the rows, in order
     values: Values  #: row to figure to one number per person
-    #: by figure, each strategy of :data:`.strategies.PAPER_ORDER` against the one before
-    order: dict[str, tuple[Comparison, ...]]
+    order: dict[str, tuple[Comparison, ...]]  #: by figure, each of ``PAPER_ORDER`` against the one before
     against: dict[str, tuple[Comparison, ...]]  #: every other row against the main one, by figure
     main: str  #: the row that others are compared with
     people: int  #: how many persons
     denoising: dict[str, list[float]]  #: ``contender strategy`` to mean squared errors by noise level
-    #: row to (frequency, log10 power ratio, shell correlation), in the mean over subjects
-    bands: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    bands: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  #: frequency, log10 power ratio, correlation
 
 
 def summarise(
@@ -60,7 +57,6 @@ def summarise(
     Others are compared with the row ``main``, or with the first one if it is none of them.
     """
     groups = results.persons
-    people = len(dict.fromkeys(groups))
     members: dict[str, list[str]] = {}
     kinds = {method.name: str(method.kind) for method in methods}
     for method in methods:
@@ -91,7 +87,7 @@ def summarise(
         order=_comparisons(values, list(zip(ordered[1:], ordered, strict=False))),
         against=_comparisons(values, [(name, chosen) for name in members if name != chosen]),
         main=chosen,
-        people=people,
+        people=len(set(groups)),
         denoising=_denoising(results, groups),
         bands={name: _bands(results, of) for name, of in members.items()},
     )

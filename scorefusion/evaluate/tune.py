@@ -34,12 +34,9 @@ SOLVERS_TRIED = ("ddpm", "ddim", "ddim:0.5", "ddim:0:0.2", "dpmpp_2m")
 REFERENCE_STEPS = 50
 
 FILES = ("tune.json", "tune.csv", "tune.png")
-NEEDED = ("matplotlib", "skimage.metrics")
-"""Optional packages that measure and draw."""
-
-_COLUMNS = {"spectrum_signed": "bias"}
-"""Names of metrics in the files, where they are other ones."""
-
+NEEDED = ("matplotlib", "skimage.metrics")  #: optional packages that measure and draw
+_LEVELS = ("sigma_max", "sigma_min", "rho")
+_COLUMNS = {"spectrum_signed": "bias"}  #: names of metrics in the files, where they are other ones
 _COLOURS = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
 _STYLES = ("-", "--", ":", "-.")
 _CHOSEN = "crimson"
@@ -163,13 +160,12 @@ def tune(
     reference: SamplingConfig | None = None,
     strategy: str | None = None,
     seeds: Sequence[int] = (0,),
-    slack: Mapping[str, float] | None = None,
     callback: Progress | None = None,
 ) -> Curve:
     """Sample every subject in every way with every seed, measure, and choose.
 
-    What starts from the same noise shares the branches' outputs there. ``slack`` is by how much each metric
-    may be worse than the reference's; ``callback`` is called with (network evaluations done, in all).
+    What starts from the same noise shares the branches' outputs there. ``callback`` is called with (network
+    evaluations done, in all).
     """
     config = model.config
     chosen = require_strategy(strategy, config)
@@ -194,11 +190,7 @@ def tune(
             for way in ways:
                 table = tables[way]
                 shared = start == table.abar_start
-
-                def done(step: int, shared: bool = shared) -> None:
-                    work.add(step > 1 or not shared)
-
-                clock = Clock(done)
+                clock = Clock(lambda step, shared=shared: work.add(step > 1 or not shared))
                 volume = subject.volume(sampler.draw(run, table, clock))
                 times += clock.times[shared:]
                 start = table.abar_start
@@ -208,15 +200,12 @@ def tune(
             points[point.sampling].append(replace(point, seconds=each * point.evaluations))
     means = {way: _mean(several) for way, several in points.items()}
     results = tuple(means[way] for way in tried)
-    best = choose(results, means[reference], slack)
-    return Curve(results, means[reference], means[config.sampling], best)
+    return Curve(results, means[reference], means[config.sampling], choose(results, means[reference]))
 
 
-def choose(
-    points: Iterable[Point], reference: Point, slack: Mapping[str, float] | None = None
-) -> Point | None:
+def choose(points: Iterable[Point], reference: Point) -> Point | None:
     """The cheapest point no worse than the reference; of equally cheap ones that of the best spectrum."""
-    good = [point for point in points if point.no_worse(reference, slack)]
+    good = [point for point in points if point.no_worse(reference)]
     return min(good, key=lambda point: (point.evaluations, point.figures["spectrum"]), default=None)
 
 
@@ -299,13 +288,10 @@ def write_results(
     }
     write_text(folder / "tune.json", json.dumps(content, indent=1) + "\n")
     figures = [_COLUMNS.get(metric.name, metric.name) for metric in _metrics(curve)]
-    lines: list[tuple[object, ...]] = [
-        ("label", "evaluations", "sigma_max", "sigma_min", "rho", "seconds", *figures)
-    ]
+    lines: list[list[object]] = [["label", "evaluations", *_LEVELS, "seconds", *figures]]
     for label, point in _labelled(curve):
-        way = point.sampling
-        values = (label, point.evaluations, way.sigma_max, way.sigma_min, way.rho, point.seconds)
-        lines.append((*values, *point.figures.values()))
+        levels = [getattr(point.sampling, name) for name in _LEVELS]
+        lines.append([label, point.evaluations, *levels, point.seconds, *point.figures.values()])
     write_csv(folder / "tune.csv", lines)
     title = f"{model}, {strategy}: {', '.join(Path(subject.file).name for subject in subjects)}"
     picture = folder / "tune.png"

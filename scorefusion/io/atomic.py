@@ -21,11 +21,8 @@ def output_target(path: PathLike) -> Path:
     """Return the file that a write to ``path`` replaces: ``path`` itself, or what it links to.
 
     A symbolic link stays, and its target is replaced, or created if the target's folder exists. Other hard
-    links to a replaced file keep the old content.
-
-    Raises:
-        BadInput: for a git-annex link, whose target must not change; a link in a loop or into a folder that
-            does not exist; a target that is not a regular file.
+    links to a replaced file keep the old content. Raises BadInput for a git-annex link, whose target must not
+    change; a link in a loop or into a folder that does not exist; a target that is not a regular file.
     """
     target = final = Path(path)
     with _writing(final):
@@ -61,14 +58,8 @@ def written_beside(path: PathLike) -> Iterator[Path]:
     An error or an interrupt inside the block removes the hidden file; a kill leaves it. ``path`` itself is
     either the old file or the new one, never a part. A replaced file's mode is kept, and its owner and group
     where the system allows it; a new file's mode follows the umask. A symbolic link is written through
-    (:func:`output_target`).
-
-    Args:
-        path: the final name. The hidden one keeps its ending, for writers that choose a format by it.
-
-    Raises:
-        BadInput: if the system refuses to write, naming ``path`` and the system's reason; as
-            :func:`output_target`.
+    (:func:`output_target`). The hidden name keeps the ending, for writers that choose a format by it. Raises
+    BadInput if the system refuses to write, naming ``path`` and the system's reason.
     """
     final = output_target(path)
     beside = final.with_name(f".{secrets.token_hex(4)}.{Path(path).name}")
@@ -85,11 +76,7 @@ def written_beside(path: PathLike) -> Iterator[Path]:
 
 
 def replace_file(finished: Path, final: Path) -> None:
-    """Rename a finished file or folder to ``final``, with the mode of what it replaces.
-
-    Raises:
-        OSError: if the system refuses.
-    """
+    """Rename a finished file or folder to ``final``, with the mode of what it replaces, or raise OSError."""
     _keep_access(finished, final)
     os.replace(finished, final)
 
@@ -120,13 +107,8 @@ def folder_written_beside(path: PathLike) -> Iterator[Path]:
 
     An existing folder is replaced whole; its mode and those of files of the same names are kept. An error or
     an interrupt inside the block removes the hidden folder and leaves the old one; a kill may leave hidden
-    folders beside it. A symbolic link is written through.
-
-    Args:
-        path: the final name; its parent folders are made.
-
-    Raises:
-        BadInput: if the system refuses to write, naming ``path`` and the system's reason.
+    folders beside it. A symbolic link is written through. Parent folders are made. Raises BadInput if the
+    system refuses to write, naming ``path`` and the system's reason.
     """
     final = output_target(path).absolute()
     token = secrets.token_hex(4)
@@ -155,19 +137,10 @@ def folder_written_beside(path: PathLike) -> Iterator[Path]:
 
 
 def check_output(path: PathLike, endings: Iterable[str], inputs: Iterable[PathLike] = ()) -> Path:
-    """Check before any work is done that a file can be written.
+    """Check before any work is done that a file can be written; return its path.
 
-    Args:
-        path: the file to be written.
-        endings: accepted endings, such as ``.nii.gz``.
-        inputs: files that must not be overwritten.
-
-    Returns:
-        The path.
-
-    Raises:
-        BadInput: for a wrong ending, a missing or unwritable folder, the name of a folder or of an input, and
-            as :func:`output_target`.
+    Raises BadInput for an ending other than the accepted ones, such as ``.nii.gz``, a missing or unwritable
+    folder, the name of a folder or of one of ``inputs``, and as :func:`output_target`.
     """
     final, accepted = Path(path), tuple(endings)
     if not final.name.lower().endswith(accepted) or final.name.lower() in accepted:

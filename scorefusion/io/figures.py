@@ -42,12 +42,9 @@ def plane_images(
 def panels(
     size: tuple[float, float], rows: Mapping[str, float], titles: Sequence[str]
 ) -> tuple[Any, np.ndarray]:
-    """Return a figure of pictures without ticks and its axes ``[rows, columns]``.
+    """Return a figure of pictures without ticks, ``size`` in inches, and its axes ``[rows, columns]``.
 
-    Args:
-        size: in inches.
-        rows: names of the rows, and how high they are.
-        titles: of the columns.
+    ``rows`` are names with relative heights, ``titles`` those of the columns.
     """
     figure = need("matplotlib.figure", "a figure").Figure(figsize=size, layout="constrained")
     grid = {"height_ratios": list(rows.values())}
@@ -74,9 +71,6 @@ def side_by_side(
         spacing: voxel size (z, y, x) in mm.
         span: data range, to which errors are relative.
         scores: the text below each name.
-
-    Returns:
-        A ``matplotlib.figure.Figure``.
     """
     truth = volumes["truth"]
     lo, hi = (float(value) for value in np.percentile(truth, (0.5, 99.5)))
@@ -100,11 +94,7 @@ def side_by_side(
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a figure beside ``path`` and rename it.
-
-    Raises:
-        BadInput: if it cannot be written.
-    """
+    """Write a figure beside ``path`` and rename it; BadInput if it cannot be written."""
     final = Path(path)
     with written_beside(final) as beside:
         figure.savefig(beside, dpi=150)

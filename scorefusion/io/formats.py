@@ -61,15 +61,9 @@ def companions(path: Path) -> tuple[Path, ...]:
 
 
 def check_volume_output(path: Path, inputs: Any = ()) -> Path:
-    """Check before any work is done that a volume can be written.
+    """Check before any work is done that a volume can be written, as :func:`scorefusion.io.check_output`.
 
-    Args:
-        path: the file to be written.
-        inputs: files that must not be overwritten.
-
-    Raises:
-        BadInput: as :func:`scorefusion.io.check_output`, and for a format that is only read.
-        ScoreFusionError: if the module that writes the ending is missing.
+    Raises BadInput also for a format that is only read, and as :func:`check_ending`.
     """
     form = format_of(path)
     if path.name.lower().endswith(form.detached):
@@ -81,11 +75,7 @@ def check_volume_output(path: Path, inputs: Any = ()) -> Path:
 
 
 def check_ending(ending: str) -> None:
-    """Check that the module that writes files of this ending is installed.
-
-    Raises:
-        ScoreFusionError: naming the extra that brings it.
-    """
+    """Raise a ScoreFusionError that names an extra if the module that writes such files is missing."""
     if ending.lower().endswith(".zst"):
         zstd()
 

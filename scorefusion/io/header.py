@@ -19,9 +19,7 @@ from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
 from scorefusion.optional import need
 
 DAMAGED = "Copy or download it again."
-BEYOND = 2**26
-"""Bytes that may follow a volume inside a compressed file; one that goes on and on is a bomb."""
-
+BEYOND = 2**26  #: bytes that may follow a volume inside a compressed file; one that goes on and on is a bomb
 _CHUNK = 2**22
 
 
@@ -133,9 +131,7 @@ def zstd() -> Any:
 MAX_VOXELS = 2**30
 """The most voxels a volume may have, in or out, unless the caller says otherwise: 4 GiB in float32."""
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""From LPS+ to RAS+ millimetres, and the other way round."""
-
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  #: from LPS+ to RAS+ millimetres, and the other way round
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 
 

@@ -167,8 +167,7 @@ def listed(images: Image | Sequence[Image]) -> list[Image]:
 def affines_for(affine: Affine | Sequence[Affine] | None, count: int) -> list[np.ndarray | None]:
     """Return the affine of each of several images, from None, one for all, or one for each.
 
-    Raises:
-        BadInput: for anything that is not finite, regular and ``[4, 4]``, or ``[count, 4, 4]``.
+    Raises BadInput for anything that is not finite, regular and ``[4, 4]``, or ``[count, 4, 4]``.
     """
     if affine is None:
         return [None] * count
@@ -188,17 +187,10 @@ def affines_for(affine: Affine | Sequence[Affine] | None, count: int) -> list[np
 def scan_of(
     source: Image, *, affine: np.ndarray | None = None, assume_affine: bool = False, **options: Any
 ) -> Scan:
-    """Read an image of any kind.
+    """Read an image of any kind; ``options`` are those of :func:`~scorefusion.io.read_scan`.
 
-    Args:
-        source: the image.
-        affine: ``[4, 4]``, of an array or a plain tensor; other kinds have their own.
-        assume_affine: take the identity for the affine of an array or tensor without one; see also
-            :func:`~scorefusion.io.read_scan`.
-        options: further arguments of :func:`~scorefusion.io.read_scan`.
-
-    Raises:
-        BadInput: for an image that cannot be used.
+    An array or a plain tensor has the ``affine`` ``[4, 4]``, or with ``assume_affine`` the identity; other
+    kinds have their own. Raises BadInput for an image that cannot be used.
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
@@ -229,9 +221,7 @@ def scan_of(
 def shape_of(source: Image, max_voxels: int = MAX_VOXELS) -> tuple[int, int, int] | None:
     """Return the size of an image in its own order, from its header alone; None where that does not give it.
 
-    Args:
-        source: the image, of any kind, good or bad.
-        max_voxels: as for :func:`~scorefusion.io.read_scan`.
+    The image is of any kind, good or bad; ``max_voxels`` is as for :func:`~scorefusion.io.read_scan`.
     """
     if isinstance(source, str | os.PathLike):
         try:

@@ -46,15 +46,9 @@ class Grid:
 def read_grid(
     path: str | os.PathLike[str], *, assume_affine: bool = False, max_voxels: int = MAX_VOXELS
 ) -> Grid:
-    """Read the grid of a file's voxels; no voxel is read.
+    """Read the grid of a file of any format; no voxel is read. Arguments are as in :func:`read_scan`.
 
-    Args:
-        path: a file of any format of :data:`scorefusion.io.FORMATS`.
-        assume_affine: as in :func:`scorefusion.io.read_scan`.
-        max_voxels: refuse a larger volume.
-
-    Raises:
-        BadInput: for a file whose header does not describe one 3D volume with an orientation.
+    Raises BadInput for a file whose header does not describe one 3D volume with an orientation.
     """
     file, name = Path(path), str(path)
     header = read_header(file, max_voxels)
@@ -75,10 +69,7 @@ def ras_grid(name: str, shape: tuple[int, int, int], affine: np.ndarray) -> Grid
 def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
     """Return the largest distance in millimetres between the positions of a grid's corners by two affines.
 
-    Args:
-        affine: float64 ``[4, 4]``.
-        other: float64 ``[4, 4]``.
-        shape: voxels along each axis, in the affines' order.
+    These are float64 ``[4, 4]``; ``shape`` is in voxels along each axis, in the affines' order.
     """
     corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
     corners[:, :3] *= np.array(shape) - 1
@@ -175,8 +166,7 @@ class Scan:
 
     name: str  # the file's name, or a description, for messages
     file: Path | None  # the file it was read from; None for an image in memory
-    # float32 ``[D, H, W]`` (z, y, x) in RAS+ order, in the image's units (slope and intercept applied)
-    values: np.ndarray
+    values: np.ndarray  # float32 ``[D, H, W]`` (z, y, x) in RAS+ order, slope and intercept applied
     affine: np.ndarray  # float64 ``[4, 4]``, the input's own (i, j, k) to millimetres
     affine_assumed: bool  # whether the header has none
     shape: tuple[int, int, int]  # (i, j, k) in the input's own order
@@ -184,10 +174,8 @@ class Scan:
     dtype: np.dtype  # the stored type
     slope: float = 1.0  # stored values are (value - intercept) / slope
     intercept: float = 0.0  # see ``slope``
-    # how a result becomes what the caller handed in, a :class:`scorefusion.io.kinds.Kind`; None for NIfTI
-    kind: Any = None
-    # one sentence for each part of the source that was not read, or read in an unusual way
-    warnings: tuple[str, ...] = ()
+    kind: Any = None  # how a result becomes what the caller handed in, a ``kinds.Kind``; None for NIfTI
+    warnings: tuple[str, ...] = ()  # sentences on what was not read, or read in an unusual way
 
     @property
     def ras_affine(self) -> np.ndarray:
@@ -282,13 +270,7 @@ def read_scan(
 def check_same_grid(scan: Scan, other: Scan, factor: Factor = 1) -> None:
     """Check that ``other`` has the grid of ``scan``, or the ``factor`` times finer one, to 1% of a voxel.
 
-    Args:
-        scan: the coarse volume.
-        other: the fine one.
-        factor: one number, or (z, y, x) in RAS+ order.
-
-    Raises:
-        BadInput: naming both files and what differs.
+    A factor is one number, or (z, y, x) in RAS+ order. Raises BadInput, naming both files and what differs.
     """
     factors = _three(factor)
     shape = tuple(factor * n for factor, n in zip(factors, scan.values.shape, strict=True))
@@ -309,11 +291,9 @@ def ras_order(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def fine_affine(affine: np.ndarray, factor: Factor) -> np.ndarray:
-    """Return the affine of the finer grid whose blocks are the voxels of ``affine``'s.
+    """Return the affine of the finer grid whose blocks are the voxels of ``affine``'s, ``[4, 4]``.
 
-    Args:
-        affine: ``[4, 4]``, any axis order.
-        factor: the edge of the blocks, or their edges along the axes in that order.
+    A factor is the edge of the blocks, or their edges along the affine's axes.
     """
     share = 1.0 / np.array(_three(factor), dtype=np.float64)
     step = np.diag([*share, 1.0])
@@ -378,11 +358,7 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str
 
 
 def save_image(image: Any, path: str | os.PathLike[str]) -> Path:
-    """Write an image under another name in the same folder and rename it to ``path``.
-
-    Raises:
-        BadInput: if it cannot be written.
-    """
+    """Write an image under another name in the same folder and rename it to ``path``; BadInput if refused."""
     final = Path(path)
     if not final.name.lower().endswith(WRITABLE):
         fix = f"End its name in {', '.join(WRITABLE)}."

@@ -123,14 +123,10 @@ class Promise(NamedTuple):
 
 def check_header(path: Path, max_voxels: int = MAX_VOXELS) -> Promise:
     """Read the first bytes of a file and check that it can be one 3D volume of its size."""
-    check_fetched(path)
     source = _pair_member(path, "img", "hdr")
+    check_fetched(source)
     if not source.exists():
         raise BadInput(path, "does not exist", "Check the name.")
-    if not source.is_file():
-        raise BadInput(path, "is not a file", _NOT_NIFTI)
-    if source != path:
-        check_fetched(source)
     head, codec = read_first(source, 540)
     if not source.stat().st_size:
         raise BadInput(path, "is empty (0 bytes)", DAMAGED)

@@ -34,9 +34,7 @@ from scorefusion.io.header import (
 )
 from scorefusion.io.placeholders import check_fetched
 
-_LONGEST = 2**16
-"""Bytes that a header may have."""
-
+_LONGEST = 2**16  #: bytes that a header may have
 _CHUNK = 2**20
 _RATIOS = {"raw": 1, "zlib": 1032, "bz2": 0}
 """The most bytes that one byte of voxels may hold; 0 if there is no such bound."""
@@ -48,8 +46,7 @@ class Content(NamedTuple):
     shape: tuple[int, ...]  # voxels along every axis, the fastest first
     dtype: np.dtype  # of the stored numbers
     numbers: int  # how many numbers each voxel has
-    # ``[4, 4]``, (i, j, k) to RAS+ millimetres; None where the axes' directions are not given
-    affine: np.ndarray | None
+    affine: np.ndarray | None  # ``[4, 4]``, (i, j, k) to RAS+ millimetres; None without directions
     zooms: tuple[float, ...]  # voxel size along (i, j, k), 1 where it is not given
     encoding: str  # ``raw``, ``zlib`` (also gzip) or ``bz2``
     data: str | None  # the name of the file of the voxels; None where they follow the header

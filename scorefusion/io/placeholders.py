@@ -10,8 +10,7 @@ from pathlib import Path
 from scorefusion.errors import BadInput
 
 _ANNEX = re.compile(r"(^|[/\\])(\.git[/\\]annex|annex[/\\]objects)[/\\]")
-_LONGEST = 32768
-"""Bytes that a pointer file may have; git-annex's own limit."""
+_LONGEST = 32768  #: bytes that a pointer file may have; git-annex's own limit
 
 
 def is_annex_link(path: Path) -> bool:
@@ -20,11 +19,7 @@ def is_annex_link(path: Path) -> bool:
 
 
 def check_fetched(path: str | os.PathLike[str]) -> None:
-    """Check that a file's content is here, not a placeholder; a file that does not exist passes.
-
-    Raises:
-        BadInput: for a placeholder, with the command that fetches its content.
-    """
+    """Raise BadInput, with the command that fetches a file's content, if the file is a placeholder of it."""
     file = Path(path)
     name, folder = shlex.quote(file.name), str(file.parent)
     run = "Run:" if folder == "." else f"Run in {folder}:"  # both tools look for the repository there

@@ -18,8 +18,7 @@ from scorefusion.io.header import bad_input
 from scorefusion.optional import need
 
 CLIP_ENDINGS = (".mp4", ".gif")
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue (ITU-R BT.601)."""
+LUMA = (0.299, 0.587, 0.114)  #: weights of red, green and blue (ITU-R BT.601)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +103,7 @@ def write_clip(path: str | os.PathLike[str], frames: Sequence[np.ndarray] | np.n
 def clip_image(frames: np.ndarray, *, rate: float = 25.0) -> nibabel.Nifti1Image:
     """Return a clip as a NIfTI image: axis i along a row, j down the rows, k from frame to frame, 1 each.
 
-    Args:
-        frames: ``[T, H, W]``, float32 or uint8.
-        rate: frames per second, written into the description.
+    Frames are ``[T, H, W]``, float32 or uint8; their rate per second is written into the description.
     """
     image = nibabel.Nifti1Image(np.ascontiguousarray(frames.transpose(2, 1, 0)), np.eye(4))
     image.header["descrip"] = f"clip, {rate:g} frames a second".encode()

@@ -20,9 +20,7 @@ from scorefusion.errors import ScoreFusionError
 from scorefusion.metrics.sets import discrepancy, squared_distances
 from scorefusion.optional import need
 
-WINDOW = 7
-"""Voxels along an edge of the window that SSIM compares; scikit-image's default."""
-
+WINDOW = 7  #: voxels along an edge of the window that SSIM compares; scikit-image's default
 MARGIN = WINDOW // 2
 _LEAST = 8
 
@@ -126,29 +124,26 @@ def patch_distance(
     places = np.argwhere(truth[middle] > np.percentile(truth, 20.0))
     if len(places) < 8:
         raise ScoreFusionError(f"found {len(places)} places for patches of edge {size}, need at least 8")
-    views = [
-        np.lib.stride_tricks.sliding_window_view(np.asarray(array, np.float64), (size,) * truth.ndim)
-        for array in (volume, truth)
-    ]
+
+    def patches(array: np.ndarray, at: tuple[np.ndarray, ...]) -> np.ndarray:
+        """The patches at some places as rows, less the mean of each."""
+        windows = np.lib.stride_tricks.sliding_window_view(array, (size,) * array.ndim)
+        rows = np.asarray(windows[at], np.float64).reshape(len(at[0]), -1)
+        return rows - rows.mean(axis=1, keepdims=True)
+
     random = np.random.default_rng(seed)
     half = min(count, len(places) // 2)
     distances = []
     for _ in range(draws):
         drawn = random.permutation(len(places))[: 2 * half]
         here, there = (tuple(places[part].T) for part in (drawn[:half], drawn[half:]))
-        true = [_centred(views[1][at]) for at in (here, there)]
-        width = float(np.median(squared_distances(true[0], true[1])))
+        true_here, true_there = patches(truth, here), patches(truth, there)
+        width = float(np.median(squared_distances(true_here, true_there)))
         if not width > 0.0:
             raise ScoreFusionError("the truth's patches are all alike; it has no texture to compare with")
-        for at, other in ((here, true[1]), (there, true[0])):
-            distances.append(discrepancy(_centred(views[0][at]), other, width))
+        distances.append(discrepancy(patches(volume, here), true_there, width))
+        distances.append(discrepancy(patches(volume, there), true_here, width))
     return float(np.mean(distances))
-
-
-def _centred(patches: np.ndarray) -> np.ndarray:
-    """Patches ``[n, ...]`` as rows, less the mean of each."""
-    rows = patches.reshape(len(patches), -1)
-    return np.asarray(rows - rows.mean(axis=1, keepdims=True))
 
 
 def _counted(values: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
@@ -171,7 +166,6 @@ def _range(volume: np.ndarray, truth: np.ndarray, data_range: float | None) -> f
 
 
 def _check_shapes(volume: np.ndarray, truth: np.ndarray) -> None:
-    """Raise a ``ScoreFusionError`` unless both have one shape."""
     if volume.shape != truth.shape:
         raise ScoreFusionError(f"volume has shape {list(volume.shape)}, truth {list(truth.shape)}")
 
@@ -186,8 +180,7 @@ class Spectra:
     frequency: np.ndarray  #: float64 ``[bands]``, the middle of each band, cycles per voxel
     power: np.ndarray  #: float64 ``[bands]``, mean of |DFT|² of the volume over the band
     true_power: np.ndarray  #: the same of the truth
-    #: float64 ``[bands]``, Fourier shell correlation, -1..1; 0 where either has no power
-    correlation: np.ndarray
+    correlation: np.ndarray  #: float64 ``[bands]``, of Fourier shells, -1..1; 0 where either has no power
 
     @property
     def log_ratio(self) -> np.ndarray:
@@ -219,8 +212,7 @@ class Spectra:
 def compare_spectra(volume: np.ndarray, truth: np.ndarray) -> Spectra:
     """Compare a volume, 2D or 3D, with the truth of the same shape in every band.
 
-    Raises:
-        ScoreFusionError: for different shapes, or axes shorter than 8.
+    Raises ScoreFusionError for different shapes, or axes shorter than 8.
     """
     _check_shapes(volume, truth)
     shape = truth.shape
@@ -229,22 +221,19 @@ def compare_spectra(volume: np.ndarray, truth: np.ndarray) -> Spectra:
             f"a power spectrum needs at least {_LEAST} voxels an axis, got shape {list(shape)}"
         )
     axes = [np.fft.fftfreq(n) for n in shape[:-1]] + [np.fft.rfftfreq(shape[-1])]
-    squares = [
-        (f**2).reshape([-1 if i == axis else 1 for i in range(len(axes))]) for axis, f in enumerate(axes)
-    ]
+    squares = sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True))
     count = min(shape) // 2
-    band = np.floor(np.sqrt(sum(squares)) * (2 * count)).astype(np.int64).ravel()
+    band = np.floor(np.sqrt(squares) * (2 * count)).astype(np.int64)
     # A real volume's spectrum is symmetric: all but the first and last planes of the half stand for two.
     weight = np.full(axes[-1].shape, 2.0)
     weight[0] = 1.0
     if shape[-1] % 2 == 0:
         weight[-1] = 1.0
-    weights = np.broadcast_to(weight, [len(axis) for axis in axes]).ravel()
     inside = band < count
-    band, weights = band[inside], weights[inside]
+    band, weights = band[inside], np.broadcast_to(weight, band.shape)[inside]
 
     def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(band, values.ravel()[inside] * weights, minlength=count)
+        return np.bincount(band, values[inside] * weights, minlength=count)
 
     v, t = (np.fft.rfftn(np.asarray(array, np.float64)) for array in (volume, truth))
     power, true_power = total(v.real**2 + v.imag**2), total(t.real**2 + t.imag**2)

@@ -14,9 +14,7 @@ import numpy as np
 
 from scorefusion.metrics.image import MARGIN, Spectra, compare_spectra, patch_distance, psnr, ssim
 
-MOST = 200.0
-"""dB given for a volume without any error, so that means stay finite."""
-
+MOST = 200.0  #: dB given for a volume without any error, so that means stay finite
 PLACES = frozenset({"intervals", "terminal", "tests", "tested", "demo", "tune"})
 """Where a metric can be shown beside evaluate's tables and files, which hold all of them.
 
@@ -32,11 +30,9 @@ class Pair:
     volume: np.ndarray  #: float ``[d, h, w]``
     truth: np.ndarray  #: the same shape and units
     data_range: float  #: greatest less least intensity of the whole image that ``truth`` is a part of
-    #: bool ``[d, h, w]``, the foreground; None where no metric should distinguish it
-    inside: np.ndarray | None = None
+    inside: np.ndarray | None = None  #: bool ``[d, h, w]``, the foreground; None where none is told apart
     translated: bool = False  #: whether brightness and contrast of the volume are not determined by its input
-    #: greatest difference from the measurement over the data range; None without one
-    consistency: float | None = None
+    consistency: float | None = None  #: greatest difference from a measurement over the data range
 
     @cached_property
     def spectra(self) -> Spectra:
@@ -64,11 +60,9 @@ class Metric:
     better: Literal["higher", "lower", ""] = ""  #: ``higher`` or ``lower``; empty where neither end is
     digits: int | None = 3  #: after the decimal point; None for three significant ones
     narrow: int | None = None  #: digits after the point in narrow tables; ``digits``, or 5, by default
-    #: which of evaluate's tables it belongs to: ``closeness``, ``realism`` or ``cost``
-    table: Literal["closeness", "realism", "cost"] = "closeness"
+    table: Literal["closeness", "realism", "cost"] = "closeness"  #: of evaluate's, which it belongs to
     places: frozenset[str] = PLACES  #: where else it is shown, of :data:`PLACES`
-    #: by how much tune's choice may be worse than the reference; None if it does not decide
-    slack: float | None = None
+    slack: float | None = None  #: how much worse tune's choice may be; None if it does not decide
 
     @property
     def label(self) -> str:
@@ -95,8 +89,7 @@ class Metric:
         return value >= other - slack if self.better == "higher" else value <= other + slack
 
 
-METRICS: dict[str, Metric] = {}
-"""Every metric by name, in the order of columns."""
+METRICS: dict[str, Metric] = {}  #: every metric by name, in the order of columns
 
 
 def register(metric: Metric) -> Metric:
@@ -113,8 +106,7 @@ def shown(place: str) -> list[Metric]:
 def measure(pair: Pair, place: str = "") -> dict[str, float | None]:
     """Compute all metrics, or those of one of :data:`PLACES`; by name, None where there is nothing.
 
-    Raises:
-        ScoreFusionError: for different or too small shapes, or a range that is not positive.
+    Raises ScoreFusionError for different or too small shapes, or a range that is not positive.
     """
     return {m.name: m.compute(pair) for m in (shown(place) if place else METRICS.values())}
 

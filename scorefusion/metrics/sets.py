@@ -28,9 +28,6 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
 
-    def __sub__(self, other: Moments) -> Moments:
-        return Moments(self.count - other.count, self.total - other.total, self.squares - other.squares)
-
     @property
     def mean(self) -> np.ndarray:
         """Of the vectors, ``[F]``."""
@@ -46,13 +43,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     """Squared Fréchet distance of the two normal distributions that fit best (Heusel et al. 2017).
 
     ``|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^(1/2))``; the root's trace is that of ``(R S2 R)^(1/2)``, R² = S1.
-
-    Args:
-        one: sums over at least 2 vectors.
-        other: the same, of vectors of the same length.
-
-    Raises:
-        ScoreFusionError: for fewer vectors, or vectors of other lengths.
+    Raises ScoreFusionError for fewer than 2 vectors, or vectors of other lengths.
     """
     if min(one.count, other.count) < 2 or one.total.shape != other.total.shape:
         raise ScoreFusionError(
@@ -76,16 +67,9 @@ def squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def discrepancy(one: np.ndarray, other: np.ndarray, width: float) -> float:
     """Squared maximum mean discrepancy (Gretton et al. 2012, equation 3, unbiased) of two sets.
 
-    Args:
-        one: ``[N, F]``, N at least 2.
-        other: ``[M, F]``, M at least 2.
-        width: h of the kernel exp(-|a - b|²/h).
-
-    Returns:
-        0 in the mean for two draws of one distribution (the estimate may be a little below); at most 2.
-
-    Raises:
-        ScoreFusionError: for fewer vectors, or a width that is not positive.
+    They are ``[N, F]`` and ``[M, F]``, N and M at least 2; ``width`` is h of the kernel exp(-|a - b|²/h). The
+    result is 0 in the mean for two draws of one distribution (the estimate may be a little below), at most 2.
+    Raises ScoreFusionError for fewer vectors, or a width that is not positive.
     """
     if min(len(one), len(other)) < 2 or not width > 0.0:
         raise ScoreFusionError(
@@ -109,14 +93,8 @@ def paired_terms(one: np.ndarray, other: np.ndarray, across: np.ndarray, width: 
     :func:`discrepancy`; their mean over all i ≠ j is unbiased even where b_i depends on a_i, as a translation
     does on its truth. :func:`discrepancy` takes the sets for independent, and is below 0 for equal ones.
 
-    Args:
-        one: squared distances ``[N, N]`` of all a_i to all a_j.
-        other: of all b_i to all b_j.
-        across: of all a_i to all b_j.
-        width: h of the kernel exp(-|a - b|²/h), positive.
-
-    Returns:
-        ``[N, N]``, symmetric; the diagonal does not belong to the mean.
+    Squared distances ``[N, N]`` are of all a_i to all a_j (``one``), all b_i to all b_j (``other``) and all
+    a_i to all b_j (``across``). The result ``[N, N]`` is symmetric; its diagonal does not count.
     """
     crossed = np.exp(-across / width)
     return np.asarray(np.exp(-one / width) + np.exp(-other / width) - crossed - crossed.T)

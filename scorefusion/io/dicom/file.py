@@ -23,9 +23,7 @@ PathLike = str | os.PathLike[str]
 
 MAX_HEADER = 2**25
 """The most bytes before the pixels; the header of an enhanced object of 10,000 frames has about as many."""
-MAX_ITEMS = 2**18
-"""The most sequence items in a header; each becomes a Python object."""
-
+MAX_ITEMS = 2**18  #: the most sequence items in a header; each becomes a Python object
 DAMAGED = "Copy or export it again, or take it out of the folder."
 
 PRIVATE = {"SiemensCreator": 0x00190010, "NumberOfImagesInMosaic": 0x0019100A}

@@ -41,8 +41,7 @@ class SeriesDescription:
     rows: int  # pixels down a column, of the first file; 0 where it holds no image
     columns: int  # pixels along a row
     problem: str  # why it cannot be read as a volume; empty if the headers give no reason
-    # files with slices of a volume, also mosaics; with a problem and none, it is a localizer, a report ...
-    slices: int = 0
+    slices: int = 0  # files with slices, also mosaics; a problem and none: a localizer, a report ...
     passed: tuple[PassedOver, ...] = ()  # files in the same folders that are not used
 
     def __str__(self) -> str:
@@ -63,17 +62,14 @@ def find_series(
     """Find every DICOM series in a folder and the folders in it.
 
     A file is DICOM by its content, whatever its name, with a preamble or without, also inside gzip. Links to
-    folders are not followed.
+    folders are not followed. The series are in the order of their numbers and UIDs, also those that cannot be
+    volumes, with their ``problem``.
 
     Args:
         folder: where to look; or one file.
-        damaged: list to append the errors of files that cannot be read to, instead of raising them.
-        passed: list to append files that are not used to: other files, empty ones, links that lead nowhere,
-            DICOMDIR.
+        damaged: takes the errors of files that cannot be read, instead of raising them.
+        passed: takes files that are not used: other files, empty ones, links that lead nowhere, DICOMDIR.
         skip: returns whether a folder below is not entered.
-
-    Returns:
-        The series by number and UID, also those that cannot be volumes, with their ``problem``.
 
     Raises:
         BadInput: if there is no such folder, or a DICOM file in it is damaged or cannot be read.
@@ -110,15 +106,10 @@ def find_series(
 
 
 def choose_series(folder: PathLike, key: str | None = None) -> SeriesDescription:
-    """Return the one series of a folder that can be a volume, or the one named, with all that is not used.
+    """Return the one series of a folder that can be a volume, or the one that a key names (:func:`matching`).
 
-    Args:
-        folder: as for :func:`find_series`.
-        key: as for :func:`matching`; None where there is only one.
-
-    Raises:
-        BadInput: if there is none or several, or the named one does not exist or is no volume; lists the
-            series that exist.
+    It lists all files that are not used. Raises BadInput, with the series that exist, if there is none or
+    several, or the named one does not exist or is no volume.
     """
     passed: list[PassedOver] = []
     found = find_series(folder, passed=passed)
@@ -150,10 +141,7 @@ def choose_series(folder: PathLike, key: str | None = None) -> SeriesDescription
 def matching(found: Sequence[SeriesDescription], key: str) -> list[SeriesDescription]:
     """Return the series that a key names: by UID, else SeriesNumber, the end of the UID, or a description.
 
-    Args:
-        found: to choose from.
-        key: a UID or its last components or at least four last characters, a number, or a part of
-            SeriesDescription in any case.
+    The end is the UID's last components or at least four characters, a description any part in any case.
     """
     tests: tuple[Callable[[SeriesDescription], bool], ...] = (
         lambda series: series.uid == key,

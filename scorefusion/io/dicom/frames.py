@@ -23,9 +23,7 @@ FAMILIES = {
 """SOP classes that are read: CT, MR and PET Image Storage, classic, enhanced and legacy converted, and
 Secondary Capture Image Storage, which research tools write."""
 
-DICOMDIR = "1.2.840.10008.1.3.10"
-"""Media Storage Directory Storage: an index of files."""
-
+DICOMDIR = "1.2.840.10008.1.3.10"  #: Media Storage Directory Storage: an index of files
 OBJECT_TAGS = """
     SOPClassUID Modality ImageType Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation
     BitsAllocated ModalityLUTSequence

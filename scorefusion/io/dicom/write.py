@@ -303,8 +303,7 @@ def save_dicom_series(
     Args:
         translation: of a :class:`DicomScan`.
         folder: the output folder; a series written here before is replaced, any other must be empty.
-        source: the series that were translated, that of the grid first; None for the translation's own
-            source.
+        source: the series that were translated, that of the grid first; the translation's own by default.
         deidentify: keep only geometry, modality and numbers and codes of the acquisition; UIDs and the
             patient's number become pseudonyms.
         secret: key of the pseudonyms, so that nobody else can work them out; also links a patient's studies
@@ -313,8 +312,7 @@ def save_dicom_series(
 
     Raises:
         BadInput: for a source that is no DICOM series of CT or MR, or whose pixels show burned-in text that
-            must not leave; for a folder that holds something else, or lies in the source's; or if it cannot
-            be written.
+            must not leave; for a folder that holds something else, lies in the source's or cannot be written.
         ScoreFusionError: for a translation on another grid, or without pydicom.
     """
     sources = _sources(translation, source)

@@ -16,9 +16,7 @@ from unicodedata import category
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-LONGEST = 600
-"""Characters that :func:`clean` leaves of a text."""
-
+LONGEST = 600  #: characters that :func:`clean` leaves of a text
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 _BIDI = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF}
 
