@@ -4,8 +4,6 @@ A name is imported from its module when it is first used.
 """
 
 # ruff: noqa: F403
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from scorefusion.optional import lazily

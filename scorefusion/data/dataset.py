@@ -254,15 +254,10 @@ def read_subject(
 ) -> dict[str, Scan]:
     """Read a subject's volumes, all on the first one's grid.
 
-    Args:
-        subject: whose.
-        contrasts: which, the first one's grid counts; all by default, by name, labels last.
-        config: ``on_misaligned``, ``tolerance``, ``interpolation``, ``nan`` and ``assume_affine``.
-
-    Returns:
-        Each contrast's volume. One that was resampled has the grid and header of the first; outside its own
-        field of view it holds its least value (label maps: 0). It is not smoothed first, so let the first
-        contrast be the finer.
+    Without ``contrasts`` it reads all, by name, labels last. Of the config, ``on_misaligned``, ``tolerance``,
+    ``interpolation``, ``nan`` and ``assume_affine`` count. A volume that was resampled has the grid and
+    header of the first; outside its own field of view it holds its least value (label maps: 0). It is not
+    smoothed first, so let the first contrast be the finer.
 
     Raises:
         BadInput: for a volume that cannot be read, labels that are not whole numbers, or a volume on another

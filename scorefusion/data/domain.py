@@ -159,12 +159,11 @@ def _spacing(scan: Scan, domain: DomainConfig, config: ModelConfig) -> Text | No
     factors = config.degradation.factors
     if max(factors) > 1:
         text += f", which would become {_by(voxel / np.array(factors))} mm"
+    fix = "It is coarser than the training data: train a model for such voxels."
     if uneven or (below and above):
         fix = "Resample it to such voxels, or train a model for these."
     elif below:
         fix = "It is finer than the training data: average blocks of voxels first, or use it as it is."
-    else:
-        fix = "It is coarser than the training data: train a model for such voxels."
     return f"{text}, and '{config.name}' was made for {', '.join(made)}", fix
 
 

@@ -56,19 +56,20 @@ class Outliers:
     @property
     def texts(self) -> tuple[tuple[str, str], ...]:
         """Findings, each with what to do about it, for a message that begins with the image's name."""
-        kept = "they are kept as they are and do not count in its normalisation"
         found = []
         depth, span = self.lo - self.least, self.hi - self.lo
         if self.below and depth > _SLIGHT * span:
-            far = "far " if depth > _FAR * span else ""
-            where = f"down to {self.least:.5g}, where the rest begins at {self.lo:.5g}"
-            fix = "Set padding to the value of the background."
-            found.append((f"has {_voxels(self.below)} {far}below the rest ({where}): {kept}", fix))
+            where = "far below" if depth > _FAR * span else "below"
+            ends = f"down to {self.least:.5g}, where the rest begins at {self.lo:.5g}"
+            found.append((self.below, where, ends, "Set padding to the value of the background."))
         if self.above:
-            where = f"up to {self.most:.5g}, where the rest ends at {self.hi:.5g}"
-            fix = "Check whether it is saturated or damaged there."
-            found.append((f"has {_voxels(self.above)} far above the rest ({where}): {kept}", fix))
-        return tuple(found)
+            ends = f"up to {self.most:.5g}, where the rest ends at {self.hi:.5g}"
+            found.append((self.above, "far above", ends, "Check whether it is saturated or damaged there."))
+        kept = "they are kept as they are and do not count in its normalisation"
+        return tuple(
+            (f"has {count:,} voxel{'s' * (count != 1)} {where} the rest ({ends}): {kept}", fix)
+            for count, where, ends, fix in found
+        )
 
     def kept(self, values: np.ndarray) -> np.ndarray:
         """Return the values that count, ``[n]``; the array itself where all do."""
@@ -78,10 +79,6 @@ class Outliers:
         """Return the volume with outliers moved to the nearest value that counts."""
         result: Any = volume.clip(self.lo, self.hi) if self else volume
         return result
-
-
-def _voxels(count: int) -> str:
-    return f"{count:,} voxel{'s' * (count != 1)}"
 
 
 _SAMPLED = 2**17

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from scorefusion.errors import BadInput, unknown_name
-from scorefusion.io.atomic import written_beside
-from scorefusion.io.formats import LISTED, READABLE, volume_stem
-from scorefusion.io.placeholders import check_fetched
+from scorefusion.io import LISTED, READABLE, check_fetched, volume_stem, written_beside
 from scorefusion.models.contrast import LABELS, canonical, in_order, is_known
 
 SPLITS = ("train", "validation", "test")
@@ -291,15 +289,9 @@ _RESERVED = ("subject", "group", "split")
 def read_rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Read a table; column names come in lower case, everything without blanks around it.
 
-    Args:
-        path: ends in ``.tsv`` for tabs between cells; else the header tells commas from semicolons.
-        needed: columns that must be there.
-
-    Returns:
-        Each row with the number of its line; empty rows are left out.
-
-    Raises:
-        BadInput: if it cannot be read, lacks a column, names one twice, or has a row too long.
+    A ``.tsv`` has tabs between cells; else the header tells commas from semicolons. Each row comes with the
+    number of its line; empty rows are left out. Raises BadInput if it cannot be read, lacks a column that is
+    needed, names one twice, or has a row too long.
     """
     check_fetched(path)
     try:

@@ -27,6 +27,8 @@ from scorefusion.optional import need
 #: interpolations that super-resolution is compared with
 BASELINES = ("nearest", "trilinear", "trilinear+consistency", "b-spline")
 
+Findings = tuple[tuple[str, str], ...]  #: what is wrong with an image's intensities, each with what to do
+
 
 @dataclass(frozen=True)
 class Box:
@@ -150,7 +152,7 @@ class Prepared:
     held: Tensor | None = None
     #: normalised value of each condition's background where that is not its darkest; else None
     levels: tuple[float | None, ...] = ()
-    found: tuple[tuple[tuple[str, str], ...], ...] = ()  #: by condition, what is wrong and what to do
+    found: tuple[Findings, ...] = ()  #: by condition, what is wrong and what to do
 
     def to(self, device: torch.device | str) -> Prepared:
         """The same with all volumes on a device; an operator's masks follow the volumes that it measures."""
@@ -180,45 +182,38 @@ class Prepared:
         return inside.project(inside.A((self.outside - self.base)[box.index]) / config.residual.scale)
 
 
-@dataclass(frozen=True, eq=False)
-class _Normalised:
-    """A condition as it came, normalised: ``[1, 1, d, h, w]``, and what of it is held."""
+def _normalised(
+    volume: Tensor,
+    config: ModelConfig,
+    domain: DomainConfig,
+    known: Tensor | None = None,
+    direct: bool = True,
+) -> tuple[Tensor, Intensity, Tensor | None, float | None, Findings]:
+    """Normalise a condition in image units; ``known`` are the values that count, where not all do.
 
-    volume: Tensor
-    intensity: Intensity
-    held: Tensor | None
-    level: float | None
-    found: tuple[tuple[str, str], ...]
-
-    @classmethod
-    def of(
-        cls, volume: Tensor, config: ModelConfig, domain: DomainConfig, known: Tensor | None, direct: bool
-    ) -> _Normalised:
-        """Normalise a condition in image units; ``known`` are the values that count, where not all do.
-
-        ``direct`` says that voxels stand for themselves, so that those of no meaning can be set aside.
-        """
-        array = on_host(volume if known is None else known)
-        outliers = Outliers.of(array, config.intensity)
-        level = background_within(array[0, 0], outliers) if known is None else None
-        counted, found, held = outliers.kept(array), outliers.texts, None
-        if not direct:
-            intensity = Intensity.of(counted, config.intensity, outliers=False)
-            return cls(intensity.normalise(volume.float()), intensity, None, None, found)
-        plain = outliers.limited(volume)
-        if level is not None and domain.background == "zero":
-            share = float((array == level).mean())
-            text = f"has a background of {level:.5g} ({share:.0%} of its voxels) between its darkest and "
-            text += f"brightest tissue, and '{config.name}' was made for one that is darker than all tissue"
-            found += ((text, "It is taken for the darkest value while sampling, and put back."),)
-            counted = counted[counted != level]
-            plain = torch.where(plain == level, float(counted.min()), plain)
-            level = None
+    ``direct`` says that voxels stand for themselves, so that those of no meaning can be set aside. Returns
+    the volume, its intensity, which voxels are held, the background's level and what is wrong.
+    """
+    array = on_host(volume if known is None else known)
+    outliers = Outliers.of(array, config.intensity)
+    counted, found = outliers.kept(array), outliers.texts
+    if not direct:
         intensity = Intensity.of(counted, config.intensity, outliers=False)
-        if found or outliers:
-            held = plain != volume
-        level = None if level is None else float(intensity.normalise(np.float64(level)))
-        return cls(intensity.normalise(plain.float()), intensity, held, level, found)
+        return intensity.normalise(volume.float()), intensity, None, None, found
+    level = background_within(array[0, 0], outliers) if known is None else None
+    plain = outliers.limited(volume)
+    if level is not None and domain.background == "zero":
+        share = float((array == level).mean())
+        text = f"has a background of {level:.5g} ({share:.0%} of its voxels) between its darkest and "
+        text += f"brightest tissue, and '{config.name}' was made for one that is darker than all tissue"
+        found += ((text, "It is taken for the darkest value while sampling, and put back."),)
+        counted = counted[counted != level]
+        plain = torch.where(plain == level, float(counted.min()), plain)
+        level = None
+    intensity = Intensity.of(counted, config.intensity, outliers=False)
+    held = plain != volume if found or outliers else None
+    level = None if level is None else float(intensity.normalise(np.float64(level)))
+    return intensity.normalise(plain.float()), intensity, held, level, found
 
 
 def prepare_conditions(
@@ -232,7 +227,6 @@ def prepare_conditions(
 
     Args:
         volumes: ``[1, 1, d, h, w]`` each, in image units, as ``config.conditions`` names them.
-        config: the model.
         operator: what was measured of the first, instead of what ``config.degradation`` says: another mask,
             say, or an object of deepinv's.
 
@@ -250,17 +244,15 @@ def prepare_conditions(
     pooled = measured is not None and measured.blocks is not None
     domains = [config.domain.get(name, DomainConfig()) for name in config.conditions]
     direct = measured is None or pooled
-    normalised = [_Normalised.of(volumes[0], config, domains[0], known, direct)]
-    for volume, domain in zip(volumes[1:], domains[1:], strict=False):
-        normalised.append(_Normalised.of(volume, config, domain, None, True))
-    held = normalised[0].held
+    first = _normalised(volumes[0], config, domains[0], known, direct)
+    others = zip(volumes[1:], domains[1:], strict=False)
+    normalised = [first, *(_normalised(volume, config, domain) for volume, domain in others)]
+    scaled, (intensity, *_), (held, *_), levels, found = zip(*normalised, strict=True)
     if pooled and domains[0].background == "zero" and domains[0].intensity == "non-negative":
         # Where the mean of values of 0 and more is 0, all of them are.
         zero = volumes[0] == 0
         held = zero if held is None else held | zero
-    scaled = [each.volume for each in normalised]
-    prepared = on_output_grid(scaled, config, normalised[0].intensity, measured)
-    levels, found = (tuple(getattr(each, name) for each in normalised) for name in ("level", "found"))
+    prepared = on_output_grid(scaled, config, intensity, measured)
     return replace(prepared, held=held, levels=levels, found=found)
 
 
@@ -291,17 +283,15 @@ def on_output_grid(
 def interpolate(volume: Tensor, method: str, factor: Factor, operator: Operator | None = None) -> Tensor:
     """Enlarge a volume ``factor`` times along each axis; one number, or (z, y, x).
 
+    The method is ``b-spline`` (cubic, interpolating, by scipy), or a base of :func:`base_volume`, for which
+    ``operator`` is what was measured; means of blocks if None. Raises ScoreFusionError for an unknown method,
+    or ``b-spline`` without scipy.
+
     Args:
         volume: ``[B, C, d, h, w]``, any units.
-        method: ``b-spline`` (cubic, interpolating, by scipy), or a base of :func:`base_volume`.
-        factor: r.
-        operator: what was measured, for the bases that need it; means of blocks if None.
 
     Returns:
         ``[B, C, d·r, h·r, w·r]``, the input's dtype. Fine voxel j lies at coarse (j + 1/2)/r - 1/2.
-
-    Raises:
-        ScoreFusionError: for an unknown method, or ``b-spline`` without scipy.
     """
     if method not in (*BASELINES, "pseudo-inverse"):
         raise unknown_name("baseline", method, BASELINES)

@@ -14,7 +14,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,7 @@ class StoreSettings:
     factors: tuple[tuple[int, int, int], ...]
     variation: str = ""  #: names how variants differ; part of the address
     extra: str = ""  #: names the extra channel, if there is one; part of the address
-    multiple: int = field(default=MULTIPLE)
+    multiple: int = MULTIPLE
 
 
 def build_store(
@@ -74,12 +74,9 @@ def build_store(
     progress: Progress | None = None,
     refused: Refused | None = None,
 ) -> list[tuple[np.ndarray, float]]:
-    """Make or find every array.
+    """Make or find every array in a folder.
 
     Args:
-        sources: the subjects.
-        folder: where the arrays are kept.
-        settings: how they are made.
         vary: makes a variant ``[C, D, H, W]`` of a volume ``[C, D, H, W]`` in image units.
         extra: makes one more channel ``[D, H, W]`` of a normalised array ``[C, D, H, W]``: what a crop alone
             could not give, such as the image of an operator that sees the whole volume.

@@ -1,8 +1,6 @@
 """Evaluation: models and baselines on volumes of known truth, subject by subject, with statistics."""
 
 # ruff: noqa: F401, F403
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from scorefusion.optional import lazily

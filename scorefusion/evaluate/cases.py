@@ -36,9 +36,7 @@ from scorefusion.metrics import Pair
 from scorefusion.models.config import ModelConfig, parse
 from scorefusion.models.contrast import LABELS
 
-FOREGROUND = -0.95
-"""Normalised intensity above which a true voxel is foreground: 2.5% of the way from black to white."""
-
+FOREGROUND = -0.95  #: a true voxel above it, normalised, is foreground: 2.5% of the way from black to white
 _LEAST = 8
 _MARK = "phantom.json"
 

@@ -18,13 +18,10 @@ from scorefusion.evaluate.cases import Case, as_array, coarser_affine, make_case
 from scorefusion.evaluate.output import aligned, write_text
 from scorefusion.evaluate.run import Work
 from scorefusion.evaluate.shared_start import SharedStart, first_rows, plane_row, strategy_runs
-from scorefusion.io.figures import save_figure, side_by_side, try_to_write
-from scorefusion.io.nifti import Scan, save_image
+from scorefusion.io import Scan, save_figure, save_image, side_by_side, try_to_write
 from scorefusion.metrics import METRICS, Pair, measure, shown
-from scorefusion.models.config import ModelConfig, SamplingConfig
-from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models import ModelConfig, SamplingConfig, ScoreFusion, table_for
 from scorefusion.models.strategies import ALTERNATE, STRATEGIES
-from scorefusion.models.table import table_for
 
 BOX = (80, 96, 96)  #: default size (z, y, x) of the box that is translated, in voxels
 VOLUMES = ("truth.nii.gz", "input.nii.gz", "output.nii.gz")

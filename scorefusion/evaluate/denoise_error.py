@@ -15,10 +15,9 @@ from torch import Tensor
 from scorefusion.diffusion.level import NoiseLevel, add_noise, prediction_coefficients
 from scorefusion.diffusion.schedule import sigma_to_abar
 from scorefusion.evaluate.output import grid
-from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models import ScoreFusion
 from scorefusion.models.strategies import AVERAGE, PAPER_ORDER, SINGLE, STRATEGIES, strategies_of
-from scorefusion.ops.fuse_scores import fuse_scores
-from scorefusion.ops.noise import normal
+from scorefusion.ops import fuse_scores, normal
 
 SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 

@@ -13,15 +13,13 @@ import numpy as np
 import torch
 
 from scorefusion.data import BASELINES, interpolate
-from scorefusion.diffusion.solvers import Table
-from scorefusion.engine.pool import EnginePool
+from scorefusion.diffusion import Table
+from scorefusion.engine import EnginePool
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.evaluate.cases import Case, as_array, makes_its_input
 from scorefusion.evaluate.shared_start import StrategyRun, strategy_runs
-from scorefusion.models.config import ModelConfig, SamplingConfig
-from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.models import ModelConfig, SamplingConfig, ScoreFusion, table_for
 from scorefusion.models.strategies import AVERAGE, STRATEGIES, require_strategy, strategies_of
-from scorefusion.models.table import table_for
 from scorefusion.pipeline import Pipeline
 
 Kind = Literal["baseline", "sample", "one-step"]

@@ -13,8 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from scorefusion.data import Subject
-from scorefusion.engine.planning.forecast import forecast
-from scorefusion.engine.planning.plan import plan
+from scorefusion.engine import forecast, plan
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.cases import Case, Where, read_case
 from scorefusion.evaluate.denoise_error import SIGMAS, denoising_errors

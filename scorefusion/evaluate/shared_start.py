@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from scorefusion.data import Box, Prepared
-from scorefusion.diffusion.level import NoiseLevel
-from scorefusion.diffusion.solvers import Table
+from scorefusion.diffusion import NoiseLevel, Table
 from scorefusion.engine.engine import Callback, Engine
 from scorefusion.engine.pool import EnginePool
-from scorefusion.models.config import PLANES, ModelConfig, Plane
-from scorefusion.models.score_fusion import Inputs, ScoreFusion
+from scorefusion.models import PLANES, Inputs, ModelConfig, Plane, ScoreFusion
 from scorefusion.models.strategies import AVERAGE, STRATEGIES, Strategy, strategies_of, strategy_named
-from scorefusion.ops.reference.planes import AXIS
+from scorefusion.ops import AXIS
 from scorefusion.pipeline import whole_patches
 
 
@@ -65,8 +63,7 @@ class SharedStart:
     ``prepared`` is on the whole grid; ``engines`` are shared with other boxes of the same size.
     """
 
-    COST: ClassVar[int] = 3
-    """Cost of the evaluation that is shared, in about one plane's evaluation."""
+    COST: ClassVar[int] = 3  #: of the evaluation that is shared, in about one plane's evaluation
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def intervals(rows: Sequence[Sequence[float]], *, seed: int = 0) -> list[Estimat
     alike = np.ptp(array, axis=1) == 0.0
     if count > 1:
         ends[alike] = means[alike, None]
-    options = {"axis": -1, "confidence_level": CONFIDENCE, "n_resamples": RESAMPLES, "vectorized": True}
+    options: dict[str, Any] = {"axis": -1, "confidence_level": CONFIDENCE, "n_resamples": RESAMPLES}
     for method in ("BCa", "percentile"):
         open_rows = np.isnan(ends).any(axis=1)
         if count == 1 or not open_rows.any():

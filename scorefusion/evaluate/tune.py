@@ -14,19 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from scorefusion.diffusion.solvers import SOLVERS, Table
-from scorefusion.engine.pool import EnginePool
+from scorefusion.diffusion import SOLVERS, Table
+from scorefusion.engine import EnginePool
 from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.evaluate.cases import Case
 from scorefusion.evaluate.output import aligned, write_csv, write_text
 from scorefusion.evaluate.run import Clock, Progress, Work
 from scorefusion.evaluate.shared_start import SharedStart, strategy_runs
-from scorefusion.io.figures import save_figure, try_to_write
+from scorefusion.io import save_figure, try_to_write
 from scorefusion.metrics import METRICS, Metric, Pair, measure, shown
-from scorefusion.models.config import ModelConfig, SamplingConfig
-from scorefusion.models.score_fusion import ScoreFusion
-from scorefusion.models.strategies import require_strategy
-from scorefusion.models.table import table_for
+from scorefusion.models import ModelConfig, SamplingConfig, ScoreFusion, require_strategy, table_for
 from scorefusion.optional import need
 
 EVALUATIONS = (1, 2, 3, 4, 6, 8, 12)
@@ -190,7 +187,11 @@ def tune(
             for way in ways:
                 table = tables[way]
                 shared = start == table.abar_start
-                clock = Clock(lambda step, shared=shared: work.add(step > 1 or not shared))
+
+                def done(step: int, shared: bool = shared) -> None:
+                    work.add(step > 1 or not shared)
+
+                clock = Clock(done)
                 volume = subject.volume(sampler.draw(run, table, clock))
                 times += clock.times[shared:]
                 start = table.abar_start
@@ -258,10 +259,11 @@ def verdict(curve: Curve) -> str:
 
 
 def _quality(point: Point) -> str:
-    """The figures that decide."""
-    deciding = [metric for metric in shown("tune") if metric.slack is not None]
-    texts = [(metric, metric.format(point.figures[metric.name], narrow=True)) for metric in deciding]
-    return ", ".join(f"{text} dB" if m.unit == "dB" else f"{m.head} {text}" for m, text in texts)
+    texts = []
+    for metric in (metric for metric in shown("tune") if metric.slack is not None):
+        text = metric.format(point.figures[metric.name], narrow=True)
+        texts.append(f"{text} dB" if metric.unit == "dB" else f"{metric.head} {text}")
+    return ", ".join(texts)
 
 
 def write_results(

@@ -21,14 +21,9 @@ def plane_images(
 ) -> list[tuple[str, np.ndarray, float]]:
     """Axial, coronal and sagittal slices, anterior or superior up; the patient's right is on the right.
 
-    Args:
-        volume: ``[D, H, W]`` (z, y, x) in RAS+ order.
-        spacing: voxel size (z, y, x) in mm.
-        where: (z, y, x) place of the slices, as a fraction of each axis.
-
-    Returns:
-        For each plane its name, the image ``[rows, columns]`` with row 0 at the bottom, and the height of a
-        pixel over its width.
+    The volume ``[D, H, W]`` is in RAS+ order, its voxel size (z, y, x) in mm, the place of the slices in
+    fractions of each axis. Returns for each plane its name, the image ``[rows, columns]`` with row 0 at the
+    bottom, and the height of a pixel over its width.
     """
     z, y, x = (min(int(f * n), n - 1) for f, n in zip(where, volume.shape, strict=True))
     dz, dy, dx = spacing

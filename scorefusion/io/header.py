@@ -20,7 +20,6 @@ from scorefusion.optional import need
 
 DAMAGED = "Copy or download it again."
 BEYOND = 2**26  #: bytes that may follow a volume inside a compressed file; one that goes on and on is a bomb
-_CHUNK = 2**22
 
 
 @dataclass(frozen=True)
@@ -72,18 +71,24 @@ def bad_input(name: str | Path, problem: str, fix: str = DAMAGED) -> Iterator[No
 
 
 @contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turn the system's refusals inside the block into a BadInput."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or out_of_memory(error):
+            raise
+        problem = f"cannot be read ({error.strerror or error})"
+        raise BadInput(path, problem, "Check its permissions.") from None
+
+
+@contextmanager
 def reading(path: Path, codec: Codec | None) -> Iterator[BinaryIO]:
     """Yield a binary stream of a file's uncompressed content; errors inside the block become BadInput too."""
     damaged = "cannot be read" if codec is None else f"is a truncated or damaged {codec.name} file"
-    with bad_input(path, damaged, "Check its permissions." if codec is None else DAMAGED):
-        try:
-            with path.open("rb") if codec is None else codec.reader(path) as stream:
-                yield stream
-        except OSError as error:
-            if error.errno is None or out_of_memory(error):
-                raise
-            problem = f"cannot be read ({error.strerror or error})"
-            raise BadInput(path, problem, "Check its permissions.") from None
+    with bad_input(path, damaged, "Check its permissions." if codec is None else DAMAGED), readable(path):
+        with path.open("rb") if codec is None else codec.reader(path) as stream:
+            yield stream
 
 
 def read_first(path: Path, count: int) -> tuple[bytes, Codec | None]:
@@ -97,18 +102,15 @@ def read_first(path: Path, count: int) -> tuple[bytes, Codec | None]:
 
 def read_exactly(path: Path, length: int, codec: Codec | None) -> bytes:
     """Return the first ``length`` bytes of a file's content; a compressed file is read to its checksum."""
-    beyond = 0
     with reading(path, codec) as stream:
-        data = stream.read(length)
-        while codec is not None and beyond <= BEYOND and (more := stream.read(_CHUNK)):
-            beyond += len(more)
-    if beyond > BEYOND:
+        data = stream.read(length if codec is None else length + BEYOND + 1)
+    if len(data) > length + BEYOND:
         problem = f"goes on for more than {BEYOND:,} bytes after the {length:,} its header promises"
         raise BadInput(path, problem, DAMAGED)
     if len(data) < length:
         problem = f"is truncated: its header promises {length:,} bytes, it holds {len(data):,}"
         raise BadInput(path, problem, DAMAGED)
-    return data
+    return data[:length]
 
 
 def check_room(path: Path, length: int, codec: Codec | None) -> None:
@@ -128,9 +130,7 @@ def zstd() -> Any:
     return need(module, "reading and writing .zst files")
 
 
-MAX_VOXELS = 2**30
-"""The most voxels a volume may have, in or out, unless the caller says otherwise: 4 GiB in float32."""
-
+MAX_VOXELS = 2**30  #: the most that a volume may have unless the caller says otherwise: 4 GiB in float32
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  #: from LPS+ to RAS+ millimetres, and the other way round
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 

@@ -56,8 +56,7 @@ _UNHEARD = logging.Logger("scorefusion.unheard")
 _UNHEARD.addHandler(logging.NullHandler())
 _UNHEARD.propagate = False
 
-_TOO_LONG = 0.01
-"""By how much the square of a qform's quaternion may exceed 1 and count as rounded, not as damaged."""
+_TOO_LONG = 0.01  #: by how much the square of a qform's quaternion may exceed 1 and count as rounded
 
 
 class Nifti(Format):

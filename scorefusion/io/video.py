@@ -34,14 +34,11 @@ def read_clip(
 ) -> Clip:
     """Read a video file that ffmpeg can decode.
 
-    Args:
-        path: the file.
-        frames: (first, stop) of the frames to keep; None for all that follow.
-        pool: average this many pixels along rows and columns into one; the remainder is cut off.
+    ``frames`` are the (first, stop) of those to keep, None for all that follow; ``pool`` averages so many
+    pixels along rows and columns into one and cuts off the remainder.
 
-    Raises:
-        BadInput: for a file that ffmpeg cannot read, or without a frame in that range.
-        ScoreFusionError: without imageio-ffmpeg, naming the extra that brings it.
+    Raises BadInput for a file that ffmpeg cannot read, or without a frame in that range; ScoreFusionError
+    without imageio-ffmpeg.
     """
     file, (first, stop) = Path(path), frames
     if pool < 1 or first < 0 or (stop is not None and stop <= first):
@@ -66,14 +63,10 @@ def read_clip(
 def write_clip(path: str | os.PathLike[str], frames: Sequence[np.ndarray] | np.ndarray, rate: float) -> Path:
     """Write grey or RGB frames as .mp4 (H.264) or .gif; the file appears whole or not at all.
 
-    Args:
-        path: the file.
-        frames: each ``[H, W]`` or ``[H, W, 3]``, 0 to 255; rounded, and for .mp4 padded to even sizes.
-        rate: frames per second; a .gif keeps it to the nearest hundredth of a second.
+    Frames are ``[H, W]`` or ``[H, W, 3]``, 0 to 255; rounded, and for .mp4 padded to even sizes. A .gif keeps
+    their rate per second to the nearest hundredth of a second.
 
-    Raises:
-        BadInput: for another ending, or if it cannot be written.
-        ScoreFusionError: without imageio-ffmpeg for .mp4.
+    Raises BadInput for another ending, or if it cannot be written; ScoreFusionError without imageio-ffmpeg.
     """
     final = Path(path)
     if not final.name.lower().endswith(CLIP_ENDINGS):

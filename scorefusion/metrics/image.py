@@ -40,11 +40,8 @@ def psnr(
         data_range: L, the span of intensities that can occur; that of ``truth`` by default.
         inside: bool, the same shape: the voxels that count; all by default.
 
-    Returns:
-        dB; infinite for equal volumes.
-
-    Raises:
-        ScoreFusionError: for different shapes, no voxel that counts, or a range that is not positive.
+    Returns dB, infinite for equal volumes. Raises ScoreFusionError for different shapes, no voxel that
+    counts, or a range that is not positive.
     """
     peak = _range(volume, truth, data_range)
     difference = np.asarray(volume, np.float64) - np.asarray(truth, np.float64)

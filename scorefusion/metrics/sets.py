@@ -28,6 +28,9 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
 
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(self.count - other.count, self.total - other.total, self.squares - other.squares)
+
     @property
     def mean(self) -> np.ndarray:
         """Of the vectors, ``[F]``."""

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from scorefusion.errors import BadInput
-from scorefusion.io.header import bad_input
+from scorefusion.io.header import bad_input, readable
 from scorefusion.optional import need
 
 PathLike = str | os.PathLike[str]
 
-MAX_HEADER = 2**25
-"""The most bytes before the pixels; the header of an enhanced object of 10,000 frames has about as many."""
+MAX_HEADER = 2**25  #: the most bytes before the pixels, about those of an enhanced object of 10,000 frames
 MAX_ITEMS = 2**18  #: the most sequence items in a header; each becomes a Python object
 DAMAGED = "Copy or export it again, or take it out of the folder."
 
@@ -74,7 +73,8 @@ def why_not_dicom(path: Path) -> str:
     except zlib.error:
         return "is a damaged gzip file"
     except OSError as error:
-        raise _unreadable(path, error) from None
+        problem = f"cannot be read ({error.strerror or error})"
+        raise BadInput(path, problem, "Check its permissions.") from None
     if not status.st_size:
         return "is empty (0 bytes)"
     if _start(head) is not None:
@@ -150,24 +150,18 @@ def read_pixels(path: Path, keywords: Sequence[str], promised: int) -> Any:
 
 
 def _read(path: Path, keywords: Sequence[str], bound: int, pixels: bool) -> Any:
-    with reading(path):
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if _is_packed(file.read(_HEAD)):
-                    with gzip.open(path, "rb") as stream:
-                        plain = stream.read(bound)
-                        if len(plain) < bound:
-                            stream.read(1)  # an error where the file is cut
-                    return _parse(path, io.BytesIO(plain), keywords, bound, pixels)
-                # A map gives no more bytes than there are, however many an element claims.
-                length = size if pixels else min(size, MAX_HEADER)
-                with closing(mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)) as data:
-                    return _parse(path, data, keywords, bound, pixels)
-        except OSError as error:
-            if error.errno is None:
-                raise ValueError(str(error)) from None
-            raise _unreadable(path, error) from None
+    with reading(path), readable(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if _is_packed(file.read(_HEAD)):
+            with gzip.open(path, "rb") as stream:
+                plain = stream.read(bound)
+                if len(plain) < bound:
+                    stream.read(1)  # an error where the file is cut
+            return _parse(path, io.BytesIO(plain), keywords, bound, pixels)
+        # A map gives no more bytes than there are, however many an element claims.
+        length = size if pixels else min(size, MAX_HEADER)
+        with closing(mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)) as data:
+            return _parse(path, data, keywords, bound, pixels)
 
 
 def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: bool) -> Any:
@@ -217,7 +211,3 @@ def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: b
             raise ValueError("it ends within its header")
     header.file_meta = dataset.FileMetaDataset(meta)
     return header
-
-
-def _unreadable(path: Path, error: OSError) -> BadInput:
-    return BadInput(path, f"cannot be read ({error.strerror or error})", "Check its permissions.")

@@ -74,10 +74,6 @@ class Frame:
     traits: dict[str, str]  # what distinguishes images at one position, such as EchoTime
     header: Any  # the attributes that a derived series takes over, and the functional groups
 
-    def macro(self, name: str) -> Any:
-        """Return a functional group of this frame or of all frames; a classic object's header itself."""
-        return _macro(self.header, self.index, name)
-
     @property
     def within(self) -> str:
         """Such as ``frame 2`` of a multi-frame object; else empty."""
@@ -170,12 +166,12 @@ def _image_type(header: Any) -> list[str]:
 
 
 def _frame(path: Path, header: Any, index: int) -> Frame:
-    measures = _macro(header, index, "PixelMeasuresSequence")
+    measures = macro(header, index, "PixelMeasuresSequence")
     thickness = measures.get("SliceThickness") if measures is not None else None
     row, column = _numbers(path, measures, "PixelSpacing", 2)
     if not (row > 0 and column > 0):
         raise BadInput(path, f"has an impossible PixelSpacing ({row:g}, {column:g})", _PLACELESS)
-    rescale = _macro(header, index, "PixelValueTransformationSequence")
+    rescale = macro(header, index, "PixelValueTransformationSequence")
     slope, intercept = (
         default if rescale is None or rescale.get(keyword) is None else float(rescale.get(keyword))
         for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
@@ -183,16 +179,16 @@ def _frame(path: Path, header: Any, index: int) -> Frame:
     if not (math.isfinite(slope) and math.isfinite(intercept) and slope):
         problem = f"has an impossible rescaling (RescaleSlope {slope:g}, RescaleIntercept {intercept:g})"
         raise BadInput(path, problem, "Export it again.")
-    position = _numbers(path, _macro(header, index, "PlanePositionSequence"), "ImagePositionPatient", 3)
-    cosines = _numbers(path, _macro(header, index, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+    position = _numbers(path, macro(header, index, "PlanePositionSequence"), "ImagePositionPatient", 3)
+    cosines = _numbers(path, macro(header, index, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
     axes = cosines.reshape(2, 3)
     lengths = np.linalg.norm(axes, axis=1)
     if np.abs(lengths - 1).max() > 1e-2 or abs(float(axes[0] @ axes[1])) > 1e-2:
         problem = f"has an ImageOrientationPatient of no right angle ({', '.join(f'{c:g}' for c in cosines)})"
         raise BadInput(path, problem, _PLACELESS)
     traits = {"ImageType": "\\".join(_image_type(header))}
-    for macro, keywords in _TRAITS.items():
-        group = _macro(header, index, macro) if macro else header
+    for name, keywords in _TRAITS.items():
+        group = macro(header, index, name) if name else header
         for keyword in keywords.split():
             value = None if group is None else group.get(keyword)
             if value is not None and value != "":
@@ -217,7 +213,8 @@ def _frame(path: Path, header: Any, index: int) -> Frame:
     )
 
 
-def _macro(header: Any, index: int, name: str) -> Any:
+def macro(header: Any, index: int, name: str) -> Any:
+    """Return a functional group of a frame or of all frames; a classic object's header itself."""
     own, shared = header.get(_GROUPS[0]), header.get(_GROUPS[1])
     if own is None:
         return header

@@ -17,7 +17,7 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.atomic import folder_written_beside
 from scorefusion.io.dicom.carry import Names, carry, decimals
 from scorefusion.io.dicom.file import PathLike, is_dicom, pydicom, read_header, reading
-from scorefusion.io.dicom.frames import FAMILIES, Frame
+from scorefusion.io.dicom.frames import FAMILIES, Frame, macro
 from scorefusion.io.dicom.read import DicomScan
 from scorefusion.io.header import LPS
 from scorefusion.io.nifti import corner_distance, fine_affine
@@ -155,8 +155,8 @@ def classic_header(frame: Frame) -> Any:
         return frame.header
     header = pydicom("dataset").Dataset()
     header.update(frame.header)
-    for macro, keywords in _CLASSIC.items():
-        group = frame.macro(macro)
+    for name, keywords in _CLASSIC.items():
+        group = macro(frame.header, frame.index, name)
         for keyword in keywords.split() if group is not None else ():
             value = group.get(keyword)
             if value is not None:
