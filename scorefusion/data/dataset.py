@@ -103,9 +103,8 @@ def find_subjects(config: DatasetConfig, *, voxels: bool = False, progress: Prog
     Headers, shapes and affines are checked; damage further inside a file, and NaN, show when it is read, as
     ``voxels`` does now. ``progress`` is called with (done, total) subjects.
 
-    Raises:
-        BadInput: if no subject can be used, or the first that cannot unless ``config.skip_broken``; if the
-            split is empty, or persons are unknown and so cannot be split.
+    Raises BadInput if no subject can be used, or for the first that cannot unless ``config.skip_broken``; if
+    the split is empty, or persons are unknown and so cannot be split.
     """
     root = Path(config.root).expanduser()
     layout, listing, ignored = list_volumes(root, config.layout, config.contrasts)
@@ -210,10 +209,7 @@ def _nobody(
 
 
 def split_of(group: str, fractions: Sequence[float], seed: int) -> str:
-    """The split of a person, by a hash of the seed and the name alone.
-
-    So no person changes splits when others come or go, and sizes are binomial.
-    """
+    """The split of a person, by a hash of the seed and the name alone, whoever else comes or goes."""
     digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     train, validation, test = fractions
@@ -237,10 +233,7 @@ _DEFAULT = DatasetConfig(root="")
 
 
 def check_grids(subject: Subject, contrasts: Sequence[str], config: DatasetConfig = _DEFAULT) -> Grid:
-    """The first volume's grid; checks from the headers that a subject's volumes can be used together.
-
-    Raises BadInput for a file that cannot be a volume, or that lies on another grid, with both grids.
-    """
+    """Check from the headers that a subject's volumes can be used together; return the first one's grid."""
     files = [subject.files[contrast] for contrast in contrasts]
     grids = [read_grid(file, assume_affine=config.assume_affine) for file in files]
     if config.on_misaligned == "refuse":
@@ -259,9 +252,8 @@ def read_subject(
     header of the first; outside its own field of view it holds its least value (label maps: 0). It is not
     smoothed first, so let the first contrast be the finer.
 
-    Raises:
-        BadInput: for a volume that cannot be read, labels that are not whole numbers, or a volume on another
-            grid that is not to be resampled or does not overlap the first.
+    Raises BadInput for a volume that cannot be read, labels that are not whole numbers, or a volume on
+    another grid that is not to be resampled or does not overlap the first.
     """
     first, scans, order = None, {}, 1 if config.interpolation == "linear" else 3
     for contrast in list(contrasts) or in_order(subject.files):
@@ -283,10 +275,7 @@ def read_subject(
 
 
 def resample(scan: Scan, onto: Scan, order: int = 1) -> Scan:
-    """Interpolate a volume at the voxels of another, by both affines; nothing is registered.
-
-    The ``order`` of the spline: 0 nearest voxel, 1 linear, 3 cubic (limited to the volume's own range).
-    """
+    """Interpolate a volume at the voxels of another, by both affines and a spline of order 0, 1 or 3."""
     need("scipy.ndimage", "resampling")
     from nibabel.processing import resample_from_to
 

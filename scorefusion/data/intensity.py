@@ -200,8 +200,7 @@ class Intensity:
                 these coincide.
             outliers: leave :class:`Outliers` out.
 
-        Raises:
-            ScoreFusionError: for an unknown kind, or a volume without two different values.
+        Raises ScoreFusionError for an unknown kind, or a volume without two different values.
         """
         if kind not in INTENSITIES:
             raise unknown_name("intensity", kind, INTENSITIES)

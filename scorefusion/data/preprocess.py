@@ -77,7 +77,7 @@ def foreground_box(
     multiple: Factor = 1,
     levels: Sequence[float | None] = (),
 ) -> Box:
-    """Return the smallest aligned box that holds every voxel above a threshold, and a margin.
+    """Return the smallest aligned box of every voxel above a threshold, and a margin; all if none is above.
 
     Args:
         volume: ``[B, C, D, H, W]``, normalised; a voxel counts if any item or channel exceeds the threshold.
@@ -87,9 +87,6 @@ def foreground_box(
             within the volume.
         levels: value of each channel's background where that is not its darkest, as it is after z-scoring:
             voxels count that differ from it by as much as ``threshold`` from -1.
-
-    Returns:
-        The box; the whole volume if nothing exceeds the threshold.
     """
     full, multiples = volume.shape[2:], block_edges(multiple)
     shown = volume > threshold
@@ -163,10 +160,8 @@ class Prepared:
     def projection(self, config: ModelConfig, box: Box) -> Projection | None:
         """The projection that makes a residual in the box agree with the measurement.
 
-        None where nothing is measured, or where ``config.sampling`` does without.
-
-        Raises:
-            ScoreFusionError: if the box leaves out voxels that the measurement mixes with those inside.
+        None where nothing is measured, or where ``config.sampling`` does without. Raises ScoreFusionError if
+        the box leaves out voxels that the measurement mixes with those inside.
         """
         if self.operator is None or not config.sampling.consistency:
             return None
@@ -225,13 +220,10 @@ def prepare_conditions(
     where that is a coarser image, or else the image that the pseudo-inverse makes of it, which is measured
     again. The others may be on its grid, and are enlarged like it, or already on the output's.
 
-    Args:
-        volumes: ``[1, 1, d, h, w]`` each, in image units, as ``config.conditions`` names them.
-        operator: what was measured of the first, instead of what ``config.degradation`` says: another mask,
-            say, or an object of deepinv's.
-
-    Raises:
-        ScoreFusionError: for a volume without contrast, or of a size that cannot have been measured.
+    The volumes are ``[1, 1, d, h, w]``, in image units, as ``config.conditions`` names them. ``operator`` is
+    what was measured of the first, instead of what ``config.degradation`` says: another mask, say, or an
+    object of deepinv's. Raises ScoreFusionError for a volume without contrast, or of a size that cannot have
+    been measured.
     """
     if operator is None:
         size = config.degradation.grid(volumes[0].shape[2:])

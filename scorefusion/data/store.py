@@ -86,9 +86,8 @@ def build_store(
     Returns:
         Memory-mapped float16 arrays ``[C, D, H, W]`` (RAS+, intensities near [-1, 1]) with the share of each.
 
-    Raises:
-        BadInput: for a file that cannot be read, volumes on different grids, or a damaged array. A source
-            with ``skip_broken`` is left out instead, unless none remains.
+    Raises BadInput for a file that cannot be read, volumes on different grids, or a damaged array. A source
+    with ``skip_broken`` is left out instead, unless none remains.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digests = Digests(folder / "sources.json")
@@ -125,7 +124,6 @@ def build_store(
 
 
 def _keys(source: Source, settings: StoreSettings, digests: Digests) -> list[str]:
-    """The address of the volume and of each variant."""
     name = "+".join(digests.of(source.subject.files[contrast]) for contrast in source.contrasts)
     reading = [getattr(source.reading, option) for option in READING]
     volume: tuple[object, ...] = (name, source.contrasts, reading, source.region)
@@ -191,10 +189,7 @@ def _shares(sources: Sequence[Source], found: Mapping[int, object]) -> dict[int,
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write a ``.npy``, and a ``.crc`` file with its checksum, size and time of change.
-
-    The checksum comes first: whoever finds the array finds that, too.
-    """
+    """Write a ``.npy``, and before it a ``.crc`` file with its checksum, size and time of change."""
     with written_beside(path) as beside:
         np.save(beside, array)
         _note(path, _checksum(array), beside.stat())
@@ -223,10 +218,7 @@ def open_array(path: Path) -> np.ndarray:
 
 @contextmanager
 def locked(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
-    """Hold a name that one process may hold at a time; the system frees it when the process ends.
-
-    Yields whether it is held: always on a file system without locks.
-    """
+    """Hold a name that one process may hold at a time; yield whether it is: always without file locks."""
     lock, held = FileLock(folder / f"{name}.lock", timeout=-1 if wait else 0), True
     try:
         lock.acquire()

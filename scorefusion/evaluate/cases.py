@@ -123,10 +123,7 @@ class Case:
         return replace(self, config=config, prepared=prepared, intensity=intensity, truth=truth)
 
     def consistency(self, volume: np.ndarray) -> float | None:
-        """Greatest difference of a degraded result from the measurement, over the data range; None without.
-
-        The result is float32 ``[d, h, w]`` of the box, normalised.
-        """
+        """Greatest difference of a degraded result ``[d, h, w]`` from what was measured, over the range."""
         operator, degradation = self.prepared.operator, self.config.degradation
         if operator is None:
             return None
@@ -251,10 +248,7 @@ def find_cases(
 def read_case(
     subject: Subject, config: ModelConfig, where: Where, *, device: torch.device | str = "cpu"
 ) -> Case:
-    """Read a subject from :func:`find_cases` and make of it what a model needs.
-
-    Raises BadInput for a file that cannot be used, ScoreFusionError for a box that does not fit.
-    """
+    """Read a subject from :func:`find_cases` and make a case of it, or raise ScoreFusionError."""
     names = files_needed(config)
     labelled = [LABELS] if LABELS in subject.files else []
     scans = read_subject(subject, [names[-1], *names[:-1], *labelled])

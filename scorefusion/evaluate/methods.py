@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -218,17 +218,13 @@ def model_methods(contender: Contender, *, without_consistency: Sequence[str] = 
     return rows
 
 
-def _by_condition(run: StrategyRun, config: ModelConfig) -> list[StrategyRun]:
+def _by_condition(run: StrategyRun, config: ModelConfig) -> Iterator[StrategyRun]:
     """After the average of all branches, those of the branches that see the same conditions."""
     seen = dict.fromkeys(branch.conditions for branch in config.branches)
-    if run.strategy != AVERAGE.name or len(seen) < 2:
-        return []
-    runs = []
-    for conditions in seen:
+    for conditions in seen if run.strategy == AVERAGE.name and len(seen) > 1 else ():
         chosen = tuple(k for k, branch in enumerate(config.branches) if branch.conditions == conditions)
         name = f"{AVERAGE} [{'+'.join(config.conditions[k] for k in conditions)}]"
-        runs.append(StrategyRun(name, AVERAGE.name, None, len(chosen), branches=chosen))
-    return runs
+        yield StrategyRun(name, AVERAGE.name, None, len(chosen), branches=chosen)
 
 
 def choose_rows(text: str | None, methods: Sequence[Method], own: str) -> list[Method]:
@@ -308,7 +304,6 @@ class Regression:
 
 
 def _conditions(case: Case) -> np.ndarray:
-    """The conditions ``[C, d, h, w]`` of the box, normalised."""
     return case.prepared.condition[case.box.index][0].float().cpu().numpy()
 
 

@@ -277,7 +277,6 @@ def _figures_by_row(summary: Summary) -> Any:
 
 
 def _spectra(summary: Summary, rows: Sequence[str]) -> Any:
-    """Power ratio and Fourier shell correlation by spatial frequency."""
     figure, left, right = _two_panels("spatial frequency, cycles per voxel")
     for name in rows:
         frequency, ratio, correlation = summary.bands[name]
@@ -291,7 +290,6 @@ def _spectra(summary: Summary, rows: Sequence[str]) -> Any:
 
 
 def _denoising_curves(summary: Summary) -> Any:
-    """Squared error of the denoised residual against noise level, and over that of the average."""
     figure, left, right = _two_panels("noise level sigma")
     names = [name for name in summary.denoising if not plane_row(name)]
     base = summary.denoising.get(AVERAGE.name) or next(iter(summary.denoising.values()))

@@ -162,7 +162,6 @@ def _trained(
     settings: SegmenterSettings,
     work: Work,
 ) -> nn.Module:
-    """A segmenter from the store, or trained and stored."""
     key = store.key(
         f"segmenter {source}", keys=[(each[source], each["labels"]) for each in training.keys],
         labels=list(labels), settings=asdict(settings), training=VERSION,

@@ -80,7 +80,6 @@ def set_distances(
 
 
 def _estimate(count: int, figure: Callable[[Sequence[int]], float]) -> Estimate:
-    """A figure of persons 0 .. count - 1 with its interval."""
     return jackknife(figure(range(count)), left_out(count, figure) if count > 2 else [], count)
 
 
@@ -112,7 +111,6 @@ def _apart(some: Crowds, others: Crowds) -> np.ndarray:
 
 
 def _crowds(keys: Keys, row: str, store: Store, network: FeatureNetwork, persons: Sequence[str]) -> Crowds:
-    """Feature vectors of each person; computed once and stored."""
     found = []
     for each in keys:
         key = store.key(f"features {network.name}", network=network.description, volume=each[row])

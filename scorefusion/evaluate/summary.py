@@ -104,7 +104,6 @@ def _values(results: Results, rows: Sequence[str], groups: Sequence[str]) -> dic
 
 
 def _estimates(values: Values) -> dict[str, dict[str, Estimate]]:
-    """Row to figure to its mean with an interval."""
     found: dict[str, dict[str, Estimate]] = {name: {} for name in values}
     for figure in figure_names():
         names = [name for name in values if figure in values[name]]

@@ -346,7 +346,6 @@ def curve_figure(curve: Curve, title: str) -> Any:
 
 
 def _against_evaluations(axis: Any, curve: Curve, metric: Metric) -> None:
-    """One metric against evaluations below, and seconds above."""
     for look, points in _lines(curve.points):
         values = [point.figures[metric.name] for point in points]
         axis.plot([point.evaluations for point in points], values, **look)
@@ -392,7 +391,6 @@ def _both_at_once(axis: Any, curve: Curve) -> None:
 
 
 def _by_band(axis: Any, curve: Curve) -> None:
-    """Fourier shell correlation and power ratio of the reference and the choice, by spatial frequency."""
     shown = [(curve.reference, "black", f"{curve.reference.evaluations} steps")]
     shown += [] if curve.chosen is None else [(curve.chosen, _CHOSEN, "chosen")]
     for point, colour, label in shown:

@@ -219,10 +219,7 @@ def scan_of(
 
 
 def shape_of(source: Image, max_voxels: int = MAX_VOXELS) -> tuple[int, int, int] | None:
-    """Return the size of an image in its own order, from its header alone; None where that does not give it.
-
-    The image is of any kind, good or bad; ``max_voxels`` is as for :func:`~scorefusion.io.read_scan`.
-    """
+    """Return the size of an image of any kind in its own order, from its header; None where that is bad."""
     if isinstance(source, str | os.PathLike):
         try:
             shape = read_header(Path(source), max_voxels).get_data_shape()

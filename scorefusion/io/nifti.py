@@ -67,10 +67,7 @@ def ras_grid(name: str, shape: tuple[int, int, int], affine: np.ndarray) -> Grid
 
 
 def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """Return the largest distance in millimetres between the positions of a grid's corners by two affines.
-
-    These are float64 ``[4, 4]``; ``shape`` is in voxels along each axis, in the affines' order.
-    """
+    """Return the largest distance in mm between the corners of a grid by two affines ``[4, 4]``."""
     corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
     corners[:, :3] *= np.array(shape) - 1
     apart = corners @ (affine - other).T
@@ -184,10 +181,7 @@ class Scan:
 
     @property
     def acquisition(self) -> dict[str, str]:
-        """Acquisition parameters by DICOM keyword, EchoTime in ms.
-
-        For a NIfTI file these come from its description and from the JSON sidecar that converters write.
-        """
+        """Acquisition parameters by DICOM keyword, EchoTime in ms: of the description and JSON sidecar."""
         description = bytes(self.header["descrip"].tobytes()).rstrip(b"\0").decode("latin-1")
         values = {"SeriesDescription": _ASSIGNED.sub(" ", description)}
         if echo := _ECHO.search(description):
@@ -225,8 +219,7 @@ def read_scan(
         constant: accept a volume whose voxels are all equal, as an empty label map's are.
         max_voxels: refuse a larger volume before allocating it.
 
-    Raises:
-        BadInput: for anything but one 3D volume of real numbers with an orientation and some contrast.
+    Raises BadInput for anything but one 3D volume of real numbers with an orientation and some contrast.
     """
     if nan not in NAN_CHOICES:
         raise unknown_name("treatment of NaN", nan, NAN_CHOICES)
@@ -291,10 +284,7 @@ def ras_order(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def fine_affine(affine: np.ndarray, factor: Factor) -> np.ndarray:
-    """Return the affine of the finer grid whose blocks are the voxels of ``affine``'s, ``[4, 4]``.
-
-    A factor is the edge of the blocks, or their edges along the affine's axes.
-    """
+    """Return the affine ``[4, 4]`` of a grid that is finer by one factor or three along its axes."""
     share = 1.0 / np.array(_three(factor), dtype=np.float64)
     step = np.diag([*share, 1.0])
     step[:3, 3] = (share - 1.0) / 2.0
@@ -315,14 +305,10 @@ def make_image(scan: Scan, volume: np.ndarray, *, factor: Factor = 1, dtype: str
     affine is written as the sform, with code 2 (aligned).
 
     Args:
-        scan: the input.
         volume: ``[i, j, k]`` in the input's own order and units.
         factor: how much finer the grid is, one number or (z, y, x) in RAS+ order.
         dtype: ``float32``, unscaled; or ``input``: the type the input was stored in; integers are rounded and
-            limited to the type's range, with the input's slope and intercept.
-
-    Raises:
-        ScoreFusionError: for an unknown dtype.
+            limited to the type's range, with the input's slope and intercept; else a ScoreFusionError.
     """
     if dtype not in OUTPUT_DTYPES:
         raise unknown_name("output dtype", dtype, OUTPUT_DTYPES)

@@ -238,7 +238,6 @@ class _Quiet:
 
 
 def _quiet(image: type, header: type) -> Any:
-    """Return a subclass of an image class whose headers are quiet."""
     own = type("QuietHeader", (_Quiet, header), {"__module__": __name__})
     return type("QuietImage", (image,), {"__module__": __name__, "header_class": own})
 

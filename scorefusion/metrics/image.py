@@ -69,12 +69,8 @@ def ssim(
         data_range: L, as :func:`psnr` takes it.
         inside: bool, the same shape: the windows whose middle voxels count; all by default.
 
-    Returns:
-        1 for equal volumes, less for all others.
-
-    Raises:
-        ScoreFusionError: for different or too small shapes, no voxel that counts, a range that is not
-            positive, or without scikit-image.
+    Returns 1 for equal volumes, less for all others. Raises ScoreFusionError for different or too small
+    shapes, no voxel that counts, a range that is not positive, or without scikit-image.
     """
     peak = _range(volume, truth, data_range)
     if min(truth.shape) < WINDOW:
@@ -108,11 +104,8 @@ def patch_distance(
         draws: how often places are drawn anew; the mean is returned.
         seed: of the places: the same for every volume of a shape, so that differences are less noisy.
 
-    Returns:
-        0 in the mean for patches alike (the estimate may be a little below); about 2 for nothing in common.
-
-    Raises:
-        ScoreFusionError: for different shapes, fewer than 8 places for patches, or a truth without texture.
+    Returns 0 in the mean for patches alike (the estimate may be a little below), about 2 for nothing alike.
+    Raises ScoreFusionError for different shapes, fewer than 8 places for patches, or a truth without texture.
     """
     _check_shapes(volume, truth)
     if size < 2 or min(truth.shape) < size:
@@ -207,10 +200,7 @@ class Spectra:
 
 
 def compare_spectra(volume: np.ndarray, truth: np.ndarray) -> Spectra:
-    """Compare a volume, 2D or 3D, with the truth of the same shape in every band.
-
-    Raises ScoreFusionError for different shapes, or axes shorter than 8.
-    """
+    """Compare a volume, 2D or 3D, of 8 voxels or more an axis, with the truth of its shape in every band."""
     _check_shapes(volume, truth)
     shape = truth.shape
     if min(shape) < _LEAST:

@@ -81,7 +81,6 @@ def discrepancy(one: np.ndarray, other: np.ndarray, width: float) -> float:
         )
 
     def among(rows: np.ndarray) -> float:
-        """Mean kernel of different rows."""
         n = len(rows)
         return float((np.exp(-squared_distances(rows, rows) / width).sum() - n) / (n * (n - 1)))
 

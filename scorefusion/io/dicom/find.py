@@ -71,9 +71,8 @@ def find_series(
         passed: takes files that are not used: other files, empty ones, links that lead nowhere, DICOMDIR.
         skip: returns whether a folder below is not entered.
 
-    Raises:
-        BadInput: if there is no such folder, or a DICOM file in it is damaged or cannot be read.
-        ScoreFusionError: without pydicom, naming the extra that brings it.
+    Raises BadInput if there is no such folder, or a DICOM file in it is damaged or cannot be read;
+    ScoreFusionError without pydicom.
     """
     pydicom("uid")
     root = Path(folder)

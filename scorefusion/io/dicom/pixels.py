@@ -230,7 +230,6 @@ def serve() -> None:
 
 
 def _decode(path: Path, data: Any, **options: Any) -> Iterator[np.ndarray]:
-    """Decode what :func:`~scorefusion.io.dicom.file.read_pixels` read, in this process."""
     with reading(path):
         decoder = pydicom("pixels").get_decoder(data.file_meta.TransferSyntaxUID)
         for image, _ in decoder.iter_array(data, raw=True, **options):

@@ -65,10 +65,8 @@ def read_dicom_series(
         constant: accept a volume whose voxels are all equal.
         max_voxels: refuse a larger volume before allocating it.
 
-    Raises:
-        BadInput: naming the file, for anything but one upright, even, whole grid of grey slices of one
-            contrast; or for a compression for which no decoder is installed.
-        ScoreFusionError: without pydicom, naming the extra that brings it.
+    Raises BadInput, naming the file, for anything but one upright, even, whole grid of grey slices of one
+    contrast, or for a compression for which no decoder is installed; ScoreFusionError without pydicom.
     """
     described = source if isinstance(source, SeriesDescription) else choose_series(source, series)
     name = str(described.folder)
@@ -224,7 +222,6 @@ def _apart(one: Frame, other: Frame, what: str) -> str:
 
 
 def _values(name: str, ordered: Sequence[Frame], constant: bool) -> np.ndarray:
-    """Return the rescaled values, float32 ``[k, j, i]``."""
     by_file = sorted(ordered, key=lambda frame: (str(frame.file), frame.index))
     files = [list(frames) for _, frames in groupby(by_file, key=attrgetter("file"))]
     for frames in files:

@@ -197,7 +197,6 @@ def _add_identity(image: Any, derivation: Derivation, frame: Frame) -> None:
 
 
 def _add_slice(image: Any, derivation: Derivation, frame: Frame, k: int) -> None:
-    """Add the position of slice ``k``, and its pixels."""
     affine = LPS @ derivation.translation.affine
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     row, column, normal = (affine[:3, :3] / lengths).T
@@ -225,7 +224,6 @@ def _add_slice(image: Any, derivation: Derivation, frame: Frame, k: int) -> None
 
 
 def _add_origin(image: Any, derivation: Derivation, frame: Frame) -> None:
-    """Add what the image was derived from, by which equipment and how."""
     names = derivation.names
     image.DerivationDescription = derivation.explanation
     image.ContributingEquipmentSequence = [
@@ -310,10 +308,9 @@ def save_dicom_series(
             to each other.
         description: SeriesDescription; None for the model's name before the source's.
 
-    Raises:
-        BadInput: for a source that is no DICOM series of CT or MR, or whose pixels show burned-in text that
-            must not leave; for a folder that holds something else, lies in the source's or cannot be written.
-        ScoreFusionError: for a translation on another grid, or without pydicom.
+    Raises BadInput for a source that is no DICOM series of CT or MR, or whose pixels show burned-in text that
+    must not leave; for a folder that holds something else, lies in the source's or cannot be written; for a
+    translation on another grid. ScoreFusionError without pydicom.
     """
     sources = _sources(translation, source)
     final = _check_folder(Path(folder), sources)

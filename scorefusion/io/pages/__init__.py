@@ -45,7 +45,6 @@ def data_url(kind: str, data: bytes) -> Markup:
 
 @functools.cache
 def _asset(name: str) -> Markup:
-    """Return the text of a stylesheet or script of this folder, for use inside its element."""
     return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
