@@ -1,7 +1,5 @@
 """Check scans against what a model was made for: contrast, voxel size, kind of intensities, background."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

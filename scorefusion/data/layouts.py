@@ -1,7 +1,5 @@
 """The files of a dataset's folder, what a layout makes of them, and tables of subjects."""
 
-from __future__ import annotations
-
 import csv
 import os
 import re

@@ -1,7 +1,5 @@
 """The demonstration: pool a held-out volume, translate it with every strategy, measure and picture each."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 It shows what fusing gains, where PSNR hides it: a better denoiser's samples are sharper, which costs PSNR.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

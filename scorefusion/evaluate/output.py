@@ -1,7 +1,5 @@
 """Output folders, text tables and stored results of evaluate, tune, demo and denoise-error."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

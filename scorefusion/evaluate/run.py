@@ -1,7 +1,5 @@
 """Run every row on every subject: sample, interpolate, measure, and keep what is done."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import time

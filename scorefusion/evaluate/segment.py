@@ -1,7 +1,5 @@
 """A downstream task: a 3D U-Net finds label maps, trained on true or on translated volumes (MONAI)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 

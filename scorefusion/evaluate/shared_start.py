@@ -3,8 +3,6 @@
 The branches' outputs there, and the sums of the feature layers, are computed once for all strategies.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

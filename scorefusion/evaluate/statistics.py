@@ -1,7 +1,5 @@
 """Statistics over subjects: bootstrap intervals, jackknife, Wilcoxon's test with Holm's correction."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence

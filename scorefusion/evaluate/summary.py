@@ -1,7 +1,5 @@
 """From figures by subject to a table: means with intervals, distances of sets, and tests between rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Atomic writes: files and folders appear under their final name whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shlex

@@ -1,7 +1,5 @@
 """Pictures of volumes, by matplotlib. Nothing here touches pyplot or any other global state."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

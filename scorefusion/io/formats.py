@@ -3,8 +3,6 @@
 To add a format, write a subclass of :class:`~scorefusion.io.header.Format` and list it in ``FORMATS``.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What file formats share: a base class, checks, compressed content, and conversion from and to NIfTI."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import math

@@ -5,8 +5,6 @@ tensors are ``[i, j, k]`` as in nibabel, with an affine to RAS+ millimetres. Sim
 recognised by the modules of their types, which are not imported for it.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import re

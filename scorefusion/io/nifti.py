@@ -1,7 +1,5 @@
 """Volumes of any format: their grids, voxels in RAS+ order, and results in the input's own orientation."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

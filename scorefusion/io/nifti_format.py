@@ -4,8 +4,6 @@ nibabel logs every oddity of a header. The logger belongs to the whole process: 
 would silence other threads, too. So headers get a logger of their own without handlers.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

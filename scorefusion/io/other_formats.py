@@ -1,7 +1,5 @@
 """FreeSurfer's MGH, and NRRD and MetaImage: a text header, then voxels, in one file or in a second one."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import math

@@ -1,7 +1,5 @@
 """Files whose content is elsewhere: links of git-annex, pointers of git-annex and git-lfs, broken links."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Video clips as volumes: the luma of every frame, stacked in time; read and written through ffmpeg."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from contextlib import closing

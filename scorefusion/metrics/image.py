@@ -9,8 +9,6 @@ The ratio says whether a volume is too smooth or too sharp, and cannot tell deta
 (Harauz and van Heel 1986) counts only what is in the right place: it is highest for the posterior mean.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 A new metric is one call of :func:`register`; it then has its column in every table and file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial

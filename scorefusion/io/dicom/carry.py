@@ -1,7 +1,5 @@
 """What a derived series takes over from its source, what of it identifies nobody, and UIDs and pseudonyms."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import math

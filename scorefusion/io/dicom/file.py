@@ -1,7 +1,5 @@
 """One DICOM file, read within bounds: whatever its bytes say, memory stays near the file's own size."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import mmap

@@ -1,7 +1,5 @@
 """The DICOM series in a folder, found by their headers; nothing is decoded and nothing is written."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence

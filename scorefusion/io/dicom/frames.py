@@ -1,7 +1,5 @@
 """The kind of a DICOM object, and its images and their positions."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """DICOM series as volumes: slices put in order, checked to be one even grid, and decoded."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

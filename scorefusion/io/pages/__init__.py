@@ -4,8 +4,6 @@ Every page extends ``base.html``, has the one stylesheet inside, and carries a C
 allows this stylesheet, the page's own script and ``data:`` images, and nothing else.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib
