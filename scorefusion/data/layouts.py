@@ -179,10 +179,9 @@ def _fastmri(root: Path, files: Sequence[Path], contrasts: Sequence[str]) -> Lis
             person = path.parent.name
         else:
             person = match["number"]
-            unknown = (
-                f"{path.name}: fastMRI names scans, not persons, so one person's files cannot be told; "
-                f"add {PATIENTS} (columns file, patient_id) or a folder for each person"
-            )
+            problem = "fastMRI names scans, not persons, so one person's files cannot be told"
+            fix = f"add {PATIENTS} (columns file, patient_id) or a folder for each person"
+            unknown = f"{path.name}: {problem}; {fix}"
         volumes.append(Volume(person, person, contrast, path))
     return Listing(tuple(volumes), tuple(problems), people_unknown=unknown)
 

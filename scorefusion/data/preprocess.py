@@ -167,10 +167,9 @@ class Prepared:
             return None
         size = self.base.shape[2:]
         if box != box.whole_along(config.degradation.whole, size):
-            raise ScoreFusionError(
-                f"a measurement of kind {config.degradation.kind} mixes voxels over whole slices or the "
-                f"whole volume, so the box must be whole there; got {box} of {list(size)}"
-            )
+            mixed = "mixes voxels over whole slices or the whole volume, so the box must be whole there"
+            kind = config.degradation.kind
+            raise ScoreFusionError(f"a measurement of kind {kind} {mixed}; got {box} of {list(size)}")
         inside = self.operator.inside(box.index)
         if self.outside is self.base:
             return inside.project()

@@ -103,14 +103,8 @@ class Case:
         """A normalised result ``[d, h, w]`` of the box with its truth, as metrics take them."""
         # The whole truth reaches from 0 to 1: SSIM takes black for 0, and the range is no box's own.
         scaled, truth = ((each - self.black) / self.data_range for each in (volume, self.truth))
-        return Pair(
-            scaled,
-            truth,
-            1.0,
-            inside=self.inside,
-            translated=not self.config.degradation.measures,
-            consistency=self.consistency(volume),
-        )
+        translated = not self.config.degradation.measures
+        return Pair(scaled, truth, 1.0, self.inside, translated, self.consistency(volume))
 
     def seen_by(self, config: ModelConfig) -> Case:
         """The same case for another model of this target and some of these conditions."""
@@ -214,9 +208,8 @@ def make_cases(files: Sequence[Path], config: ModelConfig, *, nan: str = "error"
     names = files_needed(config)
     if not files or len(files) % len(names):
         each = "a volume each" if len(names) == 1 else f"{len(names)} files each ({', '.join(names)})"
-        raise ScoreFusionError(
-            f"model '{config.name}' is measured on subjects of {each}; got {len(files)} files"
-        )
+        wanted = f"model '{config.name}' is measured on subjects of {each}"
+        raise ScoreFusionError(f"{wanted}; got {len(files)} files")
     groups = (files[at : at + len(names)] for at in range(0, len(files), len(names)))
     return [make_case([read_scan(file, nan=nan) for file in group], config, **where) for group in groups]
 

@@ -46,10 +46,9 @@ def pooled_case(scan: Scan, config: ModelConfig, *, size: Sequence[int] = BOX, *
     Raises BadInput for a volume too small to pool, ScoreFusionError for a model of another task.
     """
     if not config.degradation.coarse or len(config.conditions) != 1:
-        raise ScoreFusionError(
-            f"the demonstration pools one volume and restores it; model '{config.name}' has degradation "
-            f"'{config.degradation.kind}' and {len(config.conditions)} conditions"
-        )
+        found = f"degradation '{config.degradation.kind}' and {len(config.conditions)} conditions"
+        task = "the demonstration pools one volume and restores it"
+        raise ScoreFusionError(f"{task}; model '{config.name}' has {found}")
     return make_case([scan], config, size=size, **where)
 
 
@@ -79,11 +78,8 @@ def run_demo(
     sampled = config if sampling is None else config.model_copy(update={"sampling": sampling})
     table, once = table_for(sampled, steps=steps), table_for(sampled, steps=1)
     runs = [(run, table) for run in strategy_runs(config)]
-    runs += [
-        (replace(run, name=f"one-step {run.name}"), once)
-        for run, _ in runs
-        if not STRATEGIES[run.strategy].takes_planes
-    ]
+    whole = [run for run, _ in runs if not STRATEGIES[run.strategy].takes_planes]
+    runs += [(replace(run, name=f"one-step {run.name}"), once) for run in whole]
     volumes = {"truth": as_array(case.target[box.index])}
     for name in BASELINES:
         fine = interpolate(case.measured, name, config.degradation.factors, case.prepared.operator)

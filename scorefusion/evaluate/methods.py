@@ -87,9 +87,9 @@ def other_sampling(
     changes |= {} if steps is None else {"steps": steps}
     given = {name: value for name, value in levels.items() if value is not None}
     if given and config.sampling.schedule != "karras":
+        option, schedule = next(iter(given)).replace("_", "-"), config.sampling.schedule
         raise ScoreFusionError(
-            f"--{next(iter(given)).replace('_', '-')} is for the karras schedule; model '{config.name}' has "
-            f"'{config.sampling.schedule}'"
+            f"--{option} is for the karras schedule; model '{config.name}' has '{schedule}'"
         )
     return config.sampling.model_copy(update=changes | given)
 
@@ -140,16 +140,13 @@ def load_other(text: str, main: Contender, *, device: str = "auto", dtype: str =
     other = Contender(name.strip(), pipeline.model, (strategy,), sampling)
     task = main.config
     if config.target != task.target or not set(config.conditions) <= set(task.conditions):
-        raise ScoreFusionError(
-            f"--against {other.name}: makes {config.target} of {', '.join(config.conditions)}; "
-            f"'{task.name}' makes {task.target} of {', '.join(task.conditions)}"
-        )
+        theirs, ours = (f"makes {each.target} of {', '.join(each.conditions)}" for each in (config, task))
+        raise ScoreFusionError(f"--against {other.name}: {theirs}; '{task.name}' {ours}")
     same = config.degradation == task.degradation and makes_its_input(config) == makes_its_input(task)
     if task.conditions[0] in config.conditions and not same:
-        raise ScoreFusionError(
-            f"--against {other.name}: its {task.conditions[0]} is degraded by "
-            f"{config.degradation.model_dump()}, that of '{task.name}' by {task.degradation.model_dump()}"
-        )
+        by, usual = config.degradation.model_dump(), task.degradation.model_dump()
+        degraded = f"its {task.conditions[0]} is degraded by {by}, that of '{task.name}' by {usual}"
+        raise ScoreFusionError(f"--against {other.name}: {degraded}")
     other.table()
     return other
 

@@ -22,7 +22,7 @@ from scorefusion.metrics import METRICS
 from scorefusion.metrics import measure as measure_pair
 from scorefusion.pipeline import missing_voxels
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  #: what is called with (done, in all)
 
 DENOISE_COST = 4 * len(SIGMAS)
 

@@ -55,16 +55,12 @@ def segment(
     settings: SegmenterSettings,
     callback: Progress | None = None,
 ) -> list[DiceRow]:
-    """Train on true volumes, score on true and those of ``rows``; train on ``trained_on``'s, score on true.
-
-    ``callback`` is called with (steps done, steps in all).
-    """
+    """Train on true volumes, score on true and on ``rows``; train on each of ``trained_on``, score on true."""
     need("monai", "a segmenter")
     both = sorted({*training.persons} & {*testing.persons})
     if both:
-        raise ScoreFusionError(
-            f"a segmenter is trained on other subjects; {', '.join(both[:3])} is in both sets"
-        )
+        names = ", ".join(both[:3])
+        raise ScoreFusionError(f"a segmenter is trained on other subjects; {names} is in both sets")
     for results in (training, testing):
         bare = [str(case["name"]) for case in results.cases if not case["labelled"]]
         if bare:

@@ -103,10 +103,8 @@ def _apart(some: Crowds, others: Crowds) -> np.ndarray:
     total = np.zeros((len(some), len(others)))
     for first in range(0, some[0].size, _VOXELS):
         part = slice(first, first + _VOXELS)
-        total += squared_distances(
-            np.array([volume.ravel()[part] for volume in some], np.float64),
-            np.array([volume.ravel()[part] for volume in others], np.float64),
-        )
+        rows = ([volume.ravel()[part] for volume in volumes] for volumes in (some, others))
+        total += squared_distances(*(np.array(row, np.float64) for row in rows))
     return total
 
 
@@ -200,10 +198,8 @@ def _deepbet() -> Maps:
     try:
         files = importlib.metadata.files("deepbet") or []
     except importlib.metadata.PackageNotFoundError:
-        raise ScoreFusionError(
-            "feature network 'deepbet' needs the package deepbet; "
-            "pip install --no-deps deepbet==1.0.2 (17 MB, MIT licence), or use --features random"
-        ) from None
+        fix = "pip install --no-deps deepbet==1.0.2 (17 MB, MIT licence), or use --features random"
+        raise ScoreFusionError(f"feature network 'deepbet' needs the package deepbet; {fix}") from None
     found = next((file for file in files if file.parts[-2:] == ("models", "model.pt")), None)
     if found is None:
         raise ScoreFusionError("the package deepbet holds no models/model.pt; pip install deepbet==1.0.2")
@@ -211,9 +207,8 @@ def _deepbet() -> Maps:
 
     def maps(volume: Tensor) -> list[Tensor]:
         if min(volume.shape[2:]) <= 16:
-            raise ScoreFusionError(
-                f"deepbet's features need more than 16 voxels along each axis, got {list(volume.shape[2:])}"
-            )
+            needed = "deepbet's features need more than 16 voxels along each axis"
+            raise ScoreFusionError(f"{needed}, got {list(volume.shape[2:])}")
         low, high = (float(q) for q in np.quantile(volume.numpy(), (0.005, 0.995)))
         scaled = ((volume - low) / max(high - low, 1e-6)).clamp(0.0, 1.0)
         scaled = 0.226 * (scaled - scaled.mean()) / scaled.std() + 0.449  # As the network was trained.

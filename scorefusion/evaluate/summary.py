@@ -67,20 +67,14 @@ def summarise(
     rows = [method.name for method in methods]
     sets = set_distances(results.keys, rows, store, networks, persons=groups)
     figures = _estimates(values)
-    lines = tuple(
-        Line(
-            name,
-            kinds[name],
-            figures[name],
-            _mean_sets([sets[each] for each in of]),
-            float(np.mean([results.flop[each] for each in of])) if of[0] in results.flop else None,
-        )
-        for name, of in members.items()
-    )
+    lines = []
+    for name, of in members.items():
+        flop = float(np.mean([results.flop[each] for each in of])) if of[0] in results.flop else None
+        lines.append(Line(name, kinds[name], figures[name], _mean_sets([sets[each] for each in of]), flop))
     chosen = main if main in members else lines[0].name
     ordered = [name for name in PAPER_ORDER if name in members]
     return Summary(
-        lines=lines,
+        lines=tuple(lines),
         values=values,
         order=_comparisons(values, list(zip(ordered[1:], ordered, strict=False))),
         against=_comparisons(values, [(name, chosen) for name in members if name != chosen]),

@@ -96,9 +96,8 @@ def parse_solver(text: str) -> dict[str, Any]:
     except ValueError:
         values = []
     if len(values) != len(given) or len(values) > 2:
-        raise ScoreFusionError(
-            f"a solver is NAME, NAME:ETA or NAME:ETA:SPREAD, such as ddim:0.5; got '{text}'"
-        )
+        form = "NAME, NAME:ETA or NAME:ETA:SPREAD, such as ddim:0.5"
+        raise ScoreFusionError(f"a solver is {form}; got '{text}'")
     return {"solver": name, "eta": None, "spread": None, **dict(zip(("eta", "spread"), values, strict=False))}
 
 
@@ -119,10 +118,8 @@ def candidates(
     own = config.sampling
     ranged = own.schedule == "karras"
     if not ranged and (sigma_min or sigma_max or rho):
-        raise ScoreFusionError(
-            "sigma_min, sigma_max and rho are for the karras schedule; "
-            f"model '{config.name}' has '{own.schedule}'"
-        )
+        which = "sigma_min, sigma_max and rho are for the karras schedule"
+        raise ScoreFusionError(f"{which}; model '{config.name}' has '{own.schedule}'")
     lows = sigma_min or [own.sigma_min * times for times in ((1, 2, 4) if ranged else (1,))]
     found: dict[bytes, SamplingConfig] = {}
     ranges = itertools.product(sigma_max or (own.sigma_max,), lows, rho or (own.rho,))
@@ -161,8 +158,7 @@ def tune(
 ) -> Curve:
     """Sample every subject in every way with every seed, measure, and choose.
 
-    What starts from the same noise shares the branches' outputs there. ``callback`` is called with (network
-    evaluations done, in all).
+    What starts from the same noise shares the branches' outputs there. ``callback`` counts evaluations.
     """
     config = model.config
     chosen = require_strategy(strategy, config)

@@ -119,12 +119,9 @@ class MetaTensorKind(TensorKind):
         if max(factors) > 1:
             meta = {key: value for key, value in meta.items() if key not in _STALE_META}
             meta |= {"original_affine": affine.copy(), "spatial_shape": np.array(voxels.shape)}
-        return MetaTensor(
-            voxels[None] if self.channel else voxels,
-            affine=torch.from_numpy(affine),
-            meta=meta,
-            applied_operations=copy.deepcopy(self.applied) if max(factors) == 1 else None,
-        )
+        voxels = voxels[None] if self.channel else voxels
+        applied = copy.deepcopy(self.applied) if max(factors) == 1 else None
+        return MetaTensor(voxels, affine=torch.from_numpy(affine), meta=meta, applied_operations=applied)
 
 
 @dataclass(frozen=True)

@@ -181,16 +181,9 @@ class Nrrd(TextHeader):
                 numbers *= shape.pop(place)
                 del directions[place : place + 1], zooms[place : place + 1]
         skip = int(fields.get("byteskip", "0"))
-        return Content(
-            tuple(shape),
-            dtype,
-            numbers,
-            _nrrd_affine(fields, directions),
-            _zooms(zooms),
-            known[encoding],
-            data,
-            skip if data is not None or skip < 0 else len(text) + skip,
-        )
+        skip += len(text) if data is None and skip >= 0 else 0
+        affine = _nrrd_affine(fields, directions)
+        return Content(tuple(shape), dtype, numbers, affine, _zooms(zooms), known[encoding], data, skip)
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
         own = LPS @ affine
@@ -227,6 +220,8 @@ class MetaImage(TextHeader):
             raise BadInput("", "has its voxels as text", "Save it with binary data first.")
         large = _first(fields, "binarydatabyteordermsb", "elementbyteordermsb")
         dtype = _type_of(_META_TYPES, fields["elementtype"].upper())
+        dtype = dtype.newbyteorder(">" if large and _yes(large) else "<")
+        numbers = int(fields.get("elementnumberofchannels", "1"))
         encoding = "zlib" if _yes(fields.get("compresseddata", "false")) else "raw"
         skip = int(fields.get("headersize", "0"))  # from the first byte of the file
         if local and 0 < skip < end.end():
@@ -236,16 +231,8 @@ class MetaImage(TextHeader):
         unit = _unit(fields.get("distanceunits", ""))
         words = (_first(fields, "elementspacing", "elementsize") or "").split()
         zooms = tuple(unit * zoom for zoom in _zooms(words))
-        return Content(
-            tuple(shape),
-            dtype.newbyteorder(">" if large and _yes(large) else "<"),
-            int(fields.get("elementnumberofchannels", "1")),
-            _meta_affine(fields, len(shape), zooms, unit),
-            zooms,
-            encoding,
-            None if local else data,
-            skip,
-        )
+        affine, file = _meta_affine(fields, len(shape), zooms, unit), None if local else data
+        return Content(tuple(shape), dtype, numbers, affine, zooms, encoding, file, skip)
 
     def encoded(self, values: np.ndarray, affine: np.ndarray, level: int) -> bytes:
         own = LPS @ affine

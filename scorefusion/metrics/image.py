@@ -74,13 +74,9 @@ def ssim(
     if min(truth.shape) < WINDOW:
         shape = list(truth.shape)
         raise ScoreFusionError(f"SSIM needs at least {WINDOW} voxels along each axis, got shape {shape}")
-    _, alike = need("skimage.metrics", "SSIM").structural_similarity(
-        np.asarray(truth, np.float64),
-        np.asarray(volume, np.float64),
-        win_size=WINDOW,
-        data_range=peak,
-        full=True,
-    )
+    similarity = need("skimage.metrics", "SSIM").structural_similarity
+    images = (np.asarray(array, np.float64) for array in (truth, volume))
+    _, alike = similarity(*images, win_size=WINDOW, data_range=peak, full=True)
     whole = (slice(MARGIN, -MARGIN),) * truth.ndim
     return float(_counted(alike[whole], None if inside is None else inside[whole]).mean())
 
@@ -138,10 +134,8 @@ def _counted(values: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
     if inside is None:
         return values
     if inside.shape != values.shape or not inside.any():
-        raise ScoreFusionError(
-            f"the voxels that count have shape {list(inside.shape)}, {int(inside.sum())} of them; "
-            f"the volume has shape {list(values.shape)}"
-        )
+        counted = f"the voxels that count have shape {list(inside.shape)}, {int(inside.sum())} of them"
+        raise ScoreFusionError(f"{counted}; the volume has shape {list(values.shape)}")
     return np.asarray(values[inside])
 
 
@@ -202,9 +196,8 @@ def compare_spectra(volume: np.ndarray, truth: np.ndarray) -> Spectra:
     _check_shapes(volume, truth)
     shape = truth.shape
     if min(shape) < _LEAST:
-        raise ScoreFusionError(
-            f"a power spectrum needs at least {_LEAST} voxels an axis, got shape {list(shape)}"
-        )
+        needed = f"a power spectrum needs at least {_LEAST} voxels an axis"
+        raise ScoreFusionError(f"{needed}, got shape {list(shape)}")
     axes = [np.fft.fftfreq(n) for n in shape[:-1]] + [np.fft.rfftfreq(shape[-1])]
     squares = sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True))
     count = min(shape) // 2

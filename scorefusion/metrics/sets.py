@@ -49,9 +49,9 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     Raises ScoreFusionError for fewer than 2 vectors, or vectors of other lengths.
     """
     if min(one.count, other.count) < 2 or one.total.shape != other.total.shape:
+        found = f"{one.count} of {len(one.total)} and {other.count} of {len(other.total)} numbers"
         raise ScoreFusionError(
-            f"a Fréchet distance needs two sets of at least 2 vectors as long; got {one.count} of "
-            f"{len(one.total)} and {other.count} of {len(other.total)} numbers"
+            f"a Fréchet distance needs two sets of at least 2 vectors as long; got {found}"
         )
     first, second = one.covariance, other.covariance
     values, axes = np.linalg.eigh(first)
@@ -62,9 +62,8 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
 def squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Squared distances ``[N, M]`` of all rows of ``[N, F]`` to all of ``[M, F]``."""
-    return np.asarray(
-        np.maximum((one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2.0 * one @ other.T, 0.0)
-    )
+    squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None]
+    return np.asarray(np.maximum(squares - 2.0 * one @ other.T, 0.0))
 
 
 def discrepancy(one: np.ndarray, other: np.ndarray, width: float) -> float:
@@ -75,10 +74,8 @@ def discrepancy(one: np.ndarray, other: np.ndarray, width: float) -> float:
     Raises ScoreFusionError for fewer vectors, or a width that is not positive.
     """
     if min(len(one), len(other)) < 2 or not width > 0.0:
-        raise ScoreFusionError(
-            f"a discrepancy needs two sets of at least 2 vectors and a positive kernel width; "
-            f"got {len(one)}, {len(other)} and {width:g}"
-        )
+        needed = "a discrepancy needs two sets of at least 2 vectors and a positive kernel width"
+        raise ScoreFusionError(f"{needed}; got {len(one)}, {len(other)} and {width:g}")
 
     def among(rows: np.ndarray) -> float:
         n = len(rows)

@@ -195,13 +195,10 @@ def _parse(path: Path, data: Any, keywords: Sequence[str], bound: int, pixels: b
         raise BadInput(path, f"holds more than {MAX_ITEMS:,} sequence items", DAMAGED)
     body.seek(place)
     tag_of = pydicom("datadict").tag_for_keyword
-    header = read_dataset(
-        body,
-        syntax.is_implicit_VR,
-        syntax.is_little_endian,
-        stop_when=None if pixels else lambda tag, vr, length: tag in _PIXELS,
-        specific_tags=[PRIVATE.get(keyword) or tag_of(keyword) for keyword in keywords],
-    )
+    tags = [PRIVATE.get(keyword) or tag_of(keyword) for keyword in keywords]
+    implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
+    stop = None if pixels else lambda tag, vr, length: tag in _PIXELS
+    header = read_dataset(body, implicit, little, stop_when=stop, specific_tags=tags)
     for element in header.elements():
         length = getattr(element, "length", 0)  # of an element as it was read; 0xFFFFFFFF where undefined
         defined = element.tag not in _PIXELS and length != 0xFFFFFFFF

@@ -147,16 +147,13 @@ def _number(stream: bytes, place: int, size: int) -> int:
     return int.from_bytes(stream[place : place + size], "big")
 
 
-class Decoder:
+class Decoder(contextlib.AbstractContextManager["Decoder"]):
     """Decodes one file after another in a process of its own, which is started when it is first needed.
 
     Nothing but pixels of the expected size is taken from it. After a crash the next file gets a new one.
     """
 
     _process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Decoder:
-        return self
 
     def __exit__(self, *raised: object) -> None:
         self._end()
