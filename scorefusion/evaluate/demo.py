@@ -1,7 +1,7 @@
 """The demonstration: pool a held-out volume, translate it with every strategy, measure and picture each."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from scorefusion.data import BASELINES, interpolate
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.cases import Case, as_array, coarser_affine, make_case
 from scorefusion.evaluate.output import aligned, write_text
-from scorefusion.evaluate.run import Work
+from scorefusion.evaluate.run import Progress, Work
 from scorefusion.evaluate.shared_start import SharedStart, first_rows, plane_row, strategy_runs
 from scorefusion.io import Scan, save_figure, save_image, side_by_side, try_to_write
 from scorefusion.metrics import METRICS, Pair, measure, shown
@@ -59,7 +59,7 @@ def run_demo(
     sampling: SamplingConfig | None = None,
     steps: int | None = None,
     seed: int = 0,
-    callback: Callable[[int, int], None] | None = None,
+    callback: Progress | None = None,
 ) -> Result:
     """Translate the box with every strategy of the model and every baseline, and measure them.
 
@@ -67,12 +67,8 @@ def run_demo(
     same strategies with one evaluation from pure noise, which is the posterior mean. The noise is the same
     for every strategy. A result that is not finite is a ScoreFusionError.
 
-    Args:
-        model: in evaluation mode, on the device of ``case``.
-        case: from :func:`pooled_case`.
-        sampling: solver and noise levels; the model's own when None.
-        steps: of the solver; those of ``sampling`` when None.
-        callback: called with (work done, work in all), in units of about one plane's evaluation.
+    The model is in evaluation mode, on the device of the case (:func:`pooled_case`). ``sampling`` and
+    ``steps`` are its own when None. ``callback`` is called with (done, in all), in about one plane's work.
     """
     config, box = model.config, case.box
     sampled = config if sampling is None else config.model_copy(update={"sampling": sampling})

@@ -32,8 +32,8 @@ FILES = ("subjects.csv", "summary.json", "table.md", "report.html")
 CACHE = "cache"
 NEEDED = ("matplotlib", "scipy.stats", "skimage.metrics")  #: optional packages that measure and draw
 SHOWN = 7  #: most columns of a side-by-side picture
+REALISM, DENOISING = "How much like true volumes, and at what cost", "Denoising error by noise level"
 _COLOURS = {"baseline": "#8c8c8c", "sample": "#1f77b4", "one-step": "#d95f02"}
-
 
 SECONDS = Metric(
     "seconds", "seconds", lambda pair: None, digits=2, table="cost", places=frozenset({"terminal"})
@@ -178,10 +178,7 @@ def report_page(
 ) -> str:
     """Return one HTML page that refers to nothing outside itself; texts are its title, head and notes."""
     rows = _columns_of([line.name for line in summary.lines], summary.main)
-    images = {
-        "How much like true volumes, and at what cost": _figures_by_row,
-        "Denoising error by noise level": _denoising_curves,
-    }
+    images = {REALISM: _figures_by_row, DENOISING: _denoising_curves}
     sections: list[dict[str, Any]] = []
     for heading, titles, lines in tables:
         sections.append({"title": heading, "table": (titles, lines)})
@@ -325,7 +322,7 @@ def tables(summary: Summary, head: str, segmentation: Table | None = None) -> li
     realism = (*set_columns(summary), *columns("realism"), *columns("cost"))
     made = [
         measured("How close to the truth", summary, columns("closeness"), head),
-        measured("How much like true volumes, and at what cost", summary, realism, head, flop=True),
+        measured(REALISM, summary, realism, head, flop=True),
         *([] if segmentation is None else [segmentation]),
     ]
     if summary.order:
@@ -335,7 +332,7 @@ def tables(summary: Summary, head: str, segmentation: Table | None = None) -> li
     if summary.denoising:
         titles = [f"{head}: sigma", *(f"{sigma:g}" for sigma in SIGMAS)]
         rows = [[name, *(f"{value:.4f}" for value in values)] for name, values in summary.denoising.items()]
-        made.append(Table("Denoising error by noise level", titles, rows))
+        made.append(Table(DENOISING, titles, rows))
     return made
 
 

@@ -55,7 +55,7 @@ def segment(
     settings: SegmenterSettings,
     callback: Progress | None = None,
 ) -> list[DiceRow]:
-    """Train on true volumes, score on true and on ``rows``; train on each of ``trained_on``, score on true."""
+    """Train on true volumes, score on these and on ``rows``; train on ``trained_on``, score on true ones."""
     need("monai", "a segmenter")
     both = sorted({*training.persons} & {*testing.persons})
     if both:

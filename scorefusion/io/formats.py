@@ -36,10 +36,7 @@ def volume_stem(name: str) -> str:
 
 
 def read_header(path: Path, max_voxels: int = MAX_VOXELS) -> Any:
-    """Read a volume's header, as NIfTI's; no voxel is read.
-
-    Raises BadInput for a file that is missing, not fetched, damaged, not one 3D volume, or too large.
-    """
+    """Read a volume's header, as NIfTI's; BadInput for a file that is not one 3D volume, or too large."""
     return _checked_format(path).read_header(path, max_voxels)
 
 

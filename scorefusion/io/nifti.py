@@ -44,10 +44,7 @@ class Grid:
 def read_grid(
     path: str | os.PathLike[str], *, assume_affine: bool = False, max_voxels: int = MAX_VOXELS
 ) -> Grid:
-    """Read the grid of a file of any format; no voxel is read. Arguments are as in :func:`read_scan`.
-
-    Raises BadInput for a file whose header does not describe one 3D volume with an orientation.
-    """
+    """Read the grid of a file of any format from its header; arguments and errors are :func:`read_scan`'s."""
     file, name = Path(path), str(path)
     header = read_header(file, max_voxels)
     shape = check_shape(name, [int(n) for n in header.get_data_shape()], max_voxels)

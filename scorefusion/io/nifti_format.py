@@ -165,7 +165,7 @@ def _pair_member(path: Path, ending: str, other: str) -> Path:
 
 def _parse(path: Path, head: bytes) -> tuple[Any, bool]:
     """Return the header object, unchecked, and whether the voxels are in an .img file."""
-    for order in ("<", ">"):
+    for order in "<>":
         length = int(np.frombuffer(head[:4].ljust(4, b"\0"), order + "i4")[0])
         if length not in _MAGIC or len(head) < length:
             continue

@@ -90,10 +90,8 @@ def choose_rescaling(volume: np.ndarray, *, slope: float, intercept: float, dtyp
     bottom, top = (float(value) for value in np.percentile(sampled, _WINDOW))
     window = {"center": (bottom + top) / 2, "width": max(top - bottom, 1.0)}
     ends = sorted(np.rint((np.array([low, high], np.float64) - intercept) / slope).tolist())
-    kinds = [np.dtype(np.uint16), np.dtype(np.int16)]
-    if dtype.kind == "i":
-        kinds.reverse()
-    for kind in kinds if dtype.kind in "iu" else []:
+    names = {"i": ("int16", "uint16"), "u": ("uint16", "int16")}.get(dtype.kind, ())
+    for kind in map(np.dtype, names):
         if np.iinfo(kind).min <= ends[0] and ends[1] <= np.iinfo(kind).max:
             return Rescaling(slope, intercept, kind, **window)
     # Below a ten-millionth of the values, steps are finer than float32, and the intercept's text too long.
