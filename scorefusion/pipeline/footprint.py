@@ -81,13 +81,9 @@ def footprint(
     operator: bool = False,
     walk: bool = True,
 ) -> Footprint:
-    """Forecast the memory of one translation around its sampling.
+    """Forecast the memory of one translation around its sampling, by the sizes (z, y, x) of images and box.
 
     Args:
-        config: the model.
-        shapes: (z, y, x) of each image.
-        box: (z, y, x) of the box that is sampled.
-        settings: of the translation.
         one_memory: whether the device computes in the host's memory, as a CPU does.
         operator: whether the caller passed the operator of the measurement.
         walk: measure the preparation by tracing it on the meta device, which takes a second the first time in
@@ -170,12 +166,7 @@ def missing_voxels(config: ModelConfig, box: Box) -> list[int]:
 
 
 class Room:
-    """Compares forecasts with what is left, for one pipeline.
-
-    Args:
-        config: the model.
-        engines: its engines.
-    """
+    """Compares forecasts with what is left, for one pipeline."""
 
     def __init__(self, config: ModelConfig, engines: EnginePool):
         self.config, self.engines = config, engines
@@ -198,15 +189,12 @@ class Room:
 
         Args:
             name: of the first image.
-            found: what is around its sampling, at least.
+            found: what is around its sampling, at least; where that would not fit it is walked and returned.
             settings: of the translation.
             done: stages that are over, of ``read`` and ``prepare``.
             until: the last stage that counts, where nothing is known of the others.
             sample: whether the footprint's box is one to be sampled, or surely part of it.
             own_order: a size (z, y, x) in the first image's own order.
-
-        Returns:
-            What is around its sampling: ``found``, or where that would not fit, what walking it gives.
 
         Raises:
             OutOfMemory: naming the need, what there is, and what to do.
@@ -324,12 +312,7 @@ class Room:
 
 
 def compared_with_this_machine(layout: Plan, device: torch.device) -> str:
-    """One line: what a translation that samples a planned volume takes, and whether it fits here.
-
-    Args:
-        layout: the plan of a step; its volume is taken for all of the output.
-        device: of this machine.
-    """
+    """One line: what a translation takes whose output is the planned volume, and whether it fits here."""
     free = available_on(device)
     if free is None:
         return "this machine: what is free is not known here"

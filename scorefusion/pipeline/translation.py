@@ -1,4 +1,4 @@
-"""The result of a translation, and the last stage, which makes it: units, orientation and agreement."""
+"""The result of a translation."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from scorefusion.data import stem
 from scorefusion.errors import ScoreFusionError, memory_named
 from scorefusion.io.figures import middle, plane_images, save_figure
 from scorefusion.io.nifti import Scan, fine_affine, make_image, ras_order, save_image
 from scorefusion.optional import need
-from scorefusion.pipeline.footprint import Room
-from scorefusion.pipeline.job import Job
-from scorefusion.pipeline.prepare import volume_of
 
 PathLike = str | os.PathLike[str]
 
@@ -168,81 +163,6 @@ def side_path(output: Path, kind: str) -> Path:
     if "_desc-scorefusion_" in name:
         return output.with_name(name.replace("_desc-scorefusion_", f"_desc-scorefusion{kind}_") + ending)
     return output.with_name(f"{name}_{kind}{ending}")
-
-
-def finish(job: Job, room: Room, dtype: torch.dtype) -> Translation:
-    """Make the result of a job that was sampled; see :meth:`scorefusion.Pipeline.finish`."""
-    scan, settings, config = job.scan, job.settings, room.config
-    with job.stage("finish", "finishing it"):
-        room.make_for_finishing(job.footprint)
-        volume, consistency = _volume(job, room)
-        spread, planes_apart = (_in_units(job, room, each) for each in (job.deviation, job.planes_apart))
-    timings = job.timings | {"total": sum(job.timings.values())}
-    factor = config.degradation.factors
-    return Translation(
-        volume=volume,
-        affine=fine_affine(scan.affine, scan.own_factors(factor)),
-        timings=timings,
-        consistency_residual=consistency,
-        spread=spread,
-        planes_apart=planes_apart,
-        seed=settings.seed,
-        samples=settings.samples,
-        strategy=settings.strategy,
-        solver=settings.table.name,
-        evaluations=len(settings.table),
-        dtype=str(dtype).removeprefix("torch."),
-        source=scan,
-        factor=factor,
-        output_dtype=settings.output_dtype,
-        model=config.name,
-        conditions=config.conditions,
-        target=config.target,
-        warnings=job.warnings,
-    )
-
-
-def _volume(job: Job, room: Room) -> tuple[np.ndarray, Consistency | None]:
-    """The volume in the input's units and orientation, and how well it agrees with the input."""
-    prepared, box, scan, config = job.prepared, job.box, job.scan, room.config
-    whole = prepared.outside.clone()
-    whole[box.index] = config.residual.added_to(prepared.base[box.index], job.mean)
-    whole = prepared.intensity.denormalise(whole)
-    measured = volume_of(scan, whole.device)
-    if prepared.held is not None:
-        _hold(whole, prepared.held, measured, config.degradation.factors)
-    if job.settings.clip == "input":
-        lo, hi = float(scan.values.min()), float(scan.values.max())
-        if prepared.operator is None:
-            whole = whole.clamp(lo, hi)
-        else:
-            whole = prepared.operator.bounded(whole, measured, lo, hi)
-    volume = scan.to_own_order(whole[0, 0].cpu().numpy())
-    consistency = None
-    if prepared.operator is not None:
-        consistency = Consistency(*config.degradation.disagreement(prepared.operator, whole, measured))
-    return volume, consistency
-
-
-def _in_units(job: Job, room: Room, deviation: Tensor | None) -> np.ndarray | None:
-    """A deviation of the residual in the input's units, 0 outside the box and where values are held."""
-    if deviation is None:
-        return None
-    prepared, config = job.prepared, room.config
-    field = torch.zeros_like(prepared.base)
-    field[job.box.index] = deviation * config.residual.scale * prepared.intensity.half_range
-    if prepared.held is not None:
-        _hold(field, prepared.held, torch.zeros((), device=field.device), config.degradation.factors)
-    return job.scan.to_own_order(field[0, 0].cpu().numpy())
-
-
-def _hold(volume: Tensor, held: Tensor, values: Tensor, factors: tuple[int, int, int]) -> None:
-    """Give the block of each voxel that is held, on the first condition's grid, its value, in place."""
-    z, y, x = factors
-    d, h, w = held.shape[2:]
-    values = torch.where(held, values, 0)
-    marked, kept = (part[:, :, :, None, :, None, :, None] for part in (held, values))
-    volume.view(1, 1, d, z, h, y, w, x).masked_fill_(marked, 0).add_(kept)
 
 
 def _figure(translation: Translation) -> Any:

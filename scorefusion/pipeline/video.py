@@ -20,15 +20,7 @@ SCORES = (METRICS["psnr"].head, METRICS["ssim"].head, "change dB")
 
 
 def degraded(frames: np.ndarray, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a model of clips is given of a true clip.
-
-    Args:
-        frames: ``[T, H, W]``, the truth.
-        config: a model whose measurement is a coarser clip.
-
-    Returns:
-        The measured frames, and the truth cut to what they cover: whole blocks.
-    """
+    """Return what a model of coarser clips gets of a clip ``[T, H, W]``, and that cut to whole blocks."""
     if len(config.conditions) != 1 or not config.degradation.coarse:
         raise ScoreFusionError(f"model {config.name!r} does not restore a coarser clip alone")
     edges = config.degradation.factors
@@ -41,11 +33,7 @@ def degraded(frames: np.ndarray, config: ModelConfig) -> tuple[np.ndarray, np.nd
 
 
 def restored(pipeline: Pipeline, frames: np.ndarray, **options: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Restore coarse frames ``[t, h, w]``, with options of the pipeline's call.
-
-    Returns:
-        The model's clip ``[T, H, W]``, and the translation's warnings.
-    """
+    """Restore coarse frames ``[t, h, w]``; return the model's ``[T, H, W]``, and the call's warnings."""
     result = pipeline(clip_image(frames.astype(np.float32)), **options)
     return clip_frames(result.volume), result.warnings
 

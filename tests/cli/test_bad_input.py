@@ -290,7 +290,7 @@ def test_an_interrupt_while_computing_leaves_nothing(folder: Path, monkeypatch: 
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scorefusion.pipeline.sample.draw_residuals", interrupted)
+    monkeypatch.setattr("scorefusion.pipeline.pipeline.draw_residuals", interrupted)
     before = sorted(folder.rglob("*"))
     arguments = ["translate", folder / "in.nii.gz", "-o", folder / "out.nii", "--model", folder / "tiny"]
     assert CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu"]).exit_code != 0

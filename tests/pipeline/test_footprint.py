@@ -208,9 +208,7 @@ def test_where_nothing_fits_one_line_says_what_would(
 ) -> None:
     """The crop that it names does fit."""
     has(monkeypatch, int(0.5 * needs(pipeline, IMAGE)))
-    monkeypatch.setattr(
-        "scorefusion.pipeline.prepare.prepare_conditions", lambda *_: pytest.fail("work has begun")
-    )
+    monkeypatch.setattr("scorefusion.data.prepare_conditions", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(OutOfMemory) as caught:
         pipeline(IMAGE)
     assert isinstance(caught.value, ScoreFusionError) and caught.value.__cause__ is None
@@ -332,7 +330,7 @@ STAGES = {
     "read": ("scorefusion.io.header.gzip.GzipFile.read", "reading it"),
     "prepare": ("scorefusion.data.preprocess.base_volume", "preparing it"),
     "sample": ("scorefusion.models.slabs.gather_slices", "sampling"),
-    "finish": ("scorefusion.pipeline.translation._volume", "finishing it"),
+    "finish": ("scorefusion.pipeline.pipeline._finished", "finishing it"),
     "write": ("nibabel.save", "writing it"),
 }
 
@@ -384,7 +382,7 @@ def test_in_a_batch_it_is_tried_again_and_then_fails_alone(
         write_scan(tmp_path / "in" / f"{number}.nii.gz", number, (7, 6, 5) if number != 1 else (9, 6, 5))
     target, tries = STAGES[stage][0], 0
     if stage == "write":
-        target = "scorefusion.batch.worker.store_image"
+        target = "scorefusion.batch.files.store_image"
     original = _resolve(target)
 
     def short(*arguments: Any, **options: Any) -> Any:
@@ -516,9 +514,7 @@ def test_a_head_of_256_voxels_on_a_machine_of_24_gb(tmp_path: Path, monkeypatch:
     with gzip.open(tmp_path / "t1.nii.gz", "wb", 1) as file:
         file.write(nib.Nifti1Image(head, np.eye(4)).to_bytes())
     has(monkeypatch, 22 * 10**9)
-    monkeypatch.setattr(
-        "scorefusion.pipeline.prepare.prepare_conditions", lambda *_: pytest.fail("work has begun")
-    )
+    monkeypatch.setattr("scorefusion.data.prepare_conditions", lambda *_: pytest.fail("work has begun"))
     arguments = ["translate", str(tmp_path / "t1.nii.gz"), "-o", str(tmp_path / "out.nii.gz")]
     said = one_line(CliRunner().invoke(app, [*arguments, "--device", "cpu", "--dtype", "float32"]))
     for words in (
