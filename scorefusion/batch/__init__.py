@@ -1,8 +1,6 @@
 """Unattended batch translation with resume, sharding and an HTML report."""
 
 # ruff: noqa: F403
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from scorefusion.optional import lazily

@@ -41,8 +41,7 @@ class Problem:
     def of(cls, error: BaseException) -> Problem:
         """Return what an exception says, in one line."""
         if isinstance(error, BadInput | OutOfMemory):
-            name = error.file if isinstance(error, BadInput) else error.subject
-            return cls(" ".join(f"{name}: {error.problem}".split()), " ".join(error.fix.split()))
+            return cls(" ".join(f"{error.subject}: {error.problem}".split()), " ".join(error.fix.split()))
         text = " ".join(str(error).split()) or type(error).__name__
         return cls(text if isinstance(error, ScoreFusionError) else f"{type(error).__name__}: {text}")
 
@@ -132,6 +131,9 @@ class Stopped(Exception):
     def __init__(self, reason: str, fix: str = "") -> None:
         self.reason, self.fix = reason, fix
         super().__init__(f"{reason}. {fix}".rstrip())
+
+    def __reduce__(self) -> tuple[type[Stopped], tuple[str, str]]:
+        return Stopped, (self.reason, self.fix)
 
 
 class StopFlag:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scorefusion.batch.files import Stamp
-from scorefusion.batch.items import Item, Outcome, Shard, shown
+from scorefusion.batch.items import Item, Outcome, shown
 from scorefusion.errors import BadInput
 
 _SCHEMA = """
@@ -158,11 +158,6 @@ class Queue:
         with self._lock, self._db:
             for change, rows in changes:
                 self._db.executemany(change, rows)
-
-
-def queue_name(shard: Shard | None) -> str:
-    """Return the name of a shard's database."""
-    return "queue.sqlite" if shard is None else f"queue-{shard.number}-of-{shard.count}.sqlite"
 
 
 def queue_files(state: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import secrets
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import scorefusion
 from scorefusion.batch.files import Identity, identify
 from scorefusion.batch.items import Item, Outcome, Problem, StopFlag, Stopped, failure
 from scorefusion.batch.queue import Entry
-from scorefusion.batch.run import Journal, is_current
+from scorefusion.batch.run import Journal
 from scorefusion.batch.worker import Work, Worker
 from scorefusion.engine.planning.memory import keep_freed_memory
 from scorefusion.errors import BadInput, ScoreFusionError, one_line
@@ -33,15 +33,6 @@ GRACE = 30.0
 _PATIENCE = 60.0
 _OBJECTS = 80 * 2**20
 """Bytes of Ray's object store: only items and outcomes pass through it. Ray asks for 75 MiB at least."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a worker returns for an item: what became of it, or (reason, fix) where all must stop."""
-
-    outcome: Outcome | None
-    identity: Identity | None = None
-    stopped: tuple[str, str] | None = None
 
 
 class RayWorker:
@@ -69,18 +60,15 @@ class RayWorker:
         self._worker = Worker(self.work, self.out, self.recipe)
         return os.getpid()
 
-    def translate(self, item: Item) -> Answer:
-        """Read, sample and write one item."""
+    def translate(self, item: Item) -> tuple[Outcome, Identity | None]:
+        """Read, sample and write one item; return what became of it, and what its files are."""
         assert self._worker is not None
-        identity = None
+        self._stop.check()
         try:
-            self._stop.check()
             identity = identify(item, self.recipe)
-            return Answer(self._worker.translate(item, self._stop.check, identity), identity)
-        except Stopped as stop:
-            return Answer(None, identity, (stop.reason, stop.fix))
         except ScoreFusionError as error:
-            return Answer(failure(item, error), identity)
+            return failure(item, error), None
+        return self._worker.translate(item, self._stop.check, identity), identity
 
     def stop(self) -> None:
         """End what is being sampled, and whatever comes after it."""
@@ -202,20 +190,11 @@ class RayRun:
     which three workers died has failed. Arguments are as for :class:`.run.Run`.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        work: Work,
-        recipe: dict[str, Any],
-        journal: Journal,
-        *,
-        verify: bool = False,
-        between: Callable[[], None] | None = None,
-    ):
+    def __init__(self, cluster: Cluster, work: Work, recipe: dict[str, Any], journal: Journal):
         self.ray = need("ray", "--ray")
         self.cluster, self.recipe, self.journal = cluster, recipe, journal
         self.work = replace(work, dtype=str(recipe["dtype"]))
-        self.verify, self.between, self.device = verify, between, cluster.device
+        self.device = cluster.device
         self._seats: list[_Seat] = []
         self._waiting: deque[Item] = deque()
         self._lost: Counter[str] = Counter()
@@ -237,8 +216,7 @@ class RayRun:
                     patient = False
                     if all(seat.opening is not None for seat in self._seats):
                         self.journal.note("no worker is up yet; the Ray cluster may be full")
-                if self.between is not None:
-                    self.between()
+                self.journal.between()
         except BaseException as error:
             if isinstance(error, Stopped):
                 stop.set(error)
@@ -275,17 +253,15 @@ class RayRun:
         while self._waiting:
             self.journal.stop.check()
             item = self._waiting.popleft()
-            entry, queue = before.get(item.name), self.journal.queue
+            entry = before.get(item.name)
             if entry is None or entry.state != "done":
                 return item
             try:
-                identity = identify(item, self.recipe, None if self.verify else queue.known_hash)
+                work = self.journal.identify(item, self.recipe).work
             except ScoreFusionError:
                 return item  # The worker says what is wrong.
-            self.journal.identified(item, identity)
-            if not is_current(entry, item, identity.work, queue, hashing=True, verify=self.verify):
+            if not self.journal.keeps(item, entry, work):
                 return item
-            self.journal.kept(item)
         return None
 
     def _take(self, answer: Any, seat: _Seat) -> None:
@@ -299,6 +275,9 @@ class RayRun:
             if opening:
                 raise Stopped(f"a worker cannot start: {error.cause}") from error
             item = self._landed(answer, seat)
+            if isinstance(error.cause, Stopped):
+                self.journal.mark(item, "waiting")
+                raise error.cause from None
             self.journal.ended(item, failure(item, error.cause or error))
         except errors.RayError as error:
             if not opening:
@@ -312,16 +291,12 @@ class RayRun:
             if opening:
                 seat.opening, self._stillborn = None, 0
             else:
-                self._record(self._landed(answer, seat), value)
+                self._record(self._landed(answer, seat), *value)
 
-    def _record(self, item: Item, answer: Answer) -> None:
-        if answer.identity is not None:
-            self.journal.identified(item, answer.identity)
-        if answer.stopped is not None:
-            self.journal.mark(item, "waiting")
-            raise Stopped(*answer.stopped)
-        assert answer.outcome is not None
-        self.journal.ended(item, answer.outcome)
+    def _record(self, item: Item, outcome: Outcome, identity: Identity | None) -> None:
+        if identity is not None:
+            self.journal.identified(item, identity)
+        self.journal.ended(item, outcome)
 
     def _landed(self, answer: Any, seat: _Seat) -> Item:
         """Take an item off its worker's list; the next one begins."""
@@ -361,7 +336,7 @@ class RayRun:
         end = time.monotonic() + GRACE
         for answer, item in flights:
             try:
-                self._record(item, self.ray.get(answer, timeout=max(0.0, end - time.monotonic())))
+                self._record(item, *self.ray.get(answer, timeout=max(0.0, end - time.monotonic())))
             except (Stopped, self.ray.exceptions.RayError):
                 self.journal.mark(item, "waiting")
 

@@ -27,17 +27,32 @@ from scorefusion.pipeline import side_path
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
+THREADS = 2
+"""Threads that read, and threads that write."""
+
 _RETRIED = Entry("", state="retried")
 
 
-class Events:
-    """Passes events to a listener, from any thread, one at a time, with the time.
+class Journal:
+    """Records in the queue what becomes of the items below ``out``, and passes events to a listener.
 
-    Dictionaries with ``event``, ``time`` (seconds since 1970) and what docs/batch.md lists. A listener that
-    raises gets no further ones, and the batch goes on; :class:`Stopped` and :class:`Cancelled` end it.
+    Events are dictionaries with ``event``, ``time`` (seconds since 1970) and what docs/batch.md lists, passed
+    from any thread, one at a time. A listener that raises gets no further ones, and the batch goes on;
+    :class:`Stopped` and :class:`Cancelled` end it. A queue that cannot be written sets the flag ``stop``.
+    ``verify`` hashes every input and output, whatever their stamps say.
     """
 
-    def __init__(self, listener: Listener | None = None):
+    def __init__(
+        self,
+        queue: Queue,
+        out: Path,
+        *,
+        listener: Listener | None = None,
+        stop: StopFlag | None = None,
+        verify: bool = False,
+    ):
+        self.queue, self.out, self.stop, self.verify = queue, out, stop or StopFlag(), verify
+        self.between: Callable[[], object] = lambda: None  #: called after each item, and now and then
         self._listener, self._lock = listener, threading.Lock()
         self.counts: Counter[str] = Counter()  #: events so far by name
         self.unreported: list[str] = []  #: what could not be reported, and why; one sentence each
@@ -56,16 +71,18 @@ class Events:
                 self._listener = None
                 self.unreported.append(f"no event after '{event}' was passed on ({one_line(error)})")
 
+    def identify(self, item: Item, recipe: Mapping[str, Any]) -> Identity:
+        """Hash an item's files, but for those whose hashes are known, and record the hashes."""
+        identity = identify(item, recipe, None if self.verify else self.queue.known_hash)
+        self.identified(item, identity)
+        return identity
 
-class Journal:
-    """Records in the queue what becomes of the items below ``out``, and emits the events.
-
-    Safe to use from several threads. A queue that cannot be written sets the stop flag.
-    """
-
-    def __init__(self, queue: Queue, out: Path, events: Events | None = None, stop: StopFlag | None = None):
-        self.queue, self.out = queue, out
-        self.events, self.stop = events or Events(), stop or StopFlag()
+    def keeps(self, item: Item, entry: Entry | None, work: str) -> bool:
+        """Return whether an item's outputs are there already, and emit that they are."""
+        if entry is None or not is_current(entry, item, work, self.queue, hashing=True, verify=self.verify):
+            return False
+        self.kept(item)
+        return True
 
     def identified(self, item: Item, identity: Identity) -> None:
         """Record the hashes of an item's files."""
@@ -74,18 +91,18 @@ class Journal:
 
     def note(self, text: str) -> None:
         """Emit a sentence on the batch."""
-        self.events.emit("note", text=text)
+        self.emit("note", text=text)
 
     def kept(self, item: Item) -> None:
         """Emit that an item's outputs are there already."""
-        self.events.emit("item-kept", name=item.name, output=shown(item.output))
+        self.emit("item-kept", name=item.name, output=shown(item.output))
 
     def mark(self, item: Item, state: str) -> None:
         """Record that an item is being computed (``running``), or no longer and will be (``waiting``)."""
         with self._guard():
             self.queue.mark(item.name, state)
         if state == "running":
-            self.events.emit("item-started", name=item.name, inputs=item.inputs)
+            self.emit("item-started", name=item.name, inputs=item.inputs)
 
     def ended(self, item: Item, outcome: Outcome) -> None:
         """Record what became of an item; its outputs are on the disk unless it failed."""
@@ -95,11 +112,11 @@ class Journal:
                 self.queue.keep_hashes([(path, stamp_of(path), sha256) for path, sha256 in written])
             self.queue.record(outcome)
         if outcome.error is not None:
-            self.events.emit("item-failed", name=item.name, error=outcome.error, fix=outcome.fix)
+            self.emit("item-failed", name=item.name, error=outcome.error, fix=outcome.fix)
             return
         told = {name: getattr(outcome, name) for name in ("seconds", "residual", "warnings", "numbers")}
         told |= {"sha256": outcome.outputs[VOLUME][1], "warnings": list(outcome.warnings)}
-        self.events.emit("item-done", name=item.name, output=shown(item.output), **told)
+        self.emit("item-done", name=item.name, output=shown(item.output), **told)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -123,34 +140,22 @@ class Limits:
     prefetch: int = 2  #: volumes read ahead, and volumes waiting to be written
     #: the most that those read ahead may take together, as far as headers tell; one always may
     prefetch_bytes: int | None = None
-    readers: int = 2  #: threads that read
-    writers: int = 2  #: threads that write
 
     def __post_init__(self) -> None:
-        if min(self.prefetch, self.readers, self.writers) < 1:
-            raise ScoreFusionError("prefetch, readers and writers must be at least 1")
+        if self.prefetch < 1:
+            raise ScoreFusionError(f"prefetch must be at least 1, got {self.prefetch}")
 
 
 class Run:
     """Translates items of one queue in this process.
 
     The thread that calls :meth:`go` computes. Bits do not depend on the limits, on the order, or on which
-    items a run is resumed with. The journal's flag ends it; ``verify`` hashes every input and output,
-    whatever their stamps say; ``between`` is called after each item.
+    items a run is resumed with. The journal's flag ends it.
     """
 
-    def __init__(
-        self,
-        worker: Worker,
-        journal: Journal,
-        *,
-        limits: Limits | None = None,
-        verify: bool = False,
-        between: Callable[[], None] | None = None,
-    ):
-        self.worker, self.journal, self.limits = worker, journal, limits or Limits()
-        self.verify, self.between, self.device = verify, between, str(worker.pipeline.device)
-        self._prefetch = self.limits.prefetch
+    def __init__(self, worker: Worker, journal: Journal, limits: Limits):
+        self.worker, self.journal, self.limits = worker, journal, limits
+        self.device, self._prefetch = str(worker.pipeline.device), limits.prefetch
         self._writes: set[Future[None]] = set()
         self._again: deque[Item] = deque()
 
@@ -159,8 +164,8 @@ class Run:
         waiting, stop = deque(items), self.journal.stop
         ahead: dict[Future[Task | None], tuple[Item, int]] = {}
         with (
-            _side_threads(self.limits.readers, "read") as readers,
-            _side_threads(self.limits.writers, "write") as writers,
+            _side_threads(THREADS, "read") as readers,
+            _side_threads(THREADS, "write") as writers,
         ):
             try:
                 while waiting or ahead or self._again:
@@ -184,8 +189,7 @@ class Run:
                         self._drain(max(0, self._prefetch - 1))
                         self._writes.add(writers.submit(self._write, task))
                     del task
-                    if self.between is not None:
-                        self.between()
+                    self.journal.between()
                 self._drain(0)
             except BaseException as error:
                 if isinstance(error, Stopped):
@@ -224,15 +228,11 @@ class Run:
     def _read(self, item: Item, entry: Entry | None) -> Task | None:
         """In a reader's thread: return an item to sample, or None where nothing is to be sampled."""
         self.journal.stop.check()
-        work, queue = None, self.journal.queue
+        work = None
         try:
-            identity = identify(item, self.worker.recipe, None if self.verify else queue.known_hash)
+            identity = self.journal.identify(item, self.worker.recipe)
             work = identity.work
-            self.journal.identified(item, identity)
-            if entry is not None and is_current(entry, item, work, queue, hashing=True, verify=self.verify):
-                self.journal.kept(item)
-                return None
-            return self.worker.read(item, identity)
+            return None if self.journal.keeps(item, entry, work) else self.worker.read(item, identity)
         except Stopped:
             raise
         except Exception as error:

@@ -9,14 +9,14 @@ from collections import defaultdict
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import scorefusion
 from scorefusion.batch.files import STATE, Stamp, identify, remove_leftovers
 from scorefusion.batch.items import Item, Shard, StopFlag, Stopped, failure, shown, stop_for
-from scorefusion.batch.queue import Entry, FolderLock, Queue, known_facts, queue_files, queue_name
+from scorefusion.batch.queue import Entry, FolderLock, Queue, known_facts, queue_files
 from scorefusion.batch.report import Reporter
-from scorefusion.batch.run import Events, Journal, Limits, Listener, Run, is_current
+from scorefusion.batch.run import Journal, Limits, Listener, Run, is_current
 from scorefusion.batch.sources import Query, Source, describe_bids, find_items
 from scorefusion.batch.worker import Work, Worker
 from scorefusion.errors import BadInput, ScoreFusionError
@@ -87,58 +87,54 @@ def translate_batch(
     Raises:
         ScoreFusionError: where nothing could be started: a model, a source, a folder, another run in it.
     """
-    start, stop, events = time.monotonic(), stop or StopFlag(), Events(listener)
+    start, note = time.monotonic(), None
+    stopped: Stopped | None = None
     if cluster is not None:
         batch = replace(batch, work=cluster.work(batch.work))
-    session = _Session(batch, events, stop, cluster)
-    stopped: Stopped | None = None
+    session = _Session(batch, cluster)
     with ExitStack() as held:
         try:
             batch.state.mkdir(parents=True, exist_ok=True)
-            _take_locks(batch, events, held)
+            # A run of all items excludes every other; shards exclude only themselves and such a run.
+            for name in dict.fromkeys(("lock", f"lock{batch.key}")):
+                lock = FolderLock(batch.state / name)
+                note = lock.take(shared=name != f"lock{batch.key}")
+                held.callback(lock.release)
         except OSError as error:
             problem = f"cannot be written to ({error.strerror or error})"
             raise BadInput(batch.out, problem, "Choose another folder.") from None
         try:
-            queue = held.enter_context(closing(Queue(batch.state / queue_name(batch.shard))))
+            queue = held.enter_context(closing(Queue(batch.state / f"queue{batch.key}.sqlite")))
         except (OSError, sqlite3.Error) as error:
             problem = f"its queue cannot be written ({error})"
             raise BadInput(batch.out, problem, "Free some space, or choose another folder.") from None
+        journal = Journal(queue, batch.out, listener=listener, stop=stop, verify=batch.verify)
         try:
-            session.go(queue)
+            for text in filter(None, (note, queue.note)):
+                journal.note(text)
+            session.go(journal)
         except (Stopped, BadInput, OSError, sqlite3.Error) as error:
             stopped = error if isinstance(error, Stopped) else stop_for(error, shown(batch.out))
             if stopped is None:
                 raise
-    counts = {name: events.counts[f"item-{name}"] for name in ("done", "kept", "failed")}
+    counts = {name: journal.counts[f"item-{name}"] for name in ("done", "kept", "failed")}
     counts["left"], seconds = len(session.items) - sum(counts.values()), time.monotonic() - start
-    events.emit(
+    journal.emit(
         "finished",
         state="stopped" if stopped else "complete",
         reason=str(stopped) if stopped else None,
         **counts,
         seconds=round(seconds, 3),
-        unreported=list(events.unreported),
+        unreported=list(journal.unreported),
     )
-    return Summary(**counts, seconds=seconds, stopped=stopped, unreported=tuple(events.unreported))
-
-
-def _take_locks(batch: Batch, events: Events, held: ExitStack) -> None:
-    """A run of all items excludes every other; shards exclude only themselves and such a run."""
-    note = None
-    for name in dict.fromkeys(("lock", f"lock{batch.key}")):
-        lock = FolderLock(batch.state / name)
-        note = lock.take(shared=name != f"lock{batch.key}")
-        held.callback(lock.release)
-    if note:
-        events.emit("note", text=note)
+    return Summary(**counts, seconds=seconds, stopped=stopped, unreported=tuple(journal.unreported))
 
 
 class _Session:
     """One run of a batch: what it needs to know, found out before the folder is touched."""
 
-    def __init__(self, batch: Batch, events: Events, stop: StopFlag, cluster: Cluster | None):
-        self.events, self.stop, self.cluster = events, stop, cluster
+    def __init__(self, batch: Batch, cluster: Cluster | None):
+        self.cluster = cluster
         self.device = cluster.device if cluster is not None else choose_device(batch.work.device).type
         if batch.work.dtype == "auto":  # stays what it was when the batch began, whatever is measured now
             facts = known_facts(batch.state)
@@ -164,12 +160,9 @@ class _Session:
             raise BadInput(batch.inputs[0], problem, "Give a folder of DICOM files, or leave --series out.")
         return source
 
-    def go(self, queue: Queue) -> None:
+    def go(self, journal: Journal) -> None:
         """Bring the queue up to date with the listing, translate what is missing, and report."""
-        batch, source, items = self.batch, self.source, self.items
-        journal = Journal(queue, batch.out, self.events, self.stop)
-        if queue.note:
-            journal.note(queue.note)
+        batch, source, items, queue = self.batch, self.source, self.items, journal.queue
         remove_leftovers([*(batch.out / name for name in queue.outputs()), *(item.output for item in items)])
         queue.begin(items, batch.out)
         for other in queue_files(batch.state):
@@ -185,15 +178,15 @@ class _Session:
             lots[self._lot(item, before[item.name], queue)].append(item)
         todo = lots["do"]
         reporter = Reporter(batch.out, batch.key)
+        journal.between = reporter.now_and_then
         run: Run | RayRun | None = None
-        options: dict[str, Any] = {"verify": batch.verify, "between": reporter.now_and_then}
         if todo and self.cluster is not None:
             from scorefusion.batch.ray import RayRun
 
-            run = RayRun(self.cluster, batch.work, self.recipe, journal, **options)
+            run = RayRun(self.cluster, batch.work, self.recipe, journal)
         elif todo:
-            run = Run(Worker(batch.work, batch.out, self.recipe), journal, limits=batch.limits, **options)
-        self.events.emit(
+            run = Run(Worker(batch.work, batch.out, self.recipe), journal, limits=batch.limits)
+        journal.emit(
             "started",
             version=scorefusion.__version__,
             source=source.kind,
@@ -215,13 +208,13 @@ class _Session:
                 journal.ended(item, failure(item, item.problem))
             else:
                 entry = before[item.name]
-                self.events.emit("item-failed", name=item.name, error=entry.error, fix=entry.fix)
+                journal.emit("item-failed", name=item.name, error=entry.error, fix=entry.fix)
         try:
             if run is not None:
                 run.go(todo, before)
         finally:
             if problem := reporter.finish():
-                self.events.unreported.append(problem)
+                journal.unreported.append(problem)
 
     def _facts(self) -> dict[str, str]:
         """Return what a later run must know, and what the report says of the whole batch."""

@@ -35,22 +35,15 @@ def view_of(volume: np.ndarray) -> View:
     return View((lo, hi), middle(sample, lo + 0.1 * (hi - lo)))
 
 
-def strip(
-    volume: np.ndarray,
-    spacing: Spacing,
-    limits: tuple[float, float] | None = None,
-    height: int = 96,
-    where: tuple[float, float, float] | None = None,
-) -> bytes:
+def strip(volume: np.ndarray, spacing: Spacing, view: View | None = None, height: int = 96) -> bytes:
     """Draw the axial, coronal and sagittal plane of ``[D, H, W]`` in RAS+ order side by side, on black.
 
-    ``spacing`` is (z, y, x) in mm; the strip is ``height`` pixels high and three times as wide; ``limits``
-    and ``where`` are those of :func:`view_of` if None. A WebP image, or a JPEG where Pillow lacks WebP.
+    ``spacing`` is (z, y, x) in mm; the strip is ``height`` pixels high and three times as wide. A WebP image,
+    or a JPEG where Pillow lacks WebP.
     """
     from PIL import Image, features
 
-    own = view_of(volume) if limits is None or where is None else View(limits, where)
-    limits, where = limits or own.limits, where or own.where
+    limits, where = view or view_of(volume)
     picture = Image.new("L", (3 * height, height))
     for column, (_, plane, aspect) in enumerate(plane_images(volume, spacing, where)):
         image = Image.fromarray(_grey(plane[::-1], limits))
@@ -64,15 +57,13 @@ def strip(
     return buffer.getvalue()
 
 
-def pair(
-    before: np.ndarray, spacing: Spacing, after: np.ndarray, fine: Spacing, height: int = 96
-) -> tuple[bytes, bytes]:
+def pair(before: np.ndarray, spacing: Spacing, after: np.ndarray, fine: Spacing) -> tuple[bytes, bytes]:
     """Draw strips of an input and of its translation: the same planes, on the input's grey scale.
 
     ``before`` is ``[D, H, W]`` in RAS+ order, ``after`` the same box on a grid with voxels of ``fine`` mm.
     """
-    limits, where = view_of(before)
-    return strip(before, spacing, limits, height, where), strip(after, fine, limits, height, where)
+    view = view_of(before)
+    return strip(before, spacing, view), strip(after, fine, view)
 
 
 def _grey(plane: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

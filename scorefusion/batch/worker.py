@@ -15,17 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from scorefusion.batch.files import (
-    DICOM,
-    VOLUME,
-    Identity,
-    hash_file,
-    identify,
-    input_stamp,
-    model_hash,
-    stamp_of,
-    store_image,
-)
+from scorefusion.batch import files
+from scorefusion.batch.files import DICOM, VOLUME, Identity
 from scorefusion.batch.items import Item, Outcome, Stopped, failure, shown, stop_for
 from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError, memory_named, one_line, out_of_memory
 from scorefusion.io.nifti import ras_order
@@ -83,7 +74,7 @@ class Work:
         """Return what of it decides outputs' bits, as JSON takes it."""
         dtype, settings = choose_dtype(self.dtype, choose_device(self.device)), self.settings()
         return {
-            "model": model_hash(self.model),
+            "model": files.model_hash(self.model),
             "settings": settings.identity,
             "at once": min(settings.batch, settings.samples),  # in another batch a sum is rounded otherwise
             "dtype": str(dtype).removeprefix("torch."),
@@ -139,7 +130,7 @@ class Worker:
         except ScoreFusionError as error:
             raise BadInput(item.files[0], str(error), "") from error
         for file, stamp in zip(item.files, identity.stamps, strict=True):
-            if input_stamp(file) != stamp:
+            if files.input_stamp(file) != stamp:
                 raise BadInput(file, "changed while it was read", "Translate it when it is complete.")
         return Task(item, identity, job)
 
@@ -171,11 +162,11 @@ class Worker:
 
                     folder = side_path(item.output, DICOM)
                     save_dicom_series(result, folder, deidentify=self.work.deidentify)
-                    outputs[DICOM] = stamp_of(folder)[0], hash_file(folder)
+                    outputs[DICOM] = files.stamp_of(folder)[0], files.hash_file(folder)
                 written = (side for side in beside if side[0] in self.work.sides)
                 images = [(kind, result.image_of(values)) for kind, _, values in written]
                 for kind, image in (*images, (VOLUME, result.image())):
-                    outputs[kind] = store_image(image, side_path(item.output, kind), self.work.level)
+                    outputs[kind] = files.store_image(image, side_path(item.output, kind), self.work.level)
         except (OSError, BadInput) as error:
             stop = stop_for(error, shown(self.root or item.output.parent))
             raise stop or error from error
@@ -207,7 +198,7 @@ class Worker:
             return failure(item, item.problem)
         work = None
         try:
-            identity = identity or identify(item, self.recipe)
+            identity = identity or files.identify(item, self.recipe)
             work = identity.work
             task = self.read(item, identity)
             twice(lambda: self.draw(task, callback), self.relieve)

@@ -14,7 +14,7 @@ import pytest
 
 from scorefusion.batch import write_report
 from scorefusion.batch.items import Item, Outcome, Shard
-from scorefusion.batch.queue import FolderLock, Queue, merged_entries, queue_name
+from scorefusion.batch.queue import FolderLock, Queue, merged_entries
 from scorefusion.errors import BadInput
 from tests.support.batches import names, refused, translate, volumes, write_model, write_scan
 from tests.support.waiting import PATIENCE
@@ -97,8 +97,8 @@ def test_shards_split_by_name_alone_and_are_merged(tmp_path: Path) -> None:
     assert min(map(len, held)) > 200  # 286 each, give or take
     state = tmp_path / ".scorefusion"
     state.mkdir()
-    for shard, name in ((None, "old"), (Shard(1, 2), "one"), (Shard(2, 2), "two")):
-        queue = Queue(state / queue_name(shard))
+    for file, name in (("queue", "old"), ("queue-1-of-2", "one"), ("queue-2-of-2", "two")):
+        queue = Queue(state / f"{file}.sqlite")
         queue.begin(items(tmp_path, name, "shared"), tmp_path)
         queue.record(outcome(name))
         queue.record(outcome("shared", residual=float(len(name))))

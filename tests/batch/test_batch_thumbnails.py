@@ -25,7 +25,7 @@ def alike(one: bytes, other: bytes) -> float:
 def test_three_planes_with_anterior_and_superior_up_and_right_on_the_right() -> None:
     volume = np.full((30, 30, 30), 100.0, np.float32)
     volume[20:, 20:, 20:] = 1000  # superior, anterior, right
-    picture = opened(thumbnails.strip(volume, (1, 1, 1), (0, 1000), 90, (0.9, 0.9, 0.9)))
+    picture = opened(thumbnails.strip(volume, (1, 1, 1), thumbnails.View((0, 1000), (0.9, 0.9, 0.9)), 90))
     assert picture.shape == (90, 270)
     for left in (0, 90, 180):
         square = picture[:, left : left + 90]
@@ -38,7 +38,8 @@ def test_planes_keep_their_proportions_and_fit_their_square(
     shape: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> None:
     d, h, w = (n * s for n, s in zip(shape, spacing, strict=True))
-    picture = opened(thumbnails.strip(np.ones(shape, np.float32), spacing, (0, 1), 96)) > 128
+    view = thumbnails.View((0, 1), (0.5, 0.5, 0.5))
+    picture = opened(thumbnails.strip(np.ones(shape, np.float32), spacing, view, 96)) > 128
     for left, (rows, columns) in zip((0, 96, 192), ((h, w), (d, w), (d, h)), strict=True):
         square = picture[:, left : left + 96]
         height, width = square.any(axis=1).sum(), square.any(axis=0).sum()
