@@ -1,8 +1,6 @@
 """A pipeline as a part of other frameworks: MONAI, nipype, and processes that load it when they need it."""
 
 # ruff: noqa: F401
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from scorefusion.optional import lazily

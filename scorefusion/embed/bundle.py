@@ -17,9 +17,6 @@ from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import CARD, CONFIG, WEIGHTS, find_folder, load_config
 from scorefusion.pipeline import Machine, Options, declared
 
-SCHEMA = (
-    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-)
 _PLAIN = re.compile(r"\w[\w.+-]*")
 _OPTIONS = ("dtype", "seed", "steps")
 """Options of a translation that a bundle's command line can change, besides the device."""
@@ -57,10 +54,11 @@ def export_bundle(model: str | os.PathLike[str], folder: str | os.PathLike[str])
         card = f"# {config.name}\n"
         if (source / CARD).exists():
             card = (source / CARD).read_text(encoding="utf-8")
-        (beside / "docs" / "README.md").write_text(_page(config, card), encoding="utf-8")
-        for make in (metadata, inference):
-            text = json.dumps(make(config), indent=2) + "\n"
-            (beside / "configs" / f"{make.__name__}.json").write_text(text, encoding="utf-8")
+        page = f"{card.rstrip()}\n\n{_template('README.md', config)}"
+        (beside / "docs" / "README.md").write_text(page, encoding="utf-8")
+        for name, content in (("metadata", metadata(config)), ("inference", inference(config))):
+            text = json.dumps(content, indent=2) + "\n"
+            (beside / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
     return target
 
 
@@ -74,78 +72,39 @@ def _check_names(file: Path, config: ModelConfig) -> None:
 
 def inference(config: ModelConfig) -> dict[str, Any]:
     """``configs/inference.json``: every NIfTI file of ``dataset_dir`` translated into ``output_dir``."""
-    load = {"keys": "@keys", "reader": "NibabelReader", "image_only": True, "ensure_channel_first": True}
-    save: dict[str, Any] = {"keys": "pred", "output_dir": "@output_dir", "output_postfix": config.name}
-    save |= {"separate_folder": False, "resample": False, "print_log": False}
-    return {
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/data'",
-        "output_dir": "$@bundle_root + '/eval'",
-        "device": {"_target_": "scorefusion.ops.device.choose_device", "name": "auto"},
-        **{name: declared(Machine, Options)[name].default for name in _OPTIONS},
-        "keys": list(config.conditions),
-        "data": _part("scorefusion.embed.monai.datalist", folder="@dataset_dir", keys="@keys"),
-        "network_def": _part(
-            "scorefusion.ScoreFusion.from_pretrained", model=f"$@bundle_root + '/models/{config.name}'"
-        ),
-        "preprocessing": _part("Compose", transforms=[_part("LoadImaged", **load)]),
-        "dataset": _part("Dataset", data="@data", transform="@preprocessing"),
-        "inferer": _part(
-            "scorefusion.embed.monai.FusionInferer", **{name: f"@{name}" for name in ("device", *_OPTIONS)}
-        ),
-        "postprocessing": _part("Compose", transforms=[_part("SaveImaged", **save)]),
-        "evaluator": _part(
-            "scorefusion.embed.monai.Translations",
-            dataset="@dataset",
-            keys="@keys",
-            network="@network_def",
-            inferer="@inferer",
-            postprocessing="@postprocessing",
-        ),
-        "run": ["$@evaluator.run()"],
-    }
-
-
-def _part(target: str, **arguments: Any) -> dict[str, Any]:
-    """What MONAI makes by calling ``target``."""
-    return {"_target_": target, **arguments}
+    defaults = {name: declared(Machine, Options)[name].default for name in _OPTIONS}
+    return json.loads(_template("inference.json", config)) | defaults | {"keys": list(config.conditions)}
 
 
 def metadata(config: ModelConfig) -> dict[str, Any]:
     """``configs/metadata.json``, with the fields of MONAI's schema."""
-    names, own = config.conditions, scorefusion.__version__
-    image = {
-        "type": "image",
-        "format": "magnitude",
-        "modality": "MR",
-        "spatial_shape": ["*", "*", "*"],
-        "dtype": "float32",
-        "value_range": [],
-        "is_patch_data": False,
-    }
-    channels = {str(place): name for place, name in enumerate(names)}
-    packages = {"scorefusion": own, "nibabel": _version("nibabel"), "safetensors": _version("safetensors")}
-    return {
-        "schema": SCHEMA,
-        "version": own,
-        "changelog": {own: f"exported by scorefusion {own}"},
+    content = json.loads(_template("metadata.json", config))
+    channels = {str(place): name for place, name in enumerate(config.conditions)}
+    image = content["network_data_format"]["inputs"]["image"]
+    image |= {"num_channels": len(channels), "channel_def": channels}
+    own = {name: _version(name) for name in ("nibabel", "safetensors")}
+    return content | {
         "monai_version": _version("monai", _MONAI),
         "pytorch_version": _version("torch"),
         "numpy_version": _version("numpy"),
-        "required_packages_version": packages,
-        "name": config.name,
-        "task": f"Translation of {', '.join(names)} into {config.target}",
-        "description": "A 3D diffusion model that fuses the scores of 2D ones; see docs/README.md.",
-        **dict.fromkeys(("authorship", "copyright", "data_source"), "see docs/README.md"),
-        "data_type": "nibabel",
-        "image_classes": "one channel an image, any intensities",
-        "pred_classes": f"one channel, {config.target}, in the units of the first image",
-        "intended_use": "Research on image translation. Not for diagnosis.",
-        "network_data_format": {
-            "inputs": {"image": {**image, "num_channels": len(names), "channel_def": channels}},
-            "outputs": {"pred": {**image, "num_channels": 1, "channel_def": {"0": config.target}}},
-        },
+        "required_packages_version": {"scorefusion": scorefusion.__version__, **own},
     }
+
+
+def _template(name: str, config: ModelConfig) -> str:
+    """The text of a template with what the model says in it; its names are plain text."""
+    names = config.conditions
+    layout = "NIfTI files" if len(names) == 1 else f"folders {', '.join(names)} with files of the same names"
+    text = (Path(__file__).parent / "monai_bundle" / name).read_text(encoding="utf-8")
+    for key, value in {
+        "model": config.name,
+        "target": config.target,
+        "conditions": ", ".join(names),
+        "layout": layout,
+        "version": scorefusion.__version__,
+    }.items():
+        text = text.replace(f"{{{key}}}", value)
+    return text
 
 
 def _version(package: str, otherwise: str = "") -> str:
@@ -153,22 +112,3 @@ def _version(package: str, otherwise: str = "") -> str:
         return version(package).partition("+")[0]
     except PackageNotFoundError:
         return otherwise
-
-
-def _page(config: ModelConfig, card: str) -> str:
-    names = config.conditions
-    layout = "NIfTI files" if len(names) == 1 else f"folders {', '.join(names)} with files of the same names"
-    return f"""{card.rstrip()}
-
-## Running this bundle
-
-It needs `pip install 'scorefusion[monai]'`. From this folder:
-
-```sh
-python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
-    --dataset_dir data --output_dir eval
-```
-
-`dataset_dir` holds {layout}; each is translated into `output_dir`. `--seed 1`, `--steps 3` and
-`--dtype float32` are what they are to `scorefusion translate`.
-"""

@@ -13,14 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nipype import logging
-from nipype.interfaces.base import (
-    CommandLine,
-    CommandLineInputSpec,
-    File,
-    InputMultiPath,
-    TraitedSpec,
-    traits,
-)
+from nipype.interfaces import base
+from nipype.interfaces.base import File, traits
 
 from scorefusion.pipeline import Machine, Option, Options, declared, described, type_of
 
@@ -45,10 +39,10 @@ class _InputFile(File):
         return os.path.abspath(super().validate(objekt, name, value))
 
 
-class TranslateInputs(CommandLineInputSpec):
+class TranslateInputs(base.CommandLineInputSpec):
     """What ``scorefusion translate`` takes; what is not set is the model's own choice."""
 
-    in_files = InputMultiPath(
+    in_files = base.InputMultiPath(
         _InputFile(exists=True),
         argstr="%s",
         position=-1,
@@ -93,7 +87,7 @@ for _table in (Options, Machine):
             )
 
 
-class TranslateOutputs(TraitedSpec):
+class TranslateOutputs(base.TraitedSpec):
     """What it leaves."""
 
     out_file = File(exists=True, desc="the translated volume")
@@ -101,7 +95,7 @@ class TranslateOutputs(TraitedSpec):
     planes_file = File(exists=True, desc="with disagreement, the standard deviation over the planes")
 
 
-class Translate(CommandLine):
+class Translate(base.CommandLine):
     """``scorefusion translate`` as a nipype interface, run by the Python that runs the workflow.
 
     Every value is quoted in ``cmdline``, and no shell runs it, so a path may hold any character. Text in
