@@ -3,8 +3,6 @@
 The public names below are imported when first used, so ``import scorefusion`` itself is quick.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from scorefusion._version import __version__

@@ -71,10 +71,8 @@ def _basics() -> Iterator[Finding]:
 
 
 def _backends() -> Iterator[Finding]:
-    reason, remedy = (
-        missing("cpp"),
-        "Install a C++17 compiler and run pip install again; PyTorch is used meanwhile.",
-    )
+    reason = missing("cpp")
+    remedy = "Install a C++17 compiler and run pip install again; PyTorch is used meanwhile."
     if reason is None and (old := outdated()):
         reason, remedy = old.split(";")[0], "Run pip install again."
     yield _optional("C++ extension", "scorefusion._C", reason, remedy)

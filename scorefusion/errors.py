@@ -14,33 +14,8 @@ class ScoreFusionError(ValueError):
     """Any problem the user can put right: a bad file, a wrong name, an impossible combination."""
 
 
-class BadInput(ScoreFusionError):
-    """A file that cannot be used: which one, what is wrong with it, and what to do about it.
-
-    Args:
-        file: path of the offending file.
-        problem: what is wrong, naming what was expected and what was found; no full stop.
-        fix: one sentence on what to do, with its full stop; may be empty.
-    """
-
-    def __init__(self, file: str | os.PathLike[str], problem: str, fix: str = "") -> None:
-        self.file = os.fspath(file)
-        self.problem = problem.rstrip(".")
-        self.fix = fix
-        super().__init__(f"{self.file}: {self.problem}. {self.fix}".rstrip())
-
-    def __reduce__(self) -> tuple[type[BadInput], tuple[str, str, str]]:
-        return BadInput, (self.file, self.problem, self.fix)
-
-
-class OutOfMemory(ScoreFusionError):
-    """Memory ran out, or would have: what needed how much, and what to do about it.
-
-    Args:
-        subject: what was being worked on: a file's path, or words such as "the model t1-sr4".
-        problem: what was needed and what there was; no full stop.
-        fix: one sentence on what to do, with its full stop; may be empty.
-    """
+class _OfSubject(ScoreFusionError):
+    """A problem of something that is named, and what to do about it."""
 
     def __init__(self, subject: str | os.PathLike[str], problem: str, fix: str = "") -> None:
         self.subject = os.fspath(subject)
@@ -48,8 +23,33 @@ class OutOfMemory(ScoreFusionError):
         self.fix = fix
         super().__init__(f"{self.subject}: {self.problem}. {self.fix}".rstrip())
 
-    def __reduce__(self) -> tuple[type[OutOfMemory], tuple[str, str, str]]:
-        return OutOfMemory, (self.subject, self.problem, self.fix)
+    def __reduce__(self) -> tuple[type[_OfSubject], tuple[str, str, str]]:
+        return type(self), (self.subject, self.problem, self.fix)
+
+
+class BadInput(_OfSubject):
+    """A file that cannot be used: which one, what is wrong with it, and what to do about it.
+
+    Args:
+        subject: path of the offending file; also the attribute ``file``.
+        problem: what is wrong, naming what was expected and what was found; no full stop.
+        fix: one sentence on what to do, with its full stop; may be empty.
+    """
+
+    @property
+    def file(self) -> str:
+        """Path of the offending file."""
+        return self.subject
+
+
+class OutOfMemory(_OfSubject):
+    """Memory ran out, or would have: what needed how much, and what to do about it.
+
+    Args:
+        subject: what was being worked on: a file's path, or words such as "the model t1-sr4".
+        problem: what was needed and what there was; no full stop.
+        fix: one sentence on what to do, with its full stop; may be empty.
+    """
 
 
 _ALLOCATION = (
@@ -83,10 +83,7 @@ def out_of_memory(error: BaseException) -> bool:
 def memory_named(subject: str | os.PathLike[str], doing: str, fix: str = "") -> Iterator[None]:
     """Around work on something: an allocation that fails becomes an :class:`OutOfMemory` that names it.
 
-    Args:
-        subject: what is being worked on.
-        doing: how, such as "reading it".
-        fix: see :class:`OutOfMemory`; smaller images or a machine with more memory when empty.
+    ``doing`` is how, such as "reading it"; an empty ``fix`` is smaller images or a machine with more memory.
     """
     try:
         yield
@@ -100,10 +97,8 @@ def shortage_of(
     error: BaseException, subject: str | os.PathLike[str], doing: str = "", fix: str = ""
 ) -> OutOfMemory:
     """Return (not raise) the :class:`OutOfMemory` of an allocation that failed; see :func:`memory_named`."""
-    return OutOfMemory(subject, f"memory ran out{doing}{_asked(error)}", fix or _SMALLER)
-
-
-_SMALLER = "Crop it, free some memory, or use a machine with more; `scorefusion plan` says what is needed."
+    smaller = "Crop it, free some memory, or use a machine with more; `scorefusion plan` says what is needed."
+    return OutOfMemory(subject, f"memory ran out{doing}{_asked(error)}", fix or smaller)
 
 
 def _asked(error: BaseException) -> str:

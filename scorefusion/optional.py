@@ -32,18 +32,14 @@ def need(module: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         top = module.split(".")[0]
-        extra = EXTRA[top]
-        raise ScoreFusionError(
-            f"{purpose} needs {top}, which cannot be imported ({error}); pip install 'scorefusion[{extra}]'"
-        ) from None
+        problem = f"{purpose} needs {top}, which cannot be imported ({error})"
+        raise ScoreFusionError(f"{problem}; pip install 'scorefusion[{EXTRA[top]}]'") from None
 
 
 def lazily(package: str, modules: Mapping[str, str]) -> tuple[list[str], Callable[[str], Any]]:
     """Return a package's ``__all__``, and the ``__getattr__`` that imports a name when it is first used.
 
-    Args:
-        package: its ``__name__``.
-        modules: the names that each of its modules exports, with spaces between them.
+    ``modules`` has the names that each of its modules exports, with spaces between them.
     """
     homes = {name: module for module, names in modules.items() for name in names.split()}
 

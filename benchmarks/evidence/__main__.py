@@ -51,8 +51,7 @@ def evidence(
     from benchmarks.evidence.architectures import ARCHITECTURES
     from benchmarks.evidence.cache import Answers, user_cache_folder
     from benchmarks.evidence.catalogue import require_stem, stems
-    from scorefusion.cli.bars import progress
-    from scorefusion.cli.streams import require_stdout
+    from scorefusion.cli.console import progress, require_stdout
     from scorefusion.io.atomic import check_output, written_beside
     from scorefusion.ops.backends import interpreting, missing
 

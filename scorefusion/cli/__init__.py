@@ -1,11 +1,10 @@
 """The command line: ``scorefusion VERB``.
 
-A verb is a module of this package with a function of the module's name, or ``main``, whose arguments Typer
-reads: ``cli/import_official.py`` is ``scorefusion import-official``. Its help is the module's ``HELP`` or the
-function's docstring. It imports PyTorch and the like inside the function, so that ``--help`` is quick. A
-module with verbs of its own, ``cli/engine.py``, has a Typer named ``program`` instead. A
-:class:`~scorefusion.errors.ScoreFusionError` is printed in one line on standard error and ends the program
-with status 2.
+A verb is a module of this package with a function of the module's name, whose arguments Typer reads:
+``cli/import_official.py`` is ``scorefusion import-official``. Its help is the function's docstring. It
+imports PyTorch and the like inside the function, so that ``--help`` is quick. A module with verbs of its own,
+``cli/engine.py``, has a Typer named ``program`` instead. A :class:`~scorefusion.errors.ScoreFusionError` is
+printed in one line on standard error and ends the program with status 2.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ import typer
 from typer.core import TyperGroup
 
 from scorefusion._version import __version__
+from scorefusion.cli.console import note_lost_output, require_stdout, shield_standard_streams
 from scorefusion.cli.options import Verb, expanded
-from scorefusion.cli.streams import note_lost_output, require_stdout, shield_standard_streams
 from scorefusion.errors import ScoreFusionError, out_of_memory, shortage_of
 
 _LESS = {
@@ -84,23 +83,20 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     program.callback()(_program)
-    verbs: dict[str, tuple[Any, str | None]] = {}
+    verbs: dict[str, Any] = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
         if hasattr(module, "program"):
             program.add_typer(module.program, name=info.name.replace("_", "-"))
-        function = getattr(module, "main", None) or getattr(module, info.name, None)
-        if function is not None:
-            verbs[info.name.replace("_", "-")] = function, getattr(module, "HELP", None)
-    order = [*(name for name in _FIRST if name in verbs), *sorted(verbs.keys() - set(_FIRST))]
-    for name in order:
-        function, text = verbs[name]
-        program.command(name, help=text, cls=Verb)(expanded(function))
+        if function := getattr(module, info.name, None):
+            verbs[info.name.replace("_", "-")] = function
+    for name in [*_FIRST, *sorted(verbs.keys() - set(_FIRST))]:
+        program.command(name, cls=Verb)(expanded(verbs[name]))
     return program
 
 
 def main() -> None:
-    """Run the command line; the ``scorefusion`` script. Its streams may fail; see :mod:`.streams`."""
+    """Run the command line; the ``scorefusion`` script. Its streams may fail; see :mod:`.console`."""
     shield_standard_streams()
     wait_without_spinning()
     try:

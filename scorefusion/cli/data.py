@@ -47,23 +47,18 @@ def data(
       scorefusion data IXI --contrasts t1,t2 --resample --read
       scorefusion data my_bids --contrasts t1 --choose run-1 --write subjects.csv
     """
-    from scorefusion.cli.bars import progress
-    from scorefusion.cli.streams import require_stdout
+    from scorefusion.cli.console import progress, require_stdout
     from scorefusion.data import DatasetConfig, find_subjects, write_table
     from scorefusion.errors import BadInput
     from scorefusion.io import check_output
     from scorefusion.models.config import parse
 
-    values = {
+    values = {name: getattr(who, name) for name in ("layout", "split", "seed", "tolerance")} | {
         "root": str(root),
-        "layout": who.layout,
         "contrasts": [name.strip() for name in who.contrasts.split(",") if name.strip()],
         "choose": who.choose or [],
-        "split": who.split,
         "fractions": numbers("--fractions", who.fractions, signed=True),
-        "seed": who.seed,
         "on_misaligned": "resample" if who.resample else "refuse",
-        "tolerance": who.tolerance,
         **reading,
     }
     config = parse(DatasetConfig, values, root)
@@ -85,7 +80,6 @@ def _text(found: Found, config: DatasetConfig) -> str:
     from scorefusion.models.contrast import in_order
 
     root = Path(config.root).expanduser()
-
     rows = [("subject", "person", "split", "contrasts", "voxels (x, y, z)", "mm")]
     for subject in found.subjects:
         names = [*config.contrasts, *in_order(subject.files.keys() - set(config.contrasts))]
@@ -95,14 +89,11 @@ def _text(found: Found, config: DatasetConfig) -> str:
         split = "unknown" if found.people_unknown else found.splits[subject.group]
         rows.append((subject.name, subject.group, split, " ".join(names), shape, voxel))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     people = len({subject.group for subject in found.subjects})
     who = "people unknown" if found.people_unknown else f"of {people} {'person' if people == 1 else 'people'}"
-    lines = [
-        f"layout {found.layout}: {len(found.subjects)} subjects {who}, {len(found.refused)} refused",
-        "",
-        *(line.rstrip() for line in lines),
-    ]
+    lines = [f"layout {found.layout}: {len(found.subjects)} subjects {who}, {len(found.refused)} refused", ""]
+    for row in rows:
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if found.refused:
         lines += ["", "refused:", *(f"  {refusal}" for refusal in found.refused)]
     if found.people_unknown:

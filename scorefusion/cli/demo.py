@@ -1,14 +1,12 @@
 """``scorefusion demo``: a held-out volume pooled, translated with every strategy, measured and pictured."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
-from scorefusion.cli.options import Device, Model, Only, Output, Place, Quiet, opt, parse_box
+from scorefusion.cli.options import Device, Model, Only, Output, Place, Quiet, cut, loaded, opt
 from scorefusion.pipeline import OWN, Options
 
 
@@ -44,34 +42,26 @@ def demo(
     """
     import time
 
-    from scorefusion.cli.bars import progress
-    from scorefusion.cli.streams import note
-    from scorefusion.engine.planning.memory import keep_freed_memory
-    from scorefusion.errors import BadInput, ScoreFusionError
+    from scorefusion.cli.console import note, progress
+    from scorefusion.errors import BadInput
     from scorefusion.evaluate import demo as demonstration
     from scorefusion.evaluate.demo import notes, pooled_case, run_demo, table_text, write_results
     from scorefusion.evaluate.methods import other_sampling
     from scorefusion.evaluate.output import check_folder
     from scorefusion.io import read_scan
     from scorefusion.models.table import table_for
-    from scorefusion.pipeline import Pipeline
 
     began = time.perf_counter()
-    size, start = parse_box(where.box)
+    place = cut(where.box, where.coarsen)
     steps, seed = sampling["steps"], sampling["seed"]
-    if steps is not None and steps < 1:
-        raise ScoreFusionError(f"sampling needs at least 1 step, got {steps}")
     if not data.exists():
         raise BadInput(data, "does not exist", "For the default data run `python tools/fetch_data.py demo`.")
-    keep_freed_memory()
-    pipeline = Pipeline(model, **machine)
+    pipeline = loaded(model, machine)
     levels = {"sigma_min": where.sigma_min, "rho": where.rho}
     other = other_sampling(pipeline.config, sampling["solver"], None, levels)
     table_for(pipeline.config.model_copy(update={"sampling": other}), steps=steps)
     scan = read_scan(data, nan=sampling["nan"])
-    case = pooled_case(
-        scan, pipeline.config, coarsen=where.coarsen, size=size, start=start, device=pipeline.device
-    )
+    case = pooled_case(scan, pipeline.config, device=pipeline.device, **place)
     folder = check_folder(output, demonstration.FILES, demonstration.NEEDED, "the demonstration")
     with progress("translating", quiet=quiet) as report:
         result = run_demo(pipeline.model, case, sampling=other, steps=steps, seed=seed, callback=report)

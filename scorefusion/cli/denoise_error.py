@@ -1,13 +1,11 @@
 """``scorefusion denoise-error``: the error of each strategy's denoiser, noise level by noise level."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument
 
-from scorefusion.cli.options import Device, Model, Only, Place, Quiet, parse_box
+from scorefusion.cli.options import Device, Model, Only, Place, Quiet, cut, loaded
 from scorefusion.pipeline import Options
 
 
@@ -31,20 +29,14 @@ def denoise_error(
       scorefusion denoise-error data/oasis_t1.nii.gz
       scorefusion denoise-error data/second_head_t1.nii.gz --coarsen 2 --model runs/mine/model
     """
-    from scorefusion.cli.bars import progress
-    from scorefusion.cli.streams import require_stdout
-    from scorefusion.engine.planning.memory import keep_freed_memory
+    from scorefusion.cli.console import progress, require_stdout
     from scorefusion.evaluate import denoising_errors, pooled_case
     from scorefusion.io import read_scan
-    from scorefusion.pipeline import Pipeline
 
-    size, start = parse_box(where.box)
-    keep_freed_memory()
-    pipeline = Pipeline(model, **machine)
+    place = cut(where.box, where.coarsen)
+    pipeline = loaded(model, machine)
     scan = read_scan(data, nan=options["nan"])
-    case = pooled_case(
-        scan, pipeline.config, coarsen=where.coarsen, size=size, start=start, device=pipeline.device
-    )
+    case = pooled_case(scan, pipeline.config, device=pipeline.device, **place)
     with progress("denoising", quiet=quiet) as report:
         found = denoising_errors(
             pipeline.model,

@@ -1,7 +1,5 @@
 """``scorefusion doctor``: what is present, what is missing, what to install."""
 
-from __future__ import annotations
-
 
 def doctor() -> None:
     """Say what is present on this machine, what is missing, and what to install for it.
@@ -10,7 +8,7 @@ def doctor() -> None:
     Example:
       scorefusion doctor
     """
-    from scorefusion.cli.streams import require_stdout
+    from scorefusion.cli.console import require_stdout
     from scorefusion.doctor import examine
 
     findings = examine()

@@ -1,34 +1,30 @@
 """``scorefusion engine build``: TensorRT engines of a model's 2D networks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import typer
 
 from scorefusion.cli.options import ModelArgument, Quiet, Target, Verb, expanded, opt
 
-HELP = """TensorRT engines of a model's 2D networks, for an NVIDIA GPU.
-
-\b
-Example:
-  scorefusion engine build t1-sr4 -o engines
-"""
-
 program = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
-@program.callback(help=HELP)
+@program.callback()
 def _engine() -> None:
-    pass
+    """TensorRT engines of a model's 2D networks, for an NVIDIA GPU.
+
+    \b
+    Example:
+      scorefusion engine build t1-sr4 -o engines
+    """
 
 
 @dataclass
 class Made:
     """What engines are made."""
 
-    shape: tuple[int, int, int] | None = opt(
-        "Largest volume, D H W voxels; it is tuned for that. Any up to 256 a side."
+    size: tuple[int, int, int] | None = opt(
+        "Largest volume, D H W voxels; it is tuned for that. Any up to 256 a side.", None, "--shape"
     )
     slab: int | None = opt("Most slices at once; it is tuned for that many. Up to 64.")
     precision: str = opt("fp16, bf16 or fp32: weights, inputs and outputs. Normalisation is float32.", "bf16")
@@ -53,25 +49,15 @@ def build(model: ModelArgument, output: Target, made: Made, quiet: Quiet = False
       scorefusion engine build t1-sr4 -o engines --shape 152 192 192 --slab 16
       scorefusion engine build my_model -o engines --precision fp16
     """
-    from scorefusion.cli.bars import progress
+    from scorefusion.cli.console import progress
     from scorefusion.engine.tensorrt.build import build_engines, check_target
     from scorefusion.models.score_fusion import ScoreFusion
 
     check_target(output)
-    loaded = ScoreFusion.from_pretrained(model)
+    loaded, options = ScoreFusion.from_pretrained(model), vars(made)
+    check = not options.pop("no_check")
     with progress("building engines", quiet=quiet) as report:
-        manifest = build_engines(
-            loaded,
-            output,
-            size=made.shape,
-            slab=made.slab,
-            precision=made.precision,
-            workspace=made.workspace,
-            check=not made.no_check,
-            keep_onnx=made.keep_onnx,
-            source=model,
-            report=report,
-        )
+        manifest = build_engines(loaded, output, **options, check=check, source=model, report=report)
     if quiet:
         return
     print(f"{output}: {manifest.library} {manifest.version}, {made.precision}, for {manifest.target}")

@@ -1,19 +1,23 @@
 """``scorefusion evaluate``: strategies, other models and baselines on subjects of known truth."""
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from typer import Argument
 
-from scorefusion.cli.options import Device, Levels, ModelArgument, Only, Output, Quiet, opt, parse_box
+from scorefusion.cli.options import (
+    Device,
+    Levels,
+    ModelArgument,
+    Only,
+    Output,
+    Quiet,
+    numbers,
+    opt,
+    parse_box,
+)
 from scorefusion.pipeline import Options
-
-if TYPE_CHECKING:
-    from scorefusion.evaluate import Contender, Method, Results, Settings, Store, Where
-    from scorefusion.evaluate.report import Table
 
 
 @dataclass
@@ -91,47 +95,43 @@ def evaluate(
       scorefusion evaluate my_model test --against tosm=runs/tosm/model:average --features deepbet
       scorefusion evaluate t1-sr4 data/phantoms/test --segmenter --segment-train data/phantoms/train
     """
+    import functools
     import time
+    from dataclasses import replace
 
     from rich.console import Console
 
-    from scorefusion.cli.bars import progress
-    from scorefusion.cli.streams import note
+    from scorefusion import evaluate as evaluation
+    from scorefusion.cli.console import note, progress
     from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
-    from scorefusion.evaluate import (
-        Settings,
-        Store,
-        feature_network,
-        find_cases,
-        is_synthetic,
-        read_case,
-        report,
-        summarise,
-    )
-    from scorefusion.evaluate import evaluate as run_all
+    from scorefusion.evaluate import find_cases, report
     from scorefusion.evaluate import methods as models
     from scorefusion.evaluate.output import check_folder
+    from scorefusion.evaluate.segment import SegmenterSettings, dice_table, segment
 
     began = time.perf_counter()
     if sampling["samples"] < 1:
         raise ScoreFusionError(f"samples must be at least 1, got {sampling['samples']}")
     if measures.segmenter and measures.segment_train is None:
         raise ScoreFusionError("--segmenter needs --segment-train DATA: other subjects with label maps")
-    where = _where(place)
-    networks = [feature_network(name.strip()) for name in measures.features.split(",")]
+    size, slab = None, None
+    if place.box != "whole":
+        size, start = parse_box(place.box)
+        if start is not None:
+            raise ScoreFusionError("--box is a size here, such as 64,80,80, or whole; --region limits where")
+    if place.region is not None:
+        ends = place.region.split(":")
+        if len(ends) != 2 or not all(end.strip().isdigit() for end in ends):
+            raise ScoreFusionError(f"--region needs FIRST:END slices, such as 64:128; got '{place.region}'")
+        slab = (int(ends[0]), int(ends[1]))
+    where = evaluation.Where(size, slab, place.coarsen)
+    networks = [evaluation.feature_network(name.strip()) for name in measures.features.split(",")]
     keep_freed_memory()
-    device, dtype = str(machine["device"]), machine["dtype"]
-    main = models.load_main(
-        model,
-        rows.strategies,
-        solver=sampling["solver"],
-        steps=sampling["steps"],
-        levels=asdict(levels),
-        device=device,
-        dtype=dtype,
-    )
-    others = [models.load_other(text, main, device=device, dtype=dtype) for text in rows.against or ()]
+    on: dict[str, Any] = {**machine}
+    how: dict[str, Any] = {"solver": sampling["solver"], "steps": sampling["steps"], "levels": vars(levels)}
+    main = models.load_main(model, rows.strategies, **how, **on)
+    others = [models.load_other(text, main, **on) for text in rows.against or ()]
     own = models.own_strategy(main.config)
     methods = models.choose_baselines(rows.baselines, main.config, fitted=who.fit is not None)
     methods += models.rows_of(main, others, rows.without_consistency)
@@ -143,101 +143,39 @@ def evaluate(
         count=who.subjects,
         labels=measures.segmenter,
         split=who.split,
-        fractions=_shares(who.fractions),
+        fractions=numbers("--fractions", who.fractions, signed=True),
     )
     folder = check_folder(output, report.FILES, report.NEEDED, "an evaluation")
-    store = Store(folder / report.CACHE)
-    settings = Settings(sampling["seed"], sampling["samples"], measures.denoise)
+    store = evaluation.Store(folder / report.CACHE)
+    settings = evaluation.Settings(sampling["seed"], sampling["samples"], measures.denoise)
     regression = None
     if who.fit is not None:
-        training = (read_case(subject, main.config, where) for subject in find_cases(who.fit, main.config))
+        training = (
+            evaluation.read_case(subject, main.config, where) for subject in find_cases(who.fit, main.config)
+        )
         regression = models.Regression.fit(training)
+    run = functools.partial(evaluation.evaluate, store=store, where=where)
     with progress("evaluating", quiet=quiet) as tell:
-        results = run_all(
-            main, others, methods, found, store, where=where, settings=settings, regression=regression,
-            callback=tell,
-        )  # fmt: skip
-    summary = summarise(results, methods, store, networks, main=own)
-    made_up = is_synthetic(data) if who.synthetic is None else who.synthetic
+        results = run(main, others, methods, found, settings=settings, regression=regression, callback=tell)
+    summary = evaluation.summarise(results, methods, store, networks, main=own)
+    made_up = evaluation.is_synthetic(data) if who.synthetic is None else who.synthetic
     about = report.About(main, others, networks, data, made_up, len(found), settings, where)
     dice = None
-    if measures.segmenter:
-        dice = _dice(main, methods, results, store, where, settings, measures, learnt, about.head, quiet)
+    if measures.segmenter and measures.segment_train is not None:
+        found = find_cases(measures.segment_train, main.config, count=measures.segment_subjects, labels=True)
+        plain = replace(settings, denoise=False)
+        with progress("translating for the segmenter", quiet=quiet) as tell:
+            translated = run(main, [], learnt, found, settings=plain, callback=tell)
+        names = {"rows": [row.name for row in methods], "trained_on": [row.name for row in learnt]}
+        unet = SegmenterSettings(steps=measures.segment_steps)
+        with progress("segmenting", quiet=quiet) as tell:
+            scores = segment(translated, results, store, **names, settings=unet, callback=tell)
+        dice = dice_table(scores, about.head, evaluation.label_names(measures.segment_train))
     console = Console()
     wide = console if console.is_terminal else Console(width=240)
     wide.print(report.rich_table(summary, about.head, f"{main.config.name} on {data}"))
     if dice is not None:
-        wide.print(
-            "\n".join("  ".join(cell for cell in row) for row in (dice.titles, *dice.rows)), markup=False
-        )
+        wide.print("\n".join("  ".join(row) for row in (dice.titles, *dice.rows)), markup=False)
     note(report.write_report(folder, about, summary, results, store, dice))
     if not quiet:
         print(f"{time.perf_counter() - began:.0f} s in all; see {folder / 'report.html'}")
-
-
-def _shares(fractions: str | None) -> list[float] | None:
-    """Read --fractions."""
-    from scorefusion.errors import ScoreFusionError
-
-    try:
-        return None if fractions is None else [float(share) for share in fractions.split(",")]
-    except ValueError:
-        raise ScoreFusionError(
-            f"--fractions are three shares such as 0.6,0.1,0.3; got {fractions!r}"
-        ) from None
-
-
-def _where(place: Place) -> Where:
-    """Read --box, --region and --coarsen."""
-    from scorefusion.errors import ScoreFusionError
-    from scorefusion.evaluate import Where
-
-    size = None
-    if place.box != "whole":
-        numbers, start = parse_box(place.box)
-        if start is not None:
-            raise ScoreFusionError("--box is a size here, such as 64,80,80, or whole; --region limits where")
-        size = (numbers[0], numbers[1], numbers[2])
-    slab = None
-    if place.region is not None:
-        ends = place.region.split(":")
-        if len(ends) != 2 or not all(end.strip().isdigit() for end in ends):
-            raise ScoreFusionError(f"--region needs FIRST:END slices, such as 64:128; got '{place.region}'")
-        slab = (int(ends[0]), int(ends[1]))
-    return Where(size, slab, place.coarsen)
-
-
-def _dice(
-    main: Contender,
-    methods: list[Method],
-    results: Results,
-    store: Store,
-    where: Where,
-    settings: Settings,
-    how: Measures,
-    learnt: list[Method],
-    head: str,
-    quiet: bool,
-) -> Table:
-    """Train segmenters on true and translated subjects, and return the table of their scores."""
-    from dataclasses import replace
-
-    from scorefusion.cli.bars import progress
-    from scorefusion.evaluate import evaluate as run_all
-    from scorefusion.evaluate import find_cases, label_names
-    from scorefusion.evaluate.segment import SegmenterSettings, dice_table, segment
-
-    assert how.segment_train is not None
-    found = find_cases(how.segment_train, main.config, count=how.segment_subjects, labels=True)
-    with progress("translating for the segmenter", quiet=quiet) as tell:
-        training = run_all(
-            main, [], learnt, found, store, where=where, settings=replace(settings, denoise=False),
-            callback=tell,
-        )  # fmt: skip
-    with progress("segmenting", quiet=quiet) as tell:
-        scores = segment(
-            training, results, store, rows=[method.name for method in methods],
-            trained_on=[method.name for method in learnt],
-            settings=SegmenterSettings(steps=how.segment_steps), callback=tell,
-        )  # fmt: skip
-    return dice_table(scores, head, label_names(how.segment_train))

@@ -1,20 +1,14 @@
 """``scorefusion export-bundle``: a model folder in, a MONAI bundle out."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
-
-from scorefusion.cli.options import ModelArgument
+from scorefusion.cli.options import ModelArgument, target
 
 
 def export_bundle(
     model: ModelArgument,
-    output: Annotated[
-        Path, Option("--output", "-o", help="The bundle's folder; must be new.", show_default=False)
-    ],
+    output: Annotated[Path, target("The bundle's folder; must be new.")],
 ) -> None:
     """Write a model as a MONAI bundle, for `python -m monai.bundle run` where scorefusion is installed.
 

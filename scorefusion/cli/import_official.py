@@ -1,14 +1,10 @@
 """``scorefusion import-official``: a checkpoint of the authors' code in, a model folder out."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument
-
-from scorefusion.cli.options import Target, opt
+from scorefusion.cli.options import Target, argument, opt
 
 
 @dataclass
@@ -29,19 +25,16 @@ class Reading:
     )
     context: int | None = opt("Neighbouring slices on either side.", shown="inferred")
     factor: int = opt("Super-resolution factor; 1 for a translation between modalities.", 4)
-    condition: list[str] | None = opt("Name of a condition; repeated.", shown="input, input2, ...")
+    conditions: list[str] | None = opt(
+        "Name of a condition; repeated.", None, "--condition", shown="input, input2, ..."
+    )
     target: str = opt("Name of what comes out.", "target")
     own_schedule: bool = opt("Accept a file trained with another noise schedule.", False)
 
 
 def import_official(
     files: Annotated[
-        list[Path],
-        Argument(
-            metavar="FILE...",
-            help="model-{n}.pt, or {epoch}_Network_ema.pth: one, or one a plane.",
-            show_default=False,
-        ),
+        list[Path], argument("model-{n}.pt, or {epoch}_Network_ema.pth: one, or one a plane.", "FILE...")
     ],
     output: Target,
     read: Reading,
@@ -64,7 +57,8 @@ def import_official(
     from scorefusion.models.folder import check_folder
     from scorefusion.models.official.convert import load_official, official_card
 
-    planes = read.plane or ["axial"]
+    options = vars(read)
+    planes = options.pop("plane") or ["axial"]
     if len(planes) != len(files) or len(set(planes)) != len(planes):
         raise ScoreFusionError(
             f"give a different --plane for each 2D file: {len(files)} files, planes {', '.join(planes)}"
@@ -73,19 +67,7 @@ def import_official(
         if name not in PLANES:
             raise unknown_name("plane", name, PLANES)
     check_folder(output)
-    model = load_official(
-        dict(zip(planes, files, strict=True)),
-        strategy=read.strategy,
-        ema=read.ema,
-        timesteps=read.timesteps,
-        condition_order=read.condition_order,
-        context=read.context,
-        factor=read.factor,
-        conditions=read.condition,
-        target=read.target,
-        name=output.name,
-        own_schedule=read.own_schedule,
-    )
+    model = load_official(dict(zip(planes, files, strict=True)), name=output.name, **options)
     model.save_pretrained(output, card=official_card(model, [file.name for file in files]))
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(

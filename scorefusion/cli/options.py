@@ -13,7 +13,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
 import typer
 from typer.core import TyperCommand
@@ -21,14 +21,30 @@ from typer.core import TyperCommand
 from scorefusion.errors import ScoreFusionError
 from scorefusion.pipeline import OWN, Machine, Option, declared, described, type_of
 
+if TYPE_CHECKING:
+    from scorefusion.pipeline import Pipeline
+
+Triple = tuple[int, int, int]
 Parts = tuple[list[inspect.Parameter], Callable[[Mapping[str, Any]], Any]]
 
 _MODEL = "A bundled model's name, or a model folder."
 Model = Annotated[str, typer.Option(help=_MODEL)]
 ModelArgument = Annotated[str, typer.Argument(help=_MODEL, show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
-Target = Annotated[Path, typer.Option("--output", "-o", help="What to write.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; print results and errors only.")]
+
+
+def argument(text: str, metavar: str) -> Any:
+    """An argument that a verb must be given."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False)
+
+
+def target(text: str) -> Any:
+    """The option ``--output``, or ``-o``, of a verb that must be given one."""
+    return typer.Option("--output", "-o", help=text, show_default=False)
+
+
+Target = Annotated[Path, target("What to write.")]
 
 
 def opt(text: str, default: Any = None, *flags: str, shown: str | bool = True) -> Any:
@@ -54,17 +70,32 @@ class Only(tuple[str, ...]):
 Device = Annotated[Machine, Only("device", "dtype")]
 
 
-def parse_box(text: str) -> tuple[list[int], list[int] | None]:
+def loaded(model: str, machine: Machine) -> Pipeline:
+    """Return a pipeline of a model; without --max-memory, what it frees is kept for what comes next."""
+    from scorefusion.engine.planning.memory import keep_freed_memory
+    from scorefusion.pipeline import Pipeline
+
+    if machine.get("max_memory") is None:
+        keep_freed_memory()
+    return Pipeline(model, **machine)
+
+
+def parse_box(text: str) -> tuple[Triple, Triple | None]:
     """Read ``SIZE`` or ``SIZE@START``, three whole numbers (z, y, x) each."""
+    size, at, start = text.partition("@")
     try:
-        parts = [[int(number) for number in part.split(",")] for part in text.split("@")]
+        z, y, x = (int(number) for number in size.split(","))
+        dz, dy, dx = (int(number) for number in start.split(",")) if at else (0, 0, 0)
     except ValueError:
-        parts = []
-    if len(parts) not in (1, 2) or any(len(part) != 3 for part in parts):
-        raise ScoreFusionError(
-            f"--box needs Z,Y,X or Z,Y,X@Z,Y,X, whole numbers, such as 80,96,96; got '{text}'"
-        )
-    return parts[0], parts[1] if len(parts) == 2 else None
+        problem = f"--box needs Z,Y,X or Z,Y,X@Z,Y,X, whole numbers, such as 80,96,96; got '{text}'"
+        raise ScoreFusionError(problem) from None
+    return (z, y, x), (dz, dy, dx) if at else None
+
+
+def cut(box: str, coarsen: int) -> dict[str, Any]:
+    """Return the part of a true volume that ``--box`` and ``--coarsen`` say, as cases are made of it."""
+    size, start = parse_box(box)
+    return {"coarsen": coarsen, "size": size, "start": start}
 
 
 def numbers(option: str, text: str | None, *, signed: bool = False) -> list[float] | None:
@@ -134,7 +165,7 @@ def _parts(hint: Any, own: inspect.Parameter) -> Parts:
     make: Any = kind
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
-        fields = [_field(each, hints[each.name]) for each in dataclasses.fields(kind)]
+        fields = [_of_field(each, hints[each.name]) for each in dataclasses.fields(kind)]
         return fields, lambda given: make(**{each.name: given[each.name] for each in fields})
     if not is_typeddict(kind):
         return [own.replace(annotation=hint, kind=own.KEYWORD_ONLY)], lambda given: given[own.name]
@@ -142,29 +173,31 @@ def _parts(hint: Any, own: inspect.Parameter) -> Parts:
     options = {name: option for name, option in declared(kind).items() if name in only and not option.python}
     names = {name: option.flag.strip("-") or name for name, option in options.items()}
     parameters = [
-        _declared(names[name], type_of(kind, name, cli=True), each) for name, each in options.items()
+        _of_option(names[name], type_of(kind, name, cli=True), option) for name, option in options.items()
     ]
     return parameters, lambda given: {
         name: not given[names[name]] if option.off else given[names[name]] for name, option in options.items()
     }
 
 
-def _field(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
+def _of_field(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     """The command-line parameter of a field that :func:`opt` made."""
     how = dict(field.metadata)
-    flags = how.pop("flags") or ((f"--{field.name.replace('_', '-')}",) if kind is bool else ())
-    return _parameter(field.name, Annotated[kind, typer.Option(*flags, **how)], field.default)
+    flags = how.pop("flags") or (_flag(field.name),) * (kind is bool)
+    return _parameter(field.name, kind, field.default, *flags, **how)
 
 
-def _declared(name: str, kind: Any, option: Option) -> inspect.Parameter:
-    """A command-line parameter of an option that is declared for Python."""
-    flag = f"--{name.replace('_', '-')}"
-    help_, default = (option.off, False) if option.off else (option.help, option.default)
+def _of_option(name: str, kind: Any, option: Option) -> inspect.Parameter:
+    """The command-line parameter of an option that is declared for Python."""
+    text, default = (option.off, False) if option.off else (option.help, option.default)
     shown = option.otherwise or (default is not None and kind is not bool)
-    note = typer.Option(flag, help=help_, show_default=shown)
-    return _parameter(name, Annotated[kind, note], default)
+    return _parameter(name, kind, default, _flag(name), help=text, show_default=shown)
 
 
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    default = inspect.Parameter.empty if default is dataclasses.MISSING else default
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _parameter(name: str, kind: Any, default: Any, *flags: str, **how: Any) -> inspect.Parameter:
+    note = Annotated[kind, typer.Option(*flags, **how)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=note)

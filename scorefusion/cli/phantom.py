@@ -1,10 +1,8 @@
 """``scorefusion phantom``: synthetic subjects with several aligned contrasts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -44,21 +42,13 @@ def phantom(
       scorefusion phantom -n 14 --first 1000 -o data/phantoms/test --contrasts t1 t2 flair --lesions
       scorefusion phantom -o one --contrasts t1ir --spacing 2
     """
-    from scorefusion.cli.bars import progress
+    from scorefusion.cli.console import progress
     from scorefusion.data.synth import Settings, read_maps, write_subjects
 
     # The words after `--contrasts t1` that belong to no option are contrasts too.
     names = [name for text in [made.contrasts, *(more or [])] for name in text.split(",") if name]
     settings = Settings(spacing=made.spacing, lesions=made.lesions, snr=made.snr)
+    which: dict[str, Any] = {"count": made.count, "first": made.first, "seed": made.seed, "contrasts": names}
     with progress("synthetic subjects", quiet=quiet) as report:
-        folders = write_subjects(
-            read_maps(made.maps),
-            out,
-            count=made.count,
-            first=made.first,
-            seed=made.seed,
-            contrasts=names,
-            settings=settings,
-            progress=report,
-        )
+        folders = write_subjects(read_maps(made.maps), out, settings=settings, progress=report, **which)
     print(f"{len(folders)} synthetic subjects in {out}, {folders[0].name} to {folders[-1].name}")

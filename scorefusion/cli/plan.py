@@ -1,9 +1,7 @@
 """``scorefusion plan``: what a step will need, before anything runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -38,7 +36,7 @@ def plan(
     """
     import torch
 
-    from scorefusion.cli.streams import require_stdout
+    from scorefusion.cli.console import require_stdout
     from scorefusion.engine.planning.fit import fit, parse_memory
     from scorefusion.engine.planning.plan import plan as lay_out
     from scorefusion.engine.planning.plan import slab_pixels
@@ -57,11 +55,8 @@ def plan(
     else:
         chosen = choose_device(device)
         kind, number = chosen.type, choose_dtype(dtype, chosen)
-    assert isinstance(number, torch.dtype)
-    pixels = slab_pixels(kind)
-    layout = lay_out(
-        config, shape, batch=options["batch"], strategy=options["strategy"], dtype=number, pixels=pixels
-    )
+    how: dict[str, Any] = {**options, "dtype": number, "pixels": slab_pixels(kind)}
+    layout = lay_out(config, shape, **how)
     found = fit(layout, limit, device=kind)
     here = torch.cuda.is_available() if kind == "cuda" else kind == "cpu"
     print(report(found, limit))

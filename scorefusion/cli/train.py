@@ -1,31 +1,9 @@
 """``scorefusion train``: run, or go on with, a training run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
-
-HELP = """Train a model in stages: 2D slice networks, then the network that fuses them, then the feature
-layers.
-
-CONFIG is JSON or TOML; the run's folder keeps it, a checkpoint, the log, loss curves, sample pictures and
-TensorBoard's events. Stop it at any moment: the same command goes on from the last checkpoint, on one device
-to the same bits.
-
-Examples:
-
-  scorefusion train configs/t1-sr4.json -o runs/t1-sr4
-
-  scorefusion train my.toml --dry-run
-
-  scorefusion train my.toml -o runs/mine --export models/mine
-
-  torchrun --nproc-per-node 4 -m scorefusion train my.toml -o runs/mine
-
-  scorefusion train my.toml --replay runs/mine/nan-1-000123.safetensors
-"""
 
 
 def train(
@@ -42,11 +20,27 @@ def train(
         Path | None, Option(help="Compute a step again whose loss was not finite, instead of training.")
     ] = None,
 ) -> None:
-    """Run, or go on with, a training run; see ``HELP``."""
+    """Train a model in stages: 2D slice networks, then the network that fuses them, then the feature layers.
+
+    CONFIG is JSON or TOML; the run's folder keeps it, a checkpoint, the log, loss curves, sample pictures and
+    TensorBoard's events. Stop it at any moment: the same command goes on from the last checkpoint, on one
+    device to the same bits.
+
+    Examples:
+
+      scorefusion train configs/t1-sr4.json -o runs/t1-sr4
+
+      scorefusion train my.toml --dry-run
+
+      scorefusion train my.toml -o runs/mine --export models/mine
+
+      torchrun --nproc-per-node 4 -m scorefusion train my.toml -o runs/mine
+
+      scorefusion train my.toml --replay runs/mine/nan-1-000123.safetensors
+    """
     from functools import partial
 
-    from scorefusion.cli.bars import progress, stages, stderr_console
-    from scorefusion.cli.streams import require_stdout
+    from scorefusion.cli.console import progress, require_stdout, stages, stderr_console
     from scorefusion.errors import ScoreFusionError
     from scorefusion.models.config import read_config
     from scorefusion.ops.device import DTYPES

@@ -1,16 +1,13 @@
 """``scorefusion translate``: a volume in, its translation out; or a folder in, and a folder out."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Argument, Option
 
-from scorefusion.cli.options import Model, Quiet, opt
+from scorefusion.cli.options import Model, Quiet, argument, loaded, opt, target
 from scorefusion.pipeline import CallOptions, Machine
 
 
@@ -52,22 +49,13 @@ class Beside:
 def translate(
     images: Annotated[
         list[Path],
-        Argument(
-            metavar="IN",
-            help="NIfTI files or folders of a DICOM series, one per condition of the model; or a folder of "
-            "scans, a CSV or a TSV.",
-            show_default=False,
+        argument(
+            "NIfTI files or folders of a DICOM series, one per condition of the model; or a folder of scans, "
+            "a CSV or a TSV.",
+            "IN",
         ),
     ],
-    output: Annotated[
-        str,
-        Option(
-            "--output",
-            "-o",
-            help="Where to write: .nii.gz, .mgz, .nrrd, .mha, or a folder.",
-            show_default=False,
-        ),
-    ],
+    output: Annotated[str, target("Where to write: .nii.gz, .mgz, .nrrd, .mha, or a folder.")],
     options: CallOptions,
     machine: Machine,
     many: Many,
@@ -99,83 +87,61 @@ def translate(
       scorefusion translate study -o fine.nii.gz --series t1_mprage
     """
     from scorefusion.batch import is_batch
-    from scorefusion.errors import ScoreFusionError
+    from scorefusion.errors import BadInput, ScoreFusionError
 
     if many.report_only:
         from scorefusion.batch import write_report
 
         print(write_report(Path(output)))
-    elif is_batch(images, output):
-        from scorefusion.cli.batch_run import make_batch, run_batch
+        return
+    if is_batch(images, output):
+        from scorefusion.cli.batch_run import translate_many
 
-        refused = {"--mask": options.pop("mask"), "--spread": beside.spread, "--figure": beside.figure}
-        batch = make_batch(images, Path(output), model, machine, options, many, refused)
-        raise typer.Exit(run_batch(batch, many, quiet=quiet))
-    else:
-        if many.ray or many.ray_address is not None or many.workers is not None:
-            raise ScoreFusionError("--ray is for many volumes; give a folder, a table, or a folder for OUT")
-        if many.dicom or many.deidentify:
-            raise ScoreFusionError("--dicom is for folders of DICOM files; give one, and a folder for OUT")
-        _one(images, Path(output), model, machine, options, many.series, beside, quiet)
+        raise typer.Exit(translate_many(images, Path(output), model, machine, options, many, beside, quiet))
+    if many.ray or many.ray_address is not None or many.workers is not None:
+        raise ScoreFusionError("--ray is for many volumes; give a folder, a table, or a folder for OUT")
+    if many.dicom or many.deidentify:
+        raise ScoreFusionError("--dicom is for folders of DICOM files; give one, and a folder for OUT")
 
-
-def _one(
-    images: list[Path],
-    output: Path,
-    model: str,
-    machine: Machine,
-    options: CallOptions,
-    series: str | None,
-    beside: Beside,
-    quiet: bool,
-) -> None:
-    """Translate one volume, and say how it went."""
-    from scorefusion.errors import BadInput, ScoreFusionError
+    from scorefusion.cli.console import progress
     from scorefusion.io import FIGURE_ENDINGS, check_output, check_volume_output, save_image, try_to_write
     from scorefusion.io.dicom.file import is_dicom
     from scorefusion.pipeline import side_path
 
-    spread, figure = beside.spread, beside.figure
-    check_volume_output(output, images)
-    if output.is_file() and is_dicom(output):
-        raise BadInput(output, "is a DICOM file, perhaps of the input", "Give the output another name.")
+    file, spread, figure, series = Path(output), beside.spread, beside.figure, many.series
+    check_volume_output(file, images)
+    if file.is_file() and is_dicom(file):
+        raise BadInput(file, "is a DICOM file, perhaps of the input", "Give the output another name.")
     if spread is not None:
-        check_volume_output(spread, [*images, output])
+        check_volume_output(spread, [*images, file])
         if options["samples"] < 2:
             raise ScoreFusionError(
                 "--spread needs --samples 2 or more: there is no spread of a single sample"
             )
     if options["disagreement"]:
-        check_volume_output(side_path(output, "planes"), images)
+        check_volume_output(side_path(file, "planes"), images)
     if figure is not None:
         from scorefusion.optional import need
 
         check_output(figure, FIGURE_ENDINGS, images)
         need("matplotlib", "--figure")
-
-    from scorefusion.cli.bars import progress
-    from scorefusion.engine.planning.memory import keep_freed_memory
-    from scorefusion.pipeline import Pipeline
-
-    if machine["max_memory"] is None:
-        keep_freed_memory()
     given: list[Any] = [*images]
     if series is not None:
         from scorefusion.io.dicom.read import read_dicom_series
 
         most = options["max_voxels"]
         given = [read_dicom_series(image, series=series, max_voxels=most) for image in images]
-    pipeline = Pipeline(model, **machine)
+    pipeline = loaded(model, machine)
     with progress("translating", quiet=quiet) as report:
         options["callback"] = report
         result = pipeline(given, **options)
-    result.save(output)
+    result.save(file)
     if not quiet:
         for warning in result.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     problems = []
     if result.planes_apart is not None:
-        image, planes = result.image_of(result.planes_apart), side_path(output, "planes")
+        image, planes = result.image_of(result.planes_apart), side_path(file, "planes")
         problems.append(try_to_write(planes, lambda: save_image(image, planes)))
     if spread is not None:
         problems.append(try_to_write(spread, lambda: result.save_spread(spread)))
@@ -184,7 +150,7 @@ def _one(
     if not quiet:
         size = " × ".join(str(n) for n in result.volume.shape)
         effort = f"{result.solver}, {result.samples} × {result.evaluations} evaluations"
-        print(f"{output}: {size} voxels, {result.strategy}, {effort}, seed {result.seed}")
+        print(f"{file}: {size} voxels, {result.strategy}, {effort}, seed {result.seed}")
         print(f"  {result.timings['total']:.1f} s on {pipeline.device} in {result.dtype}")
         if result.consistency_residual is not None:
             worst, mean = result.consistency_residual
@@ -192,4 +158,4 @@ def _one(
             print(f"  {what} from the input by {mean:.2g} on average, {worst:.2g} at most")
     failed = [problem for problem in problems if problem is not None]
     if failed:
-        raise ScoreFusionError(f"{output} was written; {'; '.join(failed)}")
+        raise ScoreFusionError(f"{file} was written; {'; '.join(failed)}")

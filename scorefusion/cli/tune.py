@@ -1,14 +1,12 @@
 """``scorefusion tune``: quality against network evaluations, and the cheapest setting that is good enough."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument
 
-from scorefusion.cli.options import Device, ModelArgument, Only, Output, Quiet, numbers, opt, parse_box
+from scorefusion.cli.options import Device, ModelArgument, Only, Output, Quiet, cut, loaded, numbers, opt
 from scorefusion.pipeline import OWN, Options
 
 
@@ -56,24 +54,20 @@ def tune(
       scorefusion tune my_model a.nii.gz b.nii.gz --solvers ddim,dpmpp_2m --evaluations 2,3,4 --write
       scorefusion tune t1_to_t2 sub1_t1.nii.gz sub1_t2.nii.gz sub2_t1.nii.gz sub2_t2.nii.gz
     """
-    from scorefusion.cli.bars import progress
-    from scorefusion.cli.streams import note
-    from scorefusion.engine.planning.memory import keep_freed_memory
+    from scorefusion.cli.console import note, progress
     from scorefusion.errors import ScoreFusionError
     from scorefusion.evaluate import make_cases
     from scorefusion.evaluate import tune as tuning
     from scorefusion.evaluate.output import check_folder
     from scorefusion.models.folder import find_folder, write_config
     from scorefusion.models.strategies import require_strategy
-    from scorefusion.pipeline import Pipeline
 
-    size, start = parse_box(tried.box)
+    place = cut(tried.box, tried.coarsen)
     reference, seeds = tried.reference, tried.seeds
     if seeds < 1 or reference < 2:
         raise ScoreFusionError(f"seeds must be at least 1 and reference 2; got {seeds} and {reference}")
     counts = [int(number) for number in numbers("--evaluations", tried.evaluations) or ()]
-    keep_freed_memory()
-    pipeline = Pipeline(model, **machine)
+    pipeline = loaded(model, machine)
     config = pipeline.config
     strategy = require_strategy(options["strategy"], config).name
     candidates = tuning.candidates(
@@ -84,15 +78,7 @@ def tune(
         sigma_max=numbers("--sigma-max", tried.sigma_max),
         rho=numbers("--rho", tried.rho, signed=True),
     )
-    subjects = make_cases(
-        data,
-        config,
-        coarsen=tried.coarsen,
-        size=size,
-        start=start,
-        nan=options["nan"],
-        device=pipeline.device,
-    )
+    subjects = make_cases(data, config, nan=options["nan"], device=pipeline.device, **place)
     folder = check_folder(output, tuning.FILES, tuning.NEEDED, "tuning")
     with progress("tuning", quiet=quiet) as report:
         curve = tuning.tune(
@@ -107,11 +93,8 @@ def tune(
     computed = f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}"
     print(tuning.table_text(curve))
     print(f"\n{tuning.verdict(curve)}")
-    note(
-        tuning.write_results(
-            folder, curve, subjects, model=config.name, strategy=strategy, seeds=seeds, computed=computed
-        )
-    )
+    told: dict[str, Any] = {"model": config.name, "strategy": strategy, "seeds": seeds, "computed": computed}
+    note(tuning.write_results(folder, curve, subjects, **told))
     if tried.write and curve.chosen is not None:
         chosen = curve.chosen.sampling.model_copy(update={"strategy": strategy})
         file = write_config(config.model_copy(update={"sampling": chosen}), find_folder(model))

@@ -1,15 +1,11 @@
 """``scorefusion video``: a clip in, a sharper one out; or a clip pooled, restored and measured."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
-
-from scorefusion.cli.options import Device, Model, Only, Quiet, opt
+from scorefusion.cli.options import Device, Model, Only, Quiet, argument, opt, target
 from scorefusion.pipeline import Options
 
 
@@ -25,10 +21,8 @@ class Clip:
 
 
 def video(
-    clip: Annotated[Path, Argument(metavar="CLIP", help="A video file.", show_default=False)],
-    output: Annotated[
-        Path, Option("--output", "-o", help="Where to write: .mp4, .gif, .nii.gz.", show_default=False)
-    ],
+    clip: Annotated[Path, argument("A video file.", "CLIP")],
+    output: Annotated[Path, target("Where to write: .mp4, .gif, .nii.gz.")],
     what: Clip,
     sampling: Annotated[Options, Only("strategy", "solver", "steps", "seed")],
     machine: Device,
@@ -72,49 +66,39 @@ def video(
 
     import numpy as np
 
-    from scorefusion.cli.bars import progress
+    from scorefusion.cli.console import progress
     from scorefusion.io.figures import save_figure
     from scorefusion.pipeline import Pipeline
-    from scorefusion.pipeline.video import (
-        SCORES,
-        bicubic,
-        clip_figure,
-        degraded,
-        restored,
-        scores,
-        side_by_side,
-    )
+    from scorefusion.pipeline import video as restoration
 
     pipeline = Pipeline(model, **machine)
-    low, truth = degraded(given.frames, pipeline.config) if what.test else (given.frames, None)
+    low, truth = restoration.degraded(given.frames, pipeline.config) if what.test else (given.frames, None)
     with progress("restoring", quiet=quiet) as report:
-        fine, warnings = restored(pipeline, low, **sampling, callback=report)
+        fine, warnings = restoration.restored(pipeline, low, **sampling, callback=report)
     name = sampling["strategy"] or pipeline.config.sampling.strategy
-    edges = pipeline.config.degradation.factors
     blocks = low
-    for axis, edge in enumerate(edges):
+    for axis, edge in enumerate(pipeline.config.degradation.factors):
         blocks = np.repeat(blocks, edge, axis=axis)
-    clips = {"input": blocks, "bicubic": bicubic(low, fine.shape), name: fine}
+    clips = {"input": blocks, "bicubic": restoration.bicubic(low, fine.shape), name: fine}
     rows = {}
     if truth is not None:
-        rows = {each: scores(clips[each], truth) for each in ("bicubic", name)}
+        rows = {each: restoration.scores(clips[each], truth) for each in ("bicubic", name)}
         clips["truth"] = truth
     captions = {each: f"{row[0]:.2f} dB, SSIM {row[1]:.3f}" for each, row in rows.items()}
-    rate = given.rate
     if not output.name.lower().endswith(CLIP_ENDINGS):
-        save_image(clip_image(fine, rate=rate), output)
+        save_image(clip_image(fine, rate=given.rate), output)
     else:
-        write_clip(output, fine if truth is None else side_by_side(clips), rate)
+        write_clip(output, fine if truth is None else restoration.side_by_side(clips), given.rate)
     if not quiet:
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    print(f"{output}: {_size(fine)} at {rate:g} a second, {name}, seed {sampling['seed']}")
+    print(f"{output}: {_size(fine)} at {given.rate:g} a second, {name}, seed {sampling['seed']}")
     if rows:
-        print(f"{'':14}" + "".join(f"{title:>10}" for title in SCORES))
+        print(f"{'':14}" + "".join(f"{title:>10}" for title in restoration.SCORES))
         for each, row in rows.items():
             print(f"{each:14}{row[0]:10.2f}{row[1]:10.4f}{row[2]:10.2f}")
     if what.figure is not None:
-        save_figure(clip_figure(clips, captions), what.figure)
+        save_figure(restoration.clip_figure(clips, captions), what.figure)
 
 
 def parse_frames(text: str) -> tuple[int, int | None]:

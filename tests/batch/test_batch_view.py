@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from scorefusion.batch.run import Event
-from scorefusion.cli import batch_view
-from scorefusion.cli.batch_view import view
+from scorefusion.cli import batch_run
+from scorefusion.cli.batch_run import view
 
 START: Event = {
     "event": "started", "items": 5, "todo": 4, "shard": "1/2", "device": "cpu", "dtype": "float32",
@@ -30,7 +30,7 @@ EVENTS: list[Event] = [
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every look at the clock is ten seconds after the last."""
     ticks = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(batch_view.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(batch_run.time, "monotonic", lambda: next(ticks))
 
 
 def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import scorefusion
-from scorefusion.cli import app, bars
+from scorefusion.cli import app, console
 from scorefusion.doctor import examine
 from tests.support.tiny import write_tiny
 
@@ -114,8 +114,8 @@ def test_unknown_verb_and_missing_output() -> None:
 
 def test_progress_lines_are_few(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr(bars.time, "monotonic", lambda: next(clock))
-    with bars.progress("working") as report:
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress("working") as report:
         for done in range(1, 11):
             report(done, 10)
     lines = capsys.readouterr().err.splitlines()
@@ -129,7 +129,7 @@ def test_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "rich.console.Console", lambda stderr: Console(file=screen, force_terminal=True, width=80)
     )
-    with bars.progress("working") as report:
+    with console.progress("working") as report:
         report(1, 2)
         report(2, 2)
     assert "working" in screen.getvalue() and "2/2" in screen.getvalue()

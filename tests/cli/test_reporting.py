@@ -23,8 +23,8 @@ from scorefusion.batch.items import Stopped
 from scorefusion.batch.queue import merged_entries
 from scorefusion.batch.session import Batch, Summary, translate_batch
 from scorefusion.batch.worker import Work
-from scorefusion.cli import app, bars, batch_view
-from scorefusion.cli.streams import Shield
+from scorefusion.cli import app, batch_run, console
+from scorefusion.cli.console import Shield
 from tests.support.batches import names, translate, volumes, write_scan
 from tests.support.forked_cli import STREAMS
 from tests.support.tiny import write_tiny
@@ -208,15 +208,15 @@ def test_displays_switch_themselves_off(
     for number in range(3):
         monkeypatch.setattr(sys, "stderr", Broken(error, terminal=terminal, at=at))
         if number == 0:
-            with bars.progress("working", every=0.0) as report:
+            with console.progress("working", every=0.0) as report:
                 for done in range(1, 6):
                     report(done, 5)
         elif number == 1:
-            with bars.stages(bars.stderr_console(), every=0.0) as show:
+            with console.stages(console.stderr_console(), every=0.0) as show:
                 for done in range(1, 6):
                     show("slices", done, 5, 0.5)
         else:
-            with batch_view.view(every=0.0) as listener:
+            with batch_run.view(every=0.0) as listener:
                 for _ in range(5):
                     listener({"event": "note", "text": "×"})
                     listener({"event": "item-done", "name": "a", "warnings": []})
