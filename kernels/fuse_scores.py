@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Config, launch
+from .launch import Config, launch, view
 
 CONFIGS = (
     Config("32x32", "whole sectors on both axes; registers for six branches", {"BLOCK_Y": 32, "BLOCK_X": 32}),
@@ -34,97 +34,66 @@ def tile_places(height, width, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr):
 
 
 @triton.jit
-def load_tile(ptr, strides, item, channel, z, y, x, mask):
+def load_tile(view, item, channel, z, y, x, mask):
     """Load a tile of a [B, C, D, H, W] view as float32; item, channel and z are int64 scalars."""
+    ptr, strides = view
     base = ptr + item * strides[0] + channel * strides[1] + z * strides[2]
     return tl.load(base + y * strides[3] + x * strides[4], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def fused_tile(
-    score_ptrs,
-    score_strides,
-    maps_ptr,
-    map_strides,
-    base,
-    gain,
-    place,
-    mask,
-    K: tl.constexpr,
-    HAS_MAPS: tl.constexpr,
-):
-    """Return the fused score of the tile at place = (item, channel, z, y, x), float32."""
+def fused_tile(fusion, place, mask, K: tl.constexpr):
+    """Return the fused score of the tile at place = (item, channel, z, y, x), float32.
+
+    fusion is (scores, maps, base, gain): K views, a view or None, K numbers and one.
+    """
+    scores, maps, base, gain = fusion
     item, channel, z, y, x = place
-    last = load_tile(score_ptrs[K - 1], score_strides[K - 1], item, channel, z, y, x, mask)
+    last = load_tile(scores[K - 1], item, channel, z, y, x, mask)
     total = tl.zeros_like(last)
     shift = tl.zeros_like(last)
     for k in tl.static_range(K - 1):
-        score = load_tile(score_ptrs[k], score_strides[k], item, channel, z, y, x, mask)
+        score = load_tile(scores[k], item, channel, z, y, x, mask)
         total += base[k] * score
-        if HAS_MAPS:
-            share = load_tile(maps_ptr, map_strides, item, k, z, y, x, mask)
+        if maps is not None:
+            share = load_tile(maps, item, k, z, y, x, mask)
             shift += share * (score - last)
     total += base[K - 1] * last
-    if HAS_MAPS:
-        total += shift + gain * load_tile(maps_ptr, map_strides, item, K - 1, z, y, x, mask)
+    if maps is not None:
+        total += shift + gain * load_tile(maps, item, K - 1, z, y, x, mask)
     return total
 
 
 @triton.jit
 def _fuse_scores_kernel(
-    out_ptr,
-    out_strides,
-    score_ptrs,
-    score_strides,
-    maps_ptr,
-    map_strides,
-    base,
-    gain,
-    channels,
-    depth,
-    height,
-    width,
-    K: tl.constexpr,
-    HAS_MAPS: tl.constexpr,
-    BLOCK_Y: tl.constexpr,
-    BLOCK_X: tl.constexpr,
+    out_ptr, out_strides, fusion, sizes, K: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr
 ):
+    channels, depth, height, width = sizes
     y, x, mask = tile_places(height, width, BLOCK_Y, BLOCK_X)
     plane = tl.program_id(1).to(tl.int64)
     item, channel, z = plane // depth // channels, plane // depth % channels, plane % depth
     place = (item, channel, z, y, x)
-    total = fused_tile(score_ptrs, score_strides, maps_ptr, map_strides, base, gain, place, mask, K, HAS_MAPS)
+    total = fused_tile(fusion, place, mask, K)
     target = out_ptr + item * out_strides[0] + channel * out_strides[1] + z * out_strides[2]
     tl.store(target + y * out_strides[3] + x * out_strides[4], total, mask=mask)
 
 
 @triton.jit
 def _fuse_scores_backward_kernel(
-    out_ptr,
-    out_strides,
-    grad_ptr,
-    grad_strides,
-    score_ptrs,
-    score_strides,
-    gain,
-    depth,
-    height,
-    width,
-    K: tl.constexpr,
-    BLOCK_Y: tl.constexpr,
-    BLOCK_X: tl.constexpr,
+    out_ptr, strides, grad, scores, gain, sizes, K: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr
 ):
     """grad_maps_k = g (s_k - s_K) for k < K, and gain · g for the residual."""
+    depth, height, width = sizes
     y, x, mask = tile_places(height, width, BLOCK_Y, BLOCK_X)
     plane = tl.program_id(1).to(tl.int64)
     item, z = plane // depth, plane % depth
-    grad = load_tile(grad_ptr, grad_strides, item, 0, z, y, x, mask)
-    last = load_tile(score_ptrs[K - 1], score_strides[K - 1], item, 0, z, y, x, mask)
-    target = out_ptr + item * out_strides[0] + z * out_strides[2] + y * out_strides[3] + x * out_strides[4]
+    slope = load_tile(grad, item, 0, z, y, x, mask)
+    last = load_tile(scores[K - 1], item, 0, z, y, x, mask)
+    target = out_ptr + item * strides[0] + z * strides[2] + y * strides[3] + x * strides[4]
     for k in tl.static_range(K - 1):
-        score = load_tile(score_ptrs[k], score_strides[k], item, 0, z, y, x, mask)
-        tl.store(target + k * out_strides[1], grad * (score - last), mask=mask)
-    tl.store(target + (K - 1) * out_strides[1], gain * grad, mask=mask)
+        score = load_tile(scores[k], item, 0, z, y, x, mask)
+        tl.store(target + k * strides[1], slope * (score - last), mask=mask)
+    tl.store(target + (K - 1) * strides[1], gain * slope, mask=mask)
 
 
 def fuse_scores(
@@ -136,11 +105,9 @@ def fuse_scores(
     config: Config = CONFIGS[0],
 ) -> None:
     """Write the fused score into `out`; arguments are checked by the op."""
-    given = scores[0] if maps is None else maps
-    stacks = (tuple(scores), tuple(score.stride() for score in scores))
-    arguments = (out, out.stride(), *stacks, given, given.stride(), tuple(base), gain, *out.shape[1:])
-    constants = {"K": len(scores), "HAS_MAPS": maps is not None}
-    launch(_fuse_scores_kernel, _grid(out, config), *arguments, config=config, **constants)
+    fusion = (tuple(map(view, scores)), view(maps), tuple(base), gain)
+    arguments = (out, out.stride(), fusion, tuple(out.shape[1:]))
+    launch(_fuse_scores_kernel, _grid(out, config), *arguments, K=len(scores), config=config)
 
 
 def fuse_scores_backward(
@@ -151,8 +118,7 @@ def fuse_scores_backward(
     config: Config = CONFIGS[0],
 ) -> None:
     """Write the gradient with respect to the maps into `out`."""
-    stacks = (tuple(scores), tuple(score.stride() for score in scores))
-    arguments = (out, out.stride(), grad, grad.stride(), *stacks, gain, *grad.shape[2:])
+    arguments = (out, out.stride(), view(grad), tuple(map(view, scores)), gain, tuple(grad.shape[2:]))
     launch(_fuse_scores_backward_kernel, _grid(grad, config), *arguments, K=len(scores), config=config)
 
 

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .fuse_scores import fused_tile, load_tile
-from .launch import Config, launch
+from .launch import Config, launch, view
 from .noise import _box_muller, _philox
 
 CONFIGS = (
@@ -77,30 +77,16 @@ def _fuse_step_kernel(
     next_ptr,
     clean_ptr,
     out_strides,
-    score_ptrs,
-    score_strides,
-    maps_ptr,
-    map_strides,
-    base,
-    gain,
-    x_t_ptr,
-    x_t_strides,
-    previous_ptr,
-    previous_strides,
-    measured_ptr,
-    measured_strides,
+    fusion,
+    x_t,
+    previous,
+    measured,
     rows_ptr,
     index_ptr,
     keys_ptr,
     limit,
-    channels,
-    depth,
-    height,
-    width,
+    sizes,
     K: tl.constexpr,
-    HAS_MAPS: tl.constexpr,
-    HAS_LIMIT: tl.constexpr,
-    HAS_MEASURED: tl.constexpr,
     WHOLE: tl.constexpr,
     RZ: tl.constexpr,
     RY: tl.constexpr,
@@ -118,6 +104,7 @@ def _fuse_step_kernel(
     NY: tl.constexpr = BLOCK_Y // PY
     NX: tl.constexpr = BLOCK_X // PX
     ROWS: tl.constexpr = PZ * BLOCK_Y
+    channels, depth, height, width = sizes
     across = tl.cdiv(width, NX * RX)
     tile_y, tile_x = tl.program_id(0) // across, tl.program_id(0) % across
     layers = depth // RZ
@@ -139,22 +126,20 @@ def _fuse_step_kernel(
     b, c, s = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
 
     place = (item, channel, z, y, x)
-    m = fused_tile(score_ptrs, score_strides, maps_ptr, map_strides, base, gain, place, mask, K, HAS_MAPS)
-    now = load_tile(x_t_ptr, x_t_strides, item, channel, z, y, x, mask)
+    m = fused_tile(fusion, place, mask, K)
+    now = load_tile(x_t, item, channel, z, y, x, mask)
     clean = p * now + q * m
-    if HAS_LIMIT:
+    if limit is not None:
         clean = tl.where(clean < -limit, -limit, tl.where(clean > limit, limit, clean))
     if RZ * RY * RX > 1:
         blocks = tl.reshape(tl.where(mask, clean, 0.0), [PZ, NY, PY, NX, PX])
         excess = tl.sum(tl.sum(tl.sum(blocks, axis=4), axis=2), axis=0) * (1.0 / (RZ * RY * RX))
-        if HAS_MEASURED:
+        if measured is not None:
             block_y = tile_y.to(tl.int64) * NY + tl.arange(0, NY)[:, None]
             block_x = tile_x.to(tl.int64) * NX + tl.arange(0, NX)[None, :]
             is_block = (block_y < height // RY) & (block_x < width // RX)
             depth_place = layer.to(tl.int64)
-            excess -= load_tile(
-                measured_ptr, measured_strides, item, channel, depth_place, block_y, block_x, is_block
-            )
+            excess -= load_tile(measured, item, channel, depth_place, block_y, block_x, is_block)
         spread = tl.broadcast_to(excess[None, :, None, :, None], [PZ, NY, PY, NX, PX])
         clean -= tl.reshape(spread, [ROWS, BLOCK_X])
     target = item * out_strides[0] + channel * out_strides[1] + z * out_strides[2]
@@ -165,7 +150,7 @@ def _fuse_step_kernel(
     following = b * clean
     following = tl.where(a != 0.0, a * now + following, following)
     asked = mask & ((tl.zeros_like(clean) + c) != 0.0)
-    before = load_tile(previous_ptr, previous_strides, item, channel, z, y, x, asked)
+    before = load_tile(previous, item, channel, z, y, x, asked)
     following = tl.where(c != 0.0, following + c * before, following)
     if s != 0.0:
         key = keys_ptr + item * 5
@@ -203,22 +188,14 @@ def fuse_step(
     block_x = max(px, config.constants["MAX_X"])
     block_y = max(py, config.constants["VOXELS"] // (block_x * pz))
     across, down = triton.cdiv(width, block_x // px * rx), triton.cdiv(height, block_y // py * ry)
-    given = scores[0] if maps is None else maps
-    means = x_t if measured is None else measured
-    grid = (across * down, batch * channels * (depth // rz))
-    stacks = (tuple(scores), tuple(score.stride() for score in scores), given, given.stride())
-    volumes = [part for volume in (x_t, x0_prev, means) for part in (volume, volume.stride())]
-    limit = 0.0 if clamp is None else clamp
-    arguments = (*stacks, tuple(base), gain, *volumes, rows, index, keys, limit, *x_t.shape[1:])
+    fusion = (tuple(map(view, scores)), view(maps), tuple(base), gain)
+    volumes = (view(x_t), view(x0_prev), view(measured))
     edges = {"RZ": rz, "RY": ry, "RX": rx, "PZ": pz, "PY": py, "PX": px}
     launch(
         _fuse_step_kernel,
-        grid,
-        *(x_next, x0, x0.stride(), *arguments),
+        (across * down, batch * channels * (depth // rz)),
+        *(x_next, x0, x0.stride(), fusion, *volumes, rows, index, keys, clamp, tuple(x_t.shape[1:])),
         K=len(scores),
-        HAS_MAPS=maps is not None,
-        HAS_LIMIT=clamp is not None,
-        HAS_MEASURED=measured is not None,
         WHOLE=rx == px,
         enable_fp_fusion=False,
         config=replace(config, constants={"BLOCK_Y": block_y, "BLOCK_X": block_x}),

@@ -74,6 +74,11 @@ def architecture(device: torch.device) -> int:
     return max((known for known in ARCHITECTURES if known <= 10 * major + minor), default=ARCHITECTURES[0])
 
 
+def view(tensor: torch.Tensor | None) -> tuple[torch.Tensor, tuple[int, ...]] | None:
+    """Return a tensor as kernels take it: with its strides; None stays None."""
+    return None if tensor is None else (tensor, tensor.stride())
+
+
 def interpreting() -> bool:
     """Return whether kernels run in Triton's interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")

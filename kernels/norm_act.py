@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Config, launch
+from .launch import Config, launch, view
 
 LAYER = Config("4096x8", "32 floats a thread whatever the width", {"TILE": 4096, "STEPS": 8})
 PARTIAL = Config(
@@ -52,8 +52,9 @@ def _source(place, sizes, PAD_Z: tl.constexpr, PAD: tl.constexpr, REPLICATE: tl.
 
 
 @triton.jit
-def _load(ptr, strides, n, voxel, channel, mask):
-    """Load [voxels, channels] of an [N, C, D, H, W] view as float32, zero where masked."""
+def _load(view, n, voxel, channel, mask):
+    """Load [voxels, channels] of an [N, C, D, H, W] (pointer, strides) as float32, zero where masked."""
+    ptr, strides = view
     z, y, x = voxel
     rows = n * strides[0] + z * strides[2] + y * strides[3] + x * strides[4]
     places = rows[:, None] + channel[None, :] * strides[1]
@@ -61,45 +62,34 @@ def _load(ptr, strides, n, voxel, channel, mask):
 
 
 @triton.jit
-def _load_joined(
-    x_ptr,
-    x_strides,
-    other_ptr,
-    other_strides,
-    n,
-    voxel,
-    channel,
-    read,
-    C: tl.constexpr,
-    C1: tl.constexpr,
-):
+def _load_joined(x, other, n, voxel, channel, read, C: tl.constexpr, C1: tl.constexpr):
     """Load [voxels, channels] of the concatenation of [N, C1, ...] and [N, C - C1, ...]."""
-    value = _load(x_ptr, x_strides, n, voxel, channel, read[:, None] & (channel < C1)[None, :])
+    value = _load(x, n, voxel, channel, read[:, None] & (channel < C1)[None, :])
     if C1 < C:
         mask = read[:, None] & ((channel >= C1) & (channel < C))[None, :]
-        value += _load(other_ptr, other_strides, n, voxel, channel - C1, mask)
+        value += _load(other, n, voxel, channel - C1, mask)
     return value
 
 
 @triton.jit
-def _load_told(ptr, strides, n, channel, C: tl.constexpr):
+def _load_told(told, n, channel, C: tl.constexpr):
     """Load channels of [N, C] (strides of two) or [C] (of one) as float32; zeros where there is none."""
-    if ptr is None:
+    if told is None:
         return tl.zeros(channel.shape, tl.float32)
-    elif len(strides) == 1:
-        return tl.load(ptr + channel * strides[0], mask=channel < C, other=0.0).to(tl.float32)
+    elif len(told[1]) == 1:
+        return tl.load(told[0] + channel * told[1][0], mask=channel < C, other=0.0).to(tl.float32)
     else:
-        places = ptr + n * strides[0] + channel * strides[1]
+        places = told[0] + n * told[1][0] + channel * told[1][1]
         return tl.load(places, mask=channel < C, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _film(told_ptrs, told_strides, n, channel, C: tl.constexpr):
+def _film(told, n, channel, C: tl.constexpr):
     """Fold weight, bias, scale and shift into slope and offset."""
-    gain = 1.0 + _load_told(told_ptrs[2], told_strides[2], n, channel, C)
-    slope = _load_told(told_ptrs[0], told_strides[0], n, channel, C) * gain
-    offset = _load_told(told_ptrs[1], told_strides[1], n, channel, C) * gain
-    return slope, offset + _load_told(told_ptrs[3], told_strides[3], n, channel, C)
+    gain = 1.0 + _load_told(told[2], n, channel, C)
+    slope = _load_told(told[0], n, channel, C) * gain
+    offset = _load_told(told[1], n, channel, C) * gain
+    return slope, offset + _load_told(told[3], n, channel, C)
 
 
 @triton.jit
@@ -116,12 +106,9 @@ def _write(out_ptr, n, places, place, channel, y, read, C: tl.constexpr, SILU: t
 @triton.jit
 def _norm_act_layer_kernel(
     out_ptr,
-    x_ptr,
-    x_strides,
-    other_ptr,
-    other_strides,
-    told_ptrs,
-    told_strides,
+    x,
+    other,
+    told,
     sizes,
     places,
     eps,
@@ -138,14 +125,14 @@ def _norm_act_layer_kernel(
     BLOCK_V: tl.constexpr = max(TILE // BLOCK_C, 1)
     n = tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, BLOCK_C)
-    slope, offset = _film(told_ptrs, told_strides, n, channel, C)
-    added = _load_told(told_ptrs[4], told_strides[4], n, channel, C)
+    slope, offset = _film(told, n, channel, C)
+    added = _load_told(told[4], n, channel, C)
     whole = (channel < C)[None, :]
     first = tl.program_id(0) * STEPS * BLOCK_V
     for step in range(tl.minimum(tl.cdiv(places - first, BLOCK_V), STEPS)):
         place = first + step * BLOCK_V + tl.arange(0, BLOCK_V)
         voxel, read = _source(place, sizes, PAD_Z, PAD, REPLICATE)
-        h = _load_joined(x_ptr, x_strides, other_ptr, other_strides, n, voxel, channel, read, C, C1)
+        h = _load_joined(x, other, n, voxel, channel, read, C, C1)
         h += added[None, :]
         h = tl.where(whole, h - tl.sum(h, 1)[:, None] / C, 0.0)
         # Once more, for what rounding left of a large mean.
@@ -159,8 +146,7 @@ def _norm_act_layer_kernel(
 def _norm_act_partial_kernel(
     centre_ptr,
     partial_ptr,
-    x_ptr,
-    x_strides,
+    x,
     sizes,
     voxels,
     first,
@@ -177,7 +163,7 @@ def _norm_act_partial_kernel(
     chunk, n = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     own = channel < OWN
-    centre = tl.load(x_ptr + n * x_strides[0] + channel * x_strides[1], mask=own, other=0.0).to(tl.float32)
+    centre = tl.load(x[0] + n * x[1][0] + channel * x[1][1], mask=own, other=0.0).to(tl.float32)
     mean = tl.zeros([BLOCK_V, BLOCK_C], tl.float32)
     square = tl.zeros([BLOCK_V, BLOCK_C], tl.float32)
     count = tl.zeros([BLOCK_V], tl.float32)
@@ -185,7 +171,7 @@ def _norm_act_partial_kernel(
     for step in range(tl.minimum(tl.cdiv(voxels - start, BLOCK_V), STEPS)):
         place = start + step * BLOCK_V + tl.arange(0, BLOCK_V)
         voxel, read = _source(place, sizes, 0, 0, False)
-        value = _load(x_ptr, x_strides, n, voxel, channel, read[:, None] & own[None, :])
+        value = _load(x, n, voxel, channel, read[:, None] & own[None, :])
         count += read.to(tl.float32)
         apart = tl.where(read[:, None], value - centre[None, :] - mean, 0.0)
         change = apart / tl.maximum(count, 1.0)[:, None]
@@ -207,8 +193,7 @@ def _norm_act_finalise_kernel(
     fold_ptr,
     centre_ptr,
     partial_ptr,
-    told_ptrs,
-    told_strides,
+    told,
     voxels,
     chunks,
     eps,
@@ -225,7 +210,7 @@ def _norm_act_finalise_kernel(
     centre = tl.load(centre_ptr + n * C + channel, mask=inside, other=0.0)
     # From the centre of the group's first channel: the others are near it if the mean is large.
     centre -= tl.load(centre_ptr + n * C + group * EACH)
-    centre += _load_told(told_ptrs[4], told_strides[4], n, channel, C)
+    centre += _load_told(told[4], n, channel, C)
     base = partial_ptr + n * chunks * 2 * C + channel[None, :]
     total = voxels * (EACH + 0.0)  # of one voxel Triton makes a constant, which has no `to`
     mean = tl.sum(tl.where(inside, centre, 0.0), 0) / EACH
@@ -247,7 +232,7 @@ def _norm_act_finalise_kernel(
             mean += result
         else:
             rstd = tl.rsqrt(result + eps)
-            slope, offset = _film(told_ptrs, told_strides, n, channel, C)
+            slope, offset = _film(told, n, channel, C)
             slope *= rstd
             tl.store(fold_ptr + n * 2 * C + channel, slope, mask=inside)
             tl.store(fold_ptr + n * 2 * C + C + channel, offset + (centre - mean) * slope, mask=inside)
@@ -256,10 +241,8 @@ def _norm_act_finalise_kernel(
 @triton.jit
 def _norm_act_apply_kernel(
     out_ptr,
-    x_ptr,
-    x_strides,
-    other_ptr,
-    other_strides,
+    x,
+    other,
     centre_ptr,
     fold_ptr,
     sizes,
@@ -283,7 +266,7 @@ def _norm_act_apply_kernel(
     for step in range(tl.minimum(tl.cdiv(places - first, BLOCK_V), STEPS)):
         place = first + step * BLOCK_V + tl.arange(0, BLOCK_V)
         voxel, read = _source(place, sizes, PAD_Z, PAD, REPLICATE)
-        h = _load_joined(x_ptr, x_strides, other_ptr, other_strides, n, voxel, channel, read, C, C1)
+        h = _load_joined(x, other, n, voxel, channel, read, C, C1)
         y = (h - centre[None, :]) * slope[None, :] + offset[None, :]
         _write(out_ptr, n, places, place, channel, y, read, C, SILU)
 
@@ -309,16 +292,15 @@ def norm_act(
     samples, channels = out.shape[:2]
     sizes = (1,) * (5 - x.ndim) + tuple(x.shape[2:])
     voxels, places = sizes[0] * sizes[1] * sizes[2], out[0, 0].numel() if samples else 0
-    told = (weight, bias, scale, shift, add)
-    told_strides = tuple((0, 0) if part is None else part.stride() for part in told)
+    told = tuple(map(view, (weight, bias, scale, shift, add)))
     common = {"C": channels, "C1": parts[0].shape[1], "PAD_Z": pad if x.ndim == 5 else 0, "PAD": pad}
     common |= {"REPLICATE": pad_mode == "replicate", "SILU": silu}
-    inputs = (parts[0], _strides(parts[0]), parts[-1], _strides(parts[-1]))
+    inputs = (_volume(parts[0]), _volume(parts[-1]))
     if groups is None:
         block, config = triton.next_power_of_2(channels), config or LAYER
         rows = max(config.constants["TILE"] // block, 1) * config.constants["STEPS"]
         grid = (triton.cdiv(places, rows), samples)
-        arguments = (out, *inputs, told, told_strides, sizes, places, eps)
+        arguments = (out, *inputs, told, sizes, places, eps)
         launch(_norm_act_layer_kernel, grid, *arguments, BLOCK_C=block, config=config, **common)
         return
     config, chunk = config or APPLY, PARTIAL.constants["BLOCK_V"] * PARTIAL.constants["STEPS"]
@@ -330,10 +312,10 @@ def norm_act(
     for part in parts:
         own = part.shape[1]
         grid = (chunks, triton.cdiv(own, PARTIAL.constants["BLOCK_C"]), samples)
-        partials = (centre, partial, part, _strides(part), sizes, voxels, first)
+        partials = (centre, partial, _volume(part), sizes, voxels, first)
         launch(_norm_act_partial_kernel, grid, *partials, C=channels, OWN=own, config=PARTIAL)
         first += own
-    arguments = (fold, centre, partial, told, told_strides, voxels, chunks, eps)
+    arguments = (fold, centre, partial, told, voxels, chunks, eps)
     each = channels // groups
     fixed = {"C": channels, "EACH": each, "BLOCK_E": triton.next_power_of_2(each), "CHUNK": chunk}
     launch(_norm_act_finalise_kernel, (groups, samples), *arguments, config=FINALISE, **fixed)
@@ -342,6 +324,6 @@ def norm_act(
     launch(_norm_act_apply_kernel, grid, out, *inputs, centre, fold, sizes, places, config=config, **common)
 
 
-def _strides(x: Tensor) -> tuple[int, ...]:
-    """Return strides of [N, C, D, H, W], D being 1 in two dimensions."""
-    return x.stride() if x.ndim == 5 else (*x.stride()[:2], 0, *x.stride()[2:])
+def _volume(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Return x with strides of [N, C, D, H, W], D being 1 in two dimensions."""
+    return x, x.stride() if x.ndim == 5 else (*x.stride()[:2], 0, *x.stride()[2:])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scorefusion.errors import BadInput, Cancelled, OutOfMemory, ScoreFusionError
     from scorefusion.io.dicom import find_series, read_dicom_series, save_dicom_series
     from scorefusion.models.config import ModelConfig
-    from scorefusion.models.official.convert import load_official
+    from scorefusion.models.official import load_official
     from scorefusion.models.score_fusion import ScoreFusion
     from scorefusion.pipeline import Pipeline, Translation
 
@@ -44,7 +44,7 @@ _, __getattr__ = lazily(
         "errors": "BadInput Cancelled OutOfMemory ScoreFusionError",
         "io.dicom": "find_series read_dicom_series save_dicom_series",
         "models.config": "ModelConfig",
-        "models.official.convert": "load_official",
+        "models.official": "load_official",
         "models.score_fusion": "ScoreFusion",
         "pipeline": "Pipeline Translation",
     },

@@ -63,14 +63,14 @@ class TimedGraphs(CudaGraphs):
         self.captures: list[float] = []
 
     def aside(self, body: Body) -> None:
-        """See :class:`scorefusion.engine.graph.Graphs`."""
+        """See :class:`scorefusion.engine.graph.CudaGraphs`."""
         start = time.perf_counter()
         super().aside(body)
         self.synchronize()
         self.asides.append(time.perf_counter() - start)
 
     def capture(self, body: Body, pool: Any) -> Body:
-        """See :class:`scorefusion.engine.graph.Graphs`."""
+        """See :class:`scorefusion.engine.graph.CudaGraphs`."""
         start = time.perf_counter()
         try:
             return super().capture(body, pool)

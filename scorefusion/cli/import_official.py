@@ -55,7 +55,7 @@ def import_official(
     from scorefusion.errors import ScoreFusionError, unknown_name
     from scorefusion.models.config import PLANES
     from scorefusion.models.folder import check_folder
-    from scorefusion.models.official.convert import load_official, official_card
+    from scorefusion.models.official import load_official, official_card
 
     options = vars(read)
     planes = options.pop("plane") or ["axial"]

@@ -14,16 +14,15 @@ from torch import Tensor
 
 from scorefusion.degradations import Projection
 from scorefusion.diffusion.solvers import Table
-from scorefusion.engine.graph import CapturedStep, CudaGraphs, Graphs, Segment
+from scorefusion.engine.graph import CapturedStep, CudaGraphs, Segment
 from scorefusion.engine.planning.plan import ROWS, Plan, projected_blocks, smaller_slabs
 from scorefusion.engine.planning.tiles import Tiling
-from scorefusion.engine.runners import EagerRunner
+from scorefusion.engine.runners import make_runners
 from scorefusion.engine.step import Runners, denoising_step, load_table, small_buffers
 from scorefusion.errors import ScoreFusionError, out_of_memory
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.slabs import fill_channels
 from scorefusion.models.strategies import Branches
-from scorefusion.models.unet import UNet
 from scorefusion.ops.noise import noise_keys, normal
 from scorefusion.ops.reference.planes import AXIS
 
@@ -53,17 +52,14 @@ class Engine:
         runners: Runners | None = None,
         tiling: Tiling | None = None,
         device: torch.device | None = None,
-        graphs: Graphs | None = None,
+        graphs: CudaGraphs | None = None,
         notes: Sequence[str] = (),
     ):
         self.notes = [*notes]
         self.model, self.plan, self.tiling = model, plan, tiling
         self.device = device or next(model.parameters()).device
         self._graphs = CudaGraphs(self.device) if graphs is None and self.device.type == "cuda" else graphs
-        self.runners: Runners = runners or {
-            name: EagerRunner(cast(UNet, network), plan.scales)
-            for name, network in model.slice_networks.items()
-        }
+        self.runners: Runners = runners or make_runners("eager", model, plan)
         self.buffers = {buffer.name: self._allocate(buffer.shape, buffer.dtype) for buffer in plan.buffers}
         self._all = {"seen": self.buffers["x"], **self.buffers, **small_buffers(plan, self.device)}
         self.index = self._all["index"]
@@ -193,13 +189,10 @@ class Engine:
         given: Mapping[str, Tensor] | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Draw one sample of each volume; arguments as for :meth:`start`.
+        """Draw one sample of each volume, new float32 ``[B, 1, d, h, w]``; arguments as for :meth:`start`.
 
         Args:
             callback: called as callback(step, total, x0) after each step; raise in it to cancel.
-
-        Returns:
-            A new float32 tensor ``[B, 1, d, h, w]``.
         """
         with torch.no_grad():
             self.start(table, seeds, sample=sample, prior_mean=prior_mean, given=given)

@@ -1,7 +1,7 @@
 """A step over static buffers as a CUDA graph: captured once, replayed for every step, seed and weight.
 
 Whatever changes from step to step (the solver's row, seeds, volumes, weights) is read from tensors that stay
-where they are. `torch.cuda.CUDAGraph` is used through `Graphs`, so capture can be tested without a GPU.
+where they are. `torch.cuda.CUDAGraph` is used through `CudaGraphs`, so capture can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,31 +38,8 @@ class Segment(NamedTuple):
     live: bool = False
 
 
-class Graphs(Protocol):
-    """The part of PyTorch's CUDA graphs that a step needs."""
-
-    def pool(self) -> Any:
-        """Return a private memory pool that nothing has used."""
-        ...
-
-    def aside(self, body: Body) -> None:
-        """Run `body` on the stream that captures, in order with the current stream."""
-        ...
-
-    def capture(self, body: Body, pool: Any) -> Body:
-        """Record what `body` launches, with memory from the pool; return what replays it.
-
-        What it did that cannot be captured is raised, with the current stream as before.
-        """
-        ...
-
-    def synchronize(self) -> None:
-        """Wait for what this thread launched."""
-        ...
-
-
 class CudaGraphs:
-    """`Graphs` of a CUDA device: one side stream, which warms up and captures.
+    """PyTorch's graphs of a CUDA device: one side stream, which warms up and captures.
 
     The stream is one because libraries keep handles and workspaces for each stream, and making them while
     capturing is an error. Capture minds only this thread (`thread_local`): others may allocate meanwhile. But
@@ -80,11 +57,11 @@ class CudaGraphs:
         return torch.cuda.Stream(self.device)
 
     def pool(self) -> Any:
-        """See :class:`Graphs`."""
+        """Return a private memory pool that nothing has used."""
         return torch.cuda.graph_pool_handle()
 
     def aside(self, body: Body) -> None:
-        """See :class:`Graphs`."""
+        """Run `body` on the stream that captures, in order with the current stream."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
@@ -92,7 +69,10 @@ class CudaGraphs:
         current.wait_stream(self.stream)
 
     def capture(self, body: Body, pool: Any) -> Body:
-        """See :class:`Graphs`."""
+        """Record what `body` launches, with memory from the pool; return what replays it.
+
+        What it did that cannot be captured is raised, with the current stream as before.
+        """
         gc.collect()  # a graph destroyed by the collector within the capture would invalidate it
         graph = torch.cuda.CUDAGraph()
         with _capturing, torch.cuda.device(self.device), torch.cuda.stream(self.stream):
@@ -107,7 +87,7 @@ class CudaGraphs:
         return graph.replay
 
     def synchronize(self) -> None:
-        """See :class:`Graphs`."""
+        """Wait for what this thread launched."""
         torch.cuda.current_stream(self.device).synchronize()
         self.stream.synchronize()
 
@@ -144,7 +124,7 @@ class CapturedStep:
         state: Sequence[Tensor] = (),
         watch: Callable[[], Iterable[Tensor]] | None = None,
         warmup: int = 2,
-        graphs: Graphs | None = None,
+        graphs: CudaGraphs | None = None,
     ):
         self.segments = (Segment("the step", body),) if callable(body) else tuple(body)
         self.state, self.warmup = tuple(state), max(1, warmup)
@@ -204,7 +184,7 @@ class CapturedStep:
         for tensor, value in zip(self.state, saved, strict=True):
             tensor.copy_(value)
 
-    def _capture(self, graphs: Graphs) -> list[Body]:
+    def _capture(self, graphs: CudaGraphs) -> list[Body]:
         """Graphs and functions in turn."""
         calls: list[Body] = []
         eager: list[str] = []
@@ -238,7 +218,7 @@ class CapturedStep:
             self._warned = True
         return calls
 
-    def _capture_runs(self, graphs: Graphs, part: Sequence[Segment]) -> tuple[list[Body], list[str]]:
+    def _capture_runs(self, graphs: CudaGraphs, part: Sequence[Segment]) -> tuple[list[Body], list[str]]:
         """A graph for each run of capturable segments; also the names of those that run eagerly."""
         calls: list[Body] = []
         eager: list[str] = []
@@ -257,7 +237,7 @@ class CapturedStep:
         return calls, eager
 
 
-def _try(graphs: Graphs, segments: Sequence[Segment], pool: Any) -> tuple[Body | None, str]:
+def _try(graphs: CudaGraphs, segments: Sequence[Segment], pool: Any) -> tuple[Body | None, str]:
     """Return what replays the segments, or None and why they cannot be captured."""
     try:
         return graphs.capture(_together(segments), pool), ""

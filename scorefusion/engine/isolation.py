@@ -31,7 +31,8 @@ def isolated() -> Iterator[None]:
     nothing is touched. Autocast would compute in another dtype than was asked for, buffers made in inference
     mode could not be written outside it, and a default device would put new tensors elsewhere.
     """
-    _compute_in_a_fork()
+    if _forked == threading.get_ident() and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)  # for good: PyTorch would wait for a second that the fork did not copy
     with contextlib.ExitStack() as stack:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
@@ -56,12 +57,6 @@ def require_device_after_fork(device: torch.device) -> None:
             "this process was forked from one that had used CUDA, which cannot be used again in it; start "
             "workers with 'spawn' (multiprocessing_context='spawn'), or compute with device='cpu'"
         )
-
-
-def _compute_in_a_fork() -> None:
-    """Set one thread, for good, where PyTorch would wait for a second that the fork did not copy."""
-    if _forked == threading.get_ident() and torch.get_num_threads() > 1:
-        torch.set_num_threads(1)
 
 
 def _after_fork() -> None:

@@ -136,8 +136,6 @@ class EnginePool:
 
         Args:
             size: (z, y, x).
-            batch: volumes at once.
-            strategy: how scores are fused.
             planes: for ``single`` and ``alternate``.
             consistent: False for an engine without a projection, whatever the configuration says.
             around: what the caller takes besides.
@@ -224,11 +222,9 @@ class EnginePool:
             batch //= 2
         return batch
 
-    def most(
-        self, size: Sequence[int], *, batch: int = 1, around: Around, **options: Unpack[Sampling]
-    ) -> int:
+    def most(self, size: Sequence[int], *, around: Around, **options: Unpack[Sampling]) -> int:
         """An upper bound of what sampling one volume of that size takes, by arithmetic alone."""
-        return self._most(self._layout(size, batch=batch, **options), around)
+        return self._most(self._layout(size, **options), around)
 
     def _most(self, layout: Plan, around: Around) -> int:
         program = PROGRAM if self.device.type != "cuda" else 0

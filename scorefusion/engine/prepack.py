@@ -21,7 +21,7 @@ from scorefusion.models.unet import UNet
 from scorefusion.ops.backends import missing, outdated
 from scorefusion.ops.device import cpu_instructions
 from scorefusion.ops.packed_weight import PackedWeight, multiplies_pairs, packed_elements
-from scorefusion.ops.pointwise import pack as pack_pointwise
+from scorefusion.ops.pointwise import pack as pack_1
 from scorefusion.ops.pointwise import pointwise
 from scorefusion.ops.winograd import pack, winograd
 
@@ -60,32 +60,33 @@ class _Packed(nn.Module):
     or moved; of what is written through ``parameter.data`` it must be told by :meth:`repack`.
     """
 
-    def __init__(self, layer: Layer, products: torch.dtype):
+    def __init__(self, layer: Any, packing: Packing):
         super().__init__()
-        self.weight, self.bias, self.products = layer.weight, layer.bias, products
-        self.dtype = layer.weight.dtype
-        self._seen: tuple[int, ...] = ()
-        self._held: PackedWeight | None = None
-        self._added: Tensor | None = None
+        self.weight, self.bias, self.dtype = layer.weight, layer.bias, layer.weight.dtype
+        self.tile, self.products = packing.tile, packing.products
+        self.repack()
 
     def repack(self) -> None:
         """Take the parameters as they are now."""
-        self._held = self._made()
+        form: dict[str, Any] = {"products": self.products}
+        self._held = pack(self.weight, tile=self.tile, **form) if self.tile else pack_1(self.weight, **form)
         self._added = None if self.bias is None else self.bias.detach().float().clone()
         self._seen = self._state()
-
-    def _made(self) -> PackedWeight:
-        raise NotImplementedError
 
     def _packed(self) -> PackedWeight:
         if self._state() != self._seen:
             self.repack()
-        return cast(PackedWeight, self._held)
+        return self._held
 
     @property
     def packed_bytes(self) -> int:
         """What the packed weight occupies, beside the weight itself."""
-        return 0 if self._held is None else self._held.values.nbytes
+        return self._held.values.nbytes
+
+    def extra_repr(self) -> str:
+        """Channels, tile and dtype of the products."""
+        tile = f"tile={'x'.join(map(str, self.tile))}, " if self.tile else ""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, {tile}products={self.products}"
 
     def _is_direct(self, x: Tensor) -> bool:
         return torch.is_grad_enabled() or x.dtype != self.dtype or self.weight.dtype != self.dtype
@@ -100,13 +101,9 @@ class PackedConvolution(_Packed):
     """A convolution of extent 3 that keeps the grid, packed for :func:`winograd`."""
 
     def __init__(self, layer: nn.Conv2d | nn.Conv3d, packing: Packing):
-        super().__init__(layer, packing.products)
+        super().__init__(layer, packing)
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
-        self.padding_mode, self.tile = layer.padding_mode, packing.tile
-        self.repack()
-
-    def _made(self) -> PackedWeight:
-        return pack(self.weight, tile=self.tile, products=self.products)
+        self.padding_mode = layer.padding_mode
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, ...]`` to ``[N, O, ...]``, channels last."""
@@ -125,11 +122,6 @@ class PackedConvolution(_Packed):
             return self._directly(x)[:, :, start:stop]
         return self._packedly(x, rows=(start, stop))
 
-    def extra_repr(self) -> str:
-        """Channels, tile and dtype of the products."""
-        tile = "x".join(map(str, self.tile))
-        return f"{self.in_channels}, {self.out_channels}, tile={tile}, products={self.products}"
-
     def _directly(self, x: Tensor) -> Tensor:
         convolve = F.conv2d if x.ndim == 4 else F.conv3d
         if self.padding_mode == "zeros":
@@ -143,13 +135,6 @@ class PackedConvolution(_Packed):
 class PackedPointwise(_Packed):
     """A convolution of extent 1, or a linear layer, packed for :func:`pointwise`."""
 
-    def __init__(self, layer: Layer, products: torch.dtype):
-        super().__init__(layer, products)
-        self.repack()
-
-    def _made(self) -> PackedWeight:
-        return pack_pointwise(self.weight, products=self.products)
-
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """``[N, C, ...]``, and further channels, to ``[N, O, ...]``, channels last."""
         if not self._is_direct(x):
@@ -157,10 +142,6 @@ class PackedPointwise(_Packed):
         x = x if other is None else torch.cat([x, other], dim=1)
         convolve: Any = {2: F.linear, 3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[self.weight.ndim]
         return convolve(x, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        """Channels and dtype of the products."""
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, products={self.products}"
 
 
 def prepacked(network: UNet) -> UNet:
@@ -186,12 +167,8 @@ def prepacked(network: UNet) -> UNet:
         packing = _packing(layer)
         if packing is not None:
             parent, _, child = name.rpartition(".")
-            packed: Any = (
-                PackedConvolution(cast("nn.Conv2d | nn.Conv3d", layer), packing)
-                if packing.tile
-                else PackedPointwise(cast(Layer, layer), packing.products)
-            )
-            setattr(twin.get_submodule(parent), child, packed)
+            kind: type[_Packed] = PackedConvolution if packing.tile else PackedPointwise
+            setattr(twin.get_submodule(parent), child, kind(layer, packing))
     return twin
 
 

@@ -59,9 +59,6 @@ def denoising_step(
 
     Args:
         b: the plan's buffers and those of :func:`small_buffers`, by name.
-        model: in evaluation mode.
-        plan: what the buffers were made for.
-        runners: how each 2D network runs, by name.
         branches: of the model that this evaluation runs, by number.
         tiling: tiles that the 3D network runs on; whole when None.
         project: makes x0 consistent between two passes; when None, block means are set within `fuse_step`.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,23 +59,9 @@ class Normalisation(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(
-        self,
-        x: Tensor,
-        other: Tensor | None = None,
-        *,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-        add: Tensor | None = None,
-        act: Literal["silu", "none"] = "silu",
-        pad: int = 0,
-        pad_mode: Edges = "zeros",
-    ) -> Tensor:
-        """``silu(norm([x, other] + add) · (1 + scale) + shift)``, channels last; see :func:`ops.norm_act`."""
-        return norm_act(
-            x, other, groups=self.groups, weight=self.weight, bias=self.bias,
-            scale=scale, shift=shift, add=add, act=act, pad=pad, pad_mode=pad_mode,
-        )  # fmt: skip
+    def forward(self, x: Tensor, other: Tensor | None = None, **options: Any) -> Tensor:
+        """``silu(norm([x, other] + add) · (1 + scale) + shift)``, channels last; options of norm_act."""
+        return norm_act(x, other, groups=self.groups, weight=self.weight, bias=self.bias, **options)
 
 
 def sinusoid(value: Tensor, channels: int, max_period: float) -> Tensor:

@@ -70,7 +70,8 @@ class FeatureLayer(nn.Module):
         last = first + share.shape[1]
         if torch.is_grad_enabled() and weight.requires_grad:
             zeros = torch.zeros_like(stack)
-            return total + _back(torch.cat([zeros[:, :first], share, zeros[:, last:]], dim=1), plane)
+            whole = torch.cat([zeros[:, :first], share, zeros[:, last:]], dim=1)
+            return total + whole.movedim(1, AXIS[plane])
         stack[:, first:last] += share
         return total
 
@@ -81,8 +82,3 @@ class FeatureLayer(nn.Module):
         pads = ((2, 0), (1, 1), (0, 2))
         shifted = [F.pad(part, (0,) * 6 + pad) for part, pad in zip((near, own, far), pads, strict=True)]
         return shifted[0] + shifted[1] + shifted[2]
-
-
-def _back(stack: Tensor, plane: Plane) -> Tensor:
-    """``[B, n, C, h, w]`` as a volume ``[B, C, D, H, W]``."""
-    return stack.movedim(1, AXIS[plane])

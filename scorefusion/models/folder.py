@@ -89,11 +89,7 @@ def load_weights(
 
 
 def write_config(config: ModelConfig, folder: str | os.PathLike[str]) -> Path:
-    """Replace a model folder's ``config.json``; the weights and the card stay.
-
-    Returns:
-        The file.
-    """
+    """Replace and return a model folder's ``config.json``; the weights and the card stay."""
     file = Path(folder) / CONFIG
     with written_beside(file) as beside:
         beside.write_text(_json(config), encoding="utf-8")
@@ -135,11 +131,7 @@ def check_tensors(
 
 
 def channels_last(model: Model) -> Model:
-    """Lay out the weights as the kernels read them, channels last, in place.
-
-    Returns:
-        The model.
-    """
+    """Lay out a model's weights as the kernels read them, channels last, in place; return the model."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             memory = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d

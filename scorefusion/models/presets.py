@@ -55,11 +55,6 @@ def small() -> ModelConfig:
     return _own("small", (32, 48), (32, 48), (1, 2), **own)
 
 
-def t1_sr4() -> ModelConfig:
-    """The bundled model: 4x4x4-pooled T1 to full resolution, one slice network shared by three planes."""
-    return _own("t1-sr4", (48, 80, 96), (48, 64), (2, 4), **_SUPER_RESOLUTION)
-
-
 def t1_t2() -> ModelConfig:
     """The bundled model from T1 to T2: the residual is their difference."""
     model = _own(
@@ -219,7 +214,8 @@ _PAPER: dict[str, tuple[tuple[str, ...], str, str, Measurement]] = {
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     **{name: functools.partial(_paper, name, *task) for name, task in _PAPER.items()},
     "small": small,
-    "t1-sr4": t1_sr4,
+    # the bundled model: 4x4x4-pooled T1 to full resolution, one slice network shared by three planes
+    "t1-sr4": functools.partial(_own, "t1-sr4", (48, 80, 96), (48, 64), (2, 4), **_SUPER_RESOLUTION),
     "t1-t2": t1_t2,
     "t1sr4-t2": t1sr4_t2,
     "video-sr": video_sr,

@@ -80,7 +80,7 @@ class ScoreFusion(nn.Module):
                 self.features[str(scale)] = FeatureLayer(
                     scale,
                     [network.widths[network.scales.index(scale)] for network in networks],
-                    self.fusion.injected_channels(scale),
+                    config.fusion.injected_channels(scale),
                     kernel=kernel,
                     random=config.feature_start == "random",
                 )
@@ -89,15 +89,14 @@ class ScoreFusion(nn.Module):
     def from_pretrained(
         cls, model: str | PathLike[str], *, device: torch.device | str = "cpu"
     ) -> ScoreFusion:
-        """Load a model folder, or a bundled model by name.
+        """Load a model folder, or a bundled model by name, in evaluation mode.
+
+        It is float32 (whatever the file stores), its weights channels last.
 
         Args:
             model: a folder that :meth:`save_pretrained` wrote, or a name without a slash: a bundled model's,
                 or failing that a folder's here.
             device: where the weights go.
-
-        Returns:
-            The model in float32 (whatever the file stores), channels-last weights, evaluation mode.
 
         Raises:
             ScoreFusionError: for a name that is no model's, with the nearest one.
@@ -113,7 +112,7 @@ class ScoreFusion(nn.Module):
     def save_pretrained(
         self, folder: str | PathLike[str], *, card: str, dtype: torch.dtype | None = None
     ) -> Path:
-        """Write the configuration, weights and card.
+        """Write the configuration, weights and card; return the folder.
 
         The files are written beside and renamed, so an interrupted call leaves nothing under a final name.
 
@@ -121,9 +120,6 @@ class ScoreFusion(nn.Module):
             folder: where to; made if missing, and files of the same names in it are replaced.
             card: Markdown: what the model saw, what it is for and not for, measured figures.
             dtype: stored type of the weights (``torch.float16`` halves the file); their own when None.
-
-        Returns:
-            The folder.
 
         Raises:
             BadInput: if the folder cannot be written.

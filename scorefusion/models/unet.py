@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -101,18 +101,7 @@ class UNet(nn.Module):
         if zero_output:
             _zero(self.output)
 
-    def injected_channels(self, scale: int) -> int:
-        """Channels of the encoder's activations where features of ``scale`` are added."""
-        return self.config.injected_channels(scale)
-
-    def forward(
-        self,
-        x: Tensor,
-        time: Tensor,
-        *,
-        label: Tensor | None = None,
-        inject: Mapping[int, Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, **options: Any) -> Tensor:
         """``x [N, inputs, ...]`` and ``time [N]``, as ``config.time.value`` says, to ``[N, outputs, ...]``.
 
         Args:
@@ -121,7 +110,7 @@ class UNet(nn.Module):
             label: ``[N]`` int64 where the network has labels.
             inject: activations to add into the encoder, by scale: ``[N, injected_channels(s), .../s]``.
         """
-        return self.forward_with_features(x, time, (), label=label, inject=inject)[0]
+        return self.forward_with_features(x, time, (), **options)[0]
 
     def forward_with_features(
         self,

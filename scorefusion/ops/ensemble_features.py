@@ -59,7 +59,6 @@ def ensemble_features(
 
 
 def _check(total: Tensor, features: Tensor, weight: Tensor, plane: str, start: int) -> None:
-    """Raise unless the slab fits its weight and its place in the total."""
     if plane not in AXIS:
         raise unknown_name("plane", plane, tuple(AXIS))
     for name, tensor, layout in (

@@ -103,7 +103,6 @@ def fuse_step(
 
 
 def _check_out(out: tuple[Tensor, Tensor], x_t: Tensor, read: Sequence[Tensor]) -> None:
-    """Raise unless there are two volumes like x_t that share no memory with what is read."""
     for volume in out:
         if volume.shape != x_t.shape or volume.dtype != x_t.dtype or volume.device != x_t.device:
             raise ScoreFusionError(
@@ -119,7 +118,6 @@ def _check_out(out: tuple[Tensor, Tensor], x_t: Tensor, read: Sequence[Tensor]) 
 def _check_volumes(
     score: Tensor, x_t: Tensor, x0_prev: Tensor, rows: Tensor, index: Tensor, keys: Tensor
 ) -> None:
-    """Raise unless x_t and x0_prev are like the scores, and the solver's rows and the keys fit them."""
     for name, volume in (("x_t", x_t), ("x0_prev", x0_prev)):
         if volume.shape != score.shape:
             raise unfit("fuse_step", f"{name} of the scores' shape {list(score.shape)}", list(volume.shape))
@@ -152,7 +150,6 @@ def _check_values(x_t: Tensor, rows: Tensor, index: Tensor, keys: Tensor) -> Non
 
 
 def _check_projection(x_t: Tensor, clamp: float | None, factor: list[int], measured: Tensor | None) -> None:
-    """Raise unless the clamp is positive and the volume is whole blocks, as many as were measured."""
     if clamp is not None and not clamp > 0.0:
         raise ScoreFusionError(f"fuse_step needs a positive clamp or None; got {clamp}")
     if len(factor) != 3 or min(factor) < 1:

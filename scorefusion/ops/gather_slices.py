@@ -83,7 +83,6 @@ def gather_slices(
 
 
 def _check_out(out: Tensor, *arguments: Any) -> None:
-    """Raise unless out is laid out as the result would be."""
     shape, dtype, device = _shape(*arguments[:-1]), arguments[-1], arguments[0].device
     if list(out.shape) != shape or out.dtype != dtype or out.device != device:
         got = f"got {list(out.shape)} in {out.dtype} on {out.device}"
@@ -93,7 +92,6 @@ def _check_out(out: Tensor, *arguments: Any) -> None:
 
 
 def _check(x_t: Tensor, condition: Tensor, common: Tensor | None, *rest: Any) -> None:
-    """Raise unless the volumes fit each other and hold what is asked for."""
     plane, start, stop, channels, context, order, dtype = rest
     if plane not in AXIS:
         raise unknown_name("plane", plane, AXIS)

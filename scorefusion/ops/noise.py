@@ -108,7 +108,6 @@ def each_sample(sample: int | Sequence[int], items: int) -> list[int]:
 
 
 def _check(shape: list[int], seeds: list[int], step: int, origin: list[int], samples: list[int]) -> None:
-    """Raise unless every part of the counter and the key fits its bits."""
     if len(shape) != 5 or min(shape) < 0:
         raise ScoreFusionError(f"noise needs a shape [B, C, D, H, W], got {shape}")
     if len(seeds) != shape[0]:

@@ -90,7 +90,6 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
 
 
 def _check(x: Tensor, other: Tensor | None, groups: int | None, *rest: Any) -> None:
-    """Raise unless everything fits x."""
     weight, bias, told, act, pad, pad_mode = rest
     if x.ndim not in (4, 5) or not x.is_floating_point():
         raise unfit("norm_act", "floating x [N, C, H, W] or [N, C, D, H, W]", f"{list(x.shape)} of {x.dtype}")

@@ -27,7 +27,7 @@ from scorefusion.optional import need
 from scorefusion.train.config import StageConfig, TrainConfig
 from scorefusion.train.examples import Batch, CropSampler, factors_of
 from scorefusion.train.loop import fresh_models
-from scorefusion.train.sources import plan_of
+from scorefusion.train.sources import sources_of, volumes_of
 from scorefusion.train.step import Stepper, on_device, start
 
 AGAIN = 3  #: times that each convolution is run; the median counts
@@ -213,10 +213,10 @@ def dry_run(config: TrainConfig, *, seconds: float = 60.0, progress: Progress | 
     model, average = fresh_models(config)
     model, average = model.to(accelerator.device), average.to(accelerator.device)
     with tempfile.TemporaryDirectory() as folder:
-        plan = plan_of(config, model.config)
-        first = replace(plan.sources[0], variants=min(plan.sources[0].variants, 1))
+        sources = [*sources_of(config, model.config)]
+        first = replace(sources[0], variants=min(sources[0].variants, 1))
         began = time.perf_counter()
-        store = replace(plan, sources=(first,)).build(Path(folder))
+        store = volumes_of(config, model.config, Path(folder), sources=[first])
         store_seconds = (time.perf_counter() - began) / len(store)
         crops = CropSampler(store, config.augment, factors_of(model.config)[0])
         costs = []
@@ -237,7 +237,7 @@ def dry_run(config: TrainConfig, *, seconds: float = 60.0, progress: Progress | 
         {"no": "float32", "bf16": "bfloat16"}[accelerator.mixed_precision],
         torch.get_num_threads(),
         accelerator.num_processes,
-        sum(1 + source.variants for source in plan.sources),
+        sum(1 + source.variants for source in sources),
         store_seconds,
         store[0][0].nbytes,
     )

@@ -35,16 +35,13 @@ Warn = Callable[[str], None]
 def train(
     config: TrainConfig, folder: Path, *, progress: Progress | None = None, warn: Warn | None = None
 ) -> ScoreFusion:
-    """Run, or go on with, a training run.
+    """Run, or go on with, a training run; return the model with its averaged (EMA) weights.
 
     Args:
         config: the run; saved as ``folder/config.json``.
         folder: holds the checkpoint, ``log.jsonl``, the pictures and the store of warped volumes.
         progress: called with (stage, step, steps, loss), by the first process only.
         warn: called with what a user should know, such as who was left out of a dataset.
-
-    Returns:
-        The model with its averaged (EMA) weights.
 
     Raises:
         BadInput: if ``folder`` holds a run of another configuration, or a checkpoint that cannot be read.
@@ -84,7 +81,7 @@ def train(
             journal.close()
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return channels_last(average.cpu()).eval()
+    return channels_last(average.cpu())
 
 
 def fresh_models(config: TrainConfig, *, resumed: bool = False) -> tuple[ScoreFusion, ScoreFusion]:
@@ -94,7 +91,7 @@ def fresh_models(config: TrainConfig, *, resumed: bool = False) -> tuple[ScoreFu
     if not resumed:
         take_weights(model, config.start_from)
     model = channels_last(model)
-    average = channels_last(ScoreFusion(config.description))  # as the model: averaging then reads in order
+    average = channels_last(ScoreFusion(config.description)).eval()  # as the model: averaging reads in order
     average.load_state_dict(model.state_dict())
     return model, average
 

@@ -170,12 +170,7 @@ def boxes_of(
 @torch.no_grad()
 def look(model: ScoreFusion, boxes: Sequence[Crop], stage: StageConfig) -> list[dict[str, Tensor]]:
     """Restore the boxes in one step and in the model's own number of steps; see :func:`restore`."""
-    was_training = model.training
-    model.eval()
-    try:
-        return [restore(model, crop, stage, seed) for seed, crop in enumerate(boxes)]
-    finally:
-        model.train(was_training)
+    return [restore(model, crop, stage, seed) for seed, crop in enumerate(boxes)]
 
 
 def judge(restored: Sequence[dict[str, Tensor]]) -> dict[str, float]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,25 +58,19 @@ EVEN = 1.25  #: a model of cubic voxels takes voxels whose edges differ by up to
 PLAIN = data.DatasetConfig(root="", skip_broken=False)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The arrays that a run is trained on, and how they are made: by :func:`data.build_store`."""
+def volumes_of(
+    config: TrainConfig,
+    model: ModelConfig,
+    folder: Path,
+    *,
+    sources: Sequence[Source] | None = None,
+    progress: Progress | None = None,
+    refused: Refused | None = None,
+) -> list[tuple[np.ndarray, float]]:
+    """The training volumes of a run with the share of each, made where they are missing.
 
-    sources: tuple[Source, ...]
-    settings: data.StoreSettings
-    vary: data.Vary
-    extra: data.Extra | None
-
-    def build(
-        self, folder: Path, *, progress: Progress | None = None, refused: Refused | None = None
-    ) -> list[tuple[np.ndarray, float]]:
-        """Make them where they are missing."""
-        how = {"vary": self.vary, "extra": self.extra, "progress": progress, "refused": refused}
-        return data.build_store(self.sources, folder, self.settings, **how)  # type: ignore[arg-type]
-
-
-def plan_of(config: TrainConfig, model: ModelConfig, refused: Refused | None = None) -> Plan:
-    """What a run's configuration asks to be stored."""
+    Of ``sources`` alone, of :func:`sources_of`, if given.
+    """
     extra = functools.partial(whole_condition, config=model) if needs_whole(model) else None
     settings = data.StoreSettings(
         seed=config.seed,
@@ -86,20 +79,16 @@ def plan_of(config: TrainConfig, model: ModelConfig, refused: Refused | None = N
         variation=config.variants.model_dump_json(),
         extra=f"{model.degradation.model_dump_json()}|{model.residual.base}" if extra else "",
     )
-    sources = tuple(sources_of(config, model, refused))
-    return Plan(sources, settings, lambda volume, random: warp(volume, config.variants, random), extra)
-
-
-def volumes_of(
-    config: TrainConfig,
-    model: ModelConfig,
-    folder: Path,
-    *,
-    progress: Progress | None = None,
-    refused: Refused | None = None,
-) -> list[tuple[np.ndarray, float]]:
-    """The training volumes of a run with the share of each, made where they are missing."""
-    return plan_of(config, model, refused).build(folder, progress=progress, refused=refused)
+    chosen = tuple(sources_of(config, model, refused)) if sources is None else sources
+    return data.build_store(
+        chosen,
+        folder,
+        settings,
+        vary=lambda volume, random: warp(volume, config.variants, random),
+        extra=extra,
+        progress=progress,
+        refused=refused,
+    )
 
 
 def sources_of(config: TrainConfig, model: ModelConfig, refused: Refused | None = None) -> Iterator[Source]:
@@ -128,14 +117,13 @@ def sources_of(config: TrainConfig, model: ModelConfig, refused: Refused | None 
 
 
 def domain_of(config: TrainConfig, model: ModelConfig) -> dict[str, DomainConfig]:
-    """What a run's data make its model fit for; what ``config.domain`` says counts before what is measured.
+    """What a run's data make each condition of its model fit for: voxel sizes, and a usual contrast.
+
+    What ``config.domain`` says counts before what is measured.
 
     Args:
         config: the run; only headers of its files are read.
         model: what is trained.
-
-    Returns:
-        The domain of each condition: its contrast if its name is a usual one, and its voxel sizes.
 
     Raises:
         BadInput: for a file or dataset that cannot be used.

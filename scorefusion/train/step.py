@@ -207,7 +207,8 @@ class Stepper:
         shares: Iterable[Batch] = (self.draws.batch(step, self.mine) for step in steps)
         if self.workers:
             shares = DataLoader(
-                _Shares(self.draws, self.mine, steps),
+                _Shares(self.draws, self.mine),
+                sampler=steps,
                 batch_size=None,
                 num_workers=self.workers,
                 pin_memory=self.accelerator.device.type == "cuda",
@@ -236,17 +237,13 @@ class Stepper:
 
 @dataclass
 class _Shares(Dataset[Batch]):
-    """A process's examples of some steps, as processes that draw ahead read them."""
+    """A process's examples by step, as processes that draw ahead read them."""
 
     draws: Draws
     mine: range
-    steps: range
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, place: int) -> Batch:
-        return self.draws.batch(self.steps[place], self.mine)
+    def __getitem__(self, step: int) -> Batch:
+        return self.draws.batch(step, self.mine)
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:

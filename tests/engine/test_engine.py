@@ -230,7 +230,7 @@ def test_a_plan_knows_where_features_go(name: str) -> None:
     assert model.fusion is not None
     for scale in config.feature_scales:
         block = model.fusion.encoder[model.fusion.inject_at[scale]]
-        assert model.fusion.injected_channels(scale) == block.conv1.in_channels  # type: ignore[union-attr]
+        assert model.fusion.config.injected_channels(scale) == block.conv1.in_channels  # type: ignore[union-attr]
 
 
 def test_a_plan_counts_its_bytes() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scorefusion.engine.engine import Engine
-from scorefusion.engine.graph import Graphs
+from scorefusion.engine.graph import CudaGraphs
 from scorefusion.engine.planning.plan import plan
 from scorefusion.engine.runners import EagerRunner, Outputs
 from scorefusion.models import slabs as module
@@ -27,7 +27,7 @@ TABLE = table_for(preset("small"), solver="ddpm", steps=3)
 
 
 def engine_of(
-    graphs: Graphs | None, size: tuple[int, int, int], *, device: torch.device = CPU, **options: Any
+    graphs: CudaGraphs | None, size: tuple[int, int, int], *, device: torch.device = CPU, **options: Any
 ) -> Engine:
     """An engine of a model in which nothing is zero, its conditions loaded."""
     config = preset("small")

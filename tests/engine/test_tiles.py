@@ -61,7 +61,9 @@ def test_an_exact_halo_gives_the_whole_volumes_result(described):
     grid = (2 * halo + 16, 8, 16)
     x = torch.randn(2, 2, *grid, generator=generator)
     inject = {
-        scale: torch.randn(2, made.injected_channels(scale), *(n // scale for n in grid), generator=generator)
+        scale: torch.randn(
+            2, made.config.injected_channels(scale), *(n // scale for n in grid), generator=generator
+        )
         for scale in described.scales
     }
     time = torch.tensor([0.2, 0.9])

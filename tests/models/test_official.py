@@ -20,7 +20,7 @@ from scorefusion.diffusion.schedule import paper_sampling
 from scorefusion.diffusion.solvers import ddpm
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.config import PLANES
-from scorefusion.models.official.convert import describe, load_official
+from scorefusion.models.official import describe, load_official
 from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion, network_time
 from scorefusion.ops.gather_slices import gather_slices

@@ -111,7 +111,7 @@ class Tape(TorchDispatchMode):
 
 
 class TapeGraphs:
-    """`engine.graph.Graphs` on a CPU; captures with an operation whose name contains `refuse` fail."""
+    """`engine.graph.CudaGraphs` on a CPU; captures with an operation whose name contains `refuse` fail."""
 
     def __init__(self, refuse: str | None = None) -> None:
         self.refuse = refuse

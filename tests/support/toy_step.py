@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorefusion.engine.graph import CapturedStep, Graphs, Segment
+from scorefusion.engine.graph import CapturedStep, CudaGraphs, Segment
 from scorefusion.ops.fuse_step import fuse_step
 from scorefusion.ops.noise import noise_keys, normal
 from tests.support.tape_graphs import TapeGraphs
@@ -88,5 +88,5 @@ class Split(Toy):
         self.index.add_(1)
 
 
-def captured(body: Any, graphs: Graphs | None, **options: Any) -> CapturedStep:
+def captured(body: Any, graphs: CudaGraphs | None, **options: Any) -> CapturedStep:
     return CapturedStep(body, device=CUDA, graphs=graphs or TapeGraphs(), **options)

@@ -66,8 +66,6 @@ def forecast(
     The 2D networks are taken to run eagerly: a TensorRT engine or a compiled network has its own scratch.
 
     Args:
-        plan: of the step.
-        tiling: of the 3D network.
         device: "cpu" or "cuda".
         packed: whether convolutions are packed where this CPU is faster so.
     """
@@ -189,7 +187,7 @@ def _network_usage(
             )
         inject = {
             scale: torch.empty(
-                batch, network.injected_channels(scale), *(length // scale for length in size), dtype=dtype
+                batch, config.injected_channels(scale), *(length // scale for length in size), dtype=dtype
             )
             for scale in scales
         }

@@ -210,7 +210,7 @@ def build_engines(
     source: str | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Manifest:
-    """Build an engine of each 2D network.
+    """Build an engine of each 2D network; return the manifest.
 
     Args:
         model: its own weights are not changed.
@@ -223,9 +223,6 @@ def build_engines(
         keep_onnx: keep the ONNX files beside the engines.
         source: what the model was loaded from, for the commands in messages; its name when None.
         report: called with (stages done, in all): export, check and build of each network.
-
-    Returns:
-        The manifest.
 
     Raises:
         ScoreFusionError: without TensorRT, for sizes or a precision that are none, if TensorRT refuses, or if

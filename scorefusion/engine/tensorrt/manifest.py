@@ -181,16 +181,13 @@ def check_engines(
     shapes: Mapping[str, Iterable[Shape]] | None = None,
     gpu: tuple[str, str] | None = None,
 ) -> Fitting:
-    """Compare a folder of engines with what they are to be used for.
+    """Compare a folder of engines with what they are to be used for; return what was read.
 
     Args:
         folder: that ``scorefusion engine build`` wrote.
         model: in the dtype that it computes in.
         shapes: slabs (slices, rows, columns) that each network will be given; not compared when None.
         gpu: name and compute capability of the GPU; not compared when None.
-
-    Returns:
-        What was read.
 
     Raises:
         BadInput: for a folder without a manifest or with a broken one; a missing, damaged or changed engine

@@ -54,11 +54,9 @@ class TensorRTRunner:
     Args:
         engine: a deserialised ``ICudaEngine``, made by :func:`.build.build_engines`.
         library: the TensorRT that deserialised it.
-        channels: of a slice.
         scales: whose features the engine gives.
         dtype: of slices and outputs.
         profile: the slabs it takes.
-        device: where the buffers are.
         watch: called before each run, and raises if the engine is out of date.
     """
 
@@ -89,8 +87,7 @@ class TensorRTRunner:
 
         Args:
             cut: ``[N, C, h, w]`` channels last, in the engine's precision.
-            time: ``[N]``, any strides.
-            label: ``[N]``, any strides.
+            time: ``[N]``, any strides, as ``label``.
 
         Returns:
             The output ``[N, 1, h, w]``, and the features ``[N, width, h/s, w/s]`` by scale s: views of static
@@ -218,16 +215,13 @@ def load_engines(
     shapes: Mapping[str, Iterable[Shape]] | None = None,
     device: torch.device | str = "cuda",
 ) -> dict[str, TensorRTRunner]:
-    """Load the engines of a model's 2D networks, after making sure that they are this model's.
+    """Load a runner for each 2D network of a model, by name, once its engine is known to be this model's.
 
     Args:
         folder: that ``scorefusion engine build`` wrote.
         model: in the dtype that it computes in.
         shapes: slabs that each network will be given, from :func:`slabs_of`; memory is reserved for them.
         device: a CUDA device.
-
-    Returns:
-        A runner for each network, by name.
 
     Raises:
         BadInput: for engines that do not fit, each reason by name; see :func:`.manifest.check_engines`.
