@@ -228,15 +228,11 @@ def ensemble_features(
     coarse = features.shape[0] // (total.shape[0] * scale)
     config = config or _configure(features, total.shape[0] * coarse, outputs)
     tiles = triton.cdiv(outputs, config.constants["BLOCK_N"])
+    grid = (triton.cdiv(height * width, config.constants["BLOCK_M"]) * tiles, total.shape[0] * coarse)
     volumes = (total, _by_plane(total.stride(), axis), features, features.stride(), weight, weight.stride())
-    launch(
-        _ensemble_features_kernel,
-        (triton.cdiv(height * width, config.constants["BLOCK_M"]) * tiles, total.shape[0] * coarse),
-        *(*volumes, first, coarse, scale, inputs, outputs, height * width, width),
-        PRECISION="tf32x3",
-        WIDEN=_misread(features.dtype),
-        config=config,
-    )
+    arguments = (*volumes, first, coarse, scale, inputs, outputs, height * width, width)
+    products = {"PRECISION": "tf32x3", "WIDEN": _misread(features.dtype)}
+    launch(_ensemble_features_kernel, grid, *arguments, config=config, **products)
 
 
 def ensemble_features_backward(
@@ -262,12 +258,7 @@ def ensemble_features_backward(
     chunks = max(1, min(steps // least, triton.cdiv(PROGRAMS, tiles)))
     partial = torch.empty((chunks, scale, inputs, outputs), dtype=torch.float32, device=out.device)
     volumes = (partial, grad, _by_plane(grad.stride(), axis), features, features.stride())
-    launch(
-        _ensemble_features_backward_kernel,
-        (tiles, chunks),
-        *(*volumes, first, coarse, scale, inputs, outputs, height * width, width, steps),
-        PRECISION="tf32x3",
-        WIDEN=grad.dtype != features.dtype or _misread(features.dtype),
-        config=config,
-    )
+    arguments = (*volumes, first, coarse, scale, inputs, outputs, height * width, width, steps)
+    products = {"PRECISION": "tf32x3", "WIDEN": grad.dtype != features.dtype or _misread(features.dtype)}
+    launch(_ensemble_features_backward_kernel, (tiles, chunks), *arguments, config=config, **products)
     out.copy_(partial.sum(0).permute(2, 1, 0))

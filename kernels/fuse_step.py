@@ -191,13 +191,9 @@ def fuse_step(
     fusion = (tuple(map(view, scores)), view(maps), tuple(base), gain)
     volumes = (view(x_t), view(x0_prev), view(measured))
     edges = {"RZ": rz, "RY": ry, "RX": rx, "PZ": pz, "PY": py, "PX": px}
-    launch(
-        _fuse_step_kernel,
-        (across * down, batch * channels * (depth // rz)),
-        *(x_next, x0, x0.stride(), fusion, *volumes, rows, index, keys, clamp, tuple(x_t.shape[1:])),
-        K=len(scores),
-        WHOLE=rx == px,
-        enable_fp_fusion=False,
-        config=replace(config, constants={"BLOCK_Y": block_y, "BLOCK_X": block_x}),
-        **edges,
-    )
+    grid = (across * down, batch * channels * (depth // rz))
+    outputs, sizes = (x_next, x0, x0.stride()), tuple(x_t.shape[1:])
+    arguments = (*outputs, fusion, *volumes, rows, index, keys, clamp, sizes)
+    config = replace(config, constants={"BLOCK_Y": block_y, "BLOCK_X": block_x})
+    fixed = {"K": len(scores), "WHOLE": rx == px, **edges}
+    launch(_fuse_step_kernel, grid, *arguments, enable_fp_fusion=False, config=config, **fixed)

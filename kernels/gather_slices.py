@@ -116,24 +116,16 @@ def gather_slices(
     config: Config | None = None,
 ) -> None:
     """Write slices start .. stop along `axis` (2, 3 or 4) into `out`; arguments are checked by the op."""
-    if out.numel() == 0:
-        return
     config = config or choose_config(x_t, axis, stop - start)
     given = x_t if common is None else common
     size = out[0].numel()
     blocks = triton.cdiv(size, config.constants["BLOCK"])
     volumes = [part for volume in (x_t, condition, given) for part in (volume, _strides(volume, axis))]
-    launch(
-        _gather_slices_kernel,
-        (triton.cdiv(stop - start, config.constants["BLOCK_S"]) * blocks * x_t.shape[0],),
-        *(out, *volumes, tuple(channels), start, stop - start, x_t.shape[axis], out.shape[3], size, blocks),
-        CONTEXT=context,
-        BY_SLICE=order == "slice",
-        SEEN=len(channels),
-        SHARED=0 if common is None else common.shape[1],
-        NOISY=x_t.shape[1],
-        config=config,
-    )
+    grid = (triton.cdiv(stop - start, config.constants["BLOCK_S"]) * blocks * x_t.shape[0],)
+    cut = (tuple(channels), start, stop - start, x_t.shape[axis], out.shape[3], size, blocks)
+    fixed = {"CONTEXT": context, "BY_SLICE": order == "slice", "SEEN": len(channels)}
+    fixed |= {"SHARED": 0 if common is None else common.shape[1], "NOISY": x_t.shape[1]}
+    launch(_gather_slices_kernel, grid, out, *volumes, *cut, config=config, **fixed)
 
 
 def choose_config(x_t: Tensor, axis: int, count: int) -> Config:

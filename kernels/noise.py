@@ -148,11 +148,6 @@ def fill_normal(
     pairs = zip(seeds, samples, strict=True)
     words = [[word & 0xFFFFFFFF for word in (seed, seed >> 32, sample)] for seed, sample in pairs]
     keys = torch.tensor(words, dtype=torch.int64, device="cpu").to(torch.int32).to(out.device)
-    launch(
-        _noise_kernel,
-        (batch * channels * depth * blocks,),
-        *(out, keys, step, channels, depth, height, width, z0, y0, x0, groups, blocks),
-        ALIGNED=x0 % 4 == 0 and width % 4 == 0,
-        enable_fp_fusion=False,
-        config=config,
-    )
+    grid, aligned = (batch * channels * depth * blocks,), x0 % 4 == 0 and width % 4 == 0
+    arguments = (out, keys, step, channels, depth, height, width, z0, y0, x0, groups, blocks)
+    launch(_noise_kernel, grid, *arguments, ALIGNED=aligned, enable_fp_fusion=False, config=config)

@@ -77,13 +77,10 @@ class ScoreFusion(nn.Module):
             for scale in config.feature_scales:
                 networks = [config.slice_networks[branch.network] for branch in config.branches]
                 kernel = config.feature_kernel if scale == 1 else 1
-                self.features[str(scale)] = FeatureLayer(
-                    scale,
-                    [network.widths[network.scales.index(scale)] for network in networks],
-                    config.fusion.injected_channels(scale),
-                    kernel=kernel,
-                    random=config.feature_start == "random",
-                )
+                widths = [network.widths[network.scales.index(scale)] for network in networks]
+                outputs, random = config.fusion.injected_channels(scale), config.feature_start == "random"
+                layer = FeatureLayer(scale, widths, outputs, kernel=kernel, random=random)
+                self.features[str(scale)] = layer
 
     @classmethod
     def from_pretrained(

@@ -98,8 +98,7 @@ def fuse_step(
     if out is not None:
         _fuse_step_into(*out, *arguments, backend)
         return out
-    x_next, x0 = _fuse_step(*arguments, backend)
-    return x_next, x0
+    return _fuse_step(*arguments, backend)
 
 
 def _check_out(out: tuple[Tensor, Tensor], x_t: Tensor, read: Sequence[Tensor]) -> None:

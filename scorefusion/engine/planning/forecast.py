@@ -74,30 +74,17 @@ def forecast(
     for plane in plan.planes:
         branches = [k for k in plan.branches if config.branches[k].plane == plane]
         name = config.branches[branches[0]].network
-        usage = _network_usage(  # of one slice; a slab takes as many times as much
-            config.slice_networks[name],
-            plan.cut_shape(branches[0], 1)[-1],
-            1,
-            config.labels(name),
-            (1, *plan.slice_size(plane)),
-            plan.dtype,
-            plan.scales,
-        )
+        network, inputs = config.slice_networks[name], plan.cut_shape(branches[0], 1)[-1]
+        one = (1, *plan.slice_size(plane))  # slice; a slab takes as many times as much
+        usage = _network_usage(network, inputs, 1, config.labels(name), one, plan.dtype, plan.scales)
         slabs[plane] = usage.peak_bytes * plan.batch * plan.rows[plane]
         slice_flop[plane] = usage.flop * plan.batch * plan.slice_count(plane) * len(branches)
     volume, volume_flop = 0, 0
     if plan.fuses:
         largest = plan.grid if tiling is None else tiling.largest(plan.grid)
         assert config.fusion is not None
-        usage = _network_usage(
-            config.fusion,
-            config.volume_channels,
-            len(config.branches),
-            0,
-            (plan.batch, *largest),
-            plan.dtype,
-            plan.scales,
-        )
+        inputs, outputs, shape = config.volume_channels, len(config.branches), (plan.batch, *largest)
+        usage = _network_usage(config.fusion, inputs, outputs, 0, shape, plan.dtype, plan.scales)
         again = 1.0 if tiling is None else tiling.extra(plan.grid) * math.prod(plan.grid) / math.prod(largest)
         volume, volume_flop = usage.peak_bytes, round(usage.flop * again)
     taken = 0
@@ -105,17 +92,9 @@ def forecast(
         with torch.device("meta"):
             model = ScoreFusion(config)
         taken = packed_bytes(model.to(plan.dtype))
+    weights, feature_flop = weight_bytes(config, plan.dtype), _feature_flop(plan)
     return Forecast(
-        plan,
-        tiling,
-        weight_bytes(config, plan.dtype),
-        slabs,
-        volume,
-        slice_flop,
-        _feature_flop(plan),
-        volume_flop,
-        device,
-        taken,
+        plan, tiling, weights, slabs, volume, slice_flop, feature_flop, volume_flop, device, taken
     )
 
 
