@@ -179,9 +179,8 @@ class EnginePool:
         """
         asked = None if self.max_memory is None else Limit(self.max_memory, "allowed", asked=True)
         found = self.machine(available_on(self.device), held)
-        if asked is None or found is None:
-            return asked or found
-        return min(asked, found, key=lambda limit: limit.bytes)
+        limits = [limit for limit in (asked, found) if limit is not None]
+        return min(limits, key=lambda limit: limit.bytes, default=None)
 
     def machine(self, found: Available | None, held: int = 0) -> Limit | None:
         """What a machine has left as a limit of the whole process, which holds some of it already."""
