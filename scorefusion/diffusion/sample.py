@@ -1,7 +1,5 @@
 """The sampling loop, plainly: it applies a solver's table and knows nothing else about solvers."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ sigma = sqrt((1 - abar) / abar), with x_sigma = x_t sqrt(1 + sigma^2). All arith
 schedule is a small table, computed once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -9,8 +9,6 @@ The last row always lands on x0 itself (A = 0, B = 1, C = 0, S = 0). Write s = s
 noise and a dash for the next level, which after the last is the clean image, abar' = 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

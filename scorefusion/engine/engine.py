@@ -1,7 +1,5 @@
 """The engine: buffers of one shape, the denoising step over them, its CUDA graph; how far planes differ."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import warnings

@@ -4,8 +4,6 @@ Whatever changes from step to step (the solver's row, seeds, volumes, weights) i
 where they are. `torch.cuda.CUDAGraph` is used through `CudaGraphs`, so capture can be tested without a GPU.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import gc

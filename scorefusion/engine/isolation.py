@@ -1,7 +1,5 @@
 """Computing whatever a caller has set for its own PyTorch code, and in forked processes."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

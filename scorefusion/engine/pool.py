@@ -1,7 +1,5 @@
 """Engines of one model, made when they are first needed and used again for volumes of the same shape."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator, Sequence

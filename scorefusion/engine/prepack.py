@@ -5,8 +5,6 @@ processor's instructions decide (docs/kernels.md), so a machine always computes 
 packed, so are layers of extent 1: PyTorch's libraries split their sums by the number of threads.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from typing import Any, cast

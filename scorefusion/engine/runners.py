@@ -3,8 +3,6 @@
 All are called alike, ``runner(cut, time, label)``, so an engine does not know which it has.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, cast

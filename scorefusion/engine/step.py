@@ -10,8 +10,6 @@ number, the keys of the noise. So the same launches serve every step, seed and t
 graph replays them. A step is therefore a list of segments, which :mod:`.graph` captures together or apart.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -3,8 +3,6 @@
 ``dims`` is 2 for slices ``[N, C, H, W]`` and 3 for volumes ``[B, C, D, H, W]``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any, Literal

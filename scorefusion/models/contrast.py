@@ -1,7 +1,5 @@
 """The names of contrasts: one spelling for what datasets spell in many ways."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 LABELS = "labels"  #: the contrast that is a label map: resampled to the nearest voxel, and may be empty.

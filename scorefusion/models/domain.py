@@ -1,7 +1,5 @@
 """Describe what a model was made for: contrasts, voxel sizes and intensities of its domain."""
 
-from __future__ import annotations
-
 import textwrap
 
 from scorefusion.models.config import DomainConfig, ModelConfig

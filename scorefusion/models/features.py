@@ -7,8 +7,6 @@ A kernel as long as its stride s runs along each plane's own axis (``[s,1,1]``, 
 with n the coarse coordinate along the plane's axis and (u, v) the other two. Everything starts at zero.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

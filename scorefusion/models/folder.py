@@ -1,7 +1,5 @@
 """A model on disk: a folder with ``config.json``, ``model.safetensors`` and a model card, ``README.md``."""
 
-from __future__ import annotations
-
 import json
 import os
 import stat

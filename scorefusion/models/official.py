@@ -1,7 +1,5 @@
 """Read checkpoints of the authors' code and convert them into ScoreFusion models with their cards."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Model configurations by name: the paper's, a small one, and the bundled models'."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

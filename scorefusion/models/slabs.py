@@ -5,8 +5,6 @@ where there are position or mask channels, ``scores.K`` of branch K (a stack of 
 and ``total.S`` of each feature scale S.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The solver table that a model is sampled with."""
 
-from __future__ import annotations
-
 from scorefusion.diffusion.schedule import Spacing, make_schedule
 from scorefusion.diffusion.solvers import SOLVERS, Table, make_table
 from scorefusion.errors import ScoreFusionError, unknown_name

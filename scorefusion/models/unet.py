@@ -1,7 +1,5 @@
 """The U-Net that serves as slice network (2D) and as fusion network (3D)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, cast
 

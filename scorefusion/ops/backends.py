@@ -10,8 +10,6 @@ SCOREFUSION_BACKEND, and otherwise the device: the first of BACKENDS that runs t
 that was asked for and cannot run is an error that says why; it is never silently replaced.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib

@@ -4,8 +4,6 @@ bfloat16 on a CPU was 8 times faster than float32 with AMX, and 400 times slower
 asks for its instructions, then times the networks' layers in both for a few milliseconds.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

@@ -1,7 +1,5 @@
 """2D decoder features summed onto the 3D network's grid, slab by slab, with no permuted copy of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The fused score: the branches' average, moved by the 3D network's weight maps and residual."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

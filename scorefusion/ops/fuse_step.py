@@ -1,7 +1,5 @@
 """The tail of a denoising step in one pass: fused score, solver row, clamp, projection and noise."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

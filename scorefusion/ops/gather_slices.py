@@ -1,7 +1,5 @@
 """A slab of 2.5D slices of one plane, cut out of volumes and laid out as the 2D networks read it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Standard normal noise that is a pure function of (seed, sample, step, channel, voxel coordinate)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Normalisation, FiLM and SiLU in one pass, over a virtual concatenation, into a padded buffer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Weights laid out for the C++ products: panels of outputs, channels filled up to whole vectors."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Mapping

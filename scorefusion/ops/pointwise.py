@@ -1,7 +1,5 @@
 """Convolutions of extent 1 and linear layers on CPUs, the same bits for any number of threads and rows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

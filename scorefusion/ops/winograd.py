@@ -1,7 +1,5 @@
 """Convolutions of extent 3 with fewer multiplications, on CPUs; weights are packed once."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The run's folder: whose it is, and where the run stands, so that it goes on to the same bits."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ Each example is a pure function of (seed, stage, step, index): a resumed run con
 stopped, and the examples of a step are the same whether one process computes them or several share them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Report on a training run: log, loss curves, TensorBoard, sample pictures with PSNR, the model card."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence

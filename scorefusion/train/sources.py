@@ -1,7 +1,5 @@
 """Prepare what a training run starts from: stored volumes, warped variants, weights of trained models."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Only what the operating system itself says; what is not known does not limit.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Iterator

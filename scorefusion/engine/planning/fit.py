@@ -1,7 +1,5 @@
 """Make a step fit into so much memory: smaller slabs first, sums in 16 bits, weights unpacked, tiles last."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

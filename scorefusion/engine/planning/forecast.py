@@ -1,7 +1,5 @@
 """What a planned step will need before anything is allocated: weights, buffers, workspace, arithmetic."""
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import dataclass

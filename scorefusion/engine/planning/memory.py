@@ -3,8 +3,6 @@
 A tensor counts from the operation that makes it until the last view of it is gone; inputs and weights do not.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import math

@@ -3,8 +3,6 @@
 Arithmetic on a configuration: the engine allocates exactly these buffers; :mod:`.memory` measures the rest.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Show a forecast as text and as a picture: buffers, workspace, arithmetic, and what would have to change."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Without group statistics and attention, a tile reads the neighbourhood that its 
 result is the whole volume's. Else neighbouring tiles overlap, and are blended linearly.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

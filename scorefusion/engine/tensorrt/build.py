@@ -1,7 +1,5 @@
 """Export a model's 2D networks to ONNX, check them against PyTorch on the CPU, and build TensorRT engines."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import importlib.util

@@ -3,8 +3,6 @@
 TensorRT-RTX compiles without a GPU, for several architectures; TensorRT builds for the GPU it finds.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 All that loading compares is in the manifest, so nothing is deserialised to find out that it does not fit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

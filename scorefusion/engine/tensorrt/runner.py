@@ -4,8 +4,6 @@ Outputs and scratch are allocated when a size of slab is first met, so reserve e
 CUDA graph.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import os

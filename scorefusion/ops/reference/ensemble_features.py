@@ -6,8 +6,6 @@ with n the coarse coordinate along the plane's axis and (u, v) the other two: a 
 long as its stride (Zhu et al., ICML 2025), which is to say a matrix product over the s·I numbers of a pixel.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

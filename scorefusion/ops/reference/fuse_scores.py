@@ -5,8 +5,6 @@
 which is `sum_{k<K} (base_k + w_k) s_k + (base_K - sum_{k<K} w_k) s_K + gain · r` (Zhu et al., ICML 2025).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -9,8 +9,6 @@ z is `scorefusion.ops.reference.noise`. A term whose coefficient A, C or S is ze
 x0_prev that nothing asks for stays out of the result, and no noise is drawn for a row that adds none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

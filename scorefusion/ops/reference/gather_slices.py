@@ -5,8 +5,6 @@
 with the slices of one plane, and the edge slice repeated beyond the volume (Zhu et al., ICML 2025).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -20,8 +20,6 @@ truth, log relatively. Run this eagerly: a compiler that fuses a multiplication 
 last bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -6,8 +6,6 @@ y = (h - m) / sqrt(v + eps) · weight + bias
 out = pad(act(y · (1 + scale) + shift))                               scale, shift [N, C]; act is SiLU
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """A product over the channels of each voxel, a 1×1 convolution or a linear layer: the definition."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -8,8 +8,6 @@ every transform applied along every axis. B, G and A follow from the points wher
 the usual 0, ±1, ±2.
 """
 
-from __future__ import annotations
-
 import math
 from typing import cast
 
