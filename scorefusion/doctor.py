@@ -1,7 +1,5 @@
 """What is present on this machine, what is missing, and how to get it."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Packages that only some functions need, imported when these are called."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Files of a batch: names, content hashes, reproducible writing, and leftovers of killed runs."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """The persistent queue of a batch in SQLite, and the lock that one process holds on it."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

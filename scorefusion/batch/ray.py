@@ -1,7 +1,5 @@
 """A batch computed by Ray workers on one machine or a cluster; the queue stays in the process that asks."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket

@@ -1,7 +1,5 @@
 """The HTML report of a batch: written from its queues at the end, and now and then while it runs."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Schedule a batch in one process: read ahead, sample, write behind; record and report each item."""
 
-from __future__ import annotations
-
 import gc
 import math
 import threading

@@ -1,7 +1,5 @@
 """From what the user names, a folder, a table, BIDS, DICOM or files, to the items of a batch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

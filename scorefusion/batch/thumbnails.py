@@ -1,7 +1,5 @@
 """Small pictures of volumes, a few kilobytes each."""
 
-from __future__ import annotations
-
 import io
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Translate one item: identify, read, sample and write it, each callable from a thread of its own."""
 
-from __future__ import annotations
-
 import gc
 import math
 import threading

@@ -7,8 +7,6 @@ imports PyTorch and the like inside the function, so that ``--help`` is quick. A
 printed in one line on standard error and ends the program with status 2.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import pkgutil

@@ -1,7 +1,5 @@
 """A model as a MONAI bundle: a folder that ``python -m monai.bundle run`` runs beside scorefusion."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """A pipeline that loads its model when it is first used, once in each process."""
 
-from __future__ import annotations
-
 import os
 import threading
 from typing import Any

@@ -3,8 +3,6 @@
 ``import scorefusion.embed.monai`` needs MONAI: pip install 'scorefusion[monai]'.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence

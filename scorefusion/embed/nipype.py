@@ -3,8 +3,6 @@
 ``import scorefusion.embed.nipype`` needs nipype: pip install 'scorefusion[nipype]'.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

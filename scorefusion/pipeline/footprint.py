@@ -4,8 +4,6 @@ What sampling takes is forecast by :mod:`.engine.forecast`; here is what is arou
 the volumes on the output's grid that are kept while sampling, finishing and saving.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import operator as operators

@@ -1,7 +1,5 @@
 """From an image to its translation, in four stages: read, prepare, sample, finish."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import math

@@ -1,7 +1,5 @@
 """Video clips restored by a model, compared with bicubic interpolation and the truth."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
