@@ -12,8 +12,6 @@ The gradient of the weight sums over pixels: a fixed number of chunks of them, p
 in a fixed order, so the same bits every time.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -8,8 +8,6 @@ use every 32-byte sector they touch, whichever axis it runs along, and the compi
 shared memory where layouts differ. Sums are float32, in the order written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import triton

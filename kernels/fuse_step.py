@@ -12,8 +12,6 @@ Its bits are those of every backend, so the kernel is compiled with enable_fp_fu
 seeds, samples and origins are read from memory: a captured graph of a step replays for all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -10,8 +10,6 @@ slice of the conditions serves find it in a cache. Where slices run contiguously
 are read together, in whole sectors, and turned around in shared memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import triton

@@ -5,8 +5,6 @@ interpreter, that launches. Inside `recording(architecture)` it launches nothing
 arguments may be tensors on the meta device, and `benchmarks.evidence` compiles it for that architecture.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator, Mapping

@@ -6,8 +6,6 @@ multiplication and an addition would change the last bit, so the kernel is compi
 enable_fp_fusion=False, and the square root is the correctly rounded one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

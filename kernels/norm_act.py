@@ -10,8 +10,6 @@ folds everything into a centre, slope and offset a channel; the third applies th
 element once. Both kernels that write also write the halo: from the nearest voxel, or zeros without reading.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """Sparse-view computed tomography: parallel projections of axial slices from a few directions."""
 
-from __future__ import annotations
-
 import functools
 import math
 import threading

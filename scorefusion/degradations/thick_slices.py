@@ -1,7 +1,5 @@
 """Slices thicker than a voxel, with gaps between them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal

@@ -1,7 +1,5 @@
 """Synthetic subjects, one or a folder: signal equations of each tissue, the coil's shading, noise."""
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Collection
