@@ -19,54 +19,30 @@ from torch import Tensor
 
 from .launch import Config, architecture, interpreting, launch
 
+
+def _tiles(name: str, why: str, blocks: str, *sizes: int, warps: int = 4, stages: int = 3) -> Config:
+    return Config(name, why, {f"BLOCK_{b}": n for b, n in zip(blocks, sizes, strict=True)}, warps, stages)
+
+
 CONFIGS = (
-    Config(
-        "128x128",
-        "128 or 256 outputs: the features come once or twice; eight warps hold the sums in 64 registers each",
-        {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64},
-        num_warps=8,
-        num_stages=3,
+    _tiles(
+        "128x128", "features come once or twice; 64 registers a thread of sums", "MNK", 128, 128, 64, warps=8
     ),
-    Config(
-        "128x64",
-        "64 or 192 outputs leave no part of a tile empty; eight warps, because four spill on sm_80",
-        {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64},
-        num_warps=8,
-        num_stages=3,
+    _tiles(
+        "128x64", "64 or 192 outputs fill whole tiles; four warps spill on sm_80", "MNK", 128, 64, 64, warps=8
     ),
-    Config(
-        "64x64",
-        "small slabs: more programs; 64 rows are the fewest that wgmma and tcgen05 take from four warps",
-        {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64},
-        num_stages=3,
+    _tiles(
+        "64x64", "small slabs; 64 rows are the fewest of wgmma and tcgen05 from four warps", "MNK", 64, 64, 64
     ),
-    Config(
-        "128x64 tf32x3",
-        "float32: half as deep, because splitting 64 numbers in two spills on sm_80 and sm_120",
-        {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32},
-        num_warps=8,
-        num_stages=3,
-    ),
-    Config(
-        "64x64 tf32x3",
-        "float32, small slabs",
-        {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32},
-        num_stages=3,
-    ),
+    _tiles("128x64 tf32x3", "float32: deeper spills on sm_80 and sm_120", "MNK", 128, 64, 32, warps=8),
+    _tiles("64x64 tf32x3", "float32, small slabs", "MNK", 64, 64, 32),
 )
 BACKWARD_CONFIGS = (
-    Config(
-        "64x64",
-        "as many output tiles as the paper's weights have; three stages are at most 48 KB",
-        {"BLOCK_I": 64, "BLOCK_O": 64, "BLOCK_P": 64},
-        num_stages=3,
+    _tiles(
+        "64x64", "tiles for all of the paper's weights; three stages are at most 48 KB", "IOP", 64, 64, 64
     ),
-    Config(
-        "64x64 tf32x3",
-        "one stage: a pipeline would copy the operand that is turned around four bytes at a time",
-        {"BLOCK_I": 64, "BLOCK_O": 64, "BLOCK_P": 32},
-        num_stages=1,
-    ),
+    # a pipeline would copy the operand that is turned around four bytes at a time
+    _tiles("64x64 tf32x3", "float32: one stage", "IOP", 64, 64, 32, stages=1),
 )
 PROGRAMS = 512
 """Programs to aim at: some four for each processor of the largest GPU."""

@@ -23,14 +23,8 @@ from .fuse_scores import fused_tile, load_tile
 from .launch import Config, launch, view
 from .noise import _box_muller, _philox
 
-CONFIGS = (
-    Config(
-        "2048",
-        "eight voxels a thread, whole sectors on both axes",
-        {"VOXELS": 2048, "MAX_X": 32},
-        num_warps=8,
-    ),
-)
+_WHY = "eight voxels a thread, whole sectors on both axes"
+CONFIGS = (Config("2048", _WHY, {"VOXELS": 2048, "MAX_X": 32}, num_warps=8),)
 
 
 @triton.jit

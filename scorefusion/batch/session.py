@@ -20,7 +20,7 @@ from scorefusion.batch.run import Journal, Limits, Listener, Run, is_current
 from scorefusion.batch.sources import Query, Source, describe_bids, find_items
 from scorefusion.batch.worker import Work, Worker
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.models.contrast import canonical
+from scorefusion.models.domain import canonical
 from scorefusion.ops.device import choose_device
 
 if TYPE_CHECKING:

@@ -77,7 +77,7 @@ def data(
 
 def _text(found: Found, config: DatasetConfig) -> str:
     from scorefusion.io import read_grid
-    from scorefusion.models.contrast import in_order
+    from scorefusion.models.domain import in_order
 
     root = Path(config.root).expanduser()
     rows = [("subject", "person", "split", "contrasts", "voxels (x, y, z)", "mm")]

@@ -18,7 +18,7 @@ from scorefusion.data.layouts import SPLITS, LayoutName, Subject, Volume, below,
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Grid, Scan, corner_distance, ras_grid, read_grid, read_scan
 from scorefusion.models.config import Frozen
-from scorefusion.models.contrast import LABELS, canonical, in_order
+from scorefusion.models.domain import LABELS, canonical, in_order
 from scorefusion.optional import need
 
 Progress = Callable[[int, int], None]  #: what is called with (done, total)

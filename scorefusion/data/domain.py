@@ -11,8 +11,7 @@ from scorefusion.data.intensity import Outliers
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Scan
 from scorefusion.models.config import DomainConfig, ModelConfig
-from scorefusion.models.contrast import LABELS, canonical
-from scorefusion.models.domain import INTENSITY_NAMES, contrast_title, spacing_range
+from scorefusion.models.domain import INTENSITY_NAMES, LABELS, canonical, contrast_title, spacing_range
 
 TOLERANCE = 1.15  #: a voxel may be this many times smaller or larger than the domain's without a warning
 

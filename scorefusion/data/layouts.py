@@ -10,7 +10,7 @@ from typing import Literal
 
 from scorefusion.errors import BadInput, unknown_name
 from scorefusion.io import LISTED, READABLE, check_fetched, volume_stem, written_beside
-from scorefusion.models.contrast import LABELS, canonical, in_order, is_known
+from scorefusion.models.domain import LABELS, canonical, in_order, is_known
 
 SPLITS = ("train", "validation", "test")
 LayoutName = Literal["auto", "folder", "csv", "brats", "hcp", "ixi", "fastmri", "bids"]

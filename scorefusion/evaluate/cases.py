@@ -34,7 +34,7 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.nifti import Scan, check_same_grid, read_scan
 from scorefusion.metrics import Pair
 from scorefusion.models.config import ModelConfig, parse
-from scorefusion.models.contrast import LABELS
+from scorefusion.models.domain import LABELS
 
 FOREGROUND = -0.95  #: a true voxel above it, normalised, is foreground: 2.5% of the way from black to white
 _LEAST = 8

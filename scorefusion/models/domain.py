@@ -1,10 +1,22 @@
-"""Describe what a model was made for: contrasts, voxel sizes and intensities of its domain."""
+"""What a model was made for: one spelling for the names of contrasts, voxel sizes and intensities."""
 
 import textwrap
+from collections.abc import Iterable
 
 from scorefusion.models.config import DomainConfig, ModelConfig
-from scorefusion.models.contrast import LABELS, canonical
 
+LABELS = "labels"  #: the contrast that is a label map: resampled to the nearest voxel, and may be empty.
+_SPELLINGS = {
+    "t1": ("t1w", "t1n", "t1pre", "axt1", "axt1pre"),
+    "t1c": ("t1ce", "t1gd", "t1post", "t1wce", "axt1post"),
+    "t2": ("t2w", "axt2"),
+    "flair": ("t2f", "t2flair", "axflair"),
+    "pd": ("pdw",),
+    "ct": (),
+    "mra": (),
+    LABELS: ("label", "seg", "dseg", "segmentation"),
+}
+_CANONICAL = {other: name for name, others in _SPELLINGS.items() for other in (name, *others)}
 _NAMES = {
     "t1": "T1", "t1c": "T1 with contrast agent", "t2": "T2", "flair": "FLAIR", "pd": "proton density",
     "ct": "CT", "pet": "PET", "mra": "MR angiography", "bold": "BOLD", "dwi": "diffusion", "swi": "SWI",
@@ -17,6 +29,22 @@ INTENSITY_NAMES = {
     "hounsfield": "Hounsfield units",
     "8-bit": "intensities from 0 to 255",
 }
+
+
+def canonical(name: str) -> str:
+    """One spelling of a contrast: ``T1w`` is ``t1``, ``seg`` is ``labels``; an unknown name in lower case."""
+    lower = name.lower()
+    return _CANONICAL.get(lower, lower)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Contrasts by name, the label map last."""
+    return sorted(names, key=lambda name: (name == LABELS, name))
+
+
+def is_known(name: str) -> bool:
+    """Whether a name is a usual one of a contrast."""
+    return name.lower() in _CANONICAL
 
 
 def made_for(config: ModelConfig) -> str:

@@ -25,8 +25,7 @@ from scorefusion.models.config import (
     TimeConfig,
     UNetConfig,
 )
-from scorefusion.models.contrast import canonical, is_known
-from scorefusion.models.domain import made_for
+from scorefusion.models.domain import canonical, is_known, made_for
 from scorefusion.models.folder import channels_last, check_tensors
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.strategies import ALTERNATE, AVERAGE, FUSE, FUSE_FEATURES, SINGLE, require_strategy

@@ -15,7 +15,7 @@ from scorefusion.data.synth import rotation
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.nifti import read_grid
 from scorefusion.models.config import DomainConfig, ModelConfig, read_config
-from scorefusion.models.contrast import canonical, is_known
+from scorefusion.models.domain import canonical, is_known
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet
 from scorefusion.train.checkpoint import CHECKPOINT, load

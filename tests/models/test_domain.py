@@ -18,8 +18,7 @@ from scorefusion.data import check_domain, contrast_in, warnings_of
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.nifti import read_scan
 from scorefusion.models.config import DomainConfig, ModelConfig, parse
-from scorefusion.models.contrast import canonical
-from scorefusion.models.domain import made_for
+from scorefusion.models.domain import canonical, made_for
 from scorefusion.models.folder import load_config
 from scorefusion.pipeline import Pipeline
 from tests.support.tiny import tiny_config, tiny_model
