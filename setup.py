@@ -111,7 +111,7 @@ folders = {".".join(file.parent.relative_to(ROOT).parts) for file in ROOT.glob("
 setup(
     packages=[*sorted(folders), "scorefusion.kernels"],
     package_dir={"scorefusion.kernels": "kernels"},
-    package_data={"scorefusion": ["py.typed", "assets/**/*", "io/pages/*.*"]},
+    package_data={"scorefusion": ["py.typed", "assets/**/*", "io/pages/*.*", "embed/monai_bundle/*"]},
     ext_modules=[
         Extension(name, sources=[], optional=True) for name in ("scorefusion._C", "scorefusion._cuda")
     ],
