@@ -12,6 +12,10 @@ def train(
     export: Annotated[
         Path | None, Option(help="Write the finished model here (default: the configuration's export).")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        Option(help="Folder of FreeSurfer-numbered label maps, for a run that learns from images of these."),
+    ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Time a few steps instead: parameters, FLOP, memory, hours.")
     ] = False,
@@ -34,6 +38,7 @@ def train(
 
       scorefusion train my.toml -o runs/mine --export models/mine
 
+      scorefusion train configs/brain-iso.json --labels maps/ -o runs/brain-iso
       torchrun --nproc-per-node 4 -m scorefusion train my.toml -o runs/mine
 
       scorefusion train my.toml --replay runs/mine/nan-1-000123.safetensors
@@ -50,10 +55,10 @@ def train(
     from scorefusion.train.failure import replay as compute_again
     from scorefusion.train.loop import train as run
     from scorefusion.train.report import training_card
-    from scorefusion.train.sources import domain_of
+    from scorefusion.train.sources import domain_of, with_labels
     from scorefusion.train.step import is_first
 
-    settings = read_config(TrainConfig, config)
+    settings = with_labels(read_config(TrainConfig, config), labels)
     if replay:
         found = compute_again(replay)
         print(f"{found.reason}. {found.fix}")

@@ -17,6 +17,7 @@ from scorefusion.degradations.measurement import (
     register,
 )
 from scorefusion.degradations.operator import Chain, LinearOperator, Operator, Projection, linear_operator
+from scorefusion.degradations.slice_stack import SliceProfiles, SliceStack
 from scorefusion.degradations.sparse_view import FewViews, SparseView
 from scorefusion.degradations.thick_slices import SliceAverages, ThickSlices
 
@@ -40,6 +41,8 @@ __all__ = [
     "Pooling",
     "Projection",
     "SliceAverages",
+    "SliceProfiles",
+    "SliceStack",
     "SparseView",
     "ThickSlices",
     "base_volume",

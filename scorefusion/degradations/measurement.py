@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
@@ -149,6 +150,9 @@ class Measurement(BaseModel):
     inverse_is_nearest: ClassVar[bool] = False
     #: whether the operator runs on the meta device, so that its memory can be forecast
     traceable: ClassVar[bool] = True
+    channels: ClassVar[int] = 0  #: how many channels of the networks' input describe the measurement
+    #: whether a crop is measured as the whole is but for its border, so that crops are measured in training
+    crops_measure_alike: ClassVar[bool] = False
 
     kind: str = ""  #: name of the kind
     #: standard deviation of the Gaussian noise in the measurement, in normalised intensity
@@ -200,6 +204,17 @@ class Measurement(BaseModel):
     def whole(self) -> tuple[bool, bool, bool]:
         """Along which of z, y, x every voxel matters to what is measured, so that none may be cropped off."""
         return (False, False, False)
+
+    def drawn(self, random: np.random.Generator) -> Measurement:
+        """Return the measurement of one training example; itself where all are alike."""
+        return self
+
+    def describe(self, depth: int, first: int, device: torch.device | str) -> Tensor:
+        """Return what the networks are told of it, float32 ``[channels, depth]``, one number for each z.
+
+        ``first`` is the number of the first of ``depth`` voxels in the whole volume.
+        """
+        return torch.empty(0, depth, device=device)
 
     def grid(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Return the size (z, y, x) of the target's grid for a measured image of ``size``."""

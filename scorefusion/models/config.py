@@ -245,8 +245,8 @@ class ModelConfig(Frozen):
 
     @property
     def common_channels(self) -> int:
-        """Channels of position and mask, which every network is given."""
-        return 3 * self.position + self.mask
+        """Channels of position, mask and measurement, which every network is given."""
+        return 3 * self.position + self.mask + self.degradation.channels
 
     def slice_channels(self, conditions: int) -> int:
         """Input channels of a 2D network: conditions with neighbouring slices, position, mask, x_t."""

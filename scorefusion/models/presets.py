@@ -12,6 +12,7 @@ from scorefusion.degradations import (
     Measurement,
     Nothing,
     SliceAverages,
+    SliceStack,
 )
 from scorefusion.errors import unknown_name
 from scorefusion.models.config import (
@@ -109,6 +110,25 @@ def ct_thick() -> ModelConfig:
         residual=ResidualConfig(base="trilinear+consistency", scale=0.07),
         degradation=SliceAverages(axis="z", thickness=4),
     )  # fmt: skip
+
+
+def brain_iso() -> ModelConfig:
+    """The bundled model of thick slices: z is the axis they are stacked along, whatever the head's.
+
+    Coronal and sagittal slices hold that axis and share a network; axial ones lie in the measured plane.
+    """
+    values = _own(
+        "brain-iso", (48, 72, 96), (24, 40), (2, 4), channels=32, hidden=128,
+        conditions=("mri",), target="mri",
+        residual=ResidualConfig(base="trilinear+consistency", scale=0.14),
+        degradation=SliceStack(gains=0.03),
+    ).model_dump()  # fmt: skip
+    through = values["slice_networks"].pop("slice")
+    values["slice_networks"] = {"through": through, "within": through | {"widths": (32, 48, 64)}}
+    roles = {"axial": "within", "coronal": "through", "sagittal": "through"}
+    values["branches"] = [{"plane": plane, "network": roles[plane]} for plane in PLANES]
+    values["sampling"] |= {"solver": "ddim", "steps": 1, "sigma_max": 20.0, "sigma_min": 0.3}
+    return ModelConfig.model_validate(values)
 
 
 def _own(
@@ -219,6 +239,7 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "video-sr": video_sr,
     "video-sr-causal": video_sr_causal,
     "ct-thick": ct_thick,
+    "brain-iso": brain_iso,
 }
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from scorefusion.degradations import Measurement
 from scorefusion.diffusion.level import NoiseLevel, input_scale, prediction_coefficients
 from scorefusion.diffusion.schedule import paper_sampling
 from scorefusion.errors import ScoreFusionError
@@ -125,14 +126,20 @@ class ScoreFusion(nn.Module):
         return save_folder(self.config, self.state_dict(), folder, card=card, dtype=dtype)
 
     def prepare(
-        self, condition: Tensor, *, origin: Sequence[int] = (0, 0, 0), full: Sequence[int] | None = None
+        self,
+        condition: Tensor,
+        *,
+        origin: Sequence[int] = (0, 0, 0),
+        full: Sequence[int] | None = None,
+        measurement: Measurement | None = None,
     ) -> Inputs:
-        """Pad the conditions and make the position and mask channels.
+        """Pad the conditions and make the channels of position, mask and measurement.
 
         Args:
             condition: ``[B, C, D, H, W]`` in [-1, 1], C as ``config.conditions`` names them.
             origin: (z, y, x) of the box inside the whole volume.
             full: size of the whole volume; the box's own by default.
+            measurement: of the first condition; the configuration's own by default.
 
         Raises:
             ScoreFusionError: for a wrong number of dimensions or channels.
@@ -156,6 +163,10 @@ class ScoreFusion(nn.Module):
                 parts.append(line.expand(padded.shape[0], 1, *shape))
         if self.config.mask:
             parts.append((padded[:, :1] > -0.99).to(condition.dtype) * 2 - 1)
+        measurement = measurement or self.config.degradation
+        if measurement.channels:
+            told = measurement.describe(padded.shape[2], origin[0], condition.device).to(condition.dtype)
+            parts.append(told[None, :, :, None, None].expand(padded.shape[0], -1, *padded.shape[2:]))
         return Inputs(padded, torch.cat(parts, dim=1) if parts else None, size)
 
     def forward(

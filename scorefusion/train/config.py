@@ -39,6 +39,17 @@ class FolderConfig(Frozen):
     share: float = 1.0
 
 
+class LabelConfig(Frozen):
+    """A folder of label maps that images are painted of, while the run goes; their share of the crops.
+
+    The last ``hold_out`` files by name are left out: choices may be made on them.
+    """
+
+    folder: str = ""
+    share: float = 1.0
+    hold_out: int = Field(default=0, ge=0)
+
+
 class VariantConfig(Frozen):
     """How a warped variant differs from its source.
 
@@ -93,6 +104,7 @@ class StageConfig(Frozen):
     cached: int = 0
     ln_sigma_mean: float = 0.0
     ln_sigma_std: float = 1.4
+    at_start: float = Field(default=0.0, ge=0, le=1)
     noise_levels: Literal["log-normal", "paper-training", "paper-sampling"] = "log-normal"
 
     @model_validator(mode="after")
@@ -130,6 +142,7 @@ class TrainConfig(Frozen):
     model: str | ModelConfig  #: a preset's name or a full model description
     volumes: tuple[VolumeConfig, ...] = ()  #: training subjects, one by one
     datasets: tuple[FolderConfig, ...] = ()  #: and all those of datasets
+    labels: LabelConfig | None = None  #: and images of label maps, for a model of one contrast
     validation: ValidationConfig | None = None  #: what is looked at besides the loss
     #: weights of trained models: a network's name (``slice_networks.slice``, ``fusion``, ``features``) to a
     #: model folder or another run's, or to ``FOLDER:NETWORK`` where it has another name there
@@ -162,7 +175,7 @@ class TrainConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        if not self.volumes and not self.datasets:
+        if not self.volumes and not self.datasets and self.labels is None:
             raise ValueError("volumes and datasets are empty; name at least one NIfTI file")
         if strange := sorted(set(self.domain) - set(self.description.conditions)):
             raise ValueError(f"domain names {strange}, not conditions: {list(self.description.conditions)}")

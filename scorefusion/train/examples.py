@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scorefusion.data.synth import LabelCrops
 from scorefusion.diffusion.level import NoiseLevel, add_noise, training_target
 from scorefusion.diffusion.schedule import paper_sampling, paper_training, sigma_to_abar
 from scorefusion.errors import ScoreFusionError
@@ -64,7 +65,9 @@ def factors_of(config: ModelConfig) -> tuple[tuple[int, int, int], ...]:
 
 def needs_whole(config: ModelConfig) -> bool:
     """Whether a crop's first condition can only be made from the whole volume, and so is stored beside it."""
-    return is_degraded(config) and any(config.degradation.whole)
+    return (
+        is_degraded(config) and any(config.degradation.whole) and not config.degradation.crops_measure_alike
+    )
 
 
 def whole_condition(volume: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -112,20 +115,43 @@ class CropSampler:
     """Draw boxes of the training volumes, mostly where there is something, and vary their contrast.
 
     The store has arrays ``[C, D, H, W]`` near [-1, 1], each with its share of the draws. Origins of crops are
-    multiples of ``align`` (z, y, x), the block edges of the degradation.
+    multiples of ``align`` (z, y, x), the block edges of the degradation. Crops are also painted of ``labels``,
+    with a share of the draws as well. If ``turned``, a volume's axes are exchanged at random, so that each is
+    measured along, and a crop is a volume of its own.
     """
 
     def __init__(
-        self, store: Sequence[tuple[np.ndarray, float]], augment: AugmentConfig, align: Sequence[int]
+        self,
+        store: Sequence[tuple[np.ndarray, float]],
+        augment: AugmentConfig,
+        align: Sequence[int],
+        *,
+        labels: tuple[LabelCrops, float] | None = None,
+        turned: bool = False,
     ):
         self.arrays = [array for array, _ in store]
-        shares = np.array([share for _, share in store], dtype=np.float64)
+        self.labels, share_of_labels = labels or (None, 0.0)
+        shares = np.array([share for _, share in store] + [share_of_labels] * (labels is not None))
         self.shares = shares / shares.sum()
-        self.augment, self.align = augment, tuple(align)
+        self.augment, self.align, self.turned = augment, tuple(align), turned
 
     def draw(self, size: Sequence[int] | None, random: Random) -> Crop:
         """An augmented crop of ``size`` (z, y, x); a whole volume when size is None."""
-        array = self.arrays[random.choice(len(self.arrays), p=self.shares)]
+        chosen = random.choice(len(self.shares), p=self.shares)
+        if chosen == len(self.arrays):
+            assert self.labels is not None
+            if size is None:
+                raise ScoreFusionError("images of label maps are drawn in crops; give each stage a crop")
+            return _own_volume(torch.from_numpy(self.labels.draw(size, random))[None, None])
+        array = self.arrays[chosen]
+        if self.turned:
+            order = [int(axis) for axis in random.permutation(3)]
+            array = array.transpose(0, *(axis + 1 for axis in order))
+            crop = self._crop(array, size, random)
+            return _own_volume(crop.volume)
+        return self._crop(array, size, random)
+
+    def _crop(self, array: np.ndarray, size: Sequence[int] | None, random: Random) -> Crop:
         whole = array.shape[1:]
         origin = (0, 0, 0) if size is None else self._place(array, size, random)
         want = whole if size is None else tuple(size)
@@ -148,6 +174,10 @@ class CropSampler:
             if (array[0][box] > FOREGROUND).mean() > 0.35:
                 break
         return origin
+
+
+def _own_volume(volume: Tensor) -> Crop:
+    return Crop(volume, (0, 0, 0), tuple(volume.shape[2:]))
 
 
 def vary(volume: Tensor, augment: AugmentConfig, random: Random) -> Tensor:
@@ -269,13 +299,16 @@ def together(parts: list[Batch]) -> Batch:
     return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
 
 
-def draw_levels(count: int, stage: StageConfig, random: Random) -> NoiseLevel:
+def draw_levels(count: int, stage: StageConfig, random: Random, start: float) -> NoiseLevel:
     """Noise levels ``[count]``: log-normal in sigma, or uniform over one of the paper's schedules.
 
-    The paper's 2D stage draws abar uniformly between neighbouring steps of its training schedule.
+    The paper's 2D stage draws abar uniformly between neighbouring steps of its training schedule. Sampling
+    starts at sigma ``start``, for a stage that asks for some examples there.
     """
     if stage.noise_levels == "log-normal":
         sigma = np.exp(random.normal(stage.ln_sigma_mean, stage.ln_sigma_std, count))
+        if stage.at_start:
+            sigma[random.random(count) < stage.at_start] = start
         return NoiseLevel.continuous(torch.from_numpy(sigma_to_abar(sigma)))
     schedule = paper_training() if stage.noise_levels == "paper-training" else paper_sampling()
     steps = random.integers(1, len(schedule.abar), count)
@@ -286,6 +319,19 @@ def draw_levels(count: int, stage: StageConfig, random: Random) -> NoiseLevel:
     return NoiseLevel(torch.from_numpy(schedule.abar[steps]), torch.from_numpy(steps))
 
 
+def measured_anew(config: ModelConfig, random: Random) -> ModelConfig:
+    """The configuration with the measurement of one example; itself where all are alike."""
+    drawn = config.degradation.drawn(random)
+    return config if drawn is config.degradation else config.model_copy(update={"degradation": drawn})
+
+
+def _extended(size: list[int], along: int, block: int, random: Random) -> int:
+    """Extend a size to whole blocks along an axis, in place; a random place of what was wanted within."""
+    more = -size[along] % block
+    size[along] += more
+    return int(random.integers(0, more + 1)) if more else 0
+
+
 def draw_slices(
     model: ScoreFusion, crops: CropSampler, stage: StageConfig, branch: BranchConfig, random: Random
 ) -> Batch:
@@ -293,29 +339,33 @@ def draw_slices(
 
     Each slice has its own noise level.
     """
-    config, count = model.config, stage.slices
+    config, count = measured_anew(model.config, random), stage.slices
     axis, blocks = AXIS[branch.plane], factors_of(config)[0]
     block = blocks[axis - 2]
     reach = -(-config.context // block) * block
+    if config.degradation.crops_measure_alike:
+        reach += block if block > 1 else 0
     inner = -(-count // block) * block
     edges = [edge if edge > 1 else 0 for edge in blocks]  # what the base's interpolation reaches
     edges[axis - 2] = 0
-    size = [int(stage.crop or 0) + 2 * edge for edge in edges]
-    size[axis - 2] = inner + 2 * reach
+    wanted = [int(stage.crop or 0)] * 3
+    wanted[axis - 2] = inner + 2 * reach
+    size = [length + 2 * edge for length, edge in zip(wanted, edges, strict=True)]
+    places = [_extended(size, along, blocks[along], random) + edges[along] for along in range(3)]
     crop = crops.draw(size, random)
     example = make_example(crop.volume, config, seed=int(random.integers(2**31)))
-    window: Any = (..., *(slice(edge, n - edge) for edge, n in zip(edges, size, strict=True)))
-    origin = [start + edge for edge, start in zip(edges, crop.origin, strict=True)]
+    window: Any = (..., *(slice(place, place + n) for place, n in zip(places, wanted, strict=True)))
+    origin = [start + place for place, start in zip(places, crop.origin, strict=True)]
     residual, condition = example.residual[window], example.condition[window]
 
     first = reach + int(random.integers(0, inner - count + 1))
-    level = draw_levels(count, stage, random)
+    level = draw_levels(count, stage, random, config.sampling.sigma_max)
     clean = residual.movedim(axis, 1)[0, first : first + count]
     noise = normal(clean.shape, random)
     noisy = torch.zeros_like(residual)
     seen = model.scaled(add_noise(clean, noise, level.abar), level)
     noisy.movedim(axis, 1)[0, first : first + count] = seen
-    inputs = model.prepare(condition, origin=origin, full=crop.full)
+    inputs = model.prepare(condition, origin=origin, full=crop.full, measurement=config.degradation)
     padded = pad(noisy, config.grid(noisy.shape[2:]))
     slab = gather_slices(
         padded, inputs.condition, inputs.common, branch.plane, first, first + count,
@@ -329,12 +379,23 @@ def draw_slices(
 
 def draw_box(model: ScoreFusion, crops: CropSampler, stage: StageConfig, random: Random) -> Batch:
     """A noisy box, or a whole volume, with its conditions."""
-    config = model.config
-    crop = crops.draw([stage.crop] * 3 if stage.crop else None, random)
+    config = measured_anew(model.config, random)
+    measurement, blocks = config.degradation, factors_of(config)[0]
+    size = [stage.crop] * 3 if stage.crop else None
+    places = [0, 0, 0]
+    if size is not None and measurement.crops_measure_alike:
+        edges = [edge if edge > 1 else 0 for edge in blocks]
+        size = [length + 2 * edge for length, edge in zip(size, edges, strict=True)]
+        places = [_extended(size, along, blocks[along], random) + edges[along] for along in range(3)]
+    crop = crops.draw(size, random)
     example = make_example(crop.volume, config, seed=int(random.integers(2**31)))
-    level = draw_levels(1, stage, random)
+    if size is not None and any(places):
+        window: Any = (..., *(slice(place, place + int(stage.crop or 0)) for place in places))
+        example = Example(example.residual[window], example.condition[window])
+    origin = [start + place for place, start in zip(places, crop.origin, strict=True)]
+    level = draw_levels(1, stage, random, config.sampling.sigma_max)
     noise = normal(example.residual.shape, random)
-    inputs = model.prepare(example.condition, origin=crop.origin, full=crop.full)
+    inputs = model.prepare(example.condition, origin=origin, full=crop.full, measurement=measurement)
     batch = {
         "x": model.seen(add_noise(example.residual, noise, level.abar), level),
         "condition": inputs.condition,

@@ -19,10 +19,10 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train import checkpoint
 from scorefusion.train.checkpoint import State
 from scorefusion.train.config import StageConfig, TrainConfig
-from scorefusion.train.examples import Crop, CropSampler, factors_of
+from scorefusion.train.examples import Crop, CropSampler
 from scorefusion.train.failure import not_finite
 from scorefusion.train.report import Journal, boxes_of, draw_curves, draw_look, judge, look
-from scorefusion.train.sources import take_weights, volumes_of
+from scorefusion.train.sources import sampler_of, take_weights, volumes_of
 from scorefusion.train.step import Stepper, learning_rate, start
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def train(
 
     refused: list[Refusal] = []
     store = volumes_of(config, model.config, folder / "volumes", progress=told, refused=refused.append)
-    crops = CropSampler(store, config.augment, factors_of(model.config)[0])
+    crops = sampler_of(config, model.config, store)
     boxes: list[Crop] = []
     if main and config.look_every:
         boxes = boxes_of(config, model.config, folder / "volumes", crops, refused.append)

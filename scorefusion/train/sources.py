@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scorefusion import data
 from scorefusion.data import Progress, Refused, Source
-from scorefusion.data.synth import rotation
+from scorefusion.data.synth import LabelCrops, label_files, rotation
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.nifti import read_grid
 from scorefusion.models.config import DomainConfig, ModelConfig, read_config
@@ -20,7 +20,7 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.unet import UNet
 from scorefusion.train.checkpoint import CHECKPOINT, load
 from scorefusion.train.config import TrainConfig, VariantConfig
-from scorefusion.train.examples import contrasts_of, factors_of, needs_whole, whole_condition
+from scorefusion.train.examples import CropSampler, contrasts_of, factors_of, needs_whole, whole_condition
 
 
 def warp(source: np.ndarray, config: VariantConfig, random: np.random.Generator) -> np.ndarray:
@@ -87,6 +87,44 @@ def volumes_of(
         progress=progress,
         refused=refused,
     )
+
+
+def with_labels(config: TrainConfig, folder: Path | None) -> TrainConfig:
+    """The configuration with the folder of label maps that the command line names, if it names one.
+
+    Raises:
+        ScoreFusionError: for a run that learns from none.
+    """
+    if folder is None:
+        return config
+    if config.labels is None:
+        raise ScoreFusionError("the configuration has no 'labels', so a folder of label maps has no use")
+    return config.model_copy(update={"labels": config.labels.model_copy(update={"folder": str(folder)})})
+
+
+def sampler_of(
+    config: TrainConfig, model: ModelConfig, store: Sequence[tuple[np.ndarray, float]]
+) -> CropSampler:
+    """What a run's crops are drawn from: its stored volumes, and images of its label maps.
+
+    Raises:
+        BadInput: if the folder of label maps holds none.
+        ScoreFusionError: if a model of several contrasts is to learn from label maps.
+    """
+    labels = None
+    if config.labels is not None:
+        if len(contrasts_of(model)) > 1:
+            raise ScoreFusionError(f"images of label maps have one contrast; {model.name!r} needs several")
+        if not config.labels.folder:
+            raise ScoreFusionError("the run learns from label maps; name their folder with --labels")
+        files = label_files(Path(config.labels.folder).expanduser())
+        kept = files[: len(files) - config.labels.hold_out]
+        if not kept:
+            raise ScoreFusionError(f"{len(files)} label maps, of which {config.labels.hold_out} are held out")
+        labels = LabelCrops(kept), config.labels.share
+    alike = model.degradation.crops_measure_alike
+    align = (1, 1, 1) if alike else factors_of(model)[0]
+    return CropSampler(store, config.augment, align, labels=labels, turned=alike)
 
 
 def sources_of(config: TrainConfig, model: ModelConfig, refused: Refused | None = None) -> Iterator[Source]:

@@ -1,14 +1,21 @@
 """Synthetic subjects: aligned contrasts of deformed tissue maps, with their labels."""
 
 from scorefusion.data.synth.anatomy import Maps, read_maps, rotation
+from scorefusion.data.synth.labels import LabelCrops, LabelMap, Painting, label_files, paint, read_label_map
 from scorefusion.data.synth.make import SEQUENCES, PhantomSubject, Settings, make_subject, write_subjects
 
 __all__ = [
     "SEQUENCES",
+    "LabelCrops",
+    "LabelMap",
     "Maps",
+    "Painting",
     "PhantomSubject",
     "Settings",
+    "label_files",
     "make_subject",
+    "paint",
+    "read_label_map",
     "read_maps",
     "rotation",
     "write_subjects",

@@ -1,0 +1,347 @@
+"""Images of any contrast out of label maps: drawn head by head, in crops of any size, for training.
+
+A label map is deformed, each label is given a random brightness (half the time that of a real sequence), and
+what a scan adds is added: texture, lesions, vessels, partial volume, shading, limited resolution and noise.
+The idea is SynthSeg's (Billot et al., Medical Image Analysis 86, 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scorefusion.data.synth.anatomy import Field, Grid, rotation
+from scorefusion.data.synth.make import TISSUES, gradient_echo, inversion_recovery, rician, spin_echo
+from scorefusion.errors import BadInput
+from scorefusion.io.formats import LISTED
+from scorefusion.io.nifti import read_scan
+from scorefusion.optional import need
+
+#: FreeSurfer's numbers of structures on the left and on the right
+SIDES = {
+    2: 41, 3: 42, 4: 43, 5: 44, 6: 45, 7: 46, 8: 47, 9: 48, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54,
+    19: 55, 20: 56, 25: 57, 26: 58, 27: 59, 28: 60, 30: 62, 31: 63, 78: 79, 81: 82,
+}  # fmt: skip
+CEREBRAL_WHITE, CORTEX = 2, 3
+WHITE = (CEREBRAL_WHITE, 7, 16, 28, 77, 78, 85)
+GREY = (CORTEX, 8, 9, 10, 11, 12, 13, 17, 18, 19, 20, 26, 27, 80, 81)
+FLUID = (4, 5, 14, 15, 24, 31, 72)
+DEEP = {10: 0.5, 13: 0.7, 12: 0.2, 11: 0.1, 26: 0.1, 9: 0.5}  #: share of white matter in deep nuclei
+MOST = 15000  #: greatest number in use
+OUTSIDE = ("bone", "marrow", "fat", "muscle", "muscle", "fat")
+MARGIN = 4  #: voxels around a crop that filters reach
+
+
+def structure(number: int) -> int:
+    """Return what a FreeSurfer number stands for: the left side's number, parcels joined."""
+    if number in (251, 252, 253, 254, 255) or 3000 <= number < 5000 or 13100 <= number < 15000:
+        return CEREBRAL_WHITE
+    if 1000 <= number < 3000 or 11100 <= number < 13100:
+        return CORTEX
+    return {right: left for left, right in SIDES.items()}.get(number, number)
+
+
+def tissue(number: int) -> str:
+    """Return ``wm``, ``gm`` or ``csf`` of a structure in the brain, ``air`` of 0 and ``outside`` of others."""
+    for name, numbers in (("wm", WHITE), ("gm", GREY), ("csf", FLUID), ("air", (0,))):
+        if number in numbers:
+            return name
+    return "outside"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A head's labels."""
+
+    name: str  #: of its file
+    values: np.ndarray  #: uint8 ``[D, H, W]`` in RAS+ order: places in ``numbers``
+    numbers: tuple[int, ...]  #: the structures there are, by :func:`structure`; the first is 0, background
+    spacing: tuple[float, float, float]  #: voxel size (z, y, x) in mm
+
+    @property
+    def tissues(self) -> tuple[str, ...]:
+        """The tissue of each of ``numbers``."""
+        return tuple(tissue(number) for number in self.numbers)
+
+
+def read_label_map(path: Path) -> LabelMap:
+    """Read FreeSurfer-numbered labels, cropped to what is not background.
+
+    Raises:
+        BadInput: for a file that cannot be read, holds no label or other values than whole numbers.
+    """
+    scan = read_scan(path)
+    whole = np.rint(scan.values)
+    fix = "Give a map of FreeSurfer's numbers, as aseg.mgz or SynthSeg's output."
+    if np.abs(whole - scan.values).max() > 1e-3 or whole.min() < 0:
+        raise BadInput(path, "does not hold whole numbers from 0 up", fix)
+    if whole.max() > MOST:
+        raise BadInput(path, f"holds the number {whole.max():.0f}, and FreeSurfer's end at {MOST}", fix)
+    places = whole.astype(np.intp)
+    found = np.flatnonzero(np.bincount(places.reshape(-1)))
+    numbers = sorted({0, *(structure(int(number)) for number in found)})
+    if not 1 < len(numbers) <= 256:
+        raise BadInput(path, f"holds {len(numbers) - 1} structures, not 1 to 255", fix)
+    lookup = np.zeros(MOST + 1, np.uint8)
+    lookup[found] = [numbers.index(structure(int(number))) for number in found]
+    values = lookup[places]
+    box = tuple(_span(values, axis) for axis in range(3))
+    spacing = np.linalg.norm(scan.ras_affine[:3, :3], axis=0)[::-1]
+    z, y, x = (float(size) for size in spacing)
+    return LabelMap(path.name, np.ascontiguousarray(values[box]), tuple(numbers), (z, y, x))
+
+
+def _span(values: np.ndarray, axis: int) -> slice:
+    """From the first to the last place along an axis that holds anything but 0."""
+    at = np.flatnonzero(values.any(axis=tuple(other for other in range(3) if other != axis)))
+    return slice(int(at[0]), int(at[-1]) + 1)
+
+
+def label_files(folder: Path) -> list[Path]:
+    """Return the label maps of a folder, by name.
+
+    Raises:
+        BadInput: if there are none.
+    """
+    inside = folder.iterdir() if folder.is_dir() else ()
+    files = sorted(file for file in inside if file.name.lower().endswith(LISTED))
+    if not files:
+        fix = "Name a folder of FreeSurfer-numbered maps, one file a head (docs/thick-slices.md says where some are)."
+        raise BadInput(folder, "holds no label maps", fix)
+    return files
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How images are made of label maps: ranges are drawn uniformly, shares are probabilities."""
+
+    voxel: tuple[float, float] = (0.65, 1.25)  #: voxel size in mm
+    zoom: float = 0.15  #: greatest change of size along each axis, relative
+    turn: float = 15.0  #: greatest angle about each axis, in degrees
+    bend: float = 2.5  #: standard deviation of the smooth displacement in mm
+    axial: float = 0.5  #: share of crops whose first axis is the head's own z; the others y or x
+    sequence: float = 0.5  #: share with the brightness of a real sequence
+    texture: float = 0.06  #: greatest standard deviation of texture within a label, relative
+    lesions: float = 0.4
+    vessels: float = 0.3
+    partial: tuple[float, float] = (0.4, 0.75)  #: standard deviation of the blur at borders in mm
+    resolution: tuple[float, float] = (0.5, 1.3)  #: in-plane resolution in mm
+    stripped: float = 0.3  #: share without what is outside the brain
+    cut: float = 0.1  #: share of the others with the face cut away
+    noise: float = 0.04  #: greatest standard deviation of Rician noise, of the brightest label
+
+
+def paint(
+    labels: LabelMap, size: Sequence[int], random: np.random.Generator, painting: Painting | None = None
+) -> np.ndarray:
+    """Draw an image of a crop of a deformed label map.
+
+    Args:
+        labels: the head.
+        size: (z, y, x) in voxels; z is the axis that slices will be stacked along, whichever of the head's
+            it is.
+        random: every choice comes from it.
+        painting: ranges.
+
+    Returns:
+        float32 ``[D, H, W]``, about -1 (nothing) to 1 (the brightest structures).
+    """
+    how = painting or Painting()
+    gaussian = need("scipy.ndimage", "images of label maps").gaussian_filter
+    voxel = float(random.uniform(*how.voxel))
+    shape = tuple(int(n) + 2 * MARGIN for n in size)
+    grid = Grid((0.0, 0.0, 0.0), voxel, shape)  # type: ignore[arg-type]
+    numbers = _deformed(labels, grid, how, random)
+    tissues = np.array(labels.tissues)
+    brain = np.isin(tissues, ("wm", "gm", "csf"))
+    if brain.any() and random.random() < how.stripped:
+        numbers = np.where(brain[numbers], numbers, 0).astype(np.uint8)
+    elif random.random() < how.cut:
+        normal = random.standard_normal(3)
+        place = sum(
+            n * axis for n, axis in zip(normal, np.ix_(*(np.linspace(-1, 1, n) for n in shape)), strict=True)
+        )
+        numbers = np.where((place > random.uniform(0, 1)) & ~brain[numbers], 0, numbers).astype(np.uint8)
+    means = brightness(labels.numbers, random, how.sequence)
+    top = float(means.max())
+    image = means[numbers]
+    _split(image, numbers, tissues, grid, random)
+    if how.texture:
+        _texture(image, voxel, how, random)
+    if random.random() < how.lesions:
+        _add_blobs(image, numbers > 0, voxel, top, random)
+    if random.random() < how.vessels:
+        _add_tubes(image, numbers > 0, voxel, top, random)
+    blur = np.full(3, random.uniform(*how.partial) / voxel)
+    sharpness = float(random.uniform(*how.resolution))
+    blur[1:] = np.hypot(blur[1:], np.sqrt(max(sharpness**2 - voxel**2, 0.0)) / 2.355 / voxel)
+    image = gaussian(image, blur, mode="nearest", truncate=3.0)
+    image = image[tuple(slice(MARGIN, -MARGIN) for _ in range(3))] / top
+    inside = Grid(grid.start, voxel, image.shape)
+    image *= np.exp(np.float32(random.uniform(0, 0.2)) * Field.draw(random, inside.extent, 70.0).on(inside))
+    image = np.power(image, np.float32(np.exp(random.normal(0, 0.2))))
+    sigma = float(random.uniform(0, how.noise)) * (random.random() < 0.8)
+    if sigma:
+        image = rician(image, sigma, random)
+    return (image * np.float32(2 * random.uniform(0.8, 1.1)) - 1).astype(np.float32)
+
+
+def brightness(numbers: Sequence[int], random: np.random.Generator, sequence: float) -> np.ndarray:
+    """Draw a brightness for each structure, float32 ``[n]`` from 0 to about 1."""
+    means = random.uniform(0.05, 1.0, len(numbers))
+    means[0] = 0.0 if random.random() < 0.8 else random.uniform(0, 0.15)
+    if random.random() < sequence:
+        signal = _sequence(random)
+        for place, number in enumerate(numbers[1:], start=1):
+            kind = tissue(number)
+            if kind == "outside":
+                kind = OUTSIDE[int(random.integers(len(OUTSIDE)))]
+            values = np.array([signal(TISSUES[name]) for name in ("gm", "wm", kind)])
+            white = DEEP.get(number, 0.0) + (random.uniform(0, 0.3) if number in DEEP else 0.0)
+            value = values[2] if not white else (1 - white) * values[0] + white * values[1]
+            means[place] = value * np.exp(random.normal(0, 0.06 if kind in ("wm", "gm", "csf") else 0.3))
+        means[1:] = 0.02 + 0.98 * means[1:] / max(means[1:].max(), 1e-6)
+    return means.astype(np.float32)
+
+
+def _sequence(random: np.random.Generator) -> Any:
+    """Draw a sequence: the signal of a tissue, with parameters about those of T1, T2, PD or FLAIR."""
+    kind = random.integers(5)
+    if kind == 0:
+        tr, te, flip = random.uniform(10, 30), random.uniform(2, 8), random.uniform(18, 35)
+        return lambda t: gradient_echo(t.t1, t.t2, t.pd, tr=tr, te=te, flip=flip)
+    if kind == 1:
+        tr, te, ti = random.uniform(2000, 3000), random.uniform(3, 12), random.uniform(800, 1200)
+        return lambda t: abs(inversion_recovery(t.t1, t.t2, t.pd, tr=tr, te=te, ti=ti))
+    if kind == 2:
+        tr, te = random.uniform(3000, 7000), random.uniform(75, 130)
+        return lambda t: spin_echo(t.t1, t.t2, t.pd, tr=tr, te=te)
+    if kind == 3:
+        tr, te = random.uniform(400, 5000), random.uniform(8, 25)
+        return lambda t: spin_echo(t.t1, t.t2, t.pd, tr=tr, te=te)
+    tr, te, ti = random.uniform(7000, 11000), random.uniform(80, 150), random.uniform(2100, 2700)
+    return lambda t: abs(inversion_recovery(t.t1, t.t2, t.pd, tr=tr, te=te, ti=ti))
+
+
+def _deformed(labels: LabelMap, grid: Grid, how: Painting, random: np.random.Generator) -> np.ndarray:
+    """Draw a box of the label map, turned, enlarged, bent and perhaps mirrored: uint8 ``[D, H, W]``."""
+    first = 0 if random.random() < how.axial else int(random.integers(1, 3))
+    order = [first, *random.permutation([axis for axis in range(3) if axis != first])]
+    matrix = np.eye(3)[:, order] * random.choice([-1.0, 1.0], 3)
+    matrix = (
+        np.diag(1 + random.uniform(-how.zoom, how.zoom, 3))
+        @ rotation(np.deg2rad(random.uniform(-how.turn, how.turn, 3)))
+        @ matrix
+    )
+    full = np.array(labels.values.shape)
+    wanted = np.isin(labels.tissues, ("wm", "gm", "csf"))
+    wanted = wanted if wanted.any() and random.random() < 0.75 else np.arange(len(wanted)) > 0
+    middle = full / 2
+    for _ in range(16):
+        middle = random.uniform(0, full)
+        if wanted[labels.values[tuple(middle.astype(int))]]:
+            break
+    axes = [grid.axis(axis) - grid.extent[axis] / 2 for axis in range(3)]
+    flat = np.zeros(grid.shape, np.int64)
+    inside = np.ones(grid.shape, bool)
+    for i in range(3):
+        at = [(matrix[i, j] * axes[j]).astype(np.float32) for j in range(3)]
+        place = (at[0][:, None, None] + at[1][None, :, None]) + at[2][None, None, :]
+        for knot, bend in ((45.0, how.bend), (14.0, 0.3 * how.bend)):
+            place += np.float32(bend) * Field.draw(random, grid.extent, knot).on(grid)
+        place /= np.float32(labels.spacing[i])
+        place += np.float32(middle[i])
+        index = place.astype(np.int32)  # towards 0: what is below 0 is caught by the sign
+        inside &= (place >= 0) & (index < full[i])
+        flat *= full[i]
+        flat += index
+    flat[~inside] = 0
+    found = labels.values.reshape(-1)[flat]
+    found[~inside] = 0
+    return found
+
+
+def _split(
+    image: np.ndarray, numbers: np.ndarray, tissues: np.ndarray, grid: Grid, random: np.random.Generator
+) -> None:
+    """Brighten or darken a random part of white matter, and of grey matter, in place."""
+    for name in ("wm", "gm", "outside"):
+        if random.random() < 0.5:
+            field = Field.draw(random, grid.extent, float(random.uniform(6, 25))).on(grid)
+            part = (field > random.uniform(-0.5, 1.0)) & (tissues == name)[numbers]
+            image[part] *= np.float32(np.exp(random.normal(0, 0.15)))
+
+
+def _texture(image: np.ndarray, voxel: float, how: Painting, random: np.random.Generator) -> None:
+    """Multiply by correlated noise and a slow drift, in place."""
+    gaussian = need("scipy.ndimage", "images of label maps").gaussian_filter
+    sigma = random.uniform(0.5, 1.2) / voxel
+    noise = gaussian(random.standard_normal(image.shape, np.float32), sigma, mode="wrap", truncate=2.5)
+    noise *= np.float32(random.uniform(0, how.texture) / max(float(noise.std()), 1e-6))
+    noise += 1
+    image *= noise
+
+
+def _add_blobs(
+    image: np.ndarray, head: np.ndarray, voxel: float, top: float, random: np.random.Generator
+) -> None:
+    """Add lesions in place: ellipsoids of 1 to 10 mm, any brightness, in part see-through."""
+    count = 1 + random.poisson(2.0 * image.size / 64**3)
+    value = random.uniform(0.0, 1.2) * top
+    for _ in range(count):
+        radii = np.exp(random.uniform(np.log(0.5), np.log(5.0))) * np.exp(random.normal(0, 0.25, 3)) / voxel
+        own = value if random.random() < 0.7 else random.uniform(0.0, 1.2) * top
+        _stamp(image, head, random.uniform(0, image.shape), radii, float(own), float(random.uniform(0.4, 1)))
+
+
+def _add_tubes(
+    image: np.ndarray, head: np.ndarray, voxel: float, top: float, random: np.random.Generator
+) -> None:
+    """Add vessels in place: thin bent tubes, brighter or darker than all else."""
+    value = float(random.choice([random.uniform(0.8, 1.3), random.uniform(0, 0.2)])) * top
+    for _ in range(1 + random.poisson(1.5 * image.size / 64**3)):
+        at, radius = random.uniform(0, image.shape), random.uniform(0.4, 1.3) / voxel
+        direction = random.standard_normal(3)
+        for _ in range(int(random.integers(20, 90))):
+            direction = direction / np.linalg.norm(direction) + random.normal(0, 0.15, 3)
+            at = at + 0.7 * direction
+            _stamp(image, head, at, np.full(3, radius), value, 1.0)
+
+
+def _stamp(
+    image: np.ndarray, head: np.ndarray, centre: np.ndarray, radii: np.ndarray, value: float, cover: float
+) -> None:
+    """Set an ellipsoid's voxels in the head, in place; its border covers voxels in part."""
+    low = np.maximum(np.floor(centre - radii - 1), 0).astype(int)
+    high = np.minimum(np.ceil(centre + radii + 2), image.shape).astype(int)
+    if (high <= low).any():
+        return
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    axes = np.ix_(*((np.arange(a, b) - c) / r for a, b, c, r in zip(low, high, centre, radii, strict=True)))
+    distance = np.sqrt(sum(axis**2 for axis in axes))
+    share = np.clip((1 - distance) * float(radii.min()) + 0.5, 0, 1) * cover * head[box]
+    image[box] += share.astype(np.float32) * (np.float32(value) - image[box])
+
+
+class LabelCrops:
+    """Draw crops of the heads of a folder; files are read when they are first needed.
+
+    Args:
+        files: of label maps.
+        painting: how they become images.
+    """
+
+    def __init__(self, files: Sequence[Path], painting: Painting | None = None) -> None:
+        self.files, self.painting = tuple(files), painting or Painting()
+        self._read: dict[Path, LabelMap] = {}
+
+    def draw(self, size: Sequence[int], random: np.random.Generator) -> np.ndarray:
+        """Return an image of a random place of a random head, float32 ``[D, H, W]``; see :func:`paint`."""
+        file = self.files[int(random.integers(len(self.files)))]
+        if file not in self._read:
+            self._read[file] = read_label_map(file)
+        return paint(self._read[file], size, random, self.painting)
