@@ -176,7 +176,7 @@ class Scan:
 
     @property
     def acquisition(self) -> dict[str, str]:
-        """Acquisition parameters by DICOM keyword, EchoTime in ms: of the description and JSON sidecar."""
+        """Acquisition parameters by DICOM keyword (ms, mm): of the description and JSON sidecar."""
         description = bytes(self.header["descrip"].tobytes()).rstrip(b"\0").decode("latin-1")
         values = {"SeriesDescription": _ASSIGNED.sub(" ", description)}
         if echo := _ECHO.search(description):
@@ -384,6 +384,8 @@ def _sidecar(file: Path) -> dict[str, str]:
     parameters = {key: values[key] for key in ACQUISITION if isinstance(values.get(key), str)}
     if isinstance(values.get("EchoTime"), int | float):
         parameters["EchoTime"] = f"{1000 * values['EchoTime']:g}"  # in seconds there
+    if isinstance(values.get("SliceThickness"), int | float):
+        parameters["SliceThickness"] = f"{values['SliceThickness']:g}"
     return parameters
 
 

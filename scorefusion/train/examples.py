@@ -115,8 +115,8 @@ class CropSampler:
     """Draw boxes of the training volumes, mostly where there is something, and vary their contrast.
 
     The store has arrays ``[C, D, H, W]`` near [-1, 1], each with its share of the draws. Origins of crops are
-    multiples of ``align`` (z, y, x), the block edges of the degradation. Crops are also painted of ``labels``,
-    with a share of the draws as well. If ``turned``, a volume's axes are exchanged at random, so that each is
+    multiples of ``align`` (z, y, x), the block edges of the degradation. Images painted of ``labels`` have a
+    share as well. If ``turned``, a volume's axes are exchanged at random, so that each is
     measured along, and a crop is a volume of its own.
     """
 
@@ -299,7 +299,7 @@ def together(parts: list[Batch]) -> Batch:
     return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
 
 
-def draw_levels(count: int, stage: StageConfig, random: Random, start: float) -> NoiseLevel:
+def draw_levels(count: int, stage: StageConfig, random: Random, start: float = 0.0) -> NoiseLevel:
     """Noise levels ``[count]``: log-normal in sigma, or uniform over one of the paper's schedules.
 
     The paper's 2D stage draws abar uniformly between neighbouring steps of its training schedule. Sampling

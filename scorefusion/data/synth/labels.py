@@ -46,7 +46,7 @@ def structure(number: int) -> int:
 
 
 def tissue(number: int) -> str:
-    """Return ``wm``, ``gm`` or ``csf`` of a structure in the brain, ``air`` of 0 and ``outside`` of others."""
+    """Return ``wm``, ``gm`` or ``csf`` of a structure in the brain, ``air`` of 0, else ``outside``."""
     for name, numbers in (("wm", WHITE), ("gm", GREY), ("csf", FLUID), ("air", (0,))):
         if number in numbers:
             return name
@@ -110,7 +110,7 @@ def label_files(folder: Path) -> list[Path]:
     inside = folder.iterdir() if folder.is_dir() else ()
     files = sorted(file for file in inside if file.name.lower().endswith(LISTED))
     if not files:
-        fix = "Name a folder of FreeSurfer-numbered maps, one file a head (docs/thick-slices.md says where some are)."
+        fix = "Name a folder of FreeSurfer-numbered maps, one file for each head (docs/thick-slices.md)."
         raise BadInput(folder, "holds no label maps", fix)
     return files
 

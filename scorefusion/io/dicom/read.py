@@ -35,9 +35,14 @@ class DicomScan(Scan):
 
     @property
     def acquisition(self) -> dict[str, str]:
-        """Acquisition parameters of the first image by DICOM keyword; EchoTime in ms."""
+        """Acquisition parameters of the first image by DICOM keyword; EchoTime in ms.
+
+        SliceThickness, in mm, is that of all images: several values are separated by backslashes.
+        """
         first = self.frames[0]
         values = {key: str(first.header.get(key) or "") for key in ACQUISITION}
+        thick = {f"{frame.thickness:g}" for frame in self.frames if frame.thickness}
+        values |= {"SliceThickness": "\\".join(sorted(thick))} if thick else {}
         echo = first.traits.get("EchoTime") or first.traits.get("EffectiveEchoTime")
         return values | ({"EchoTime": echo} if echo else {})
 

@@ -1,0 +1,103 @@
+"""Images painted of label maps: numbers, crops, ranges, and what does not change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scorefusion.data.synth import LabelCrops, Painting, label_files, paint, read_label_map
+from scorefusion.data.synth.labels import brightness, structure, tissue
+from scorefusion.errors import BadInput
+
+PLAIN = Painting(
+    voxel=(1.0, 1.0), zoom=0, turn=0, bend=0, sequence=0, texture=0, lesions=0, vessels=0, stripped=0, cut=0,
+    partial=(1e-3, 1e-3), resolution=(0.5, 0.5), noise=0,
+)  # fmt: skip
+
+
+def head(edge: int = 40) -> np.ndarray:
+    """Shells of skin, fluid, cortex and white matter, with other numbers on the right half."""
+    z, y, x = np.indices((edge,) * 3) - (edge - 1) / 2
+    radius = np.sqrt(z**2 + y**2 + x**2)
+    values = np.select(
+        [radius < 0.2 * edge, radius < 0.3 * edge, radius < 0.36 * edge, radius < 0.45 * edge],
+        [2, 3, 24, 515],
+    )
+    right = x > 0
+    values[right & (values == 2)], values[right & (values == 3)] = 41, 42
+    return values.astype(np.int16)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b", "a"):
+        nib.save(nib.Nifti1Image(head(), np.diag([1.0, 1.0, 1.0, 1.0])), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "notes.txt").write_text("not a map")
+    return tmp_path
+
+
+def test_numbers_of_freesurfer_are_joined() -> None:
+    assert [structure(n) for n in (41, 42, 2, 251, 1005, 2011, 3001, 4035, 11101, 515)] == [
+        2, 3, 2, 2, 3, 3, 2, 2, 3, 515,
+    ]  # fmt: skip
+    assert [tissue(n) for n in (0, 2, 3, 4, 515)] == ["air", "wm", "gm", "csf", "outside"]
+
+
+def test_a_map_is_read_cropped_and_compact(folder: Path) -> None:
+    assert [file.name for file in label_files(folder)] == ["a.nii.gz", "b.nii.gz"]
+    labels = read_label_map(folder / "a.nii.gz")
+    assert labels.numbers == (0, 2, 3, 24, 515) and labels.tissues == ("air", "wm", "gm", "csf", "outside")
+    assert labels.values.dtype == np.uint8 and labels.values.shape == (36, 36, 36)
+    whole = np.array([structure(int(n)) for n in range(600)])[head()]
+    assert np.array_equal(np.array(labels.numbers)[labels.values], whole[2:-2, 2:-2, 2:-2])
+
+
+def test_what_is_no_label_map_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="holds no label maps"):
+        label_files(tmp_path)
+    for values, problem in (
+        (head() + 0.5, "whole numbers"),
+        (head() - 3.0, "whole numbers"),
+        (head() * 100.0, "FreeSurfer's end"),
+        (head() % 2 * 0 + np.arange(40) * 10, "structures"),
+    ):
+        file = tmp_path / "bad.nii.gz"
+        values = np.asarray(values, np.float32)
+        if problem == "structures":
+            values = np.arange(40**3, dtype=np.float32).reshape(40, 40, 40) % 900 + 256
+        nib.save(nib.Nifti1Image(values, np.eye(4)), file)
+        with pytest.raises(BadInput, match=problem):
+            read_label_map(file)
+
+
+def test_a_plain_image_holds_one_brightness_for_each_structure(folder: Path) -> None:
+    labels = read_label_map(folder / "a.nii.gz")
+    image = paint(labels, (24, 20, 16), np.random.default_rng(1), PLAIN)
+    assert image.shape == (24, 20, 16) and image.dtype == np.float32
+    flat = (np.abs(np.diff(image, axis=0)) < 0.02).mean()
+    assert flat > 0.75, "but for shading, structures are flat"
+    painted = paint(labels, (24, 20, 16), np.random.default_rng(1))
+    assert not np.array_equal(painted, image)
+    assert np.array_equal(painted, paint(labels, (24, 20, 16), np.random.default_rng(1)))
+
+
+def test_brightness_is_random_and_half_the_time_a_sequences() -> None:
+    numbers = (0, 2, 3, 24, 515)
+    drawn = np.stack([brightness(numbers, np.random.default_rng(k), 1.0) for k in range(200)])
+    assert drawn.min() >= 0 and drawn.max() <= 1.0 and (drawn[:, 1:].max(axis=1) > 0.99).all()
+    white, grey, fluid = drawn[:, 1], drawn[:, 2], drawn[:, 3]
+    order = {tuple(np.argsort(row)) for row in np.stack([white, grey, fluid], axis=1)}
+    assert {(2, 1, 0), (0, 1, 2)} <= order, "T1-like and T2-like images are both drawn"
+    free = np.stack([brightness(numbers, np.random.default_rng(k), 0.0) for k in range(200)])
+    assert abs(np.corrcoef(free[:, 1], free[:, 2])[0, 1]) < 0.2
+
+
+def test_crops_are_of_all_heads_and_any_size(folder: Path) -> None:
+    crops = LabelCrops(label_files(folder))
+    for size in ((24, 24, 24), (40, 6, 32), (5, 30, 30)):
+        image = crops.draw(size, np.random.default_rng(3))
+        assert image.shape == size and np.isfinite(image).all() and -1.01 <= image.min() <= image.max() < 4
+    assert image.std() > 0.05

@@ -1,0 +1,102 @@
+"""What a header says of a scan's slices, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scorefusion.degradations import SliceStack
+from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.io import Scan, read_scan
+from scorefusion.pipeline.slices import Slices, slices_of
+
+TYPICAL = SliceStack()
+
+
+def scan(folder: Path, edges: tuple[float, float, float], turn: float = 0.0, sidecar: Any = None) -> Scan:
+    """A scan of voxels (x, y, z) mm, turned about x by so many degrees."""
+    c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ np.diag(edges)
+    values = np.random.default_rng(0).uniform(1, 100, (6, 7, 8)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, affine), folder / "a.nii.gz")
+    if sidecar is not None:
+        (folder / "a.json").write_text(json.dumps(sidecar))
+    return read_scan(folder / "a.nii.gz")
+
+
+def found(volume: Scan, **options: Any) -> Slices:
+    return slices_of(volume, TYPICAL, options)
+
+
+@pytest.mark.parametrize(
+    ("edges", "axis", "count"),
+    [((0.9, 0.9, 5.5), 0, 6), ((0.9, 4.0, 0.9), 1, 4), ((3.0, 1.0, 1.0), 2, 3), ((1.0, 1.0, 1.6), 0, 2)],
+)
+@pytest.mark.parametrize("turn", [0.0, 20.0])
+def test_the_thick_axis_may_be_any(
+    tmp_path: Path, edges: tuple[float, float, float], axis: int, count: int, turn: float
+) -> None:
+    slices = found(scan(tmp_path, edges, turn))
+    assert (slices.axis, slices.measurement.step, slices.axes[0]) == (axis, count, axis)
+    assert sorted(slices.axes) == [0, 1, 2] and slices.measurement.width == 1
+    assert slices.step == pytest.approx(max(edges), rel=1e-5)
+    assert slices.spacing == pytest.approx(max(edges) / count, rel=1e-5)
+    assert len(slices.assumed) == 2 and "how thick" in slices.assumed[0] and "box" in slices.assumed[1]
+    assert json.loads(json.dumps(slices.recorded()))["SlicesPerInputSlice"] == count
+
+
+def test_thickness_comes_from_options_then_the_sidecar(tmp_path: Path) -> None:
+    volume = scan(tmp_path, (1.0, 1.0, 5.0), sidecar={"SliceThickness": 4, "EchoTime": 0.1})
+    assert found(volume).measurement.width == pytest.approx(0.8)
+    assert found(volume).thickness_from == "SliceThickness"
+    assert found(volume, thickness=4.5).measurement.width == pytest.approx(0.9)
+    assert found(volume, gap=0.5).thickness == pytest.approx(4.5)
+    given = found(volume, thickness=4.0, gap=1.0, profile="gaussian", spacing=1.25)
+    assert (given.measurement.step, given.measurement.profile, given.assumed) == (4, "gaussian", ())
+    assert "4 mm (as given), 5 mm apart" in str(given)
+
+
+@pytest.mark.parametrize(
+    ("edges", "problem"),
+    [
+        ((1.0, 1.0, 1.4), "is not thick-sliced.*1.4 times"),
+        ((1.0, 1.0, 1.0), "is not thick-sliced"),
+        ((1.0, 4.0, 5.0), "coarse along two axes"),
+        ((0.5, 0.5, 7.0), "14 in-plane voxels apart"),
+    ],
+)
+def test_scans_of_other_shapes_are_refused(
+    tmp_path: Path, edges: tuple[float, float, float], problem: str
+) -> None:
+    with pytest.raises(BadInput, match=rf"a\.nii\.gz.*{problem}"):
+        found(scan(tmp_path, edges))
+
+
+def test_contradictions_are_named(tmp_path: Path) -> None:
+    volume = scan(tmp_path, (1.0, 1.0, 5.0), sidecar={"SliceThickness": 0.5})
+    with pytest.raises(BadInput, match="slices of 0.5 mm.*--thickness"):
+        found(volume)
+    for options, text in (
+        ({"thickness": 4.0, "gap": 2.0}, "make 6 mm"),
+        ({"gap": 6.0}, "cannot be"),
+        ({"thickness": -1.0}, "cannot be"),
+        ({"spacing": 0.2}, "would make 25"),
+        ({"spacing": 4.0}, "would make 1.25"),
+    ):
+        with pytest.raises(ScoreFusionError, match=text):
+            found(volume, **options)
+
+
+def test_far_slices_become_as_many_as_were_learnt(tmp_path: Path) -> None:
+    slices = found(scan(tmp_path, (0.5, 0.5, 4.5)))
+    assert slices.measurement.step == 8 and any(
+        "the most that were learnt" in text for text in slices.assumed
+    )
+    thin = found(scan(tmp_path, (1.0, 1.0, 5.0), sidecar={"SliceThickness": 2.0}))
+    assert any("outside what the model has learnt" in text for text in thin.assumed)
