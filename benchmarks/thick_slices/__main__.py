@@ -1,0 +1,208 @@
+"""The command line of :mod:`benchmarks.thick_slices`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks.thick_slices.heads import AXES, Case, Head, Sliced, interpolations, read_head, sliced
+from benchmarks.thick_slices.rulers import (
+    FOUND,
+    Lesion,
+    contrast_and_volume,
+    dots,
+    figures,
+    paint,
+    unmatched,
+)
+from scorefusion.pipeline import Pipeline
+
+program = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+Heads = Annotated[list[Path], typer.Argument(help="Isotropic volumes, one for each person.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="JSON lines, appended to.")]
+Model = Annotated[str, typer.Option(help="The model that is judged.")]
+DIAMETERS = (2.0, 3.0, 4.0, 6.0)  #: of painted lesions in mm
+
+
+@program.command("cases")
+def cases(
+    heads: Heads,
+    out: Out,
+    model: Model = "brain-iso",
+    strategy: Annotated[str, typer.Option(help="Strategies, with commas; single:coronal names a plane.")] = (
+        "single:coronal,average,fuse,fuse+features"
+    ),
+    steps: Annotated[str, typer.Option(help="Steps in voxels, with commas.")] = "3,4,5,6",
+    widths: Annotated[str, typer.Option(help="Thickness in steps, with commas.")] = "1,0.8",
+    axes: Annotated[str, typer.Option(help="Axes that slices are stacked along.")] = AXES,
+    trim: Annotated[int, typer.Option(help="Only the middle so many voxels along each axis; 0 for all.")] = 0,
+) -> None:
+    """Fidelity in the head beside interpolation: every head, step, thickness and axis."""
+    pipeline, done = Pipeline(model), _rows(out, "cases")
+    for path in heads:
+        head = _middle(read_head(path), trim)
+        for step in map(int, steps.split(",")):
+            for width in map(float, widths.split(",")):
+                for axis in axes:
+                    case = Case(step, width, AXES.index(axis))
+                    wanted = [m for m in strategy.split(",") if (head.name, str(case), m) not in done]
+                    if not wanted:
+                        continue
+                    given = sliced(head, case)
+                    if (head.name, str(case), "cubic") not in done:
+                        for name, volume in interpolations(given).items():
+                            _add(out, "cases", head, case, name, figures(volume, given, head.peak))
+                    for name in wanted:
+                        volume, seconds = _restored(pipeline, given, case, head, name)
+                        found = figures(volume, given, head.peak) | {"seconds": seconds}
+                        _add(out, "cases", head, case, name, found)
+
+
+@program.command("lesions")
+def lesions(
+    heads: Heads,
+    out: Out,
+    model: Model = "brain-iso",
+    strategy: str = "fuse+features",
+    thickness: Annotated[float, typer.Option(help="Step and thickness of the slices in mm.")] = 5.0,
+    count: Annotated[int, typer.Option(help="Lesions of each diameter.")] = 12,
+) -> None:
+    """Painted lesions: how much of their contrast and volume is kept, which are erased, what is invented."""
+    pipeline, done = Pipeline(model), _rows(out, "lesions")
+    for path in heads:
+        head = read_head(path)
+        case = Case(round(thickness / head.voxel), 1.0, 0)
+        if (head.name, str(case), strategy) in done:
+            continue
+        plain = sliced(head, case)
+        painted = _lesions(head, plain, count)
+        truth = paint(plain.truth, painted)
+        with_lesions = sliced(Head(head.name, truth, head.voxel), Case(case.step, case.width, 0))
+        for name in ("cubic", strategy):
+            pair = []
+            for given in (plain, with_lesions):
+                if name == "cubic":
+                    pair.append(interpolations(given)["cubic"])
+                else:
+                    pair.append(_restored(pipeline, given, case, head, name)[0])
+            without, volume = pair
+            found: dict[str, Any] = {"lesions": []}
+            for each in painted:
+                contrast, voxels = contrast_and_volume(volume - without, each)
+                true, size = contrast_and_volume(truth - plain.truth, each)
+                row = {"diameter_mm": each.diameter * head.voxel, "contrast": contrast / true}
+                found["lesions"].append(row | {"volume": voxels / size, "erased": contrast < FOUND * true})
+            least = 0.15 * head.peak
+            known = dots(plain.truth, plain.inside, 0.5 * least)
+            found["invented"] = unmatched(dots(without, plain.inside, least), known, 3.0)
+            found["dots"] = len(dots(plain.truth, plain.inside, least))
+            _add(out, "lesions", head, case, name, found)
+
+
+@program.command("table")
+def table(files: Annotated[list[Path], typer.Argument(help="What the other commands wrote.")]) -> None:
+    """Print the tables of docs/thick-slices.md."""
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    fidelity: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(dict)
+    for row in rows:
+        if row["kind"] == "cases":
+            fidelity[row["head"], row["case"]][row["method"]] = row["figures"]
+    for head in dict.fromkeys(name for name, _ in fidelity):
+        methods = list(dict.fromkeys(m for (name, _), each in fidelity.items() if name == head for m in each))
+        print(f"\n{head}\n\n| case | {' | '.join(methods)} |\n| --- |{' --- |' * len(methods)}")
+        for (name, case), each in fidelity.items():
+            if name == head:
+                cells = (
+                    f"{each[m]['psnr']:.2f} / {each[m]['ssim']:.3f} / {each[m]['cone']:.3f}"
+                    if m in each
+                    else ""
+                    for m in methods
+                )
+                print(f"| {case} | {' | '.join(cells)} |")
+    for row in rows:
+        if row["kind"] == "lesions":
+            print(
+                f"\n{row['head']}, {row['case']}, {row['method']}: {row['figures']['invented']} dots invented"
+            )
+            sizes = defaultdict(list)
+            for each in row["figures"]["lesions"]:
+                sizes[round(each["diameter_mm"], 1)].append(each)
+            for size, found in sorted(sizes.items()):
+                contrast, volume = (np.median([each[n] for each in found]) for n in ("contrast", "volume"))
+                kept = f"contrast {contrast:.2f}, volume {volume:.2f}"
+                print(f"  {size:g} mm: {kept}, {sum(each['erased'] for each in found)} of {len(found)} gone")
+
+
+def _restored(
+    pipeline: Pipeline, given: Sliced, case: Case, head: Head, name: str
+) -> tuple[np.ndarray, float]:
+    """The model's volume with the slices' axis first, and its seconds."""
+    strategy, _, plane = name.partition(":")
+    began = time.perf_counter()
+    result = pipeline(
+        given.image,
+        strategy=strategy,
+        planes=[plane] if plane else None,
+        thickness=case.width * case.step * head.voxel,
+        profile="box",
+        crop=False,
+    )
+    return given.turned(result.volume), time.perf_counter() - began
+
+
+def _middle(head: Head, edge: int) -> Head:
+    if not edge:
+        return head
+    box = tuple(slice(max(0, (n - edge) // 2), (n + edge) // 2) for n in head.values.shape)
+    return Head(head.name, np.ascontiguousarray(head.values[box]), head.voxel)
+
+
+def _lesions(head: Head, given: Sliced, count: int) -> list[Lesion]:
+    """Lesions of every diameter deep in the head, far apart, half of them dark."""
+    random = np.random.default_rng(0)
+    depth = given.inside.copy()
+    places: list[np.ndarray] = []
+    found = []
+    for diameter in DIAMETERS:
+        for number in range(count):
+            while True:
+                centre = random.uniform(0.25, 0.75, 3) * given.truth.shape
+                apart = min((np.linalg.norm(centre - other) for other in places), default=np.inf)
+                value = given.truth[tuple(centre.astype(int))]
+                if apart > 16 and depth[tuple(centre.astype(int))] and value > 0.3 * head.peak:
+                    break
+            places.append(centre)
+            sign = 1.0 if number % 2 else -1.0
+            z, y, x = (float(at) for at in centre)
+            found.append(Lesion((z, y, x), diameter / head.voxel, sign * 0.3 * head.peak))
+    return found
+
+
+def _rows(out: Path, kind: str) -> set[tuple[str, str, str]]:
+    return {(row["head"], row["case"], row["method"]) for row in _read(out) if row["kind"] == kind}
+
+
+def _read(out: Path) -> Iterator[dict[str, Any]]:
+    if out.exists():
+        yield from (json.loads(line) for line in out.read_text(encoding="utf-8").splitlines())
+
+
+def _add(out: Path, kind: str, head: Head, case: Case, method: str, found: dict[str, Any]) -> None:
+    row = {"kind": kind, "head": head.name, "case": str(case), "method": method, "figures": found}
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    shown = ", ".join(
+        f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, float | int)
+    )
+    print(f"{head.name}, {case}, {method}: {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    program()
