@@ -34,6 +34,14 @@ def bundled_models() -> list[str]:
     return sorted(config.parent.name for config in ASSETS.glob(f"*/{CONFIG}"))
 
 
+def summary(folder: Path) -> list[str]:
+    """Return what a card says first: the paragraphs of its opening quotation, without Markdown's signs."""
+    text = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    lines = [line[1:].strip() for line in text.splitlines() if line.startswith(">")]
+    paragraphs = "\n".join(lines).replace("**", "").replace("`", "").split("\n\n")
+    return [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip()]
+
+
 def save_folder(
     config: ModelConfig,
     weights: Mapping[str, Tensor],

@@ -136,7 +136,12 @@ class Painting:
 
 
 def paint(
-    labels: LabelMap, size: Sequence[int], random: np.random.Generator, painting: Painting | None = None
+    labels: LabelMap,
+    size: Sequence[int],
+    random: np.random.Generator,
+    painting: Painting | None = None,
+    *,
+    whole: bool = False,
 ) -> np.ndarray:
     """Draw an image of a crop of a deformed label map.
 
@@ -146,6 +151,7 @@ def paint(
             it is.
         random: every choice comes from it.
         painting: ranges.
+        whole: show the middle of the head in its own order of axes, not any place and any axis first.
 
     Returns:
         float32 ``[D, H, W]``, about -1 (nothing) to 1 (the brightest structures).
@@ -155,7 +161,7 @@ def paint(
     voxel = float(random.uniform(*how.voxel))
     shape = tuple(int(n) + 2 * MARGIN for n in size)
     grid = Grid((0.0, 0.0, 0.0), voxel, shape)  # type: ignore[arg-type]
-    numbers = _deformed(labels, grid, how, random)
+    numbers = _deformed(labels, grid, how, random, whole)
     tissues = np.array(labels.tissues)
     brain = np.isin(tissues, ("wm", "gm", "csf"))
     if brain.any() and random.random() < how.stripped:
@@ -227,11 +233,14 @@ def _sequence(random: np.random.Generator) -> Any:
     return lambda t: abs(inversion_recovery(t.t1, t.t2, t.pd, tr=tr, te=te, ti=ti))
 
 
-def _deformed(labels: LabelMap, grid: Grid, how: Painting, random: np.random.Generator) -> np.ndarray:
+def _deformed(
+    labels: LabelMap, grid: Grid, how: Painting, random: np.random.Generator, whole: bool
+) -> np.ndarray:
     """Draw a box of the label map, turned, enlarged, bent and perhaps mirrored: uint8 ``[D, H, W]``."""
     first = 0 if random.random() < how.axial else int(random.integers(1, 3))
     order = [first, *random.permutation([axis for axis in range(3) if axis != first])]
-    matrix = np.eye(3)[:, order] * random.choice([-1.0, 1.0], 3)
+    signs = random.choice([-1.0, 1.0], 3)
+    matrix = np.eye(3) if whole else np.eye(3)[:, order] * signs
     matrix = (
         np.diag(1 + random.uniform(-how.zoom, how.zoom, 3))
         @ rotation(np.deg2rad(random.uniform(-how.turn, how.turn, 3)))
@@ -241,7 +250,7 @@ def _deformed(labels: LabelMap, grid: Grid, how: Painting, random: np.random.Gen
     wanted = np.isin(labels.tissues, ("wm", "gm", "csf"))
     wanted = wanted if wanted.any() and random.random() < 0.75 else np.arange(len(wanted)) > 0
     middle = full / 2
-    for _ in range(16):
+    for _ in range(0 if whole else 16):
         middle = random.uniform(0, full)
         if wanted[labels.values[tuple(middle.astype(int))]]:
             break
