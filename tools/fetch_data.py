@@ -4,7 +4,7 @@
     python tools/fetch_data.py training   the training volumes of `make weights`, and the tissue maps
     python tools/fetch_data.py phantom    what `scorefusion phantom` deforms: a head, its brain, tissue maps
     python tools/fetch_data.py second     a second held-out head, of one person
-    python tools/fetch_data.py third      a third one, that thick slices are judged on and nothing is chosen on
+    python tools/fetch_data.py third      a third one, which thick slices are judged on and not chosen on
     python tools/fetch_data.py video      three short clips: two to train on, one held out
     python tools/fetch_data.py ct         a head CT; tools/inv3_to_nifti.py makes a NIfTI file of it
     python tools/fetch_data.py all
