@@ -17,7 +17,7 @@ from scorefusion.batch import files
 from scorefusion.batch.files import DICOM, VOLUME, Identity
 from scorefusion.batch.items import Item, Outcome, Stopped, failure, shown, stop_for
 from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError, memory_named, one_line, out_of_memory
-from scorefusion.io.nifti import ras_order
+from scorefusion.io.nifti import ras_order, save_sidecar
 from scorefusion.models.config import ModelConfig
 from scorefusion.models.folder import load_config
 from scorefusion.ops.device import choose_device, choose_dtype
@@ -163,6 +163,8 @@ class Worker:
                     outputs[DICOM] = files.stamp_of(folder)[0], files.hash_file(folder)
                 written = (side for side in beside if side[0] in self.work.sides)
                 images = [(kind, result.image_of(values)) for kind, _, values in written]
+                if result.slices is not None:
+                    save_sidecar(result.sidecar, item.output)
                 for kind, image in (*images, (VOLUME, result.image())):
                     outputs[kind] = files.store_image(image, side_path(item.output, kind), self.work.level)
         except (OSError, BadInput) as error:

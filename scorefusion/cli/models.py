@@ -19,7 +19,7 @@ def models(
     """
     import textwrap
 
-    from scorefusion.cli.streams import require_stdout
+    from scorefusion.cli.console import require_stdout
     from scorefusion.models.folder import WEIGHTS, bundled_models, find_folder, load_config, summary
 
     for name in names or bundled_models():

@@ -152,9 +152,14 @@ def translate(
         effort = f"{result.solver}, {result.samples} × {result.evaluations} evaluations"
         print(f"{file}: {size} voxels, {result.strategy}, {effort}, seed {result.seed}")
         print(f"  {result.timings['total']:.1f} s on {pipeline.device} in {result.dtype}")
+        if result.slices is not None:
+            print(f"  model {result.model}: {result.slices}")
+            for text in result.slices.assumed:
+                print(f"  assumed: {text}")
         if result.consistency_residual is not None:
             worst, mean = result.consistency_residual
-            what = "block means differ" if pipeline.config.degradation.blocks else "what is measured differs"
+            pooled = result.slices is None and pipeline.config.degradation.blocks
+            what = "block means differ" if pooled else "what is measured differs"
             print(f"  {what} from the input by {mean:.2g} on average, {worst:.2g} at most")
     failed = [problem for problem in problems if problem is not None]
     if failed:

@@ -151,6 +151,8 @@ class Measurement(BaseModel):
     #: whether the operator runs on the meta device, so that its memory can be forecast
     traceable: ClassVar[bool] = True
     channels: ClassVar[int] = 0  #: how many channels of the networks' input describe the measurement
+    #: whether a scan's header tells its own measurement, and the model's is a typical one
+    of_each_scan: ClassVar[bool] = False
     #: whether a crop is measured as the whole is but for its border, so that crops are measured in training
     crops_measure_alike: ClassVar[bool] = False
 

@@ -141,6 +141,7 @@ class SliceStack(Measurement):
     coarse: ClassVar[bool] = True
     channels: ClassVar[int] = 3
     crops_measure_alike: ClassVar[bool] = True
+    of_each_scan: ClassVar[bool] = True
     kind: Literal["slice-stack"] = "slice-stack"
     step: Step = 5  #: from one slice to the next, in voxels of the target
     width: Width = 1.0  #: thickness of a slice, in steps

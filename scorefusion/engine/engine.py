@@ -90,7 +90,9 @@ class Engine:
         if tuple(condition.shape[2:]) != self.plan.size or condition.shape[0] not in (1, self.plan.batch):
             expected = [self.plan.batch, len(self.plan.config.conditions), *self.plan.size]
             raise ScoreFusionError(f"the engine was made for {expected}, got {list(condition.shape)}")
-        inputs = self.model.prepare(condition, origin=origin, full=full)
+        inputs = self.model.prepare(
+            condition, origin=origin, full=full, measurement=self.plan.config.degradation
+        )
         self._origin = (origin[0], origin[1], origin[2])
         self.buffers["condition"].copy_(inputs.condition)
         if inputs.common is not None:

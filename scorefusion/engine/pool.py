@@ -1,5 +1,6 @@
 """Engines of one model, made when they are first needed and used again for volumes of the same shape."""
 
+import copy
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import TypedDict
 
 from typing_extensions import NotRequired, Unpack
 
+from scorefusion.degradations import Measurement
 from scorefusion.engine.engine import Engine
 from scorefusion.engine.isolation import renew_lock_after_fork
 from scorefusion.engine.planning.available import (
@@ -37,7 +39,7 @@ class Sampling(TypedDict):
     consistent: NotRequired[bool]
 
 
-Key = tuple[tuple[int, ...], int, str | Strategy, tuple[Plane, ...] | None, bool]
+Key = tuple[tuple[int, ...], int, str | Strategy, tuple[Plane, ...] | None, bool, Measurement]
 
 #: what a step took on a GPU, in forecasts: 0.178 GiB measured on an H200 where 0.136 were forecast.
 GPU_SHARE = 1.35
@@ -103,18 +105,26 @@ class EnginePool:
         idle: int = 1,
     ):
         self.model, self.engines, self.idle = model, engines, idle
+        self.config = model.config
         self.max_memory = None if max_memory is None else parse_memory(max_memory)
         self.device = next(model.parameters()).device
         self.runner, self.reason = choose_runner(runner, self.device, engines=engines is not None)
         self._lock = threading.Lock()
         renew_lock_after_fork(self)
         self._idle: dict[Key, Engine] = {}
-        self._twin: ScoreFusion | None = None
+        self._twin: list[ScoreFusion] = []
         self._lent: dict[int, int] = {}
         parameters = [*model.parameters(), *model.buffers()]
         self.weights = sum(parameter.nbytes for parameter in parameters)
         self._packs = self.device.type == "cpu" and self.runner == "eager"
         self.packed = packed_bytes(model) if self._packs else 0
+
+    def measuring(self, measurement: Measurement) -> "EnginePool":
+        """The same pool, its weights and engines, for volumes that were measured otherwise."""
+        other = copy.copy(self)
+        renew_lock_after_fork(other)
+        other.config = self.config.model_copy(update={"degradation": measurement})
+        return other
 
     @contextmanager
     def borrow(
@@ -142,7 +152,8 @@ class EnginePool:
             OutOfMemory: for what fits neither into ``max_memory`` nor into what the machine has left.
             ScoreFusionError: for what the model cannot do, and engines that are not this model's.
         """
-        key: Key = (tuple(size), batch, strategy, tuple(planes) if planes else None, consistent)
+        shown = tuple(planes) if planes else None
+        key: Key = (tuple(size), batch, strategy, shown, consistent, self.config.degradation)
         with self._lock:
             engine = self._idle.pop(key, None)
             if engine is None and len(self._idle) >= self.idle:  # free before another takes its memory
@@ -184,7 +195,7 @@ class EnginePool:
         """What a machine has left as a limit of the whole process, which holds some of it already."""
         if found is None:
             return None
-        own = self.weights + (self.packed if self._twin is not None else 0)
+        own = self.weights + (self.packed if self._twin else 0)
         if self.device.type == "cuda":
             own += held
             return Limit(int(found.bytes / GPU_SHARE) + own, found.source, own=own, share=GPU_SHARE)
@@ -230,7 +241,7 @@ class EnginePool:
 
     def _layout(self, size: Sequence[int], *, batch: int = 1, **options: Unpack[Sampling]) -> Plan:
         consistent = options.get("consistent", True)
-        config = self.model.config if consistent else without_projection(self.model.config)
+        config = self.config if consistent else without_projection(self.config)
         dtype = next(self.model.slice_networks.parameters(), next(self.model.parameters())).dtype
         return plan(
             config, size, batch=batch, strategy=options["strategy"], planes=options.get("planes"),
@@ -249,7 +260,7 @@ class EnginePool:
         return None if limit is None or most <= limit.bytes and not limit.asked else limit
 
     def _make(self, key: Key, around: Around) -> Engine:
-        size, batch, strategy, planes, consistent = key
+        size, batch, strategy, planes, consistent, _ = key
         options: Sampling = {"strategy": strategy, "planes": planes, "consistent": consistent}
         layout = self._layout(size, batch=batch, **options)
         tiling, packed, notes = None, self._packs, list[str]()
@@ -279,5 +290,6 @@ class EnginePool:
         if not self._packs:
             return self.model
         with self._lock:
-            self._twin = self._twin or packed_model(self.model)
-            return self._twin
+            if not self._twin:
+                self._twin.append(packed_model(self.model))
+            return self._twin[0]

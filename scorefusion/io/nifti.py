@@ -371,16 +371,34 @@ def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
     return values
 
 
-def _sidecar(file: Path) -> dict[str, str]:
-    """Return the acquisition parameters in the JSON file beside a NIfTI file, if there is one."""
+def sidecar_of(file: Path | None) -> dict[str, Any]:
+    """Return what the JSON file beside a volume holds; nothing where there is none, or none of BIDS."""
+    if file is None:
+        return {}
     beside = file.with_name(f"{volume_stem(file.name)}.json")
     try:
         small = beside.name != file.name and beside.stat().st_size <= _MAX_SIDECAR
         values = json.loads(beside.read_text()) if small else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(values, dict):
-        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def save_sidecar(values: dict[str, Any], volume: Path) -> Path:
+    """Write a JSON file beside a volume, of its name and whole or not at all.
+
+    Raises:
+        BadInput: if it cannot be written.
+    """
+    final = volume.with_name(f"{volume_stem(volume.name)}.json")
+    with written_beside(final) as beside:
+        beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return final
+
+
+def _sidecar(file: Path) -> dict[str, str]:
+    """Return the acquisition parameters in the JSON file beside a NIfTI file, if there is one."""
+    values = sidecar_of(file)
     parameters = {key: values[key] for key in ACQUISITION if isinstance(values.get(key), str)}
     if isinstance(values.get("EchoTime"), int | float):
         parameters["EchoTime"] = f"{1000 * values['EchoTime']:g}"  # in seconds there

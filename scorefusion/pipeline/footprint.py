@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scorefusion.data import Box, Intensity, on_output_grid
+from scorefusion.degradations import Measurement
 from scorefusion.engine.planning.available import (
     available_on,
     available_on_host,
@@ -112,7 +113,7 @@ def footprint(
     image = fine if settings.output_dtype == "float32" else STORED * (fine // 4)
     result = (1 + sides) * fine
     # Two steps of the inverse map are alive at once, or what clips, or the result and its fields.
-    alive = CLIPPING * fine if settings.clip == "input" else 2 * fine
+    alive = CLIPPING * fine if settings.clip == "input" else (2 + config.degradation.of_each_scan) * fine
     finish, made = held + fields + fine + alive, 4 * images[0] + result
     if one_memory:
         finish, made = 0, 4 * images[0] + held + fields + fine + max(alive, result)
@@ -171,6 +172,11 @@ class Room:
         self.one_memory = engines.device.type != "cuda"
         self.footprint = functools.partial(footprint, config, one_memory=self.one_memory)
         self._grid = config.degradation.grid
+
+    def measuring(self, measurement: Measurement) -> Room:
+        """The same for a volume that was measured otherwise."""
+        engines = self.engines.measuring(measurement)
+        return Room(engines.config, engines)
 
     def check(
         self,

@@ -84,6 +84,16 @@ class Options(TypedDict, total=False):
     clip: Annotated[str, Option(
         "none", "none, or input for a result within the range of the input's values. Block means stay; "
         "detail may rightly be brighter than the block that holds it.", choices=("none", "input"))]
+    thickness: Annotated[float | None, Option(
+        None, "Of thick slices: how thick one is, in mm; else as the header or the BIDS sidecar says.",
+        otherwise="the header's")]
+    gap: Annotated[float | None, Option(None, "Of thick slices, instead: the gap between two, in mm.")]
+    profile: Annotated[str | None, Option(
+        None, "Of thick slices: box, or gaussian with the thickness as full width at half maximum.",
+        choices=("box", "gaussian"), otherwise="box")]
+    spacing: Annotated[float | None, Option(
+        None, "Of thick slices: about how far apart the result's slices are to be, in mm.",
+        otherwise="as in plane")]
     strict: Annotated[bool, Option(
         False, "Refuse an input that the model was not made for, instead of a warning.", bits=False)]
 

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from scorefusion import data, io
 from scorefusion.data import Box, Prepared
-from scorefusion.degradations import Inpainting, Operator
+from scorefusion.degradations import Inpainting, Operator, SliceStack
 from scorefusion.engine.engine import Engine, PlaneDeviation
 from scorefusion.engine.isolation import isolated, require_device_after_fork
 from scorefusion.engine.pool import Around, EnginePool
@@ -29,7 +29,8 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.ops.device import choose_device, choose_dtype
 from scorefusion.pipeline.footprint import Footprint, Room, missing_voxels
 from scorefusion.pipeline.options import CallOptions, Machine, Options, documented, filled
-from scorefusion.pipeline.settings import Settings
+from scorefusion.pipeline.settings import SLICED, Settings
+from scorefusion.pipeline.slices import Slices, slices_of
 from scorefusion.pipeline.translation import Consistency, Translation
 
 Progress = Callable[[int, int], None]
@@ -46,6 +47,8 @@ class Job:
     timings: dict[str, float] = field(default_factory=dict)  #: seconds by stage
     #: what of the input or of the run may have harmed the result, a sentence each
     warnings: tuple[str, ...] = ()
+    slices: Slices | None = None  #: how the first image was sliced, for a model of thick slices
+    room: Room = field(init=False)  #: the model, as the first image was measured, with its memory and engines
     prepared: Prepared = field(init=False)  #: conditions and base on the output's whole grid, on the device
     box: Box = field(init=False)  #: where to sample
     footprint: Footprint = field(init=False)  #: the memory that the translation takes besides its engine
@@ -59,6 +62,44 @@ class Job:
     def scan(self) -> Scan:
         """The first image."""
         return self.scans[0]
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's description, with the measurement of the first image."""
+        return self.room.config
+
+    @property
+    def axes(self) -> tuple[int, int, int]:
+        """The images' axes z, y, x in the order that the networks see them."""
+        return (0, 1, 2) if self.slices is None else self.slices.axes
+
+    def volume_of(self, scan: Scan, device: torch.device | str = "cpu") -> Tensor:
+        """Return an image's voxels as ``[1, 1, d, h, w]`` on a device, its axes as the networks see them."""
+        values = np.ascontiguousarray(scan.values.transpose(self.axes))
+        return torch.from_numpy(values)[None, None].to(device)
+
+    def own_order(self, volume: Tensor) -> np.ndarray:
+        """Return ``[1, 1, D, H, W]`` on the output's grid in the first image's own order ``[i, j, k]``."""
+        ras = volume[0, 0].cpu().numpy().transpose(np.argsort(self.axes))
+        return self.scan.to_own_order(ras)
+
+    def ras(self, sizes: Sequence[int]) -> tuple[int, int, int]:
+        """Return sizes or factors along the networks' axes along the images' z, y and x."""
+        z, y, x = (sizes[int(place)] for place in np.argsort(self.axes))
+        return z, y, x
+
+    def own_sizes(self, sizes: Sequence[int]) -> tuple[int, int, int]:
+        """Return sizes or factors along the networks' axes along the first image's own (i, j, k)."""
+        return self.scan.own_factors(self.ras(sizes))
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Sizes of the images along the networks' axes."""
+        found = []
+        for scan in self.scans:
+            z, y, x = (scan.values.shape[axis] for axis in self.axes)
+            found.append((z, y, x))
+        return found
 
     @contextmanager
     def stage(self, name: str, doing: str, subject: str = "") -> Iterator[None]:
@@ -171,6 +212,7 @@ class Pipeline:
             ScoreFusionError: for another number of images than the model has conditions.
         """
         given, config, job = io.listed(images), self.config, Job(settings)
+        job.room = self._room
         if len(given) != len(names := config.conditions):
             files = ", ".join(str(image) for image in given if isinstance(image, str | os.PathLike))
             raise ScoreFusionError(
@@ -183,8 +225,8 @@ class Pipeline:
         name = str(first if isinstance(first, str | os.PathLike) else getattr(first, "name", "") or "image")
         with job.stage("read", "reading it", name):
             shapes = [io.shape_of(image, settings.max_voxels) for image in given]
-            if shapes[0] is not None:
-                self._check_size(name, shapes[0], settings)
+            if shapes[0] is not None and not config.degradation.of_each_scan:
+                _check_size(name, shapes[0], config, settings)
             self._room.check_reading(name, shapes, settings)
             limits: dict[str, Any] = {n: getattr(settings, n) for n in ("assume_affine", "max_voxels")}
             affines = io.affines_for(affine, len(given))
@@ -192,8 +234,12 @@ class Pipeline:
             job.scans = scans = tuple(
                 io.scan_of(image, affine=own, nan=settings.nan, **limits) for image, own in pairs
             )
-            self._check_size(job.scan.name, job.scan.shape, settings)
-            factors = config.degradation.factors
+            if isinstance(config.degradation, SliceStack):
+                said = {name: getattr(settings, name) for name in SLICED}
+                job.slices = slices_of(job.scan, config.degradation, said)
+                job.room = self._room.measuring(job.slices.measurement)
+            _check_size(job.scan.name, job.scan.shape, job.config, settings)
+            factors = job.ras(job.config.degradation.factors)
             for other in scans[1:]:  # on the first one's grid, or for a coarser first one on the output's
                 on_output = max(factors) > 1 and other.values.shape != job.scan.values.shape
                 io.check_same_grid(job.scan, other, factors if on_output else 1)
@@ -202,7 +248,8 @@ class Pipeline:
                 io.check_same_grid(job.scan, job.mask)
             unsuited = data.warnings_of(data.check_domain(scans, config), strict=settings.strict)
         texts = (t if len(scans) == 1 else f"{scan.name}: {t}" for scan in scans for t in scan.warnings)
-        job.warnings = (*texts, *unsuited)
+        slicing = [] if job.slices is None else [f"{job.scan.name}: {t}" for t in job.slices.warnings]
+        job.warnings = (*texts, *slicing, *unsuited)
         return job
 
     @isolated()
@@ -216,18 +263,17 @@ class Pipeline:
         require_device_after_fork(self.device)
         settings = job.settings
         with job.stage("prepare", "preparing it"):
-            self._check_room(job, operator)
+            _check_room(job, operator)
             measured = operator
             if job.mask is not None:
-                measured = Inpainting(_volume_of(job.mask, self.device)[0, 0] == 0)
-            volumes = [_volume_of(scan, self.device) for scan in job.scans]
-            job.prepared = data.prepare_conditions(volumes, self.config, operator=measured)
+                measured = Inpainting(job.volume_of(job.mask, self.device)[0, 0] == 0)
+            volumes = [job.volume_of(scan, self.device) for scan in job.scans]
+            job.prepared = data.prepare_conditions(volumes, job.config, operator=measured)
             job.box = Box.whole(job.prepared.base.shape[2:])
             if settings.crop and operator is None:
-                job.box = data.sampling_box(job.prepared.condition, self.config, job.prepared.levels)
-            shapes = [scan.values.shape for scan in job.scans]
-            job.footprint = self._room.footprint(
-                shapes, job.box.size, settings, operator=operator is not None, walk=False
+                job.box = data.sampling_box(job.prepared.condition, job.config, job.prepared.levels)
+            job.footprint = job.room.footprint(
+                job.shapes, job.box.size, settings, operator=operator is not None, walk=False
             )
         problems = [
             BadInput(scan.name, *text)
@@ -254,10 +300,10 @@ class Pipeline:
                 apart.add(engine)
 
         with job.stage("sample", "sampling"):
-            own, done = job.scan.own_factors, ("read", "prepare")
-            fitting = self._room.check(job.scan.name, job.footprint, settings, done=done, own_order=own)
+            own, done = job.own_sizes, ("read", "prepare")
+            fitting = job.room.check(job.scan.name, job.footprint, settings, done=done, own_order=own)
             job.mean, job.deviation = draw_residuals(
-                self._engines,
+                job.room.engines,
                 job.prepared,
                 job.box,
                 settings,
@@ -275,16 +321,17 @@ class Pipeline:
         Raises:
             OutOfMemory: where memory ran out.
         """
-        scan, settings, config = job.scan, job.settings, self.config
+        scan, settings, config = job.scan, job.settings, job.config
+        factors = config.degradation.factors
         with job.stage("finish", "finishing it"):
-            self._room.make_for_finishing(job.footprint)
+            job.room.make_for_finishing(job.footprint)
             volume, consistency = _finished(job, config)
             spread, planes_apart = (
                 _in_units(job, config, each) for each in (job.deviation, job.planes_apart)
             )
         return Translation(
             volume=volume,
-            affine=io.fine_affine(scan.affine, scan.own_factors(config.degradation.factors)),
+            affine=io.fine_affine(scan.affine, job.own_sizes(factors)),
             timings=job.timings | {"total": sum(job.timings.values())},
             consistency_residual=consistency,
             spread=spread,
@@ -296,38 +343,18 @@ class Pipeline:
             evaluations=len(settings.table),
             dtype=str(self.dtype).removeprefix("torch."),
             source=scan,
-            factor=config.degradation.factors,
+            factor=job.ras(factors),
             output_dtype=settings.output_dtype,
             model=config.name,
             conditions=config.conditions,
             target=config.target,
             warnings=job.warnings,
+            slices=job.slices,
         )
 
     def free(self) -> None:
         """Free the memory that is kept for the next volume of the same shape."""
         self._engines.free()
-
-    def _check_size(self, name: str, shape: Sequence[int], settings: Settings) -> None:
-        factors, limit = self.config.degradation.factors, settings.max_voxels
-        if (count := math.prod(shape) * math.prod(factors)) > limit:
-            finer = " × ".join(str(factor) for factor in dict.fromkeys(factors))
-            problem = f"would become {count:,} voxels, {finer}× finer; the limit is {limit:,}"
-            raise BadInput(name, problem, "Crop it first.")
-
-    def _check_room(self, job: Job, operator: Operator | None) -> None:
-        """Refuse what cannot be sampled before anything is put on the output's grid."""
-        shapes, settings = [scan.values.shape for scan in job.scans], job.settings
-        if self._room.roomy(shapes, settings):
-            return
-        box: Box | None = Box.whole(self.config.degradation.grid(shapes[0]))
-        if settings.crop and operator is None:
-            box = data.least_box([_volume_of(scan) for scan in job.scans], self.config)
-        size, own = shapes[0] if box is None else box.size, job.scan.own_factors
-        least = self._room.footprint(shapes, size, settings, operator=operator is not None)
-        self._room.check(
-            job.scan.name, least, settings, done=("read",), sample=box is not None, own_order=own
-        )
 
     def _placed(self, model: ScoreFusion) -> ScoreFusion:
         """The model on the device, its networks in the dtype, everything else in float32."""
@@ -347,9 +374,25 @@ def _ready(model: ScoreFusion, device: torch.device, dtype: torch.dtype) -> bool
     return cast and rest and not model.training and all(p.device == device for p in model.parameters())
 
 
-def _volume_of(scan: Scan, device: torch.device | str = "cpu") -> Tensor:
-    """An image's voxels as ``[1, 1, d, h, w]`` on a device."""
-    return torch.from_numpy(scan.values)[None, None].to(device)
+def _check_size(name: str, shape: Sequence[int], config: ModelConfig, settings: Settings) -> None:
+    factors, limit = config.degradation.factors, settings.max_voxels
+    if (count := math.prod(shape) * math.prod(factors)) > limit:
+        finer = " × ".join(str(factor) for factor in dict.fromkeys(factors))
+        problem = f"would become {count:,} voxels, {finer}× finer; the limit is {limit:,}"
+        raise BadInput(name, problem, "Crop it first.")
+
+
+def _check_room(job: Job, operator: Operator | None) -> None:
+    """Refuse what cannot be sampled before anything is put on the output's grid."""
+    shapes, settings, room = job.shapes, job.settings, job.room
+    if room.roomy(shapes, settings):
+        return
+    box: Box | None = Box.whole(job.config.degradation.grid(shapes[0]))
+    if settings.crop and operator is None:
+        box = data.least_box([job.volume_of(scan) for scan in job.scans], job.config)
+    size, own = shapes[0] if box is None else box.size, job.own_sizes
+    least = room.footprint(shapes, size, settings, operator=operator is not None)
+    room.check(job.scan.name, least, settings, done=("read",), sample=box is not None, own_order=own)
 
 
 def draw_residuals(
@@ -383,7 +426,7 @@ def draw_residuals(
         OutOfMemory: for what does not fit, whatever is changed.
         ScoreFusionError: if the networks' output is not finite.
     """
-    config, around = engines.model.config, around or Around()
+    config, around = engines.config, around or Around()
     inside, whole = Box.whole(box.size).index, prepared.base.shape[2:]
     prepared, box = whole_patches(config, prepared, box)
     mean = torch.zeros_like(prepared.base[box.index])
@@ -451,7 +494,10 @@ def _finished(job: Job, config: ModelConfig) -> tuple[np.ndarray, Consistency | 
     whole = prepared.outside.clone()
     whole[box.index] = config.residual.added_to(prepared.base[box.index], job.mean)
     whole = prepared.intensity.denormalise(whole)
-    measured = _volume_of(scan, whole.device)
+    measured = job.volume_of(scan, whole.device)
+    if job.slices is not None and prepared.operator is not None and config.sampling.consistency:
+        # Sampling was consistent in a box of whole patches; where profiles overlap, its border was not.
+        whole -= prepared.operator.A_dagger(prepared.operator.A(whole) - measured)
     if prepared.held is not None:
         _hold(whole, prepared.held, measured, config.degradation.factors)
     if job.settings.clip == "input":
@@ -460,7 +506,7 @@ def _finished(job: Job, config: ModelConfig) -> tuple[np.ndarray, Consistency | 
             whole = whole.clamp(lo, hi)
         else:
             whole = prepared.operator.bounded(whole, measured, lo, hi)
-    volume = scan.to_own_order(whole[0, 0].cpu().numpy())
+    volume = job.own_order(whole)
     consistency = None
     if prepared.operator is not None:
         consistency = Consistency(*config.degradation.disagreement(prepared.operator, whole, measured))
@@ -476,7 +522,7 @@ def _in_units(job: Job, config: ModelConfig, deviation: Tensor | None) -> np.nda
     field[job.box.index] = deviation * config.residual.scale * prepared.intensity.half_range
     if prepared.held is not None:
         _hold(field, prepared.held, torch.zeros((), device=field.device), config.degradation.factors)
-    return job.scan.to_own_order(field[0, 0].cpu().numpy())
+    return job.own_order(field)
 
 
 def _hold(volume: Tensor, held: Tensor, values: Tensor, factors: tuple[int, int, int]) -> None:

@@ -14,6 +14,7 @@ from scorefusion.models.strategies import STRATEGIES, require_strategy, strategy
 from scorefusion.models.table import table_for
 from scorefusion.pipeline.options import Options, declared, filled
 
+SLICED = ("thickness", "gap", "profile", "spacing")  #: options that say how a scan was sliced
 _SOLVER = ("solver", "steps", "eta", "start_abar")
 
 
@@ -41,6 +42,10 @@ class Settings:
         values["planes"] = tuple(values["planes"]) if values["planes"] else None
         if values["disagreement"] and len({branch.plane for branch in config.branches}) < 2:
             raise ScoreFusionError(f"model '{config.name}' has one plane; there is no disagreement of planes")
+        sliced = [name for name in SLICED if values[name] is not None]
+        if sliced and not config.degradation.of_each_scan:
+            flags = ", ".join(f"--{name}" for name in sliced)
+            raise ScoreFusionError(f"{flags}: of thick slices, which model '{config.name}' does not take")
         values["table"] = table or table_for(config, **solver)
         self.__dict__.update(values)
         self._check()
@@ -60,7 +65,7 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """What decides a result's bits, in types of JSON: the options that do, and the solver's numbers."""
         names = [name for name, option in declared(Options).items() if option.bits and name not in _SOLVER]
-        values = {name: self.__dict__[name] for name in names}
+        values = {name: self.__dict__[name] for name in names if self.__dict__[name] is not None}
         planes = list(self.planes) if self.planes else None
         return values | {"planes": planes, "solver": self.table.name, "table": self.table.rows.tolist()}
 
@@ -85,6 +90,7 @@ class Settings:
                 f"'{strategy}' does not"
             )
         for name, option in declared(Options).items():
-            if option.choices and (value := self.__dict__[name]) not in option.choices:
+            value = self.__dict__.get(name)
+            if option.choices and value is not None and value not in option.choices:
                 noun = "treatment of NaN" if name == "nan" else name.replace("_", " ")
                 raise unknown_name(noun, value, option.choices)

@@ -29,6 +29,7 @@ class Slices:
     in_plane: tuple[float, float]  #: size of a voxel along the other two axes in mm
     thickness_from: str  #: where the thickness comes from, in words
     assumed: tuple[str, ...]  #: what is not in the header, a sentence each
+    warnings: tuple[str, ...]  #: what the model has not learnt, likewise
 
     @property
     def axes(self) -> tuple[int, int, int]:
@@ -58,6 +59,7 @@ class Slices:
             "SliceProfile": self.measurement.profile,
             "SlicesPerInputSlice": self.measurement.step,
             "Assumed": list(self.assumed),
+            "NotLearnt": list(self.warnings),
         }
 
 
@@ -93,8 +95,8 @@ def slices_of(scan: Scan, typical: SliceStack, options: Mapping[str, Any]) -> Sl
     if step > FARTHEST * across:
         problem = f"has slices {step / across:.3g} in-plane voxels apart; up to {FARTHEST:g} can be filled"
         raise BadInput(scan.name, problem, "Resample it in plane to larger voxels first.")
-    assumed: list[str] = []
-    count = _count(scan.name, step, across, typical, options.get("spacing"), assumed)
+    assumed, warnings = list[str](), list[str]()
+    count = _count(scan.name, step, across, typical, options.get("spacing"), warnings)
     thickness, source = _thickness(scan, step, options, assumed)
     width = thickness / step
     if not 0.25 <= width <= 2:
@@ -102,7 +104,7 @@ def slices_of(scan: Scan, typical: SliceStack, options: Mapping[str, Any]) -> Sl
         raise BadInput(scan.name, problem, "Say how thick they are with --thickness.")
     least, most = typical.widths
     if not least * (1 - AGREE) <= width <= most * (1 + AGREE):
-        assumed.append(
+        warnings.append(
             f"a thickness of {width:.2g} steps is outside what the model has learnt ({least:g} to {most:g})"
         )
     profile = options.get("profile")
@@ -112,11 +114,13 @@ def slices_of(scan: Scan, typical: SliceStack, options: Mapping[str, Any]) -> Sl
         update={"step": count, "width": width, "profile": profile or "box", "gain": 0.0}
     )
     plane = tuple(float(edge) for other, edge in enumerate(edges) if other != axis)
-    return Slices(measurement, axis, step, thickness, cast(Any, plane), source, tuple(assumed))
+    return Slices(
+        measurement, axis, step, thickness, cast(Any, plane), source, tuple(assumed), tuple(warnings)
+    )
 
 
 def _count(
-    name: str, step: float, across: float, typical: SliceStack, spacing: float | None, assumed: list[str]
+    name: str, step: float, across: float, typical: SliceStack, spacing: float | None, warnings: list[str]
 ) -> int:
     """How many slices each becomes."""
     least, most = typical.steps
@@ -130,7 +134,7 @@ def _count(
         return round(wanted)
     count = max(round(step / across), least)
     if count > most:
-        assumed.append(
+        warnings.append(
             f"{step / across:.2g} slices of each would be cubic; {most} are made, the most that were learnt"
         )
         return most
@@ -146,7 +150,9 @@ def _thickness(scan: Scan, step: float, options: Mapping[str, Any], assumed: lis
             f"it is {step:.4g} mm from slice to slice; give one of them"
         )
     if thickness is not None or gap is not None:
-        found, source = (thickness, "as given") if thickness is not None else (step - gap, "step less gap")
+        found, source = (
+            (step - (gap or 0.0), "step less gap") if thickness is None else (thickness, "as given")
+        )
         if found <= 0:
             raise ScoreFusionError(
                 f"slices of {found:g} mm cannot be; they are {step:.4g} mm apart in {scan.name}"

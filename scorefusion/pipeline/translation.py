@@ -7,13 +7,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scorefusion._version import __version__
 from scorefusion.data import stem
 from scorefusion.errors import ScoreFusionError, memory_named
 from scorefusion.io.figures import middle, plane_images, save_figure
-from scorefusion.io.nifti import Scan, fine_affine, make_image, ras_order, save_image
+from scorefusion.io.nifti import (
+    Scan,
+    fine_affine,
+    make_image,
+    ras_order,
+    save_image,
+    save_sidecar,
+    sidecar_of,
+)
 from scorefusion.optional import need
+from scorefusion.pipeline.slices import Slices
 
 PathLike = str | os.PathLike[str]
+#: fields of a sidecar that do not hold for other slices
+_OF_SLICES = ("SliceThickness", "SpacingBetweenSlices", "SliceTiming", "SliceEncodingDirection")
 
 
 class Consistency(NamedTuple):
@@ -53,6 +65,7 @@ class Translation:
         planes_apart: float32 ``[i, j, k]``, standard deviation over the planes of the clean volume that each
             predicts at the last noise level; None if it was not asked for.
         warnings: what of the input or the run may have harmed the result, a sentence each.
+        slices: how the input was sliced, and what was assumed, for a model of thick slices; else None.
     """
 
     volume: np.ndarray
@@ -74,6 +87,7 @@ class Translation:
     target: str = ""
     planes_apart: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
+    slices: Slices | None = None
 
     @property
     def header(self) -> Any:
@@ -109,12 +123,32 @@ class Translation:
     def save(self, path: PathLike) -> Path:
         """Write a file, whole or not at all; its ending chooses the format (docs/data.md).
 
+        Of thick slices a BIDS sidecar, of the same name and the ending .json, is written with it.
+
         Raises:
             BadInput: for another ending, or if it cannot be written.
             OutOfMemory: if memory runs out.
         """
         with memory_named(path, "writing it"):
-            return save_image(self.image(), path)
+            written = save_image(self.image(), path)
+        if self.slices is not None:
+            save_sidecar(self.sidecar, written)
+        return written
+
+    @property
+    def sidecar(self) -> dict[str, Any]:
+        """What it is and how it was made, as BIDS writes it: the input's own sidecar, up to date."""
+        found = {
+            name: value for name, value in sidecar_of(self.source.file).items() if name not in _OF_SLICES
+        }
+        made: dict[str, Any] = {"Name": "scorefusion", "Version": __version__, "Model": self.model}
+        made |= {"Strategy": self.strategy, "Solver": self.solver, "Evaluations": self.evaluations}
+        made |= {"Samples": self.samples, "Seed": self.seed}
+        if self.slices is not None:
+            found |= {"SliceThickness": self.slices.spacing, "SpacingBetweenSlices": self.slices.spacing}
+            made |= self.slices.recorded()
+        source = self.source.name if self.source.file is None else self.source.file.name
+        return found | {"Sources": [source], "GeneratedBy": [made]}
 
     def save_spread(self, path: PathLike) -> Path:
         """Write the standard deviation over the samples, float32.

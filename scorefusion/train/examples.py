@@ -130,7 +130,8 @@ class CropSampler:
         turned: bool = False,
     ):
         self.arrays = [array for array, _ in store]
-        self.labels, share_of_labels = labels or (None, 0.0)
+        self.labels = None if labels is None else labels[0]
+        share_of_labels = 0.0 if labels is None else labels[1]
         shares = np.array([share for _, share in store] + [share_of_labels] * (labels is not None))
         self.shares = shares / shares.sum()
         self.augment, self.align, self.turned = augment, tuple(align), turned

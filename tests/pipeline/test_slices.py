@@ -96,7 +96,7 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
 def test_far_slices_become_as_many_as_were_learnt(tmp_path: Path) -> None:
     slices = found(scan(tmp_path, (0.5, 0.5, 4.5)))
     assert slices.measurement.step == 8 and any(
-        "the most that were learnt" in text for text in slices.assumed
+        "the most that were learnt" in text for text in slices.warnings
     )
     thin = found(scan(tmp_path, (1.0, 1.0, 5.0), sidecar={"SliceThickness": 2.0}))
-    assert any("outside what the model has learnt" in text for text in thin.assumed)
+    assert any("outside what the model has learnt" in text for text in thin.warnings)

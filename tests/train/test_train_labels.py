@@ -12,24 +12,16 @@ import torch
 from scorefusion.degradations import SliceStack
 from scorefusion.diffusion.level import input_scale, prediction_coefficients
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.models.config import ModelConfig, parse
-from scorefusion.models.presets import preset
+from scorefusion.models.config import parse
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train.config import AugmentConfig, LabelConfig, StageConfig, TrainConfig
 from scorefusion.train.examples import CropSampler, Draws, draw_box, draw_levels, measured_anew
 from scorefusion.train.loop import train
 from scorefusion.train.sources import sampler_of, with_labels
 from tests.data.test_labels import head
+from tests.support.thick import tiny_iso
 
 STILL = AugmentConfig(flip=False, gamma=0, remap=0, sharpen=0, bias=0, noise=0, noise_probability=0)
-
-
-def tiny_iso() -> ModelConfig:
-    """The bundled model of thick slices, a few thousand parameters of it."""
-    values = preset("brain-iso").model_dump()
-    for network in (*values["slice_networks"].values(), values["fusion"]):
-        network |= {"widths": (8, 16), "time": network["time"] | {"channels": 8, "hidden": 16}}
-    return ModelConfig.model_validate(values)
 
 
 @pytest.fixture

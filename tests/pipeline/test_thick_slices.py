@@ -1,0 +1,201 @@
+"""Thick slices through the pipeline: any axis and orientation, exact consistency, geometry, files beside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nibabel.affines import apply_affine
+
+from scorefusion import Pipeline
+from scorefusion.cli import app
+from scorefusion.degradations import SliceStack
+from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.models.score_fusion import ScoreFusion
+from scorefusion.pipeline import Translation
+from tests.support.thick import thick_scan, tiny_iso
+from tests.support.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline(tiny_model(tiny_iso()), dtype="float32")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_model(tiny_iso()).save_pretrained(tmp_path / "iso", card="# iso\n\n> **For** tests.")
+    return tmp_path / "iso"
+
+
+def again(result: Translation, thick: int) -> np.ndarray:
+    """What the result measures, in the scan's own order; ``thick`` is the slices' own axis."""
+    assert result.slices is not None
+    volume = np.moveaxis(result.volume, thick, 0)[None, None]
+    operator = result.slices.measurement.operator(volume.shape[2:])
+    assert operator is not None
+    measured = operator.A(torch.from_numpy(np.ascontiguousarray(volume)))[0, 0].numpy()
+    return np.moveaxis(measured, 0, thick)
+
+
+@pytest.mark.parametrize("options", [{}, {"thickness": 3.6}, {"profile": "gaussian"}, {"spacing": 1.5}])
+@pytest.mark.parametrize("thick", [0, 1, 2])
+def test_the_result_measures_as_the_scan(pipeline: Pipeline, thick: int, options: dict[str, Any]) -> None:
+    shape, edges = [14, 16, 18], [0.9, 0.9, 0.9]
+    shape[thick], edges[thick] = 5, 4.5
+    scan = thick_scan(tuple(shape), tuple(edges), turn=25.0)  # type: ignore[arg-type]
+    result = pipeline(scan, **options)
+    step = 3 if options.get("spacing") else 5
+    assert [n // m for n, m in zip(result.volume.shape, shape, strict=True)] == [
+        step if axis == thick else 1 for axis in range(3)
+    ]
+    values = scan.get_fdata()
+    assert np.abs(again(result, thick) - values).max() <= 1e-5 * np.ptp(values)
+    assert result.consistency_residual is not None
+    assert result.consistency_residual.max <= 1e-5 * np.ptp(values)
+    # the middle of a slice stays where it was
+    place = np.array([3.0, 4.0, 2.0])
+    fine = place.copy()
+    fine[thick] = step * (place[thick] + 0.5) - 0.5
+    np.testing.assert_allclose(apply_affine(result.affine, fine), apply_affine(scan.affine, place), atol=1e-5)
+    np.testing.assert_allclose(result.image().affine, result.affine, atol=1e-5)
+    assert np.isfinite(result.volume).all() and not np.allclose(np.diff(result.volume, axis=thick), 0)
+
+
+def test_turned_scans_give_the_same_volume(pipeline: Pipeline) -> None:
+    """Networks see the slices' axis first, so a scan and its turned copy differ by the turn alone."""
+    scan = thick_scan()
+    values = np.asarray(scan.dataobj)
+    affine = scan.affine[:, [2, 0, 1, 3]]  # axes (k, i, j): i, j, k in RAS stay what they are
+    turned = nib.Nifti1Image(values.transpose(2, 0, 1), affine)
+    first, second = pipeline(scan), pipeline(turned)
+    np.testing.assert_array_equal(first.volume.transpose(2, 0, 1), second.volume)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_slices_are_enough(pipeline: Pipeline, count: int) -> None:
+    result = pipeline(thick_scan((12, 12, count)))
+    assert result.volume.shape == (12, 12, 5 * count)
+    assert np.abs(again(result, 2) - thick_scan((12, 12, count)).get_fdata()).max() < 1e-2
+
+
+def test_scans_of_different_slices_share_a_pipeline(pipeline: Pipeline) -> None:
+    steps = {}
+    for edge in (2.0, 4.5, 1.8, 4.5):
+        result = pipeline(thick_scan(edges=(0.9, 0.9, edge)))
+        assert result.slices is not None
+        steps.setdefault(edge, []).append((result.slices.measurement.step, result.volume))
+    assert [each[0][0] for each in steps.values()] == [2, 5, 2]
+    np.testing.assert_array_equal(steps[4.5][0][1], steps[4.5][1][1])
+    assert isinstance(pipeline.config.degradation, SliceStack) and pipeline.config.degradation.step == 5
+
+
+@pytest.mark.parametrize("strategy", ["single", "average", "fuse", "fuse+features"])
+def test_every_strategy_and_a_solver_of_steps(pipeline: Pipeline, strategy: str) -> None:
+    scan = thick_scan()
+    result = pipeline(scan, strategy=strategy, solver="ddpm", steps=3, samples=2)
+    assert result.spread is not None and result.spread.max() > 0
+    assert np.abs(again(result, 2) - scan.get_fdata()).max() <= 1e-5 * np.ptp(scan.get_fdata())
+
+
+def test_a_crop_is_all_of_the_slices_axis(pipeline: Pipeline) -> None:
+    values = np.zeros((40, 40, 6), np.float32)
+    values[14:22, 15:24, 2:4] = np.random.default_rng(0).uniform(300, 900, (8, 9, 2))
+    scan = nib.Nifti1Image(values, np.diag([1.0, 1.0, 4.0, 1.0]))
+    job = pipeline.read(scan, pipeline.settings(profile="gaussian"))
+    pipeline.prepare(job)
+    assert job.box.size[0] == 24 and max(job.box.size[1:]) < 40
+    pipeline.sample(job)
+    result = pipeline.finish(job)
+    assert np.abs(again(result, 2) - values).max() <= 1e-5 * np.ptp(values)
+
+
+def test_the_engine_gives_what_the_model_gives() -> None:
+    model = tiny_model(tiny_iso())
+    scan = thick_scan((16, 16, 4), (0.9, 0.9, 3.6))
+    pipeline = Pipeline(model, dtype="float32")
+    result = pipeline(scan, strategy="average", crop=False)
+    assert result.slices is not None and result.slices.measurement.step == 4
+    from scorefusion.data import prepare_conditions
+    from scorefusion.diffusion.level import NoiseLevel
+    from scorefusion.ops.noise import normal
+
+    settings = pipeline.settings(strategy="average")
+    config = model.config.model_copy(update={"degradation": result.slices.measurement})
+    values = np.ascontiguousarray(scan.get_fdata(dtype=np.float32).transpose(2, 1, 0))
+    prepared = prepare_conditions([torch.from_numpy(values)[None, None]], config)
+    row = torch.tensor(settings.table.rows[0])
+    x = normal((1, 1, *prepared.base.shape[2:]), [0], 0) * (1 - settings.table.abar_start) ** 0.5
+    inputs = model.prepare(prepared.condition, measurement=result.slices.measurement)
+    level = NoiseLevel(row[:1], row[1:2].long())
+    with torch.no_grad():
+        x0 = row[2] * x + row[3] * model(x.float(), inputs, level, strategy="average")
+    x0 = x0 - prepared.operator.A_dagger(prepared.operator.A(x0))  # type: ignore[union-attr]
+    volume = prepared.intensity.denormalise(prepared.base + config.residual.scale * x0)
+    np.testing.assert_allclose(volume[0, 0].numpy().transpose(2, 1, 0), result.volume, atol=0.5)
+
+
+def test_a_sidecar_says_what_was_assumed(pipeline: Pipeline, tmp_path: Path) -> None:
+    nib.save(thick_scan(), tmp_path / "a.nii.gz")
+    said = {"SliceThickness": 4.0, "SliceTiming": [0, 1], "RepetitionTime": 9.0}
+    (tmp_path / "a.json").write_text(json.dumps(said))
+    result = pipeline(tmp_path / "a.nii.gz")
+    assert result.slices is not None and result.slices.thickness == 4.0
+    assert result.slices.measurement.width == pytest.approx(4.0 / 4.5)
+    result.save(tmp_path / "b.nii.gz")
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert written["RepetitionTime"] == 9.0 and "SliceTiming" not in written
+    assert written["SliceThickness"] == pytest.approx(0.9) and written["Sources"] == ["a.nii.gz"]
+    (made,) = written["GeneratedBy"]
+    assert made["InputSliceThicknessFrom"] == "SliceThickness" and "box" in made["Assumed"][0]
+    assert json.loads((tmp_path / "a.json").read_text()) == said
+
+
+def test_the_command_says_how_it_was_sliced(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nib.save(thick_scan(), tmp_path / "a.nii.gz")
+    out = tmp_path / "iso.nii.gz"
+    arguments = ["translate", str(tmp_path / "a.nii.gz"), "-o", str(out), "--model", str(folder)]
+    app([*arguments, "--gap", "0.5", "--dtype", "float32"], standalone_mode=False)
+    text = capsys.readouterr().out
+    assert "slices of 4 mm (step less gap), 4.5 mm apart, 0.9 × 0.9 mm in plane: 5 of 0.9 mm each" in text
+    assert "assumed: the slice profile is taken for a box" in text
+    assert nib.load(out).shape == (14, 16, 25) and (tmp_path / "iso.json").is_file()
+
+
+def test_a_folder_of_different_slices(folder: Path, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name, edge in (("a", 2.7), ("b", 4.5)):
+        nib.save(thick_scan((12, 12, 4), (0.9, 0.9, edge)), scans / f"{name}.nii.gz")
+    nib.save(thick_scan((12, 12, 12), (0.9, 0.9, 0.9)), scans / "c.nii.gz")
+    with pytest.raises(SystemExit) as end:
+        app(["translate", str(scans), "-o", str(tmp_path / "out"), "--model", str(folder), "--quiet"])
+    assert end.value.code == 1, "c is not thick-sliced"
+    assert [nib.load(tmp_path / "out" / f"{name}.nii.gz").shape for name in "ab"] == [
+        (12, 12, 12), (12, 12, 20),
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "out/b.json").read_text())["SliceThickness"] == pytest.approx(0.9)
+
+
+def test_options_of_slices_are_for_models_of_slices(pipeline: Pipeline) -> None:
+    other = Pipeline(tiny_model())
+    with pytest.raises(ScoreFusionError, match="--thickness, --spacing: of thick slices"):
+        other.settings(thickness=4.0, spacing=1.0)
+    with pytest.raises(ScoreFusionError, match="box"):
+        pipeline.settings(profile="bax")
+    assert "thickness" not in pipeline.settings().identity
+    assert pipeline.settings(thickness=4.0).identity["thickness"] == 4.0
+    with pytest.raises(BadInput, match="not thick-sliced"):
+        pipeline(thick_scan(edges=(1.0, 1.0, 1.2)))
+
+
+def test_loading_gives_the_measurement_back(folder: Path) -> None:
+    model = ScoreFusion.from_pretrained(folder)
+    assert model.config.degradation == tiny_iso().degradation
