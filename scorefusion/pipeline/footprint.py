@@ -173,7 +173,7 @@ class Room:
         self.footprint = functools.partial(footprint, config, one_memory=self.one_memory)
         self._grid = config.degradation.grid
 
-    def measuring(self, measurement: Measurement) -> Room:
+    def measuring(self, measurement: Measurement) -> "Room":
         """The same for a volume that was measured otherwise."""
         engines = self.engines.measuring(measurement)
         return Room(engines.config, engines)

@@ -1,7 +1,5 @@
 """What a scan's header says of its slices: the measurement that a model of thick slices undoes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

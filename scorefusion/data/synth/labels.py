@@ -5,8 +5,6 @@ what a scan adds is added: texture, lesions, vessels, partial volume, shading, l
 The idea is SynthSeg's (Billot et al., Medical Image Analysis 86, 2023).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
