@@ -194,7 +194,7 @@ def test_training_names_only_what_is_fetched_for_training() -> None:
         seen = {name for name, groups in fetched if {"training", "ct"} & {*groups.split()}}
         assert {_stem(file) for file in files} <= {_stem(file) for file in seen}, config.name
     notice = (ROOT / "NOTICE").read_text()
-    assert len(fetched) == 12 and all(name in notice for name, _ in fetched)
+    assert len(fetched) == 13 and all(name in notice for name, _ in fetched)
 
 
 def test_bundled_models_are_small_and_have_a_card() -> None:

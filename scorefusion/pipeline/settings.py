@@ -65,7 +65,8 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """What decides a result's bits, in types of JSON: the options that do, and the solver's numbers."""
         names = [name for name, option in declared(Options).items() if option.bits and name not in _SOLVER]
-        values = {name: self.__dict__[name] for name in names if self.__dict__[name] is not None}
+        given = {name for name in SLICED if self.__dict__[name] is not None}  # others leave older identities
+        values = {name: self.__dict__[name] for name in names if name in given or name not in SLICED}
         planes = list(self.planes) if self.planes else None
         return values | {"planes": planes, "solver": self.table.name, "table": self.table.rows.tolist()}
 
