@@ -249,7 +249,11 @@ class Digests:
         try:
             stamp = _stamp(path.stat())
             if self.known.get(place, [])[:2] != stamp:
-                self.known[place] = [*stamp, hashlib.sha256(path.read_bytes()).hexdigest()]
+                with path.open("rb") as file:
+                    digest = hashlib.sha256()
+                    while piece := file.read(1 << 22):
+                        digest.update(piece)
+                self.known[place] = [*stamp, digest.hexdigest()]
                 self.changed = True
         except OSError as error:
             fix = "Name an existing training volume."

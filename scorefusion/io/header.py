@@ -17,6 +17,7 @@ from scorefusion.errors import BadInput, ScoreFusionError, out_of_memory
 from scorefusion.optional import need
 
 DAMAGED = "Copy or download it again."
+_CHUNK = 2**22
 BEYOND = 2**26  #: bytes that may follow a volume inside a compressed file; one that goes on and on is a bomb
 
 
@@ -100,15 +101,18 @@ def read_first(path: Path, count: int) -> tuple[bytes, Codec | None]:
 
 def read_exactly(path: Path, length: int, codec: Codec | None) -> bytes:
     """Return the first ``length`` bytes of a file's content; a compressed file is read to its checksum."""
+    beyond = 0
     with reading(path, codec) as stream:
-        data = stream.read(length if codec is None else length + BEYOND + 1)
-    if len(data) > length + BEYOND:
+        data = stream.read(length)
+        while codec is not None and beyond <= BEYOND and (more := stream.read(_CHUNK)):
+            beyond += len(more)
+    if beyond > BEYOND:
         problem = f"goes on for more than {BEYOND:,} bytes after the {length:,} its header promises"
         raise BadInput(path, problem, DAMAGED)
     if len(data) < length:
         problem = f"is truncated: its header promises {length:,} bytes, it holds {len(data):,}"
         raise BadInput(path, problem, DAMAGED)
-    return data[:length]
+    return data
 
 
 def check_room(path: Path, length: int, codec: Codec | None) -> None:

@@ -85,8 +85,7 @@ class TextHeader(Format):
         if len(data) < length:
             problem = f"is truncated: its header promises {length:,} bytes of voxels, there are {len(data):,}"
             raise BadInput(path, problem, DAMAGED)
-        values = np.frombuffer(data, content.dtype, length // content.dtype.itemsize)
-        values = values.reshape(content.shape[:3], order="F")
+        values = np.frombuffer(data, content.dtype).reshape(content.shape[:3], order="F")
         return nifti_image(values, content.affine, content.zooms)
 
     def write(self, image: Any, path: Path, level: int) -> None:
@@ -369,20 +368,28 @@ def _name_of(types: Mapping[str, str], dtype: np.dtype) -> str:
 
 
 def _decoded(stream: BinaryIO, length: int, encoding: str) -> bytes | bytearray:
-    """Return at least the first ``length`` bytes of voxels; compressed ones are read to their checksum."""
+    """Return the first ``length`` bytes of voxels; compressed ones are read to their checksum."""
     if encoding == "raw":
         return stream.read(length)
     if encoding == "bz2":
         with bz2.BZ2File(stream) as unpacked:
-            data: bytes | bytearray = unpacked.read(length + BEYOND + 1)
+            data: bytes | bytearray = unpacked.read(length)
+            beyond = 0
+            while beyond <= BEYOND and (more := unpacked.read(_CHUNK)):
+                beyond += len(more)
     else:
-        engine, data = zlib.decompressobj(47), bytearray()
-        while not engine.eof and len(data) <= length + BEYOND:
+        engine, data, beyond = zlib.decompressobj(47), bytearray(), 0
+        while not engine.eof and beyond <= BEYOND:
             packed = engine.unconsumed_tail or stream.read(_CHUNK)
             if not packed:
                 raise EOFError("the compressed data ends before its end")
-            data += engine.decompress(packed, _CHUNK)
-    if len(data) > length + BEYOND:
+            room = length - len(data)
+            more = engine.decompress(packed, room or _CHUNK)
+            if room:
+                data += more
+            else:
+                beyond += len(more)
+    if beyond > BEYOND:
         raise ValueError(f"they go on for more than {BEYOND:,} bytes")
     return data
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import itertools
 import random
 import struct
 import sys
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +32,9 @@ from scorefusion.io import (
     WRITABLE,
     check_volume_output,
     formats,
+    header,
     make_image,
+    other_formats,
     read_grid,
     read_scan,
     save_image,
@@ -312,6 +317,23 @@ def test_truncated_files_give_one_clear_error(tmp_path: Path, ending: str, share
         read_scan(file)
     text = str(caught.value)
     assert str(file) in text and "\n" not in text and caught.value.fix and len(text) < 400
+
+
+@pytest.mark.parametrize(("compress", "encoding"), [(zlib.compress, "zlib"), (bz2.compress, "bz2")])
+def test_what_follows_a_volume_is_not_held(
+    tmp_path: Path, compress: Callable[[bytes], bytes], encoding: str
+) -> None:
+    content, packed = bytes(range(100)), compress(bytes(range(100)) + bytes(2**25))
+    file = tmp_path / "a.bz2"
+    file.write_bytes(bz2.compress(content + bytes(2**25)))
+    _, codec = header.read_first(file, 1)
+    tracemalloc.start()
+    try:
+        assert header.read_exactly(file, 100, codec) == content
+        assert other_formats._decoded(io.BytesIO(packed), 100, encoding) == content
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("ending", "compress"), [(".nii.bz2", bz2.compress), (".nii.zst", zstd.compress)])
