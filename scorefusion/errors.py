@@ -31,15 +31,14 @@ class BadInput(_OfSubject):
     """A file that cannot be used: which one, what is wrong with it, and what to do about it.
 
     Args:
-        subject: path of the offending file; also the attribute ``file``.
+        file: path of the offending file.
         problem: what is wrong, naming what was expected and what was found; no full stop.
         fix: one sentence on what to do, with its full stop; may be empty.
     """
 
-    @property
-    def file(self) -> str:
-        """Path of the offending file."""
-        return self.subject
+    def __init__(self, file: str | os.PathLike[str], problem: str, fix: str = "") -> None:
+        super().__init__(file, problem, fix)
+        self.file = self.subject
 
 
 class OutOfMemory(_OfSubject):

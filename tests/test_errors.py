@@ -14,7 +14,7 @@ def test_bad_input_names_file_problem_and_fix() -> None:
     error = BadInput(Path("a/b.nii.gz"), "the file is empty.", "Copy it again.")
     assert str(error) == f"{Path('a/b.nii.gz')}: the file is empty. Copy it again."
     assert isinstance(error, ScoreFusionError) and isinstance(error, ValueError)
-    assert str(BadInput("x", "is 2D")) == "x: is 2D."
+    assert str(BadInput("x", "is 2D")) == "x: is 2D." and BadInput(file="x", problem="is 2D").file == "x"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 

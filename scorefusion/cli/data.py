@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
-from scorefusion.cli.options import Only, Quiet, numbers, opt
+from scorefusion.cli.options import SHARES, Only, Quiet, numbers, opt
 from scorefusion.pipeline import Options
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def data(
         "root": str(root),
         "contrasts": [name.strip() for name in who.contrasts.split(",") if name.strip()],
         "choose": who.choose or [],
-        "fractions": numbers("--fractions", who.fractions, signed=True),
+        "fractions": numbers("--fractions", who.fractions, signed=True, kind=SHARES),
         "on_misaligned": "resample" if who.resample else "refuse",
         **reading,
     }

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from typer import Argument
 
 from scorefusion.cli.options import (
+    SHARES,
     Device,
     Levels,
     ModelArgument,
@@ -143,7 +144,7 @@ def evaluate(
         count=who.subjects,
         labels=measures.segmenter,
         split=who.split,
-        fractions=numbers("--fractions", who.fractions, signed=True),
+        fractions=numbers("--fractions", who.fractions, signed=True, kind=SHARES),
     )
     folder = check_folder(output, report.FILES, report.NEEDED, "an evaluation")
     store = evaluation.Store(folder / report.CACHE)

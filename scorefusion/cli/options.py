@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scorefusion.pipeline import Pipeline
 
 Triple = tuple[int, int, int]
+SHARES = "three shares such as 0.6,0.1,0.3"
 Parts = tuple[list[inspect.Parameter], Callable[[Mapping[str, Any]], Any]]
 
 _MODEL = "A bundled model's name, or a model folder."
@@ -98,8 +99,11 @@ def cut(box: str, coarsen: int) -> dict[str, Any]:
     return {"coarsen": coarsen, "size": size, "start": start}
 
 
-def numbers(option: str, text: str | None, *, signed: bool = False) -> list[float] | None:
-    """Read numbers with commas between them, positive unless ``signed``; None where nothing was given."""
+def numbers(option: str, text: str | None, *, signed: bool = False, kind: str = "") -> list[float] | None:
+    """Read numbers with commas between them, positive unless ``signed``; None where nothing was given.
+
+    An error says that ``kind`` is needed.
+    """
     if text is None:
         return None
     try:
@@ -107,8 +111,8 @@ def numbers(option: str, text: str | None, *, signed: bool = False) -> list[floa
     except ValueError:
         values = []
     if not values or (min(values) <= 0 and not signed):
-        kind = "numbers" if signed else "positive numbers"
-        raise ScoreFusionError(f"{option} needs {kind} with commas between them; got '{text}'")
+        kind = kind or f"{'numbers' if signed else 'positive numbers'} with commas between them"
+        raise ScoreFusionError(f"{option} needs {kind}; got '{text}'")
     return values
 
 
@@ -142,11 +146,10 @@ class Place:
 
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
     """Return a verb whose groups of options stand one by one in its signature, as Typer reads it."""
-    hints = get_type_hints(function, include_extras=True)
     flat: list[inspect.Parameter] = []
     makers: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
-    for name, own in inspect.signature(function).parameters.items():
-        parameters, makers[name] = _parts(hints[name], own)
+    for name, own in inspect.signature(function, eval_str=True).parameters.items():
+        parameters, makers[name] = _parts(own.annotation, own)
         flat += parameters
 
     @functools.wraps(function)

@@ -233,7 +233,10 @@ _DEFAULT = DatasetConfig(root="")
 
 
 def check_grids(subject: Subject, contrasts: Sequence[str], config: DatasetConfig = _DEFAULT) -> Grid:
-    """Check from the headers that a subject's volumes can be used together; return the first one's grid."""
+    """Check from the headers that a subject's volumes can be used together; return the first one's grid.
+
+    Raises BadInput for a file that cannot be a volume, or that lies on another grid, with both grids.
+    """
     files = [subject.files[contrast] for contrast in contrasts]
     grids = [read_grid(file, assume_affine=config.assume_affine) for file in files]
     if config.on_misaligned == "refuse":

@@ -62,7 +62,10 @@ def ras_grid(name: str, shape: tuple[int, int, int], affine: np.ndarray) -> Grid
 
 
 def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """Return the largest distance in mm between the corners of a grid by two affines ``[4, 4]``."""
+    """Return the largest distance in millimetres between the positions of a grid's corners by two affines.
+
+    These are float64 ``[4, 4]``; ``shape`` counts voxels along each axis, in the affines' order.
+    """
     corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
     corners[:, :3] *= np.array(shape) - 1
     apart = corners @ (affine - other).T
@@ -279,7 +282,10 @@ def ras_order(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def fine_affine(affine: np.ndarray, factor: Factor) -> np.ndarray:
-    """Return the affine ``[4, 4]`` of a grid that is finer by one factor or three along its axes."""
+    """Return the affine ``[4, 4]`` of the finer grid whose blocks are the voxels of ``affine``'s.
+
+    ``affine`` has any axis order; ``factor`` is the edge of the blocks, or their edges along its axes.
+    """
     share = 1.0 / np.array(_three(factor), dtype=np.float64)
     step = np.diag([*share, 1.0])
     step[:3, 3] = (share - 1.0) / 2.0

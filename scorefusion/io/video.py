@@ -92,7 +92,10 @@ def write_clip(path: str | os.PathLike[str], frames: Sequence[np.ndarray] | np.n
 
 
 def clip_image(frames: np.ndarray, *, rate: float = 25.0) -> nibabel.Nifti1Image:
-    """Return frames ``[T, H, W]`` as a NIfTI image: i along a row, j down the rows, k in time, 1 each."""
+    """Return a clip as a NIfTI image: axis i along a row, j down the rows, k from frame to frame, 1 each.
+
+    Frames are ``[T, H, W]``, float32 or uint8; their rate per second is written into the description.
+    """
     image = nibabel.Nifti1Image(np.ascontiguousarray(frames.transpose(2, 1, 0)), np.eye(4))
     image.header["descrip"] = f"clip, {rate:g} frames a second".encode()
     return image

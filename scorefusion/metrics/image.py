@@ -192,7 +192,10 @@ class Spectra:
 
 
 def compare_spectra(volume: np.ndarray, truth: np.ndarray) -> Spectra:
-    """Compare a volume, 2D or 3D, of 8 voxels or more an axis, with the truth of its shape in every band."""
+    """Compare a volume, 2D or 3D, with the truth of the same shape in every band.
+
+    Raises ScoreFusionError for different shapes, or axes shorter than 8.
+    """
     _check_shapes(volume, truth)
     shape = truth.shape
     if min(shape) < _LEAST:

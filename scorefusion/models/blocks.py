@@ -58,7 +58,10 @@ class Normalisation(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, other: Tensor | None = None, **options: Any) -> Tensor:
-        """``silu(norm([x, other] + add) · (1 + scale) + shift)``, channels last; options of norm_act."""
+        """``silu(norm([x, other] + add) · (1 + scale) + shift)``, channels last; see :func:`ops.norm_act`.
+
+        Of its options, ``scale``, ``shift``, ``add``, ``act``, ``pad`` and ``pad_mode`` may be given.
+        """
         return norm_act(x, other, groups=self.groups, weight=self.weight, bias=self.bias, **options)
 
 

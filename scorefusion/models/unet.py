@@ -1,7 +1,7 @@
 """The U-Net that serves as slice network (2D) and as fusion network (3D)."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -99,16 +99,23 @@ class UNet(nn.Module):
         if zero_output:
             _zero(self.output)
 
-    def forward(self, x: Tensor, time: Tensor, **options: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        *,
+        label: Tensor | None = None,
+        inject: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
         """``x [N, inputs, ...]`` and ``time [N]``, as ``config.time.value`` says, to ``[N, outputs, ...]``.
 
         Args:
             x: the input, any floating dtype.
             time: noise level, float32.
             label: ``[N]`` int64 where the network has labels.
-            inject: activations to add into the encoder, by scale: ``[N, injected_channels(s), .../s]``.
+            inject: activations to add in the encoder, by scale: ``[N, config.injected_channels(s), .../s]``.
         """
-        return self.forward_with_features(x, time, (), **options)[0]
+        return self.forward_with_features(x, time, (), label=label, inject=inject)[0]
 
     def forward_with_features(
         self,

@@ -42,6 +42,7 @@ class Option:
 
 
 OWN = "the model's own"
+_TAKERS: dict[type, str] = {}  #: what takes each table, for messages
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 # fmt: off
 
@@ -168,7 +169,8 @@ def filled(table: type, given: Mapping[str, Any]) -> dict[str, Any]:
     options = declared(table)
     for name in given:
         if name not in options:
-            raise TypeError(f"got an unexpected keyword argument '{name}'")
+            taker = _TAKERS.get(table, table.__name__)
+            raise TypeError(f"{taker}() got an unexpected keyword argument '{name}'")
     return {name: given.get(name, option.default) for name, option in options.items()}
 
 
@@ -176,6 +178,7 @@ def documented(table: type) -> Callable[[Function], Function]:
     """Name the options in the signature of a function that takes ``**options``, and in its docstring."""
 
     def decorate(function: Function) -> Function:
+        _TAKERS.setdefault(table, function.__qualname__)
         signature = inspect.signature(function)
         own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         named = [

@@ -12,7 +12,7 @@ from scorefusion.errors import ScoreFusionError, unknown_name
 from scorefusion.models.config import PLANES, ModelConfig
 from scorefusion.models.strategies import STRATEGIES, require_strategy, strategy_named
 from scorefusion.models.table import table_for
-from scorefusion.pipeline.options import Options, declared, filled
+from scorefusion.pipeline.options import Options, declared, documented, filled
 
 SLICED = ("thickness", "gap", "profile", "spacing")  #: options that say how a scan was sliced
 _SOLVER = ("solver", "steps", "eta", "start_abar")
@@ -35,6 +35,7 @@ class Settings:
     table: Table
     strategy: str
 
+    @documented(Options)
     def __init__(self, config: ModelConfig, *, table: Table | None = None, **options: Unpack[Options]):
         values = filled(Options, options)
         solver = {name: values.pop(name) for name in _SOLVER}

@@ -80,6 +80,8 @@ def test_options_reach_the_description(tmp_path: Path) -> None:
     for words in (("--layout", "dicom"), ("--fractions", "1,2"), ("--fractions", "a"), ("--nan", "maybe")):
         status, _, err = run(tmp_path, *words)
         assert status == 2 and err.count("\n") == 1, words
+    err = run(tmp_path, "--fractions", "a,b")[2]
+    assert "--fractions needs three shares such as 0.6,0.1,0.3; got 'a,b'" in err
 
 
 def test_no_table_of_unknown_persons(tmp_path: Path) -> None:

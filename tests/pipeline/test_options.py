@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import pkgutil
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from typer.main import get_command
 
-from scorefusion.cli import app
+from scorefusion import cli
+from scorefusion.cli import app, options
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io import nifti
 from scorefusion.io.header import MAX_VOXELS
@@ -25,7 +29,7 @@ from scorefusion.pipeline import (
     documented,
     filled,
 )
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_config, tiny_image, tiny_model
 
 PACKAGE = Path(__file__).parents[2] / "scorefusion"
 
@@ -57,8 +61,41 @@ def test_settings_hold_every_option() -> None:
     assert settings.changed(batch=2).batch == 2 and settings.batch == 1
     with pytest.raises(ScoreFusionError, match="samples and batch"):
         settings.changed(batch=0)
-    with pytest.raises(TypeError, match="'sample'"):
+    with pytest.raises(
+        TypeError, match=r"^Settings.__init__\(\) got an unexpected keyword argument 'sample'$"
+    ):
         filled(Options, {"sample": 3})
+
+
+def test_an_unknown_option_is_refused_as_python_does() -> None:
+    pipeline = Pipeline(tiny_model(), device="cpu")
+    with pytest.raises(
+        TypeError, match=r"^Pipeline.__call__\(\) got an unexpected keyword argument 'stepz'$"
+    ):
+        pipeline(tiny_image(), stepz=3)  # type: ignore[call-arg]
+    with pytest.raises(
+        TypeError, match=r"^Pipeline.__init__\(\) got an unexpected keyword argument 'devise'$"
+    ):
+        Pipeline(tiny_model(), devise="cpu")  # type: ignore[call-arg]
+
+
+def test_a_parameter_that_may_be_none_keeps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.10's ``get_type_hints`` wraps the annotation of a parameter whose default is None."""
+
+    def of_python_3_10(thing: Any, **how: Any) -> dict[str, Any]:
+        hints = typing.get_type_hints(thing, **how)
+        own = inspect.signature(thing).parameters if inspect.isfunction(thing) else {}
+        return hints | {name: hints[name] | None for name in own if own[name].default is None}
+
+    monkeypatch.setattr(options, "get_type_hints", of_python_3_10)
+    verbs = []
+    for info in pkgutil.iter_modules(cli.__path__):
+        module = importlib.import_module(f"scorefusion.cli.{info.name}")
+        verbs += [getattr(module, info.name)] if hasattr(module, info.name) else []
+    assert len(verbs) > 10
+    for verb in verbs:
+        for own in inspect.signature(options.expanded(verb)).parameters.values():
+            assert typing.get_origin(own.annotation) is Annotated, f"{verb.__name__}: {own}"
 
 
 def test_the_identity_is_what_decides_the_bits() -> None:
