@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import traceback
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,6 +20,7 @@ class Stop(NamedTuple):
 
     file: str
     name: str
+    arrow: str = ""  #: before it: → from what names it, ⇢ from what runs it
 
     @property
     def path(self) -> Path:
@@ -43,10 +45,12 @@ def _defines(item: ast.stmt, name: str) -> bool:
 
 
 def ways() -> dict[str, list[Stop]]:
-    """The page's questions, each with the stops on the way from an entry to the answer."""
+    """The page's questions, each with the stops on the way to the answer."""
     rows = re.findall(r"^\| ([^|]+\?) \| ([^|]+) \|$", PAGE.read_text(encoding="utf-8"), re.M)
-    stops = {question: re.findall(r"`([\w/.]+): ([\w.]+)`", way) for question, way in rows}
-    return {question: [Stop(*stop) for stop in way] for question, way in stops.items()}
+    stops = {question: re.findall(r"(?:([→⇢]) )?`([\w/.]+): ([\w.]+)`", way) for question, way in rows}
+    return {
+        question: [Stop(file, name, arrow) for arrow, file, name in way] for question, way in stops.items()
+    }
 
 
 def files_of(way: list[Stop]) -> list[str]:
@@ -61,19 +65,39 @@ def test_there_are_twelve_questions() -> None:
 @pytest.mark.parametrize("question", ways())
 def test_each_stop_leads_to_the_next(question: str) -> None:
     way = ways()[question]
-    assert way and len(files_of(way)) <= MOST_FILES
+    assert way and len(files_of(way)) <= MOST_FILES and all(stop.arrow for stop in way[1:])
     for stop, following in zip(way, [*way[1:], None], strict=True):
         source = stop.source()
-        if following is not None:
+        if following is not None and following.arrow == "→":
             name = following.name.rpartition(".")[2].removeprefix("__init__")
             name = name if not name.startswith("__") else following.name.partition(".")[0]
             assert re.search(rf"\b{re.escape(name)}\b", source), f"{stop} does not name {following.name}"
 
 
-def test_from_translate_to_the_fused_score_are_at_most_four_files() -> None:
+def test_a_translation_fuses_scores_on_the_way_of_four_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scorefusion.engine import step
+    from scorefusion.ops.fuse_step import fuse_step
+    from scorefusion.pipeline import Pipeline
+    from tests.support.tiny import tiny_image, tiny_model
+
     question, way = next(iter(ways().items()))
-    assert "fused" in question and way[0].name == "Pipeline.__call__"
-    assert len(files_of(way)) <= MOST_FILES and "fuse_step(" in way[-1].source()
+    assert "fused" in question and way[0].name == "Pipeline.__call__" and len(files_of(way)) == MOST_FILES
+    calls: list[tuple[Path, str]] = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        calls[:] = [(Path(frame.filename).resolve(), frame.name) for frame in traceback.extract_stack()]
+        return fuse_step(*arguments, **options)
+
+    monkeypatch.setattr(step, "fuse_step", noted)
+    Pipeline(tiny_model(), device="cpu", dtype="float32")(tiny_image(), steps=1)
+    places = iter(calls)
+    for stop in way:
+        if stop.name != "Engine._captured_step":  # makes what is called next
+            assert (stop.path.resolve(), stop.name.rpartition(".")[2]) in places, stop
+
+
+def test_only_one_arrow_is_followed_by_running() -> None:
+    assert sum(stop.arrow == "⇢" for way in ways().values() for stop in way) == 1
 
 
 def test_a_volume_takes_at_most_fifteen_stops() -> None:
