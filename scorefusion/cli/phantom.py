@@ -21,6 +21,7 @@ class Made:
     spacing: float = opt("Voxel size in mm.", 1.0)
     snr: float = opt("Mean signal of the brain over the noise; 0 for none.", 40.0)
     maps: Path = opt("Folder of the tissue maps.", Path("data"))
+    labels: Path | None = opt("Paint whole heads of the label maps in this folder instead.")
 
 
 def phantom(
@@ -36,19 +37,31 @@ def phantom(
     Labels: 0 background, 1 fluid, 2 grey matter, 3 white matter, 4 other tissues of the head, 5 lesion.
     The maps come from `python tools/fetch_data.py phantom`.
 
+    With --labels heads of any contrast are painted of FreeSurfer-numbered maps: sub-XXX_image.nii.gz and
+    sub-XXX_labels.nii.gz; of the other options --count, --first, --seed and --spacing count.
+
     \b
     Examples:
       scorefusion phantom -n 20 -o data/phantoms/train --contrasts t1 t2 flair --lesions
       scorefusion phantom -n 14 --first 1000 -o data/phantoms/test --contrasts t1 t2 flair --lesions
       scorefusion phantom -o one --contrasts t1ir --spacing 2
+      scorefusion phantom -n 12 -o painted --labels maps/
     """
     from scorefusion.cli.console import progress
-    from scorefusion.data.synth import Settings, read_maps, write_subjects
+    from scorefusion.data.synth import Settings, label_files, read_maps, write_painted, write_subjects
 
+    where: dict[str, Any] = {"count": made.count, "first": made.first, "seed": made.seed}
+    if made.labels is not None:
+        files = label_files(made.labels)
+        with progress("painted heads", quiet=quiet) as report:
+            folders = write_painted(files, out, spacing=made.spacing, progress=report, **where)
+        print(f"{len(folders)} painted heads in {out}, {folders[0].name} to {folders[-1].name}")
+        return
     # The words after `--contrasts t1` that belong to no option are contrasts too.
     names = [name for text in [made.contrasts, *(more or [])] for name in text.split(",") if name]
     settings = Settings(spacing=made.spacing, lesions=made.lesions, snr=made.snr)
-    which: dict[str, Any] = {"count": made.count, "first": made.first, "seed": made.seed, "contrasts": names}
     with progress("synthetic subjects", quiet=quiet) as report:
-        folders = write_subjects(read_maps(made.maps), out, settings=settings, progress=report, **which)
+        folders = write_subjects(
+            read_maps(made.maps), out, contrasts=names, settings=settings, progress=report, **where
+        )
     print(f"{len(folders)} synthetic subjects in {out}, {folders[0].name} to {folders[-1].name}")

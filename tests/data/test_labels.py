@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scorefusion.cli import app
 from scorefusion.data.synth import LabelCrops, Painting, label_files, paint, read_label_map
 from scorefusion.data.synth.labels import brightness, structure, tissue
 from scorefusion.errors import BadInput
@@ -101,3 +102,20 @@ def test_crops_are_of_all_heads_and_any_size(folder: Path) -> None:
         image = crops.draw(size, np.random.default_rng(3))
         assert image.shape == size and np.isfinite(image).all() and -1.01 <= image.min() <= image.max() < 4
     assert image.std() > 0.05
+
+
+def test_a_set_of_painted_heads_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
+    arguments = ["phantom", "-o", str(tmp_path / "set"), "--labels", str(folder), "--spacing", "2", "--quiet"]
+    app([*arguments, "-n", "1"], standalone_mode=False)
+    first = (tmp_path / "set/sub-000/sub-000_image.nii.gz").stat().st_mtime_ns
+    app([*arguments, "-n", "2"], standalone_mode=False)
+    assert (tmp_path / "set/sub-000/sub-000_image.nii.gz").stat().st_mtime_ns == first
+    image, labels = (
+        nib.load(tmp_path / f"set/sub-001/sub-001_{kind}.nii.gz") for kind in ("image", "labels")
+    )
+    assert image.shape == labels.shape and image.header.get_zooms() == (2.0, 2.0, 2.0)
+    numbers = np.unique(np.asarray(labels.dataobj))
+    assert set(numbers) <= {0, 2, 3, 24, 515} and len(numbers) > 2
+    assert np.asarray(image.dataobj).max() > 200
+    with pytest.raises(SystemExit):
+        app([*arguments[:-3], "--spacing", "3", "-n", "1"])

@@ -6,15 +6,23 @@ The idea is SynthSeg's (Billot et al., Medical Image Analysis 86, 2023).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scorefusion.data.dataset import Progress
 from scorefusion.data.synth.anatomy import Field, Grid, rotation
-from scorefusion.data.synth.make import TISSUES, gradient_echo, inversion_recovery, rician, spin_echo
-from scorefusion.errors import BadInput
+from scorefusion.data.synth.make import (
+    TISSUES,
+    gradient_echo,
+    inversion_recovery,
+    rician,
+    spin_echo,
+    write_set,
+)
+from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.formats import LISTED
 from scorefusion.io.nifti import read_scan
 from scorefusion.optional import need
@@ -154,6 +162,59 @@ def paint(
     Returns:
         float32 ``[D, H, W]``, about -1 (nothing) to 1 (the brightest structures).
     """
+    return _painted(labels, size, random, painting, whole)[0]
+
+
+def write_painted(
+    files: Sequence[Path],
+    out: Path,
+    *,
+    count: int,
+    first: int = 0,
+    seed: int = 0,
+    spacing: float = 1.0,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Make a folder of whole heads painted of label maps, or go on with it, as :func:`write_subjects` does.
+
+    Each subject has ``image``, int16 from 0 (nothing) to about 1000, and ``labels``, int16, FreeSurfer's
+    numbers with the right side's as the left's. Each is of a map drawn at random.
+
+    Raises:
+        ScoreFusionError: for a number out of range.
+        BadInput: for a file that is no label map, a folder of another set, or one that cannot be written.
+    """
+    if not 0.4 <= spacing <= 8.0:
+        raise ScoreFusionError(f"spacing must be between 0.4 and 8 mm, not {spacing:g}")
+    how = replace(Painting(), voxel=(spacing, spacing))
+    recipe = {
+        "synthetic": True,
+        "what": "Images painted of deformed label maps; brightness, texture and noise are random.",
+        "seed": seed,
+        "maps": [file.name for file in files],
+        "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(how).items()},
+    }
+
+    def make(own: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        random = np.random.default_rng(own)
+        labels = read_label_map(files[int(random.integers(len(files)))])
+        edges = zip(labels.values.shape, labels.spacing, strict=True)
+        size = [max(1, round(length * edge * (1 + how.zoom) / spacing)) for length, edge in edges]
+        image, places = _painted(labels, size, random, how, True)
+        numbers = np.array(labels.numbers, np.int16)[places]
+        return {"image": 500 * (image + 1), "labels": numbers}, np.diag([spacing] * 3 + [1.0])
+
+    return write_set(out, recipe, make, count=count, first=first, seed=seed, progress=progress)
+
+
+def _painted(
+    labels: LabelMap,
+    size: Sequence[int],
+    random: np.random.Generator,
+    painting: Painting | None,
+    whole: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The image, and the places of its labels in ``numbers``, both ``[D, H, W]``."""
     how = painting or Painting()
     gaussian = need("scipy.ndimage", "images of label maps").gaussian_filter
     voxel = float(random.uniform(*how.voxel))
@@ -191,7 +252,8 @@ def paint(
     sigma = float(random.uniform(0, how.noise)) * (random.random() < 0.8)
     if sigma:
         image = rician(image, sigma, random)
-    return (image * np.float32(2 * random.uniform(0.8, 1.1)) - 1).astype(np.float32)
+    image = (image * np.float32(2 * random.uniform(0.8, 1.1)) - 1).astype(np.float32)
+    return image, numbers[tuple(slice(MARGIN, -MARGIN) for _ in range(3))]
 
 
 def brightness(numbers: Sequence[int], random: np.random.Generator, sequence: float) -> np.ndarray:

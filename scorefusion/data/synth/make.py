@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -275,8 +275,6 @@ def write_subjects(
         ScoreFusionError: for an unknown contrast or a number out of range.
         BadInput: if the folder holds subjects made otherwise, or cannot be written.
     """
-    if count < 1 or first < 0 or seed < 0:
-        raise ScoreFusionError(f"need count >= 1, first >= 0 and seed >= 0; got {count}, {first}, {seed}")
     settings = settings or Settings()
     sequences = sequences_named(tuple(contrasts))
     make_grid(maps, settings.spacing)
@@ -289,15 +287,36 @@ def write_subjects(
         "sequences": {name: asdict(sequence) for name, sequence in sequences.items()},
         "labels": LABELS,
     }
+
+    def make(own: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        subject = make_subject(maps, own, contrasts, settings)
+        return {**subject.volumes, "labels": subject.labels}, subject.affine
+
+    return write_set(out, recipe, make, count=count, first=first, seed=seed, progress=progress)
+
+
+def write_set(
+    out: Path,
+    recipe: dict[str, Any],
+    make: Callable[[int], tuple[dict[str, np.ndarray], np.ndarray]],
+    *,
+    count: int,
+    first: int,
+    seed: int,
+    progress: Progress | None,
+) -> list[Path]:
+    """Write what ``make`` gives of each subject's seed, volumes by kind and their affine; see above."""
+    if count < 1 or first < 0 or seed < 0:
+        raise ScoreFusionError(f"need count >= 1, first >= 0 and seed >= 0; got {count}, {first}, {seed}")
     names = {f"sub-{number:03d}": subject_seed(seed, number) for number in range(first, first + count)}
     _claim(out, recipe, names)
     folders = [out / name for name in names]
     for done, folder in enumerate(folders):
         if not folder.exists():
-            subject = make_subject(maps, names[folder.name], contrasts, settings)
+            volumes, affine = make(names[folder.name])
             with folder_written_beside(folder) as beside:
-                for kind, volume in {**subject.volumes, "labels": subject.labels}.items():
-                    _write_volume(beside / f"{folder.name}_{kind}.nii.gz", volume, subject.affine)
+                for kind, volume in volumes.items():
+                    _write_volume(beside / f"{folder.name}_{kind}.nii.gz", volume, affine)
         if progress:
             progress(done + 1, count)
     return folders
@@ -331,8 +350,8 @@ def _claim(out: Path, recipe: dict[str, Any], names: dict[str, int]) -> None:
 
 
 def _write_volume(file: Path, volume: np.ndarray, affine: np.ndarray) -> None:
-    """Images as int16, labels as uint8."""
-    if volume.dtype != np.uint8:
+    """Images as int16, labels as uint8 or int16."""
+    if volume.dtype.kind == "f":
         volume = np.rint(volume).clip(0, 32767).astype(np.int16)
     image = nib.Nifti1Image(volume.transpose(2, 1, 0), affine)
     image.header.set_xyzt_units("mm")
