@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 from nibabel.affines import apply_affine
+from pydicom.dataset import Dataset
 
-from scorefusion import Pipeline
+from scorefusion import Pipeline, read_dicom_series, save_dicom_series
 from scorefusion.cli import app
 from scorefusion.degradations import SliceStack
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.pipeline import Translation
+from tests.support.dicom_series import ORIENTATIONS, texture, write_series
 from tests.support.thick import thick_scan, tiny_iso
 from tests.support.tiny import tiny_model
 
@@ -199,3 +203,38 @@ def test_options_of_slices_are_for_models_of_slices(pipeline: Pipeline) -> None:
 def test_loading_gives_the_measurement_back(folder: Path) -> None:
     model = ScoreFusion.from_pretrained(folder)
     assert model.config.degradation == tiny_iso().degradation
+
+
+@pytest.mark.parametrize("orientation", ["axial", "sagittal", "oblique"])
+def test_a_series_of_thick_slices_becomes_a_derived_series(
+    pipeline: Pipeline, tmp_path: Path, orientation: str
+) -> None:
+    def thinner(image: Dataset, k: int) -> None:
+        image.SliceThickness = 4.0
+
+    given = {"orientation": ORIENTATIONS[orientation], "spacing": (5.0, 0.9, 0.95), "change": thinner}
+    write_series(tmp_path / "thick", texture((4, 14, 16)), **given)  # type: ignore[arg-type]
+    result = pipeline(tmp_path / "thick", output_dtype="input")
+    assert result.slices is not None and result.slices.thickness_from == "SliceThickness"
+    assert result.slices.measurement.width == pytest.approx(0.8) and result.slices.measurement.step == 5
+    save_dicom_series(result, tmp_path / "iso")
+    files = sorted((tmp_path / "iso").iterdir())
+    again = read_dicom_series(tmp_path / "iso")
+    assert len(files) == 20 and again.shape == result.volume.shape
+    np.testing.assert_allclose(again.affine, result.affine, atol=1e-4)
+    if shutil.which("dciodvfy"):
+        for file in files:
+            run = subprocess.run(["dciodvfy", str(file)], capture_output=True, check=False)
+            said = (run.stdout + run.stderr).decode(errors="replace").splitlines()
+            assert not [line for line in said if line.startswith("Error")], file
+
+
+def test_a_series_of_different_thicknesses_is_named(pipeline: Pipeline, tmp_path: Path) -> None:
+    def change(image: Dataset, k: int) -> None:
+        image.SliceThickness = 4.0 if k % 2 else 2.0
+
+    write_series(tmp_path / "mixed", texture((4, 14, 16)), spacing=(5.0, 0.9, 0.9), change=change)
+    with pytest.raises(BadInput, match=r"different thickness \(2, 4 mm\)"):
+        pipeline(tmp_path / "mixed")
+    result = pipeline(tmp_path / "mixed", thickness=4.0)
+    assert result.slices is not None and result.slices.measurement.width == pytest.approx(0.8)
