@@ -22,6 +22,7 @@ from benchmarks.thick_slices.rulers import (
     paint,
     unmatched,
 )
+from scorefusion.io import panels, save_figure
 from scorefusion.pipeline import Pipeline
 
 program = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -104,6 +105,42 @@ def lesions(
             found["invented"] = unmatched(dots(without, plain.inside, least), known, 3.0)
             found["dots"] = len(dots(plain.truth, plain.inside, least))
             _add(out, "lesions", head, case, name, found)
+
+
+@program.command("figure")
+def figure(
+    head: Annotated[Path, typer.Argument(help="An isotropic volume.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture.")],
+    model: Model = "brain-iso",
+    strategy: str = "fuse+features",
+    thickness: Annotated[float, typer.Option(help="Step and thickness of the slices in mm.")] = 5.0,
+) -> None:
+    """Draw a sagittal slice and a part of it: slices, cubic, the model, truth."""
+    known = read_head(head)
+    case = Case(round(thickness / known.voxel), 1.0, 0)
+    given = sliced(known, case)
+    restored, _ = _restored(Pipeline(model), given, case, known, strategy)
+    shown = {
+        f"slices of {case.step * known.voxel:.1f} mm": np.repeat(given.slices, case.step, axis=0),
+        "cubic spline": interpolations(given)["cubic"],
+        model: restored,
+        "truth": given.truth,
+    }
+    middle = [int(np.mean(np.flatnonzero(given.inside.any(axis=axes)))) for axes in ((1, 2), (0, 1))]
+    edge = len(given.truth) // 5
+    titles = [
+        name if name == "truth" else f"{name}, {figures(volume, given, known.peak)['psnr']:.2f} dB"
+        for name, volume in shown.items()
+    ]
+    picture, axes = panels((11, 6.2), {"head": len(given.truth), "part": len(given.truth)}, titles)
+    at = middle[1] - len(given.truth) // 24
+    rows, columns = slice(middle[0], middle[0] + 2 * edge), slice(given.truth.shape[1] // 2 - edge, None)
+    for column, volume in zip(axes.T, shown.values(), strict=True):
+        plane = volume[:, :, at]
+        part = plane[rows, columns][:, : 2 * edge]
+        for axis, image in zip(column, (plane, part), strict=True):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=known.peak, origin="lower", interpolation="nearest")
+    save_figure(picture, out)
 
 
 @program.command("table")

@@ -21,6 +21,7 @@ from scorefusion.io.dicom import find as dicom
 from scorefusion.io.dicom.file import is_dicom
 from scorefusion.io.formats import WRITABLE
 from scorefusion.io.placeholders import check_fetched
+from scorefusion.models.domain import ANY_MR, stands_for
 from scorefusion.pipeline import side_path
 
 Skip = Callable[[Path], bool]
@@ -203,14 +204,16 @@ def _scans(root: Path, files: Sequence[Path], query: Query, layout: str) -> Sour
         each = (Item(shown(f, root), (f,), place / (data.stem(f) + query.ending)) for f, place in places)
         return Source("folder", tuple(each))
     volumes = data.LAYOUTS["bids"](root, files, query.conditions).volumes
-    chosen = dict.fromkeys(volume.path for volume in volumes if volume.contrast == query.conditions[0])
+    fits = (volume for volume in volumes if stands_for(query.conditions[0], volume.contrast))
+    chosen = dict.fromkeys(volume.path for volume in fits)
     each = (Item(shown(f, root), (f,), _derivative(root, f, data.stem(f), query)) for f in chosen)
     return Source("bids", tuple(each), tuple(file for file in files if file not in chosen))
 
 
 def _derivative(root: Path, file: Path, name: str, query: Query) -> Path:
     """Return ``OUT/sub-01/anat/sub-01_acq-x_desc-scorefusion_T1w.nii.gz`` for ``sub-01_acq-x_T1w``."""
-    suffix = _SUFFIXES.get(query.target, query.target)
+    own = name.split("_")[-1]  # of a model that takes any contrast, and keeps it
+    suffix = own if query.target == ANY_MR else _SUFFIXES.get(query.target, query.target)
     start = "_".join(part for part in name.split("_")[:-1] if not part.startswith("desc-"))
     folder = query.out / file.parent.relative_to(root)
     return folder / f"{start}_desc-scorefusion_{suffix}{query.ending}"

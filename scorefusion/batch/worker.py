@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 class Work:
     """A model, the choices of a call, where it runs, and what is written. Pickles."""
 
-    model: str = "t1-sr4"  #: a bundled model's name, or a model folder
+    model: str = "auto"  #: a bundled model's name, or a model folder
     #: of :meth:`scorefusion.Pipeline.settings`; the model's own are filled in
     choices: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"  #: see :class:`scorefusion.Pipeline`, as all up to ``max_memory``

@@ -132,7 +132,7 @@ def _program(
 
     \b
     Examples:
-      scorefusion translate t1.nii.gz -o t1_fine.nii.gz
+      scorefusion translate flair_5mm.nii.gz -o flair_iso.nii.gz
       scorefusion doctor
       scorefusion translate --help
     """

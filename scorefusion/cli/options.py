@@ -28,7 +28,7 @@ Triple = tuple[int, int, int]
 SHARES = "three shares such as 0.6,0.1,0.3"
 Parts = tuple[list[inspect.Parameter], Callable[[Mapping[str, Any]], Any]]
 
-_MODEL = "A bundled model's name, or a model folder."
+_MODEL = "A bundled model's name (`scorefusion models` lists them), or a model folder."
 Model = Annotated[str, typer.Option(help=_MODEL)]
 ModelArgument = Annotated[str, typer.Argument(help=_MODEL, show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]

@@ -60,31 +60,31 @@ def translate(
     machine: Machine,
     many: Many,
     beside: Beside,
-    model: Model = "t1-sr4",
+    model: Model = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Translate a volume, such as a T1 image to four times the resolution along each axis; or many.
+    """Translate a volume, such as a thick-sliced scan of any contrast to isotropic voxels; or many.
 
     Where IN is a folder or a table, or OUT is a folder, each scan gives a file in OUT. What goes wrong with
     one does not stop the others, and the same command again does what is missing. Where OUT is a file, a
     folder of one DICOM series is one volume.
 
-    The result lies in the input's own orientation and units. For super-resolution its 4 × 4 × 4 block means
-    are the input's voxels. Nothing is written unless all went well.
+    The result lies in the input's own orientation and units, and measures as the input does: sliced again as
+    thickly, it is the input. Nothing is written unless all went well. `scorefusion models` lists the models.
 
     \b
     Examples:
-      scorefusion translate t1.nii.gz -o t1_fine.nii.gz
-      scorefusion translate t1.nii.gz -o mean.nii.gz --samples 4 --spread sd.nii.gz
-      scorefusion translate t1.nii.gz -o fast.nii.gz --strategy average --steps 1
-      scorefusion translate t1.nii.gz -o out.nii.gz --solver dpmpp_2m --steps 12 --figure out.png
+      scorefusion translate flair_5mm.nii.gz -o flair_iso.nii.gz
+      scorefusion translate t2.nii.gz -o t2_iso.nii.gz --thickness 4 --gap 1
+      scorefusion translate t2.nii.gz -o mean.nii.gz --steps 4 --samples 8 --spread sd.nii.gz
+      scorefusion translate t1.nii.gz -o t1_fine.nii.gz --model t1-sr4 --figure out.png
       scorefusion translate t1.nii.gz t2.nii.gz -o flair.nii.gz --model my_model
-      scorefusion translate t1.nii.gz -o t1_fine.nii.gz --max-memory 4GB
-      scorefusion translate scans -o fine/
+      scorefusion translate t1.nii.gz -o t1_iso.nii.gz --max-memory 4GB
+      scorefusion translate scans -o iso/
       scorefusion translate pairs.csv -o flair/ --model my_model --shard 3/8
-      scorefusion translate scans -o fine/ --ray --workers 4
-      scorefusion translate study -o fine/ --dicom --deidentify
-      scorefusion translate study -o fine.nii.gz --series t1_mprage
+      scorefusion translate scans -o iso/ --ray --workers 4
+      scorefusion translate study -o iso/ --dicom --deidentify
+      scorefusion translate study -o iso.nii.gz --series t1_mprage
     """
     from scorefusion.batch import is_batch
     from scorefusion.errors import BadInput, ScoreFusionError
@@ -153,7 +153,8 @@ def translate(
         print(f"{file}: {size} voxels, {result.strategy}, {effort}, seed {result.seed}")
         print(f"  {result.timings['total']:.1f} s on {pipeline.device} in {result.dtype}")
         if result.slices is not None:
-            print(f"  model {result.model}: {result.slices}")
+            chosen = f"{result.model}, chosen because the scan is thick-sliced" if model == "auto" else model
+            print(f"  model {chosen}: {result.slices}")
             for text in result.slices.assumed:
                 print(f"  assumed: {text}")
         if result.consistency_residual is not None:

@@ -51,7 +51,7 @@ class ScoreFusiond(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        model: str | os.PathLike[str] = "t1-sr4",
+        model: str | os.PathLike[str] = "auto",
         output_key: str = "pred",
         *,
         allow_missing_keys: bool = False,

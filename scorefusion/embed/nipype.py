@@ -55,7 +55,7 @@ class TranslateInputs(base.CommandLineInputSpec):
         desc="where to write; beside the node's other files when not set",
     )
     model = traits.Str(
-        "t1-sr4", argstr="--model %s", usedefault=True, desc="a bundled model, or a folder's absolute path"
+        "auto", argstr="--model %s", usedefault=True, desc="a bundled model, or a folder's absolute path"
     )
     seed = traits.Int(0, argstr="--seed %d", usedefault=True, desc="seed of the noise")
     mask = _InputFile(exists=True, argstr="--mask %s", desc="not 0 where voxels are missing")

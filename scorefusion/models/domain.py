@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from scorefusion.models.config import DomainConfig, ModelConfig
 
+ANY_MR = "mri"  #: the condition of a model that takes any contrast of MR
 LABELS = "labels"  #: the contrast that is a label map: resampled to the nearest voxel, and may be empty.
 _SPELLINGS = {
     "t1": ("t1w", "t1n", "t1pre", "axt1", "axt1pre"),
@@ -17,6 +18,7 @@ _SPELLINGS = {
     LABELS: ("label", "seg", "dseg", "segmentation"),
 }
 _CANONICAL = {other: name for name, others in _SPELLINGS.items() for other in (name, *others)}
+_OF_MR = ("t1", "t1c", "t2", "flair", "pd", "t2star")
 _NAMES = {
     "t1": "T1", "t1c": "T1 with contrast agent", "t2": "T2", "flair": "FLAIR", "pd": "proton density",
     "ct": "CT", "pet": "PET", "mra": "MR angiography", "bold": "BOLD", "dwi": "diffusion", "swi": "SWI",
@@ -35,6 +37,11 @@ def canonical(name: str) -> str:
     """One spelling of a contrast: ``T1w`` is ``t1``, ``seg`` is ``labels``; an unknown name in lower case."""
     lower = name.lower()
     return _CANONICAL.get(lower, lower)
+
+
+def stands_for(condition: str, contrast: str) -> bool:
+    """Whether an image of a contrast may be given for a condition: ``mri`` is any contrast of MR."""
+    return condition == contrast or (condition == ANY_MR and contrast in _OF_MR)
 
 
 def in_order(names: Iterable[str]) -> list[str]:

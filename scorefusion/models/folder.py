@@ -22,6 +22,7 @@ from scorefusion.models.features import FeatureLayer
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 Model = TypeVar("Model", bound=nn.Module)
 ASSETS = Path(__file__).parent.parent / "assets"
+AUTO, FOR_THICK_SLICES = "auto", "brain-iso"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 USE_SAFETENSORS = (
     "Pickled checkpoints can run code and are not loaded: use `scorefusion import-official` for one of the "
@@ -163,7 +164,8 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def find_folder(model: str | os.PathLike[str]) -> Path:
-    """The folder of a model, or of a bundled model by name."""
+    """The folder of a model, or of a bundled model by name; ``auto`` is that of thick slices."""
+    model = FOR_THICK_SLICES if model == AUTO else model
     folder = Path(model)
     if folder.suffix in PICKLED and not folder.is_dir():
         raise BadInput(folder, "is a pickled checkpoint where a model folder is expected", USE_SAFETENSORS)

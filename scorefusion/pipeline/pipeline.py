@@ -119,13 +119,13 @@ class Pipeline:
     @documented(Machine)
     @isolated()
     def __init__(
-        self, model: str | os.PathLike[str] | ScoreFusion = "t1-sr4", **machine: Unpack[Machine]
+        self, model: str | os.PathLike[str] | ScoreFusion = "auto", **machine: Unpack[Machine]
     ) -> None:
         """Load a model.
 
         Args:
-            model: a bundled model's name, a model folder, or a model. A model that must be moved, cast or put
-                in evaluation mode is copied first.
+            model: a bundled model's name, a model folder, or a model, which is copied first where it must be
+                moved, cast or put in evaluation mode. ``auto`` is the one for thick-sliced scans.
             {options}
 
         Raises:

@@ -238,3 +238,36 @@ def test_a_series_of_different_thicknesses_is_named(pipeline: Pipeline, tmp_path
         pipeline(tmp_path / "mixed")
     result = pipeline(tmp_path / "mixed", thickness=4.0)
     assert result.slices is not None and result.slices.measurement.width == pytest.approx(0.8)
+
+
+def test_auto_is_the_bundled_model_of_thick_slices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nib.save(thick_scan((24, 20, 4)), tmp_path / "flair.nii.gz")
+    out = tmp_path / "iso.nii.gz"
+    app(["translate", str(tmp_path / "flair.nii.gz"), "-o", str(out), "--quiet"], standalone_mode=False)
+    result = Pipeline(dtype="float32")(tmp_path / "flair.nii.gz")
+    assert result.model == "brain-iso" and nib.load(out).shape == result.volume.shape == (24, 20, 20)
+    app(["translate", str(tmp_path / "flair.nii.gz"), "-o", str(out)], standalone_mode=False)
+    assert "model brain-iso, chosen because the scan is thick-sliced: slices of" in capsys.readouterr().out
+    nib.save(thick_scan((12, 12, 12), (1.0, 1.0, 1.0)), tmp_path / "iso_t1.nii.gz")
+    with pytest.raises(SystemExit) as end:
+        app(["translate", str(tmp_path / "iso_t1.nii.gz"), "-o", str(tmp_path / "no.nii.gz")])
+    assert end.value.code == 2 and not (tmp_path / "no.nii.gz").exists()
+    said = capsys.readouterr().err
+    assert "is not thick-sliced" in said and "`scorefusion models`" in said
+
+
+def test_every_contrast_of_a_bids_folder(folder: Path, tmp_path: Path) -> None:
+    anat = tmp_path / "bids/sub-1/anat"
+    anat.mkdir(parents=True)
+    for suffix in ("T1w", "T2w", "FLAIR"):
+        nib.save(thick_scan((12, 12, 3)), anat / f"sub-1_{suffix}.nii.gz")
+    (anat / "sub-1_FLAIR.json").write_text(json.dumps({"SliceThickness": 4.0}))
+    arguments = ["translate", str(tmp_path / "bids"), "-o", str(tmp_path / "out"), "--model", str(folder)]
+    app([*arguments, "--quiet"], standalone_mode=False)
+    made = tmp_path / "out/sub-1/anat"
+    for suffix in ("T1w", "T2w", "FLAIR"):
+        assert nib.load(made / f"sub-1_desc-scorefusion_{suffix}.nii.gz").shape == (12, 12, 15)
+    (said,) = json.loads((made / "sub-1_desc-scorefusion_FLAIR.json").read_text())["GeneratedBy"]
+    assert said["InputSliceThickness"] == 4.0
