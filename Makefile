@@ -9,6 +9,7 @@
 #   make bench     the benchmarks, timed: at most ten minutes
 #   make clean     remove what was built; data/ and runs/ stay
 #
+# LABELS=FOLDER of label maps (docs/phantom.md) is what `make weights` needs for brain-iso.
 # PYTHON=python3.12 chooses the interpreter, Python 3.10 or newer; WORKERS=4 runs the tests in four processes.
 
 PYTHON ?= python3
@@ -40,6 +41,9 @@ weights: .venv/.run
 	$(BIN)/scorefusion video data/bikes.mp4 --convert --frames :187 --pool 2 -o data/bikes.nii.gz
 	$(BIN)/scorefusion video data/bigbuckbunny.mp4 --convert --pool 4 -o data/bigbuckbunny.nii.gz
 	$(BIN)/scorefusion train configs/video-sr.json -o runs/video-sr
+ifdef LABELS
+	$(BIN)/scorefusion train configs/brain-iso.json --labels $(LABELS) -o runs/brain-iso
+endif
 
 data: .venv/.made
 	$(BIN)/python tools/fetch_data.py all

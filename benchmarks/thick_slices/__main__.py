@@ -115,7 +115,7 @@ def figure(
     strategy: str = "fuse+features",
     thickness: Annotated[float, typer.Option(help="Step and thickness of the slices in mm.")] = 5.0,
 ) -> None:
-    """Draw a sagittal slice and a part of it: slices, cubic, the model, truth."""
+    """Draw a coronal slice and a part of it: slices, cubic, the model, truth."""
     known = read_head(head)
     case = Case(round(thickness / known.voxel), 1.0, 0)
     given = sliced(known, case)
@@ -126,19 +126,17 @@ def figure(
         model: restored,
         "truth": given.truth,
     }
-    middle = [int(np.mean(np.flatnonzero(given.inside.any(axis=axes)))) for axes in ((1, 2), (0, 1))]
+    middle = [int(np.mean(np.flatnonzero(given.inside.any(axis=axes)))) for axes in ((1, 2), (0, 2), (0, 1))]
     edge = len(given.truth) // 5
     titles = [
         name if name == "truth" else f"{name}, {figures(volume, given, known.peak)['psnr']:.2f} dB"
         for name, volume in shown.items()
     ]
     picture, axes = panels((11, 6.2), {"head": len(given.truth), "part": len(given.truth)}, titles)
-    at = middle[1] - len(given.truth) // 24
-    rows, columns = slice(middle[0], middle[0] + 2 * edge), slice(given.truth.shape[1] // 2 - edge, None)
+    part_of = slice(middle[0], middle[0] + 2 * edge), slice(middle[2], middle[2] + 2 * edge)
     for column, volume in zip(axes.T, shown.values(), strict=True):
-        plane = volume[:, :, at]
-        part = plane[rows, columns][:, : 2 * edge]
-        for axis, image in zip(column, (plane, part), strict=True):
+        plane = volume[:, middle[1]]
+        for axis, image in zip(column, (plane, plane[part_of]), strict=True):
             axis.imshow(image, cmap="gray", vmin=0, vmax=known.peak, origin="lower", interpolation="nearest")
     save_figure(picture, out)
 

@@ -239,6 +239,11 @@ def training_card(config: TrainConfig, folder: Path, model: ModelConfig) -> str:
     volumes = [(_named(volume), volume) for volume in config.volumes]
     volumes += [(f"`{Path(part.data.root).name}`, {part.data.split}", part) for part in config.datasets]
     seen = "\n".join(f"| {name} | {part.variants} | {part.share:g} |" for name, part in volumes)
+    if config.labels is not None:
+        painted = f"images painted of the label maps in `{Path(config.labels.folder).name}`"
+        if config.labels.hold_out:
+            painted += f", but for the last {config.labels.hold_out}"
+        seen = f"| {painted} | | {config.labels.share:g} |\n{seen}".rstrip()
     stages = []
     for number, stage in enumerate(config.stages):
         losses = [row["loss"] for row in rows if row["number"] == number]

@@ -171,6 +171,9 @@ def domain_of(config: TrainConfig, model: ModelConfig) -> dict[str, DomainConfig
         voxels += [voxel, *(voxel * factor for factor in (variants if source.variants else ()))]
     domain = {}
     for place, name in enumerate(model.conditions):
+        if place == 0 and model.degradation.of_each_scan:  # made for any voxel size
+            domain[name] = config.domain.get(name, DomainConfig())
+            continue
         sizes = np.array(voxels) * (model.degradation.factors if place == 0 else (1, 1, 1))
         ranges = [[float(f"{size:.4g}") for size in (axis.min(), axis.max())] for axis in sizes.T]
         ratio = float((sizes.max(axis=1) / sizes.min(axis=1)).max())

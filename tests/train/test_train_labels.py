@@ -17,7 +17,8 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train.config import AugmentConfig, LabelConfig, StageConfig, TrainConfig
 from scorefusion.train.examples import CropSampler, Draws, draw_box, draw_levels, measured_anew
 from scorefusion.train.loop import train
-from scorefusion.train.sources import sampler_of, with_labels
+from scorefusion.train.report import training_card
+from scorefusion.train.sources import domain_of, sampler_of, with_labels
 from tests.data.test_labels import head
 from tests.support.thick import tiny_iso
 
@@ -132,3 +133,11 @@ def test_levels_at_the_start() -> None:
     level = draw_levels(4000, stage, np.random.default_rng(0), 20.0)
     share = ((level.sigma - 20.0).abs() < 1e-3).double().mean()
     assert 0.45 < share < 0.55
+
+
+def test_a_card_names_the_label_maps_and_any_voxel_size_fits(maps: Path, tmp_path: Path) -> None:
+    config = with_labels(config_of(domain={"mri": {"background": "zero"}}), maps)
+    domain = domain_of(config, tiny_iso())
+    assert domain["mri"].spacing is None and domain["mri"].background == "zero"
+    card = training_card(config, tmp_path, tiny_iso())
+    assert "| images painted of the label maps in `maps`, but for the last 1 | | 1 |" in card
