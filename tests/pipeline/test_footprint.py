@@ -515,7 +515,14 @@ def test_a_head_of_256_voxels_on_a_machine_of_24_gb(tmp_path: Path, monkeypatch:
         file.write(nib.Nifti1Image(head, np.eye(4)).to_bytes())
     has(monkeypatch, 22 * 10**9)
     monkeypatch.setattr("scorefusion.data.prepare_conditions", lambda *_: pytest.fail("work has begun"))
-    arguments = ["translate", str(tmp_path / "t1.nii.gz"), "-o", str(tmp_path / "out.nii.gz")]
+    arguments = [
+        "translate",
+        str(tmp_path / "t1.nii.gz"),
+        "-o",
+        str(tmp_path / "out.nii.gz"),
+        "--model",
+        "t1-sr4",
+    ]
     said = one_line(CliRunner().invoke(app, [*arguments, "--device", "cpu", "--dtype", "float32"]))
     for words in (
         "t1.nii.gz: needs ",
