@@ -1,7 +1,7 @@
 # Everything from a clean clone: each target makes its virtual environment, .venv, and needs no compiler.
 #
 #   make demo      a held-out head, restored by every strategy: demo_out/report.png and a table
-#   make test      the tests, and each benchmark once: at most eight minutes on two cores
+#   make test      the tests, and each benchmark once: seven to twelve minutes on two cores
 #   make test-slow the tests that take longest: every kernel on every architecture, kills at random moments, ...
 #   make weights   fetch and make the training data, train the bundled models; stop it and run it again to go on
 #   make data      fetch every volume: held-out and training

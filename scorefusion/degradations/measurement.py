@@ -212,7 +212,7 @@ class Measurement(BaseModel):
         return self
 
     def describe(self, depth: int, first: int, device: torch.device | str) -> Tensor:
-        """Return what the networks are told of it, float32 ``[channels, depth]``, one number for each z.
+        """Return what describes it to the networks, float32 ``[channels, depth]``, one number for each z.
 
         ``first`` is the number of the first of ``depth`` voxels in the whole volume.
         """

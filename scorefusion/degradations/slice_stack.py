@@ -98,7 +98,8 @@ class SliceProfiles(LinearOperator):
         if not self.reach:
             return y / float(self.rows.square().sum())
         found = torch.zeros_like(y)
-        for offset, entries in _inverse_diagonals(self.step, self.rows, count):
+        weights = tuple(self.rows.flatten().tolist())
+        for offset, entries in _inverse_diagonals(self.step, weights, count):
             to, of = max(0, -offset), max(0, offset)
             n = count - abs(offset)
             found[:, :, to : to + n] += y[:, :, of : of + n] * entries.to(y).reshape(-1, 1, 1)
@@ -112,14 +113,9 @@ class SliceProfiles(LinearOperator):
         return self.rows[n].to(like).reshape(-1, 1, 1)
 
 
-def _inverse_diagonals(step: int, rows: Tensor, count: int) -> list[tuple[int, Tensor]]:
-    """Offset and entries of each diagonal of the inverse of ``A A*`` for so many slices, float64."""
-    key = tuple(rows.flatten().tolist())
-    return _diagonals(step, key, count)
-
-
 @functools.lru_cache(maxsize=32)
-def _diagonals(step: int, weights: tuple[float, ...], count: int) -> list[tuple[int, Tensor]]:
+def _inverse_diagonals(step: int, weights: tuple[float, ...], count: int) -> list[tuple[int, Tensor]]:
+    """Offset and entries of each diagonal of the inverse of ``A A*`` for ``count`` slices, float64."""
     profile = np.array(weights)
     reach = len(weights) // step // 2
     places = np.arange(count)[:, None] * step + np.arange(len(weights)) - reach * step
@@ -135,7 +131,7 @@ class SliceStack(Measurement):
     """Slices along z, thicker than a voxel, of each scan's own distance and thickness.
 
     A model's own value is a typical scan; :meth:`drawn` draws another for each training example, and a
-    pipeline makes one of each scan's header. The networks are told: channels of :meth:`describe`.
+    pipeline makes one of each scan's header. The networks receive the channels of :meth:`describe`.
     """
 
     coarse: ClassVar[bool] = True
@@ -194,7 +190,7 @@ class SliceStack(Measurement):
         return self.model_copy(update=found)
 
     def describe(self, depth: int, first: int, device: torch.device | str) -> Tensor:
-        """Return for each voxel along z its place within its slice's step, and twice what is the same.
+        """Return for each voxel along z its place within its slice's step, then two constant channels.
 
         Float32 ``[3, depth]``: the place, -1 to 1 from border to border; log2(step) / 2 - 1; four times the
         profile's standard deviation in steps, minus 1.2. ``first`` is the first voxel's number in the volume.

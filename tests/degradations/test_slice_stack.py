@@ -94,7 +94,7 @@ def test_drawn_measurements_cover_their_ranges_and_are_told() -> None:
     torch.testing.assert_close(told[0], torch.tensor([0.25, 0.75, -0.75, -0.25, 0.25, 0.75]))
     torch.testing.assert_close(told[1:, 0], torch.tensor([0.0, 4 / math.sqrt(12) - 1.2]))
     apart = {tuple(each.describe(1, 0, "cpu")[:, 0].tolist()) for each in drawn}
-    assert len(apart) > 250, "the networks are told of every drawn measurement apart"
+    assert len(apart) > 250, "the channels distinguish drawn measurements"
 
 
 def test_a_gain_scales_each_slice() -> None:
