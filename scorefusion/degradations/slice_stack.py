@@ -33,7 +33,9 @@ def step_profile(step: int, width: float, profile: str) -> Tensor:
     from its middle.
     """
     reach = 1 if profile == "gaussian" or width > 1 else 0
-    borders = torch.arange((2 * reach + 1) * step + 1, dtype=torch.float64) - (reach + 0.5) * step
+    # On the CPU also where the meta device is the default, as it is while memory is forecast.
+    borders = torch.arange((2 * reach + 1) * step + 1, dtype=torch.float64, device="cpu")
+    borders = borders - (reach + 0.5) * step
     if profile == "box":
         below = borders.clamp(-width * step / 2, width * step / 2)
     else:

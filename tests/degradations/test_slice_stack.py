@@ -68,6 +68,23 @@ def test_a_projected_volume_measures_as_was_measured(measurement: SliceStack) ->
     assert (operator.A(base) - y).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("profile", ["box", "gaussian"])
+@pytest.mark.parametrize("width", [0.71, 1.13])
+def test_an_operator_traced_on_the_meta_device_measures_as_any_other(profile: str, width: float) -> None:
+    """Profiles and inverses are cached: those of a forecast of memory must hold numbers."""
+    measurement = SliceStack.model_validate(
+        {"kind": "slice-stack", "step": 4, "width": width, "profile": profile}
+    )
+    with torch.device("meta"):
+        traced = measurement.operator((12, 2, 2), device="meta")
+        assert traced is not None
+        assert traced.A_dagger(traced.A(torch.empty(1, 1, 12, 2, 2))).shape == (1, 1, 12, 2, 2)
+    operator = measurement.operator((12, 2, 2))
+    assert operator is not None
+    y = torch.rand(1, 1, 3, 2, 2)
+    torch.testing.assert_close(operator.A(operator.A_dagger(y)), y)
+
+
 def test_flat_volumes_stay_flat_and_wrong_lengths_are_named() -> None:
     for measurement in KINDS:
         operator = measurement.operator((2 * measurement.step, 3, 3))

@@ -21,6 +21,7 @@ from scorefusion.degradations import SliceStack
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.pipeline import Translation
+from scorefusion.pipeline.footprint import Room
 from tests.support.dicom_series import ORIENTATIONS, texture, write_series
 from tests.support.thick import thick_scan, tiny_iso
 from tests.support.tiny import tiny_model
@@ -69,6 +70,16 @@ def test_the_result_measures_as_the_scan(pipeline: Pipeline, thick: int, options
     np.testing.assert_allclose(apply_affine(result.affine, fine), apply_affine(scan.affine, place), atol=1e-5)
     np.testing.assert_allclose(result.image().affine, result.affine, atol=1e-5)
     assert np.isfinite(result.volume).all() and not np.allclose(np.diff(result.volume, axis=thick), 0)
+
+
+@pytest.mark.parametrize("options", [{"thickness": 3.1}, {"profile": "gaussian", "thickness": 4.1}])
+def test_memory_is_forecast_of_slices_that_overlap(
+    pipeline: Pipeline, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory may be short, the preparation is traced with the scan's own measurement."""
+    monkeypatch.setattr(Room, "roomy", lambda *_: False)
+    scan = thick_scan()
+    assert np.abs(again(pipeline(scan, **options), 2) - scan.get_fdata()).max() < 1e-2
 
 
 def test_turned_scans_give_the_same_volume(pipeline: Pipeline) -> None:
