@@ -16,6 +16,7 @@ from benchmarks.thick_slices.heads import AXES, Case, Head, Sliced, interpolatio
 from benchmarks.thick_slices.rulers import (
     FOUND,
     Lesion,
+    calibration,
     contrast_and_volume,
     dots,
     figures,
@@ -23,7 +24,7 @@ from benchmarks.thick_slices.rulers import (
     unmatched,
 )
 from scorefusion.io import panels, save_figure
-from scorefusion.pipeline import Pipeline
+from scorefusion.pipeline import Pipeline, Translation
 
 program = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Heads = Annotated[list[Path], typer.Argument(help="Isotropic volumes, one for each person.")]
@@ -107,6 +108,43 @@ def lesions(
             _add(out, "lesions", head, case, name, found)
 
 
+@program.command("spread")
+def spread(
+    heads: Heads,
+    out: Out,
+    model: Model = "brain-iso",
+    strategy: str = "fuse+features",
+    samples: int = 8,
+    steps: Annotated[str, typer.Option(help="Steps in voxels, with commas.")] = "4",
+    axes: Annotated[str, typer.Option(help="Axes that slices are stacked along.")] = AXES,
+    trim: Annotated[
+        int, typer.Option(help="Only the middle so many voxels along each axis; 0 for all.")
+    ] = 144,
+) -> None:
+    """What the deviation over samples says about the error: factor of an 80% band, coverage, rank."""
+    pipeline, done = Pipeline(model), _rows(out, "spread")
+    name = f"{strategy}, {samples} samples"
+    for path in heads:
+        head = _middle(read_head(path), trim)
+        for step in map(int, steps.split(",")):
+            for axis in axes:
+                case = Case(step, 1.0, AXES.index(axis))
+                if (head.name, str(case), name) in done:
+                    continue
+                given = sliced(head, case)
+                result = _translated(pipeline, given, case, head, strategy, samples=samples)
+                assert result.spread is not None
+                error = (given.turned(result.volume) - given.truth)[given.inside]
+                found: dict[str, Any] = calibration(error, given.turned(result.spread)[given.inside])
+                found |= {"evaluations": result.evaluations}
+                found |= {"psnr": figures(given.turned(result.volume), given, head.peak)["psnr"]}
+                bar = pipeline.config.sampling.error_bar
+                if bar is not None:
+                    held = np.abs(error) <= given.turned(result.error_bar)[given.inside]
+                    found["held"] = float(held.mean())
+                _add(out, "spread", head, case, name, found)
+
+
 @program.command("figure")
 def figure(
     head: Annotated[Path, typer.Argument(help="An isotropic volume.")],
@@ -162,6 +200,9 @@ def table(files: Annotated[list[Path], typer.Argument(help="What the other comma
                 )
                 print(f"| {case} | {' | '.join(cells)} |")
     for row in rows:
+        if row["kind"] == "spread":
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in row["figures"].items())
+            print(f"\n{row['head']}, {row['case']}, {row['method']}: {shown}")
         if row["kind"] == "lesions":
             print(
                 f"\n{row['head']}, {row['case']}, {row['method']}: {row['figures']['invented']} dots invented"
@@ -179,17 +220,24 @@ def _restored(
     pipeline: Pipeline, given: Sliced, case: Case, head: Head, name: str
 ) -> tuple[np.ndarray, float]:
     """The model's volume with the slices' axis first, and its seconds."""
-    strategy, _, plane = name.partition(":")
     began = time.perf_counter()
-    result = pipeline(
+    result = _translated(pipeline, given, case, head, name)
+    return given.turned(result.volume), time.perf_counter() - began
+
+
+def _translated(
+    pipeline: Pipeline, given: Sliced, case: Case, head: Head, name: str, samples: int = 1
+) -> Translation:
+    strategy, _, plane = name.partition(":")
+    return pipeline(
         given.image,
         strategy=strategy,
         planes=[plane] if plane else None,
         thickness=case.width * case.step * head.voxel,
         profile="box",
+        samples=samples,
         crop=False,
     )
-    return given.turned(result.volume), time.perf_counter() - began
 
 
 def _middle(head: Head, edge: int) -> Head:

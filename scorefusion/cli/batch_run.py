@@ -44,7 +44,8 @@ def translate_many(
     from scorefusion.engine.planning.memory import keep_freed_memory
     from scorefusion.errors import ScoreFusionError
 
-    for name, value in (("mask", options.pop("mask")), ("spread", beside.spread), ("figure", beside.figure)):
+    alone = {"spread": beside.spread, "error-bar": beside.error_bar, "figure": beside.figure}
+    for name, value in {"mask": options.pop("mask"), **alone}.items():
         if value is not None:
             instead = "; a table's column 'mask' is for many" if name == "mask" else ""
             raise ScoreFusionError(f"--{name} is for one volume, and {out} is a folder of many{instead}")

@@ -131,6 +131,7 @@ def evaluate(
     keep_freed_memory()
     on: dict[str, Any] = {**machine}
     how: dict[str, Any] = {"solver": sampling["solver"], "steps": sampling["steps"], "levels": vars(levels)}
+    how["samples"] = sampling["samples"]
     main = models.load_main(model, rows.strategies, **how, **on)
     others = [models.load_other(text, main, **on) for text in rows.against or ()]
     own = models.own_strategy(main.config)

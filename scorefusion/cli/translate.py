@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,9 @@ class Beside:
     """What else is written for one volume."""
 
     spread: Path | None = opt("Also write the standard deviation over the samples.")
+    error_bar: Path | None = opt(
+        "Also write how far off each voxel is at most, for 80% of them, by the deviation over the samples."
+    )
     figure: Path | None = opt("Also draw three planes, before and after: .png, .pdf, .svg.")
 
 
@@ -76,7 +80,7 @@ def translate(
     Examples:
       scorefusion translate flair_5mm.nii.gz -o flair_iso.nii.gz
       scorefusion translate t2.nii.gz -o t2_iso.nii.gz --thickness 4 --gap 1
-      scorefusion translate t2.nii.gz -o mean.nii.gz --steps 4 --samples 8 --spread sd.nii.gz
+      scorefusion translate t2.nii.gz -o mean.nii.gz --samples 8 --error-bar bar.nii.gz
       scorefusion translate t1.nii.gz -o t1_fine.nii.gz --model t1-sr4 --figure out.png
       scorefusion translate t1.nii.gz t2.nii.gz -o flair.nii.gz --model my_model
       scorefusion translate t1.nii.gz -o t1_iso.nii.gz --max-memory 4GB
@@ -108,15 +112,20 @@ def translate(
     from scorefusion.io.dicom.file import is_dicom
     from scorefusion.pipeline import side_path
 
-    file, spread, figure, series = Path(output), beside.spread, beside.figure, many.series
+    file, figure, series = Path(output), beside.figure, many.series
+    of_samples = {"spread": beside.spread, "error-bar": beside.error_bar}
     check_volume_output(file, images)
     if file.is_file() and is_dicom(file):
         raise BadInput(file, "is a DICOM file, perhaps of the input", "Give the output another name.")
-    if spread is not None:
-        check_volume_output(spread, [*images, file])
+    taken = [*images, file]
+    for name, path in of_samples.items():
+        if path is None:
+            continue
+        check_volume_output(path, taken)
+        taken.append(path)
         if options["samples"] < 2:
             raise ScoreFusionError(
-                "--spread needs --samples 2 or more: there is no spread of a single sample"
+                f"--{name} needs --samples 2 or more: there is no spread of a single sample"
             )
     if options["disagreement"]:
         check_volume_output(side_path(file, "planes"), images)
@@ -132,6 +141,9 @@ def translate(
         most = options["max_voxels"]
         given = [read_dicom_series(image, series=series, max_voxels=most) for image in images]
     pipeline = loaded(model, machine)
+    if beside.error_bar is not None and pipeline.config.sampling.error_bar is None:
+        name = pipeline.config.name
+        raise ScoreFusionError(f"--error-bar: what the spread of model '{name}' is worth was not measured")
     with progress("translating", quiet=quiet) as report:
         options["callback"] = report
         result = pipeline(given, **options)
@@ -143,8 +155,10 @@ def translate(
     if result.planes_apart is not None:
         image, planes = result.image_of(result.planes_apart), side_path(file, "planes")
         problems.append(try_to_write(planes, lambda: save_image(image, planes)))
-    if spread is not None:
-        problems.append(try_to_write(spread, lambda: result.save_spread(spread)))
+    savers = {"spread": result.save_spread, "error-bar": result.save_error_bar}
+    for name, path in of_samples.items():
+        if path is not None:
+            problems.append(try_to_write(path, partial(savers[name], path)))
     if figure is not None:
         problems.append(try_to_write(figure, lambda: result.figure(figure)))
     if not quiet:
@@ -157,6 +171,11 @@ def translate(
             print(f"  model {chosen}: {result.slices}")
             for text in result.slices.assumed:
                 print(f"  assumed: {text}")
+        if beside.error_bar is not None and (bar := result.calibration) is not None:
+            how = f"measured with {bar.samples} samples of {bar.steps} steps"
+            print(
+                f"  error bar: held {bar.share:.0%} of the voxels of heads that the model had not seen, {how}"
+            )
         if result.consistency_residual is not None:
             worst, mean = result.consistency_residual
             pooled = result.slices is None and pipeline.config.degradation.blocks

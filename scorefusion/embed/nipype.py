@@ -60,6 +60,7 @@ class TranslateInputs(base.CommandLineInputSpec):
     seed = traits.Int(0, argstr="--seed %d", usedefault=True, desc="seed of the noise")
     mask = _InputFile(exists=True, argstr="--mask %s", desc="not 0 where voxels are missing")
     spread_file = File(argstr="--spread %s", desc="also write the standard deviation over the samples")
+    error_bar_file = File(argstr="--error-bar %s", desc="also write how far off each voxel is at most")
 
 
 def _trait(kind: str, option: Option, flag: str) -> Any:
@@ -90,6 +91,7 @@ class TranslateOutputs(base.TraitedSpec):
 
     out_file = File(exists=True, desc="the translated volume")
     spread_file = File(exists=True, desc="the standard deviation over the samples")
+    error_bar_file = File(exists=True, desc="how far off each voxel is at most, for a share of them")
     planes_file = File(exists=True, desc="with disagreement, the standard deviation over the planes")
 
 
@@ -152,8 +154,9 @@ class Translate(base.CommandLine):
     def _list_outputs(self) -> dict[str, Any]:
         outputs: dict[str, Any] = super()._list_outputs()
         outputs["out_file"] = os.path.abspath(outputs["out_file"])
-        if self.inputs.spread_file:
-            outputs["spread_file"] = os.path.abspath(self.inputs.spread_file)
+        for name in ("spread_file", "error_bar_file"):
+            if path := getattr(self.inputs, name):
+                outputs[name] = os.path.abspath(path)
         if self.inputs.disagreement:
             from scorefusion.pipeline import side_path
 

@@ -79,12 +79,17 @@ class Method:
 
 
 def other_sampling(
-    config: ModelConfig, solver: str | None, steps: int | None, levels: Mapping[str, float | None]
+    config: ModelConfig,
+    solver: str | None,
+    steps: int | None,
+    levels: Mapping[str, float | None],
+    samples: int = 1,
 ) -> SamplingConfig:
     """The model's sampling, changed where something is given; ``levels``: sigma_min, sigma_max, rho."""
+    steps = config.sampling.steps_for(samples) if steps is None else steps
     # Another solver takes no eta or spread.
     changes: dict[str, Any] = {} if solver is None else {"solver": solver, "eta": None, "spread": None}
-    changes |= {} if steps is None else {"steps": steps}
+    changes["steps"] = steps
     given = {name: value for name, value in levels.items() if value is not None}
     if given and config.sampling.schedule != "karras":
         option, schedule = next(iter(given)).replace("_", "-"), config.sampling.schedule
@@ -101,18 +106,19 @@ def load_main(
     solver: str | None = None,
     steps: int | None = None,
     levels: Mapping[str, float | None] | None = None,
+    samples: int = 1,
     device: str = "auto",
     dtype: str = "auto",
 ) -> Contender:
     """Load the model that is evaluated, device and dtype as :class:`~scorefusion.Pipeline` takes them.
 
-    ``strategies`` are names with commas between them, all of the model's when None; ``solver``, ``steps`` and
-    ``levels`` are as :func:`other_sampling` takes them. Raises ScoreFusionError for unknown names or numbers
+    ``strategies`` are names with commas between them, all of the model's when None; ``solver``, ``steps``,
+    ``levels`` and ``samples`` are as :func:`other_sampling` takes them. Raises ScoreFusionError for unknown names or numbers
     out of range.
     """
     pipeline = Pipeline(model, device=device, dtype=dtype)
     config = pipeline.config
-    sampling = other_sampling(config, solver, steps, levels or {})
+    sampling = other_sampling(config, solver, steps, levels or {}, samples)
     main = Contender("", pipeline.model, choose_strategies(strategies, config), sampling)
     main.table()
     return main

@@ -127,7 +127,9 @@ def brain_iso() -> ModelConfig:
     values["slice_networks"] = {"through": through, "within": through | {"widths": (32, 48, 64)}}
     roles = {"axial": "within", "coronal": "through", "sagittal": "through"}
     values["branches"] = [{"plane": plane, "network": roles[plane]} for plane in PLANES]
-    values["sampling"] |= {"solver": "ddim", "steps": 1, "sigma_max": 20.0, "sigma_min": 0.3}
+    values["sampling"] |= {
+        "solver": "ddim", "steps": 1, "draw_steps": 4, "sigma_max": 20.0, "sigma_min": 0.3
+    }  # fmt: skip
     return ModelConfig.model_validate(values)
 
 

@@ -350,6 +350,7 @@ class Pipeline:
             target=config.target,
             warnings=job.warnings,
             slices=job.slices,
+            calibration=config.sampling.error_bar,
         )
 
     def free(self) -> None:

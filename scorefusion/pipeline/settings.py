@@ -47,6 +47,8 @@ class Settings:
         if sliced and not config.degradation.of_each_scan:
             flags = ", ".join(f"--{name}" for name in sliced)
             raise ScoreFusionError(f"{flags}: of thick slices, which model '{config.name}' does not take")
+        if solver["steps"] is None:
+            solver["steps"] = config.sampling.steps_for(values["samples"])
         values["table"] = table or table_for(config, **solver)
         self.__dict__.update(values)
         self._check()

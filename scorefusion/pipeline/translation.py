@@ -20,6 +20,7 @@ from scorefusion.io.nifti import (
     save_sidecar,
     sidecar_of,
 )
+from scorefusion.models.config import ErrorBarConfig
 from scorefusion.optional import need
 from scorefusion.pipeline.slices import Slices
 
@@ -66,6 +67,7 @@ class Translation:
             predicts at the last noise level; None if it was not asked for.
         warnings: what of the input or the run may have harmed the result, a sentence each.
         slices: how the input was sliced, and what was assumed, for a model of thick slices; else None.
+        calibration: what makes an error bar of the spread, where it was measured for the model; else None.
     """
 
     volume: np.ndarray
@@ -88,6 +90,24 @@ class Translation:
     planes_apart: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
     slices: Slices | None = None
+    calibration: ErrorBarConfig | None = None
+
+    @property
+    def error_bar(self) -> np.ndarray:
+        """float32 ``[i, j, k]``: how far off the volume is at most, in ``calibration.share`` of the voxels.
+
+        The share was measured on heads that the model had not seen, over all voxels of a head: of other scans,
+        or in a small region, it is another.
+
+        Raises:
+            ScoreFusionError: for a single sample, or a model whose spread was not calibrated.
+        """
+        spread = self._required_spread()
+        if self.calibration is None:
+            raise ScoreFusionError(
+                f"model '{self.model}' has no error bar: what its spread is worth was not measured"
+            )
+        return spread * np.float32(self.calibration.factor)
 
     @property
     def header(self) -> Any:
@@ -160,6 +180,16 @@ class Translation:
         with memory_named(path, "writing it"):
             return save_image(self._spread_image(), path)
 
+    def save_error_bar(self, path: PathLike) -> Path:
+        """Write :attr:`error_bar`, float32.
+
+        Raises:
+            ScoreFusionError: as for :attr:`error_bar`.
+            BadInput: as for :meth:`save`.
+        """
+        with memory_named(path, "writing it"):
+            return save_image(self.image_of(self.error_bar), path)
+
     def figure(self, path: PathLike | None = None) -> Any:
         """Three planes through the middle, before and after, as a matplotlib figure.
 
@@ -176,9 +206,12 @@ class Translation:
         return figure
 
     def _spread_image(self) -> Any:
+        return self.image_of(self._required_spread())
+
+    def _required_spread(self) -> np.ndarray:
         if self.spread is None:
             raise ScoreFusionError("there is no spread of a single sample; ask for samples=2 or more")
-        return self.image_of(self.spread)
+        return self.spread
 
 
 def side_path(output: Path, kind: str) -> Path:

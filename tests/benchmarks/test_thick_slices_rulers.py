@@ -14,6 +14,7 @@ from benchmarks.thick_slices.__main__ import program
 from benchmarks.thick_slices.heads import Case, interpolations, read_head, sliced
 from benchmarks.thick_slices.rulers import (
     Lesion,
+    calibration,
     cone_correlation,
     contrast_and_volume,
     dots,
@@ -76,6 +77,20 @@ def test_lesions_are_measured_as_they_are_painted() -> None:
     assert len(found) == 2 and unmatched(found, found[:1], 3.0) == 1 and unmatched(found[:0], found, 3.0) == 0
 
 
+def test_calibration_of_errors_that_the_deviation_foretells() -> None:
+    random = np.random.default_rng(0)
+    deviation = random.uniform(0.5, 3.0, 200_000)
+    error = 2 * deviation * random.standard_normal(len(deviation))
+    found = calibration(error, deviation)
+    assert found["factor"] == pytest.approx(2 * 1.2816, rel=0.01)  # twice the normal quantile of 90%
+    assert found["coverage"] == pytest.approx(0.4783, abs=0.005)  # within 0.6408 deviations
+    assert 0.3 < found["rank"] < 0.6 and 0.3 < found["sparsification"] < 0.7
+    told = calibration(np.abs(error), np.abs(error))
+    assert told["rank"] == pytest.approx(1) and told["sparsification"] == pytest.approx(1)
+    blind = calibration(random.standard_normal(len(deviation)), deviation)
+    assert abs(blind["rank"]) < 0.02 and abs(blind["sparsification"]) < 0.02
+
+
 def test_the_commands_go_on_where_they_were(head: Path, tmp_path: Path) -> None:
     tiny_model(tiny_iso()).save_pretrained(tmp_path / "iso", card="# iso")
     out, run = tmp_path / "rows.jsonl", CliRunner().invoke
@@ -90,8 +105,12 @@ def test_the_commands_go_on_where_they_were(head: Path, tmp_path: Path) -> None:
     average = [row["figures"] for row in rows if row["method"] == "average"]
     assert all(each["inconsistency"] < 1e-5 and np.isfinite(each["psnr"]) for each in average)
     assert run(program, ["lesions", str(head), *options, "--count", "1", "--thickness", "4"]).exit_code == 0
+    drawn = ["spread", str(head), *options, "--samples", "3", "--axes", "z"]
+    assert run(program, drawn).exit_code == 0
+    assert json.loads(out.read_text().splitlines()[-1])["figures"]["evaluations"] == 4
     printed = run(program, ["table", str(out)]).output
     assert "| z, step 4, thickness 0.8 |" in printed and "dots invented" in printed
+    assert "3 samples: factor" in printed
     picture = tmp_path / "a.png"
     assert run(program, ["figure", str(head), "-o", str(picture), *options[2:]]).exit_code == 0
     assert picture.stat().st_size > 5000

@@ -282,3 +282,46 @@ def test_every_contrast_of_a_bids_folder(folder: Path, tmp_path: Path) -> None:
         assert nib.load(made / f"sub-1_desc-scorefusion_{suffix}.nii.gz").shape == (12, 12, 15)
     (said,) = json.loads((made / "sub-1_desc-scorefusion_FLAIR.json").read_text())["GeneratedBy"]
     assert said["InputSliceThickness"] == 4.0
+
+
+def calibrated(**error_bar: float) -> ScoreFusion:
+    bar = {"factor": 2.5, "samples": 3, "steps": 2} | error_bar
+    sampling = tiny_iso().model_dump()["sampling"] | {"draw_steps": 2, "error_bar": bar}
+    return tiny_model(tiny_iso(sampling=sampling))
+
+
+def test_several_samples_are_drawn_in_more_steps() -> None:
+    pipeline = Pipeline(calibrated(), dtype="float32")
+    single, several = pipeline(thick_scan()), pipeline(thick_scan(), samples=3)
+    assert (single.evaluations, several.evaluations) == (1, 2)
+    assert pipeline(thick_scan(), samples=2, steps=3).evaluations == 3
+
+
+def test_an_error_bar_is_the_spread_times_what_was_measured(pipeline: Pipeline) -> None:
+    result = Pipeline(calibrated(), dtype="float32")(thick_scan(), samples=3)
+    assert result.spread is not None and result.spread.max() > 0
+    np.testing.assert_allclose(result.error_bar, 2.5 * result.spread, rtol=1e-6)
+    with pytest.raises(ScoreFusionError, match="no spread of a single sample"):
+        Pipeline(calibrated(), dtype="float32")(thick_scan()).error_bar  # noqa: B018
+    with pytest.raises(ScoreFusionError, match="'brain-iso' has no error bar"):
+        pipeline(thick_scan(), samples=2).error_bar  # noqa: B018
+
+
+def test_the_command_writes_an_error_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nib.save(thick_scan(), tmp_path / "in.nii.gz")
+    calibrated().save_pretrained(tmp_path / "iso", card="# iso\n\n> **For** tests.")
+    tiny_model(tiny_iso()).save_pretrained(tmp_path / "plain", card="# plain\n\n> **For** tests.")
+    out, sd, bar = (tmp_path / f"{name}.nii.gz" for name in ("out", "sd", "bar"))
+    command = ["translate", str(tmp_path / "in.nii.gz"), "-o", str(out), "--error-bar", str(bar)]
+    several = [*command, "--samples", "3"]
+    for arguments, problem in (
+        ([*several, "--model", str(tmp_path / "plain")], "was not measured"),
+        ([*command, "--model", str(tmp_path / "iso")], "--error-bar needs --samples 2 or more"),
+    ):
+        app(arguments, standalone_mode=False)
+        assert problem in capsys.readouterr().err
+    assert not out.exists() and not bar.exists()
+    app([*several, "--spread", str(sd), "--model", str(tmp_path / "iso")], standalone_mode=False)
+    assert "held 80% of the voxels" in capsys.readouterr().out
+    spread, far = (np.asarray(nib.load(path).dataobj) for path in (sd, bar))
+    np.testing.assert_allclose(far, 2.5 * spread, rtol=1e-6)
