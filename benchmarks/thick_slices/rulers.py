@@ -56,10 +56,10 @@ def calibration(error: np.ndarray, deviation: np.ndarray, share: float = 0.8) ->
         share: of the voxels that an error bar is to hold.
 
     Returns:
-        ``factor``: of the deviation that the error stays below in ``share`` of the voxels. ``coverage``: share
+        ``factor``: times the deviation, the error is below it in ``share`` of the voxels. ``coverage``: share
         of the voxels within the band that normal samples would have. ``rank``: Spearman's correlation of
-        deviation and absolute error. ``sparsification``: how much of what the oracle gains, who leaves out
-        voxels in the order of their error, is gained in the order of their deviation (0: nothing, 1: all).
+        deviation and absolute error. ``sparsification``: leaving out voxels in the order of their error
+        gains the most; the share of it that is gained in the order of their deviation.
     """
     stats = need("scipy.stats", "the calibration")
     apart = np.abs(error).astype(np.float64)

@@ -113,8 +113,8 @@ def load_main(
     """Load the model that is evaluated, device and dtype as :class:`~scorefusion.Pipeline` takes them.
 
     ``strategies`` are names with commas between them, all of the model's when None; ``solver``, ``steps``,
-    ``levels`` and ``samples`` are as :func:`other_sampling` takes them. Raises ScoreFusionError for unknown names or numbers
-    out of range.
+    ``levels`` and ``samples`` are as :func:`other_sampling` takes them. Raises ScoreFusionError for unknown
+    names or numbers out of range.
     """
     pipeline = Pipeline(model, device=device, dtype=dtype)
     config = pipeline.config

@@ -137,9 +137,10 @@ class DomainConfig(Frozen):
 
 
 class ErrorBarConfig(Frozen):
-    """What makes an error bar of the standard deviation over samples: in ``share`` of the voxels of heads that
-    the model did not see, the mean was off by at most ``factor`` deviations. Measured with ``samples`` samples
-    of ``steps`` steps.
+    """What makes an error bar of the deviation over samples.
+
+    In ``share`` of the voxels of heads that the model did not see, the samples' mean was off by at most
+    ``factor`` standard deviations. Measured with ``samples`` samples of ``steps`` steps.
     """
 
     factor: float = Field(gt=0)
@@ -152,9 +153,10 @@ class SamplingConfig(Frozen):
     """What the model is sampled with when the caller does not say.
 
     ``draw_steps`` stands for ``steps`` where several samples are drawn: one step gives the posterior mean,
-    from which samples hardly differ. ``error_bar`` says what their deviation is worth. ``sigma_max``, ``sigma_min`` and ``rho`` place the levels of the ``karras`` schedule; ``eta`` and
-    ``spread`` are for the solvers that take them. Without ``consistency`` steps are not projected onto what
-    was measured, for comparison.
+    from which samples hardly differ. ``error_bar`` says what their deviation is worth. ``sigma_max``,
+    ``sigma_min`` and ``rho`` place the levels of the ``karras`` schedule; ``eta`` and ``spread`` are for the
+    solvers that take them. Without ``consistency`` steps are not projected onto what was measured, for
+    comparison.
     """
 
     strategy: StrategyName = "fuse+features"

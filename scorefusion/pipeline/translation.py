@@ -96,8 +96,8 @@ class Translation:
     def error_bar(self) -> np.ndarray:
         """float32 ``[i, j, k]``: how far off the volume is at most, in ``calibration.share`` of the voxels.
 
-        The share was measured on heads that the model had not seen, over all voxels of a head: of other scans,
-        or in a small region, it is another.
+        The share was measured over all voxels of heads that the model had not seen; of other scans, or in a
+        small region, it is another.
 
         Raises:
             ScoreFusionError: for a single sample, or a model whose spread was not calibrated.
