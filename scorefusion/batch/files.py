@@ -19,6 +19,7 @@ from scorefusion.batch.items import Item, Problem, shown
 from scorefusion.errors import BadInput, one_line
 from scorefusion.io.atomic import written_beside
 from scorefusion.io.formats import companions, format_of
+from scorefusion.io.nifti import sidecar_of
 from scorefusion.io.placeholders import check_fetched
 from scorefusion.models.folder import CONFIG, WEIGHTS, find_folder
 from scorefusion.pipeline import side_path
@@ -28,8 +29,9 @@ STATE = ".scorefusion"
 
 VOLUME = "volume"
 DICOM = "dicom"
-SIDES = ("sd", "planes", DICOM)
-"""What may be written beside a translation: deviation over samples, disagreement of planes, a series."""
+SIDECAR = "sidecar"
+SIDES = ("sd", "planes", DICOM, SIDECAR)
+"""What may be beside a translation: deviation over samples, disagreement of planes, a series, a sidecar."""
 
 RESULTS = 2
 """Counts the changes of scorefusion that change results' bits; a batch made before one is made again."""
@@ -79,12 +81,18 @@ class Identity:
 
 
 def identify(item: Item, recipe: Mapping[str, Any], known: KnownHash | None = None) -> Identity:
-    """Hash an item's files, those but for which ``known`` has a hash, and the recipe of its translation."""
+    """Hash an item's files, those but for which ``known`` has a hash, and the recipe of its translation.
+
+    Where a sidecar is written, those of the inputs count as well: they say how thick slices are.
+    """
     start = time.perf_counter()
     stamps = tuple(input_stamp(file) for file in item.files)
     pairs = zip(item.files, stamps, strict=True)
     hashes = tuple((known and known(file, stamp)) or hash_file(file) for file, stamp in pairs)
-    work = _combine([hashes, dict(recipe), RESULTS])
+    parts = [hashes, dict(recipe), RESULTS]
+    if SIDECAR in recipe.get("sides", ()) and not item.series:
+        parts.append([sidecar_of(file) for file in item.files])
+    work = _combine(parts)
     return Identity(stamps, hashes, work, time.perf_counter() - start)
 
 

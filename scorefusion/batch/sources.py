@@ -13,13 +13,14 @@ from typing import Any
 
 import scorefusion
 from scorefusion import data
-from scorefusion.batch.files import STATE, VOLUME, length_problem, name_problem
+from scorefusion.batch.files import SIDECAR, STATE, VOLUME, length_problem, name_problem
 from scorefusion.batch.items import Item, Problem, shown
 from scorefusion.errors import BadInput, ScoreFusionError, unknown_name
 from scorefusion.io.atomic import output_target, written_beside
 from scorefusion.io.dicom import find as dicom
 from scorefusion.io.dicom.file import is_dicom
 from scorefusion.io.formats import WRITABLE
+from scorefusion.io.nifti import sidecar_path
 from scorefusion.io.placeholders import check_fetched
 from scorefusion.models.domain import ANY_MR, stands_for
 from scorefusion.pipeline import side_path
@@ -112,6 +113,8 @@ def _checked(items: Iterable[Item], kinds: Sequence[str]) -> tuple[Item, ...]:
         return os.path.join(folders[path.parent], path.name)
 
     inputs = {place_of(file): item.name for item in ordered for file in item.files}
+    if SIDECAR in kinds:
+        inputs |= {place_of(sidecar_path(file)): item.name for item in ordered for file in item.files}
     owners: dict[str, list[str]] = defaultdict(list)
     for item in ordered:
         for kind in kinds if item.problem is None else ():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from scorefusion.batch import files
-from scorefusion.batch.files import DICOM, VOLUME, Identity
+from scorefusion.batch.files import DICOM, SIDECAR, VOLUME, Identity
 from scorefusion.batch.items import Item, Outcome, Stopped, failure, shown, stop_for
 from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError, memory_named, one_line, out_of_memory
 from scorefusion.io.nifti import ras_order, save_sidecar
@@ -57,8 +57,8 @@ class Work:
     @property
     def sides(self) -> tuple[str, ...]:
         """What is written beside each translation."""
-        planes = bool(self.choices.get("disagreement"))
-        return ("sd",) * self.spread + ("planes",) * planes + ("dicom",) * self.dicom
+        planes, sidecar = bool(self.choices.get("disagreement")), self.config().degradation.of_each_scan
+        return ("sd",) * self.spread + ("planes",) * planes + (DICOM,) * self.dicom + (SIDECAR,) * sidecar
 
     def config(self) -> ModelConfig:
         """Return the model's configuration."""
@@ -161,10 +161,11 @@ class Worker:
                     folder = side_path(item.output, DICOM)
                     save_dicom_series(result, folder, deidentify=self.work.deidentify)
                     outputs[DICOM] = files.stamp_of(folder)[0], files.hash_file(folder)
-                written = (side for side in beside if side[0] in self.work.sides)
+                written = (side for side in beside if side[0] in self.recipe["sides"])
                 images = [(kind, result.image_of(values)) for kind, _, values in written]
                 if result.slices is not None:
-                    save_sidecar(result.sidecar, item.output)
+                    sidecar = save_sidecar(result.sidecar, item.output)
+                    outputs[SIDECAR] = files.stamp_of(sidecar)[0], files.hash_file(sidecar)
                 for kind, image in (*images, (VOLUME, result.image())):
                     outputs[kind] = files.store_image(image, side_path(item.output, kind), self.work.level)
         except (OSError, BadInput) as error:

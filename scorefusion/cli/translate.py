@@ -110,6 +110,7 @@ def translate(
     from scorefusion.cli.console import progress
     from scorefusion.io import FIGURE_ENDINGS, check_output, check_volume_output, save_image, try_to_write
     from scorefusion.io.dicom.file import is_dicom
+    from scorefusion.io.nifti import check_sidecar
     from scorefusion.pipeline import side_path
 
     file, figure, series = Path(output), beside.figure, many.series
@@ -144,6 +145,8 @@ def translate(
     if beside.error_bar is not None and pipeline.config.sampling.error_bar is None:
         name = pipeline.config.name
         raise ScoreFusionError(f"--error-bar: what the spread of model '{name}' is worth was not measured")
+    if pipeline.config.degradation.of_each_scan:
+        check_sidecar(file, images)
     with progress("translating", quiet=quiet) as report:
         options["callback"] = report
         result = pipeline(given, **options)

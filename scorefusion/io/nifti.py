@@ -377,11 +377,16 @@ def _values(name: str, image: Any, nan: str, constant: bool) -> np.ndarray:
     return values
 
 
+def sidecar_path(volume: Path) -> Path:
+    """Return the path of the JSON file beside a volume, of its name."""
+    return volume.with_name(f"{volume_stem(volume.name)}.json")
+
+
 def sidecar_of(file: Path | None) -> dict[str, Any]:
-    """Return what the JSON file beside a volume holds; nothing where there is none, or none of BIDS."""
-    if file is None:
+    """Return what the JSON file beside a volume holds; nothing for a folder, or a file that BIDS has not."""
+    if file is None or file.is_dir():
         return {}
-    beside = file.with_name(f"{volume_stem(file.name)}.json")
+    beside = sidecar_path(file)
     try:
         small = beside.name != file.name and beside.stat().st_size <= _MAX_SIDECAR
         values = json.loads(beside.read_text()) if small else {}
@@ -390,13 +395,28 @@ def sidecar_of(file: Path | None) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def check_sidecar(volume: Path, inputs: Sequence[Path]) -> None:
+    """Check before any work is done that a sidecar can be written beside a volume.
+
+    Raises:
+        BadInput: where the sidecar is one of the inputs', or its name is that of a folder.
+    """
+    final = sidecar_path(volume)
+    for file in inputs:
+        if not file.is_dir() and sidecar_path(file).resolve() == final.resolve():
+            problem = f"would have the sidecar of the input {file}, {final.name}"
+            raise BadInput(volume, problem, "Give the output another name.")
+    if final.is_dir():
+        raise BadInput(final, f"is a folder; {volume.name} needs a sidecar there", "Choose another name.")
+
+
 def save_sidecar(values: dict[str, Any], volume: Path) -> Path:
     """Write a JSON file beside a volume, of its name and whole or not at all.
 
     Raises:
         BadInput: if it cannot be written.
     """
-    final = volume.with_name(f"{volume_stem(volume.name)}.json")
+    final = sidecar_path(volume)
     with written_beside(final) as beside:
         beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return final

@@ -13,12 +13,14 @@ from scorefusion.errors import ScoreFusionError, memory_named
 from scorefusion.io.figures import middle, plane_images, save_figure
 from scorefusion.io.nifti import (
     Scan,
+    check_sidecar,
     fine_affine,
     make_image,
     ras_order,
     save_image,
     save_sidecar,
     sidecar_of,
+    sidecar_path,
 )
 from scorefusion.models.config import ErrorBarConfig
 from scorefusion.optional import need
@@ -146,9 +148,11 @@ class Translation:
         Of thick slices a BIDS sidecar, of the same name and the ending .json, is written with it.
 
         Raises:
-            BadInput: for another ending, or if it cannot be written.
+            BadInput: for another ending, where its sidecar would be the input's, or if it cannot be written.
             OutOfMemory: if memory runs out.
         """
+        if self.slices is not None:
+            check_sidecar(Path(path), [] if self.source.file is None else [self.source.file])
         with memory_named(path, "writing it"):
             written = save_image(self.image(), path)
         if self.slices is not None:
@@ -167,7 +171,8 @@ class Translation:
         if self.slices is not None:
             found |= {"SliceThickness": self.slices.spacing, "SpacingBetweenSlices": self.slices.spacing}
             made |= self.slices.recorded()
-        source = self.source.name if self.source.file is None else self.source.file.name
+        file = self.source.file
+        source = self.source.name if file is None else file.name or file.resolve().name
         return found | {"Sources": [source], "GeneratedBy": [made]}
 
     def save_spread(self, path: PathLike) -> Path:
@@ -217,10 +222,13 @@ class Translation:
 def side_path(output: Path, kind: str) -> Path:
     """Return the path of what a translation writes besides its volume, or of the volume itself.
 
-    ``x_sd.nii.gz``, in BIDS ``..._desc-scorefusionsd_T1w``; a derived series is a folder, ``x_dicom``.
+    ``x_sd.nii.gz``, in BIDS ``..._desc-scorefusionsd_T1w``; a derived series is a folder, ``x_dicom``; the
+    sidecar is ``x.json``.
     """
     if kind == "volume":
         return output
+    if kind == "sidecar":
+        return sidecar_path(output)
     name = stem(output)
     if kind == "dicom":
         return output.with_name(f"{name}_{kind}")

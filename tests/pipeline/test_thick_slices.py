@@ -171,6 +171,60 @@ def test_a_sidecar_says_what_was_assumed(pipeline: Pipeline, tmp_path: Path) -> 
     assert json.loads((tmp_path / "a.json").read_text()) == said
 
 
+def test_an_input_keeps_its_own_sidecar(
+    pipeline: Pipeline, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A result of the input's name but another ending would have the input's sidecar."""
+    scan = tmp_path / "a.nii"
+    nib.save(thick_scan(), scan)
+    said = json.dumps({"SliceThickness": 4.0})
+    (tmp_path / "a.json").write_text(said)
+    with pytest.raises(BadInput, match=r"sidecar of the input .*a\.nii, a\.json.*another name"):
+        pipeline(scan).save(tmp_path / "a.nii.gz")
+    with pytest.raises(SystemExit):
+        app(["translate", str(scan), "-o", str(tmp_path / "a.nii.gz"), "--model", str(folder)])
+    assert "translating" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        app(["translate", str(scan), "-o", f"{tmp_path}/", "--model", str(folder)])
+    assert "its output" in capsys.readouterr().err
+    (tmp_path / "b.json").mkdir()
+    with pytest.raises(SystemExit):
+        app(["translate", str(scan), "-o", str(tmp_path / "b.nii.gz"), "--model", str(folder)])
+    assert "is a folder" in capsys.readouterr().err
+    assert not [*tmp_path.glob("*.nii.gz")] and (tmp_path / "a.json").read_text() == said
+
+
+def test_a_batch_follows_the_sidecars(folder: Path, tmp_path: Path) -> None:
+    """What an input's sidecar says decides the result; an output's sidecar is part of it."""
+    (tmp_path / "in").mkdir()
+    nib.save(thick_scan((12, 12, 3)), tmp_path / "in/a.nii.gz")
+    arguments = ["translate", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(folder)]
+
+    def thickness() -> float:
+        app([*arguments, "--quiet"], standalone_mode=False)
+        (made,) = json.loads((tmp_path / "out/a.json").read_text())["GeneratedBy"]
+        return float(made["InputSliceThickness"])
+
+    assert thickness() == pytest.approx(4.5)
+    (tmp_path / "in/a.json").write_text(json.dumps({"SliceThickness": 4.0}))
+    assert thickness() == 4.0
+    written = (tmp_path / "out/a.nii.gz").stat().st_mtime_ns
+    assert thickness() == 4.0 and (tmp_path / "out/a.nii.gz").stat().st_mtime_ns == written
+    (tmp_path / "out/a.json").unlink()
+    assert thickness() == 4.0
+
+
+def test_a_series_in_the_working_folder(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "study", texture((4, 14, 16)), spacing=(5.0, 0.9, 0.9))
+    (tmp_path / "study.json").write_text(json.dumps({"RepetitionTime": 9.0}))
+    monkeypatch.chdir(tmp_path / "study")
+    pipeline(".").save("../study.nii.gz")
+    written = json.loads((tmp_path / "study.json").read_text())
+    assert written["Sources"] == ["study"] and "RepetitionTime" not in written, "a folder has no sidecar"
+
+
 def test_the_command_says_how_it_was_sliced(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
