@@ -11,7 +11,14 @@ from scorefusion.data.intensity import Outliers
 from scorefusion.errors import BadInput
 from scorefusion.io.nifti import Scan
 from scorefusion.models.config import DomainConfig, ModelConfig
-from scorefusion.models.domain import INTENSITY_NAMES, LABELS, canonical, contrast_title, spacing_range
+from scorefusion.models.domain import (
+    ANY_MR,
+    INTENSITY_NAMES,
+    LABELS,
+    canonical,
+    contrast_title,
+    spacing_range,
+)
 
 TOLERANCE = 1.15  #: a voxel may be this many times smaller or larger than the domain's without a warning
 
@@ -39,6 +46,7 @@ _USUAL = ("t1", "t1c", "t2", "flair", "pd", "ct", LABELS)
 _CONTRAST_OF = {word: name for name, words in _WORDS.items() for word in words}
 _MODALITIES = {"CT": "ct", "PT": "pet", "US": "ultrasound", "XA": "angiography", "NM": "scintigraphy"}
 _OF_MR = {"t1", "t1c", "t2", "flair", "pd", "mra", "bold", "dwi", "swi", "t2star", "asl", "phase"}
+_ANY_OF_MR = _OF_MR | {"asl", "map", "mask"}  #: labels are told by their values
 #: echo times in ms that are usual for a contrast
 _ECHO_TIMES = {"t1": (0.0, 35.0), "t2": (35.0, math.inf), "flair": (50.0, math.inf), "pd": (0.0, 60.0)}
 #: NIfTI codes of units of length other than millimetres, and how many of these they are
@@ -59,7 +67,7 @@ def check_domain(scans: Sequence[Scan], config: ModelConfig) -> tuple[BadInput, 
     for name, scan in zip(config.conditions, scans, strict=True):
         domain = config.domain.get(name)
         if domain is not None:
-            texts = [_contrast(scan, domain, config.name), _spacing(scan, domain, config)]
+            texts = [_contrast(scan, name, domain, config.name), _spacing(scan, domain, config)]
             texts += _intensities(scan, domain, config.name)
             found += [BadInput(scan.name, *text) for text in texts if text]
     return tuple(found)
@@ -77,11 +85,14 @@ def warnings_of(found: Sequence[BadInput], *, strict: bool) -> tuple[str, ...]:
 # What the file says
 
 
-def _contrast(scan: Scan, domain: DomainConfig, model: str) -> Text | None:
+def _contrast(scan: Scan, condition: str, domain: DomainConfig, model: str) -> Text | None:
     wanted = {canonical(contrast) for contrast in domain.contrasts}
+    titles = " or ".join(contrast_title(name) for name in sorted(wanted))
+    if not wanted and condition == ANY_MR:
+        wanted, titles = set(_ANY_OF_MR), "MR"
     if not wanted:
         return None
-    made = f"'{model}' was made for {' or '.join(contrast_title(name) for name in sorted(wanted))}"
+    made = f"'{model}' was made for {titles}"
     fix = "Use a model that was made for this contrast; if the file says it wrongly, correct that."
     acquired = scan.acquisition
     said = [(contrast_in(_stem(scan)), f"is {{}} by its name, {_stem(scan)}")] if scan.file else []

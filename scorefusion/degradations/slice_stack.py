@@ -20,6 +20,7 @@ from scorefusion.errors import ScoreFusionError
 Profile = Literal["box", "gaussian"]
 Step = Annotated[int, Field(ge=2, le=16)]
 Width = Annotated[float, Field(ge=0.25, le=2)]
+_ROUNDS = 32
 NEGLIGIBLE = 1e-9  #: diagonals of an inverse whose entries are all below this are left out
 
 
@@ -93,6 +94,27 @@ class SliceProfiles(LinearOperator):
 
     def A_dagger(self, y: Tensor) -> Tensor:
         return self.A_adjoint(self._weighed(y))
+
+    def bounded(self, x: Tensor, y: Tensor, lo: float, hi: float) -> Tensor:
+        """Limit x to [lo, hi] and keep its measurement at ``y``, which lies between them.
+
+        What clipping takes from a slice, its other voxels share: to rounding where profiles do not overlap.
+        Where they do, no volume within the limits may measure so, and clipping alternates with projection.
+        """
+        x = x.clamp(lo, hi)
+        for _ in range(_ROUNDS):
+            apart = self.A(x) - y
+            if float(apart.abs().max()) <= 1e-6 * (hi - lo):
+                break
+            if self.reach:
+                x = x - self.A_dagger(apart)
+            else:
+                above = (apart > 0).repeat_interleave(self.step, dim=2)
+                free = torch.where(above, x > lo, x < hi).to(x.dtype)
+                share = (free.unflatten(2, (-1, self.step)) * self._row(0, x).square()).sum(dim=3)
+                x = x - free * self.A_adjoint(apart / share.clamp_min(torch.finfo(x.dtype).tiny))
+            x = x.clamp(lo, hi)
+        return x
 
     def _weighed(self, y: Tensor) -> Tensor:
         """Apply the inverse of ``A A*``, a matrix over slices, diagonal by diagonal."""

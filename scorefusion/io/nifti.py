@@ -426,9 +426,9 @@ def _sidecar(file: Path) -> dict[str, str]:
     """Return the acquisition parameters in the JSON file beside a NIfTI file, if there is one."""
     values = sidecar_of(file)
     parameters = {key: values[key] for key in ACQUISITION if isinstance(values.get(key), str)}
-    if isinstance(values.get("EchoTime"), int | float):
+    if type(values.get("EchoTime")) in (int, float):
         parameters["EchoTime"] = f"{1000 * values['EchoTime']:g}"  # in seconds there
-    if isinstance(values.get("SliceThickness"), int | float):
+    if type(values.get("SliceThickness")) in (int, float):
         parameters["SliceThickness"] = f"{values['SliceThickness']:g}"
     return parameters
 

@@ -28,6 +28,7 @@ from scorefusion.engine.planning.plan import Plan
 from scorefusion.engine.pool import GPU_SHARE, Around, EnginePool, Limit
 from scorefusion.errors import OutOfMemory
 from scorefusion.models.config import ModelConfig
+from scorefusion.models.folder import bundled_models
 from scorefusion.pipeline.settings import Settings
 
 Size = tuple[int, int, int]
@@ -219,7 +220,8 @@ class Room:
             crop += f" to at most {' × '.join(map(str, own_order(size)))} voxels"
         more = "allow more" if limit.asked else "use a machine with more memory"
         shape = " ".join(str(n) for n in (self._grid(found.shapes[0]) if partly else found.box))
-        see = f"`scorefusion plan --shape {shape}` says what takes how much"
+        model = f"--model {self.config.name} " if self.config.name in bundled_models() else ""
+        see = f"`scorefusion plan {model}--shape {shape}` says what takes how much"
         raise OutOfMemory(name, problem, f"{crop}, or {more}; {see}.")
 
     def check_reading(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
@@ -80,6 +81,11 @@ class Settings:
             )
         if not -(2**63) <= self.seed < 2**64:
             raise ScoreFusionError(f"a seed must be within [-2^63, 2^64), got {self.seed}")
+        for name in ("thickness", "gap", "spacing"):
+            value = self.__dict__.get(name)
+            if value is not None and not (math.isfinite(value) and (value > 0 or name == "gap")):
+                least = "a number" if name == "gap" else "a number above 0"
+                raise ScoreFusionError(f"--{name} must be {least} of mm, got {value:g}")
         for plane in self.planes or ():
             if plane not in PLANES:
                 raise unknown_name("plane", plane, PLANES)

@@ -13,6 +13,8 @@ from scorefusion.io import Scan
 
 THICK = 1.5  #: slices are thick from so many in-plane voxels on
 FARTHEST = 12.0  #: slices farther apart, in in-plane voxels, are refused
+WIDTHS = (0.25, 2.0)  #: thinnest and thickest slices that can be undone, in steps
+ROUNDED = 1e-3  #: how much of a number in a header is rounding, relative
 AGREE = 0.05  #: how far numbers of a header may differ, relative
 
 
@@ -80,26 +82,30 @@ def slices_of(scan: Scan, typical: SliceStack, options: Mapping[str, Any]) -> Sl
     second, third = sorted(float(edge) for other, edge in enumerate(edges) if other != axis)
     across = math.sqrt(second * third)
     sizes = " × ".join(f"{edge:.3g}" for edge in edges[::-1])
-    if step < THICK * across:
+    if step < THICK * across * (1 - ROUNDED):
         problem = (
             f"is not thick-sliced: its voxels are {sizes} mm (x, y, z in RAS), {step / across:.2g} times "
         )
         problem += "as long along the slices' axis as in plane"
         fix = "Name another model with --model; `scorefusion models` says what each is for."
         raise BadInput(scan.name, problem, fix)
-    if third >= THICK * second:
+    if third >= THICK * second * (1 - ROUNDED):
         problem = f"is coarse along two axes: its voxels are {sizes} mm (x, y, z in RAS)"
         raise BadInput(scan.name, problem, "Resample it in plane to square voxels first.")
-    if step > FARTHEST * across:
+    if step > FARTHEST * across * (1 + ROUNDED):
         problem = f"has slices {step / across:.3g} in-plane voxels apart; up to {FARTHEST:g} can be filled"
         raise BadInput(scan.name, problem, "Resample it in plane to larger voxels first.")
     assumed, warnings = list[str](), list[str]()
     count = _count(scan.name, step, across, typical, options.get("spacing"), warnings)
     thickness, source = _thickness(scan, step, options, assumed)
     width = thickness / step
-    if not 0.25 <= width <= 2:
+    if abs(width - 1) <= ROUNDED:  # the step of an affine in float32 is no round number
+        width = 1.0
+    thinnest, thickest = WIDTHS
+    if not thinnest <= width <= thickest:
         problem = f"has slices of {thickness:.3g} mm ({source}), {step:.3g} mm apart by its affine"
-        raise BadInput(scan.name, problem, "Say how thick they are with --thickness.")
+        possible = f"from {thinnest * step:.3g} to {thickest * step:.3g} mm"
+        raise BadInput(scan.name, problem, f"Say how thick they are with --thickness, {possible}.")
     least, most = typical.widths
     if not least * (1 - AGREE) <= width <= most * (1 + AGREE):
         warnings.append(

@@ -68,6 +68,22 @@ def test_a_projected_volume_measures_as_was_measured(measurement: SliceStack) ->
     assert (operator.A(base) - y).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("measurement", KINDS, ids=str)
+def test_a_volume_within_limits_measures_as_was_measured(measurement: SliceStack) -> None:
+    """To rounding where profiles do not overlap, else to the rate of alternating projections."""
+    generator = torch.Generator().manual_seed(0)
+    operator = measurement.operator((6 * measurement.step, 4, 4))
+    assert operator is not None
+    x = torch.rand(1, 1, 6 * measurement.step, 4, 4, generator=generator)
+    y = operator.A(x)
+    noisy = x + 0.3 * torch.randn(x.shape, generator=generator)
+    bounded = operator.bounded(noisy, y, 0.0, 1.0)
+    assert bounded.min() >= 0 and bounded.max() <= 1
+    overlap = measurement.profile == "gaussian" or measurement.width > 1
+    assert (operator.A(bounded) - y).abs().max() <= (1e-2 if overlap else 1e-5)
+    assert (operator.A(noisy.clamp(0, 1)) - y).abs().max() > 0.05, "clipping alone does not"
+
+
 @pytest.mark.parametrize("profile", ["box", "gaussian"])
 @pytest.mark.parametrize("width", [0.71, 1.13])
 def test_an_operator_traced_on_the_meta_device_measures_as_any_other(profile: str, width: float) -> None:

@@ -529,7 +529,7 @@ def test_a_head_of_256_voxels_on_a_machine_of_24_gb(tmp_path: Path, monkeypatch:
         "22.",
         "GB are free",
         "Crop it to at most",
-        "`scorefusion plan --shape 640 784 704`",
+        "`scorefusion plan --model t1-sr4 --shape 640 784 704`",
     ):
         assert words in said, said
     assert float(said.split("needs ")[1].split()[0]) > 80

@@ -62,6 +62,19 @@ def test_thickness_comes_from_options_then_the_sidecar(tmp_path: Path) -> None:
     assert "4 mm (as given), 5 mm apart" in str(given)
 
 
+def test_rounding_in_a_header_does_not_count(tmp_path: Path) -> None:
+    """An affine in float32 has no step of 5 mm, and slices that touch are means of blocks all the same."""
+    third = np.float64(np.float32(10 / 3))
+    touching = found(scan(tmp_path, (1.0, 1.0, third), turn=20.0, sidecar={"SliceThickness": 3.333}))
+    assert touching.measurement.blocks == (3, 1, 1) and touching.thickness == 3.333
+    (tmp_path / "a.json").unlink()
+    assert found(scan(tmp_path, (0.7, 0.7, 1.5 * 0.7 - 1e-6))).measurement.step == 2
+    assert found(scan(tmp_path, (0.7, 0.7, 12 * 0.7 + 1e-6))).measurement.step == 8
+    for said in (True, "4", -4, 0, None, [4]):
+        other = found(scan(tmp_path, (1.0, 1.0, 5.0), sidecar={"SliceThickness": said}))
+        assert other.thickness_from == "assumed", said
+
+
 @pytest.mark.parametrize(
     ("edges", "problem"),
     [
@@ -85,7 +98,7 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     for options, text in (
         ({"thickness": 4.0, "gap": 2.0}, "make 6 mm"),
         ({"gap": 6.0}, "cannot be"),
-        ({"thickness": -1.0}, "cannot be"),
+        ({"thickness": 20.0}, "slices of 20 mm.*from 1.25 to 10 mm"),
         ({"spacing": 0.2}, "would make 25"),
         ({"spacing": 4.0}, "would make 1.25"),
     ):

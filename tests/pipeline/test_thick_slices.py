@@ -22,7 +22,7 @@ from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.pipeline import Translation
 from scorefusion.pipeline.footprint import Room
-from tests.support.dicom_series import ORIENTATIONS, texture, write_series
+from tests.support.dicom_series import CT, MR, ORIENTATIONS, texture, write_series
 from tests.support.thick import thick_scan, tiny_iso
 from tests.support.tiny import tiny_model
 
@@ -90,6 +90,15 @@ def test_turned_scans_give_the_same_volume(pipeline: Pipeline) -> None:
     turned = nib.Nifti1Image(values.transpose(2, 0, 1), affine)
     first, second = pipeline(scan), pipeline(turned)
     np.testing.assert_array_equal(first.volume.transpose(2, 0, 1), second.volume)
+
+
+@pytest.mark.parametrize("options", [{}, {"thickness": 3.1}])
+def test_a_result_within_the_range_of_the_input(pipeline: Pipeline, options: dict[str, Any]) -> None:
+    scan = thick_scan()
+    values = scan.get_fdata()
+    result = pipeline(scan, clip="input", **options)
+    assert result.volume.min() >= values.min() and result.volume.max() <= values.max()
+    assert np.abs(again(result, 2) - values).max() <= 1e-5 * np.ptp(values)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -259,6 +268,10 @@ def test_options_of_slices_are_for_models_of_slices(pipeline: Pipeline) -> None:
         other.settings(thickness=4.0, spacing=1.0)
     with pytest.raises(ScoreFusionError, match="box"):
         pipeline.settings(profile="bax")
+    for values in ({"thickness": -1.0}, {"thickness": np.nan}, {"gap": np.inf}, {"spacing": 0.0}):
+        (name,) = values
+        with pytest.raises(ScoreFusionError, match=f"--{name} must be a number"):
+            pipeline("no such file.nii.gz", **values)  # type: ignore[arg-type]
     assert "thickness" not in pipeline.settings().identity
     assert pipeline.settings(thickness=4.0).identity["thickness"] == 4.0
     with pytest.raises(BadInput, match="not thick-sliced"):
@@ -303,6 +316,22 @@ def test_a_series_of_different_thicknesses_is_named(pipeline: Pipeline, tmp_path
         pipeline(tmp_path / "mixed")
     result = pipeline(tmp_path / "mixed", thickness=4.0)
     assert result.slices is not None and result.slices.measurement.width == pytest.approx(0.8)
+
+
+def test_a_ct_is_told_by_its_modality(tmp_path: Path) -> None:
+    """Also where it holds no air, so that its intensities could be those of an MR."""
+    pipeline = Pipeline(tiny_model(tiny_iso(domain={"mri": {}})), dtype="float32")
+    for kind, name in ((CT, "one"), (MR, "two")):
+        write_series(tmp_path / name, texture((4, 14, 16)), spacing=(5.0, 0.9, 0.9), kind=kind)
+    warnings = pipeline(tmp_path / "one").warnings
+    assert any("is CT by its Modality, CT, and" in text and "made for MR" in text for text in warnings)
+    assert not any("made for MR" in text for text in pipeline(tmp_path / "two").warnings)
+    with pytest.raises(BadInput, match="made for MR"):
+        pipeline(tmp_path / "one", strict=True)
+    for suffix, wrong in (("FLAIR", False), ("T2starw", False), ("T1map", False), ("ct", True)):
+        nib.save(thick_scan(), tmp_path / f"sub-1_{suffix}.nii.gz")
+        warnings = pipeline(tmp_path / f"sub-1_{suffix}.nii.gz").warnings
+        assert any("made for MR" in text for text in warnings) == wrong, suffix
 
 
 def test_auto_is_the_bundled_model_of_thick_slices(
