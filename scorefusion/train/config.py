@@ -142,7 +142,7 @@ class TrainConfig(Frozen):
     model: str | ModelConfig  #: a preset's name or a full model description
     volumes: tuple[VolumeConfig, ...] = ()  #: training subjects, one by one
     datasets: tuple[FolderConfig, ...] = ()  #: and all those of datasets
-    labels: LabelConfig | None = None  #: and images of label maps, for a model of one contrast
+    labels: LabelConfig | None = None  #: and images of label maps
     validation: ValidationConfig | None = None  #: what is looked at besides the loss
     #: weights of trained models: a network's name (``slice_networks.slice``, ``fusion``, ``features``) to a
     #: model folder or another run's, or to ``FOLDER:NETWORK`` where it has another name there

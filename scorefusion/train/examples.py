@@ -143,7 +143,7 @@ class CropSampler:
             assert self.labels is not None
             if size is None:
                 raise ScoreFusionError("images of label maps are drawn in crops; give each stage a crop")
-            return _own_volume(torch.from_numpy(self.labels.draw(size, random))[None, None])
+            return _own_volume(torch.from_numpy(self.labels.draw(size, random))[None])
         array = self.arrays[chosen]
         if self.turned:
             order = [int(axis) for axis in random.permutation(3)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scorefusion import data
 from scorefusion.data import Progress, Refused, Source
-from scorefusion.data.synth import LabelCrops, label_files, rotation
+from scorefusion.data.synth import PAIRED, LabelCrops, Painting, label_files, rotation
 from scorefusion.errors import ScoreFusionError
 from scorefusion.io.nifti import read_grid
 from scorefusion.models.config import DomainConfig, ModelConfig, read_config
@@ -109,19 +109,18 @@ def sampler_of(
 
     Raises:
         BadInput: if the folder of label maps holds none.
-        ScoreFusionError: if a model of several contrasts is to learn from label maps.
+        ScoreFusionError: if a model of several contrasts needs one that label maps give no image of.
     """
     labels = None
     if config.labels is not None:
-        if len(contrasts_of(model)) > 1:
-            raise ScoreFusionError(f"images of label maps have one contrast; {model.name!r} needs several")
         if not config.labels.folder:
             raise ScoreFusionError("the run learns from label maps; name their folder with --labels")
         files = label_files(Path(config.labels.folder).expanduser())
         kept = files[: len(files) - config.labels.hold_out]
         if not kept:
             raise ScoreFusionError(f"{len(files)} label maps, of which {config.labels.hold_out} are held out")
-        labels = LabelCrops(kept), config.labels.share
+        names = tuple(canonical(name) for name in contrasts_of(model))
+        labels = LabelCrops(kept, contrasts=names if len(names) > 1 else ()), config.labels.share
     alike = model.degradation.crops_measure_alike
     align = (1, 1, 1) if alike else factors_of(model)[0]
     return CropSampler(store, config.augment, align, labels=labels, turned=alike)
@@ -169,6 +168,9 @@ def domain_of(config: TrainConfig, model: ModelConfig) -> dict[str, DomainConfig
         file = source.subject.files[source.contrasts[0]]
         voxel = np.array(read_grid(file, assume_affine=source.reading.assume_affine).voxel[::-1])
         voxels += [voxel, *(voxel * factor for factor in (variants if source.variants else ()))]
+    if config.labels is not None:
+        painting = PAIRED if len(contrasts_of(model)) > 1 else Painting()
+        voxels += [np.full(3, edge) for edge in painting.voxel]
     domain = {}
     for place, name in enumerate(model.conditions):
         if place == 0 and model.degradation.of_each_scan:  # made for any voxel size

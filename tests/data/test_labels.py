@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from scorefusion.cli import app
-from scorefusion.data.synth import LabelCrops, Painting, label_files, paint, read_label_map
-from scorefusion.data.synth.labels import brightness, structure, tissue
-from scorefusion.errors import BadInput
+from scorefusion.data.synth import LabelCrops, LabelMap, Painting, label_files, paint, read_label_map
+from scorefusion.data.synth.contrasts import Body, brightness
+from scorefusion.data.synth.structures import structure, tissue
+from scorefusion.errors import BadInput, ScoreFusionError
 
 PLAIN = Painting(
     voxel=(1.0, 1.0), zoom=0, turn=0, bend=0, sequence=0, texture=0, lesions=0, vessels=0, stripped=0, cut=0,
@@ -99,7 +101,7 @@ def test_brightness_is_random_and_half_the_time_a_sequences() -> None:
 def test_crops_are_of_all_heads_and_any_size(folder: Path) -> None:
     crops = LabelCrops(label_files(folder))
     for size in ((24, 24, 24), (40, 6, 32), (5, 30, 30)):
-        image = crops.draw(size, np.random.default_rng(3))
+        (image,) = crops.draw(size, np.random.default_rng(3))
         assert image.shape == size and np.isfinite(image).all() and -1.01 <= image.min() <= image.max() < 4
     assert image.std() > 0.05
 
@@ -119,3 +121,57 @@ def test_a_set_of_painted_heads_goes_on_where_it_was(folder: Path, tmp_path: Pat
     assert np.asarray(image.dataobj).max() > 200
     with pytest.raises(SystemExit):
         app([*arguments[:-3], "--spacing", "3", "-n", "1"])
+
+
+def test_contrasts_of_one_body_are_those_of_their_sequences() -> None:
+    numbers = (0, 2, 3, 24, 515)
+    names = ("t1", "t2", "pd", "flair")
+    orders = []
+    for k in range(50):
+        random = np.random.default_rng(k)
+        body = Body(names, random)
+        drawn = body.brightness(numbers, random)
+        assert drawn.shape == (4, 5) and drawn.dtype == np.float32 and 0 <= drawn.min() <= drawn.max() <= 1.0
+        assert np.allclose(drawn[:, 1:].max(axis=1), 1)
+        (t1, t2, pd, flair) = drawn[:, 1:4]  # white, grey, fluid
+        assert t1[1] > t1[2] and t2[1] < t2[2] and flair[2] < 0.7 * flair[:2].min()
+        orders.append((t1[0] > t1[1], t2[0] < t2[1], pd[0] < pd[1]))
+        change = body.texture()
+        assert change[0] < 0 < change[1], "more water: darker in T1, brighter in T2"
+        random = np.random.default_rng(k)
+        assert np.array_equal(Body(names, random).brightness(numbers, random), drawn)
+    assert np.mean(orders, axis=0).min() > 0.85, "people differ, and parameters of sequences"
+
+
+def test_images_of_one_crop_differ_in_contrast_alone(folder: Path) -> None:
+    labels = read_label_map(folder / "a.nii.gz")
+    plain = replace(PLAIN, vary=0.0)
+    images = paint(labels, (24, 20, 16), np.random.default_rng(1), plain, contrasts=("t2", "t1"))
+    assert images.shape == (2, 24, 20, 16) and images.dtype == np.float32
+    edges = [np.abs(np.diff(image, axis=2)) > 0.05 for image in images]
+    assert edges[0].sum() > 50 and (edges[0] & edges[1]).sum() > 0.9 * max(edge.sum() for edge in edges)
+    rich = Painting(voxel=(1.0, 1.0), texture=0.06, lesions=1.0, vessels=1.0, noise=0)
+    for k in range(3):
+        pair = paint(labels, (24, 20, 16), np.random.default_rng(k), rich, contrasts=("t1", "t1"))
+        assert pair.shape[0] == 2 and np.isfinite(pair).all()
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_upright_crops_keep_the_order_of_axes(upright: bool) -> None:
+    values = np.ones((30, 30, 30), np.uint8)
+    values[:, 3 < np.arange(30) % 8] = 2
+    labels = LabelMap("layers", values, (0, 4, 14), (1.0, 1.0, 1.0))
+    along = set()
+    for k in range(20):
+        image = paint(labels, (12, 12, 12), np.random.default_rng(k), replace(PLAIN, upright=upright))
+        along.add(int(np.argmax([(np.abs(np.diff(image, axis=axis)) > 0.05).sum() for axis in range(3)])))
+    assert along == ({1} if upright else {0, 1, 2})
+
+
+def test_crops_of_several_contrasts(folder: Path) -> None:
+    crops = LabelCrops(label_files(folder), contrasts=("t2", "t1", "flair"))
+    images = crops.draw((16, 20, 24), np.random.default_rng(0))
+    assert images.shape == (3, 16, 20, 24)
+    assert np.array_equal(images, crops.draw((16, 20, 24), np.random.default_rng(0)))
+    with pytest.raises(ScoreFusionError, match="unknown contrast of label maps 'dwi'"):
+        LabelCrops(label_files(folder), contrasts=("t1", "dwi"))

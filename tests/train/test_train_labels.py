@@ -12,7 +12,8 @@ import torch
 from scorefusion.degradations import SliceStack
 from scorefusion.diffusion.level import input_scale, prediction_coefficients
 from scorefusion.errors import BadInput, ScoreFusionError
-from scorefusion.models.config import parse
+from scorefusion.models.config import ModelConfig, parse
+from scorefusion.models.presets import preset
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.train.config import AugmentConfig, LabelConfig, StageConfig, TrainConfig
 from scorefusion.train.examples import CropSampler, Draws, draw_box, draw_levels, measured_anew
@@ -133,6 +134,32 @@ def test_levels_at_the_start() -> None:
     level = draw_levels(4000, stage, np.random.default_rng(0), 20.0)
     share = ((level.sigma - 20.0).abs() < 1e-3).double().mean()
     assert 0.45 < share < 0.55
+
+
+def translation(**changes: object) -> ModelConfig:
+    """A tiny model from T1 to T2."""
+    values = preset("small").model_dump() | {
+        "name": "tiny-t1-t2", "conditions": ("t1",), "target": "t2", "degradation": {"kind": "none"},
+        "residual": {"base": "identity", "scale": 0.7},
+    }  # fmt: skip
+    return parse(ModelConfig, values | changes, "test")
+
+
+def test_label_maps_give_each_contrast_of_a_model(maps: Path, tmp_path: Path) -> None:
+    model = translation()
+    config = with_labels(config_of(model=model.model_dump(), stages=stages(crop=16)[:1]), maps)
+    sampler = sampler_of(config, model, [])
+    assert sampler.labels is not None and sampler.labels.contrasts == ("t2", "t1")
+    crop = sampler.draw((16, 16, 16), np.random.default_rng(0))
+    assert crop.volume.shape == (1, 2, 16, 16, 16)
+    stage = StageConfig(kind="patches", steps=1, crop=16)
+    batch = draw_box(ScoreFusion(model), sampler, stage, np.random.default_rng(0))
+    assert batch["condition"].shape == batch["target"].shape == (1, 1, 16, 16, 16)
+    assert domain_of(config, model)["t1"].spacing == ((0.8, 1.6),) * 3
+    train(config, tmp_path / "run")
+    strange = translation(conditions=("t1", "swi"))
+    with pytest.raises(ScoreFusionError, match="unknown contrast of label maps 'swi'"):
+        sampler_of(config, strange, [])
 
 
 def test_a_card_names_the_label_maps_and_any_voxel_size_fits(maps: Path, tmp_path: Path) -> None:

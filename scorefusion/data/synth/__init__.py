@@ -2,6 +2,7 @@
 
 from scorefusion.data.synth.anatomy import Maps, read_maps, rotation
 from scorefusion.data.synth.labels import (
+    PAIRED,
     LabelCrops,
     LabelMap,
     Painting,
@@ -13,6 +14,7 @@ from scorefusion.data.synth.labels import (
 from scorefusion.data.synth.make import SEQUENCES, PhantomSubject, Settings, make_subject, write_subjects
 
 __all__ = [
+    "PAIRED",
     "SEQUENCES",
     "LabelCrops",
     "LabelMap",

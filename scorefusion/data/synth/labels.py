@@ -1,62 +1,28 @@
-"""Images of any contrast out of label maps: drawn head by head, in crops of any size, for training.
+"""Images of any contrast, or of several, out of label maps: in crops of any size, for training.
 
-A label map is deformed, each label is given a random brightness (half the time that of a real sequence), and
-what a scan adds is added: texture, lesions, vessels, partial volume, shading, limited resolution and noise.
+A label map is deformed, each label is given a random brightness (half the time that of a real sequence,
+always where there are several contrasts of one head), and what a scan adds is added: texture, lesions,
+vessels, partial volume, shading, limited resolution and noise.
 The idea is SynthSeg's (Billot et al., Medical Image Analysis 86, 2023).
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from scorefusion.data.dataset import Progress
 from scorefusion.data.synth.anatomy import Field, Grid, rotation
-from scorefusion.data.synth.make import (
-    TISSUES,
-    gradient_echo,
-    inversion_recovery,
-    rician,
-    spin_echo,
-    write_set,
-)
+from scorefusion.data.synth.contrasts import BRAIN, AnyContrast, Body, Look, require_known
+from scorefusion.data.synth.make import rician, write_set
+from scorefusion.data.synth.structures import MOST, structure, tissue
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io.formats import LISTED
 from scorefusion.io.nifti import read_scan
 from scorefusion.optional import need
 
-#: FreeSurfer's numbers of structures on the left and on the right
-SIDES = {
-    2: 41, 3: 42, 4: 43, 5: 44, 6: 45, 7: 46, 8: 47, 9: 48, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54,
-    19: 55, 20: 56, 25: 57, 26: 58, 27: 59, 28: 60, 30: 62, 31: 63, 78: 79, 81: 82,
-}  # fmt: skip
-CEREBRAL_WHITE, CORTEX = 2, 3
-WHITE = (CEREBRAL_WHITE, 7, 16, 28, 77, 78, 85)
-GREY = (CORTEX, 8, 9, 10, 11, 12, 13, 17, 18, 19, 20, 26, 27, 80, 81)
-FLUID = (4, 5, 14, 15, 24, 31, 72)
-DEEP = {10: 0.5, 13: 0.7, 12: 0.2, 11: 0.1, 26: 0.1, 9: 0.5}  #: share of white matter in deep nuclei
-MOST = 15000  #: greatest number in use
-OUTSIDE = ("bone", "marrow", "fat", "muscle", "muscle", "fat")
 MARGIN = 4  #: voxels around a crop that filters reach
-
-
-def structure(number: int) -> int:
-    """Return what a FreeSurfer number stands for: the left side's number, parcels joined."""
-    if number in (251, 252, 253, 254, 255) or 3000 <= number < 5000 or 13100 <= number < 15000:
-        return CEREBRAL_WHITE
-    if 1000 <= number < 3000 or 11100 <= number < 13100:
-        return CORTEX
-    return {right: left for left, right in SIDES.items()}.get(number, number)
-
-
-def tissue(number: int) -> str:
-    """Return ``wm``, ``gm`` or ``csf`` of a structure in the brain, ``air`` of 0, else ``outside``."""
-    for name, numbers in (("wm", WHITE), ("gm", GREY), ("csf", FLUID), ("air", (0,))):
-        if number in numbers:
-            return name
-    return "outside"
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +96,7 @@ class Painting:
     turn: float = 15.0  #: greatest angle about each axis, in degrees
     bend: float = 2.5  #: standard deviation of the smooth displacement in mm
     axial: float = 0.5  #: share of crops whose first axis is the head's own z; the others y or x
+    upright: bool = False  #: keep the order of the head's axes, whatever ``axial`` says
     sequence: float = 0.5  #: share with the brightness of a real sequence
     texture: float = 0.06  #: greatest standard deviation of texture within a label, relative
     lesions: float = 0.4
@@ -139,6 +106,11 @@ class Painting:
     stripped: float = 0.3  #: share without what is outside the brain
     cut: float = 0.1  #: share of the others with the face cut away
     noise: float = 0.04  #: greatest standard deviation of Rician noise, of the brightest label
+    vary: float = 1.0  #: how much shading, gamma and gain differ from image to image, of their full ranges
+
+
+#: of several contrasts of one head, as blurred as an average of many heads or as sharp as a scan
+PAIRED = Painting(voxel=(0.8, 1.6), upright=True, partial=(0.4, 1.8), vary=0.5)
 
 
 def paint(
@@ -148,21 +120,29 @@ def paint(
     painting: Painting | None = None,
     *,
     whole: bool = False,
+    contrasts: Sequence[str] = (),
 ) -> np.ndarray:
-    """Draw an image of a crop of a deformed label map.
+    """Draw an image of a crop of a deformed label map, or several images that differ in contrast alone.
 
     Args:
         labels: the head.
         size: (z, y, x) in voxels; z is the axis that slices will be stacked along, whichever of the head's
             it is.
         random: every choice comes from it.
-        painting: ranges.
+        painting: ranges; by default those of one image, or of several.
         whole: show the middle of the head in its own order of axes, not any place and any axis first.
+        contrasts: of ``t1``, ``t2``, ``pd`` and ``flair``, those that are shown, by the same relaxation times
+            and of the same lesions and texture; none of them for one image of any contrast.
 
     Returns:
-        float32 ``[D, H, W]``, about -1 (nothing) to 1 (the brightest structures).
+        float32 ``[D, H, W]``, or ``[C, D, H, W]`` if contrasts are named, about -1 (nothing) to 1 (the
+        brightest structures).
+
+    Raises:
+        ScoreFusionError: for a contrast that no sequence is known for.
     """
-    return _painted(labels, size, random, painting, whole)[0]
+    images, _ = _painted(labels, size, random, painting, whole, contrasts)
+    return images if contrasts else images[0]
 
 
 def write_painted(
@@ -200,7 +180,7 @@ def write_painted(
         labels = read_label_map(files[int(random.integers(len(files)))])
         edges = zip(labels.values.shape, labels.spacing, strict=True)
         size = [max(1, round(length * edge * (1 + how.zoom) / spacing)) for length, edge in edges]
-        image, places = _painted(labels, size, random, how, True)
+        (image,), places = _painted(labels, size, random, how, True)
         numbers = np.array(labels.numbers, np.int16)[places]
         return {"image": 500 * (image + 1), "labels": numbers}, np.diag([spacing] * 3 + [1.0])
 
@@ -213,16 +193,16 @@ def _painted(
     random: np.random.Generator,
     painting: Painting | None,
     whole: bool,
+    contrasts: Sequence[str] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The image, and the places of its labels in ``numbers``, both ``[D, H, W]``."""
-    how = painting or Painting()
-    gaussian = need("scipy.ndimage", "images of label maps").gaussian_filter
+    """The images ``[C, D, H, W]``, and the places of their labels in ``numbers``, ``[D, H, W]``."""
+    how = painting or (PAIRED if contrasts else Painting())
     voxel = float(random.uniform(*how.voxel))
     shape = tuple(int(n) + 2 * MARGIN for n in size)
     grid = Grid((0.0, 0.0, 0.0), voxel, shape)  # type: ignore[arg-type]
     numbers = _deformed(labels, grid, how, random, whole)
     tissues = np.array(labels.tissues)
-    brain = np.isin(tissues, ("wm", "gm", "csf"))
+    brain = np.isin(tissues, BRAIN)
     if brain.any() and random.random() < how.stripped:
         numbers = np.where(brain[numbers], numbers, 0).astype(np.uint8)
     elif random.random() < how.cut:
@@ -231,66 +211,42 @@ def _painted(
             n * axis for n, axis in zip(normal, np.ix_(*(np.linspace(-1, 1, n) for n in shape)), strict=True)
         )
         numbers = np.where((place > random.uniform(0, 1)) & ~brain[numbers], 0, numbers).astype(np.uint8)
-    means = brightness(labels.numbers, random, how.sequence)
-    top = float(means.max())
-    image = means[numbers]
-    _split(image, numbers, tissues, grid, random)
+    look: Look = Body(contrasts, random) if contrasts else AnyContrast(how.sequence)
+    means = look.brightness(labels.numbers, random)
+    top = means.max(axis=1)
+    images = means[:, numbers]
+    _split(images, numbers, tissues, grid, look, random)
     if how.texture:
-        _texture(image, voxel, how, random)
+        _texture(images, voxel, how, look, random)
     if random.random() < how.lesions:
-        _add_blobs(image, numbers > 0, voxel, top, random)
+        _add_blobs(images, numbers > 0, voxel, top, look, random)
     if random.random() < how.vessels:
-        _add_tubes(image, numbers > 0, voxel, top, random)
+        _add_tubes(images, numbers > 0, voxel, top, look, random)
+    inner = tuple(slice(MARGIN, -MARGIN) for _ in range(3))
     blur = np.full(3, random.uniform(*how.partial) / voxel)
+    scans = [_scanned(*image, voxel, blur, how, random) for image in zip(images, top, strict=True)]
+    return np.stack(scans), numbers[inner]
+
+
+def _scanned(
+    image: np.ndarray, top: float, voxel: float, blur: np.ndarray, how: Painting, random: np.random.Generator
+) -> np.ndarray:
+    """What a scanner makes of an image ``[D, H, W]`` with margins, whose brightest structure is ``top``."""
+    gaussian = need("scipy.ndimage", "images of label maps").gaussian_filter
     sharpness = float(random.uniform(*how.resolution))
+    blur = blur.copy()
     blur[1:] = np.hypot(blur[1:], np.sqrt(max(sharpness**2 - voxel**2, 0.0)) / 2.355 / voxel)
     image = gaussian(image, blur, mode="nearest", truncate=3.0)
-    image = image[tuple(slice(MARGIN, -MARGIN) for _ in range(3))] / top
-    inside = Grid(grid.start, voxel, image.shape)
-    image *= np.exp(np.float32(random.uniform(0, 0.2)) * Field.draw(random, inside.extent, 70.0).on(inside))
-    image = np.power(image, np.float32(np.exp(random.normal(0, 0.2))))
+    image = image[tuple(slice(MARGIN, -MARGIN) for _ in range(3))] / np.float32(top)
+    inside = Grid((0.0, 0.0, 0.0), voxel, image.shape)
+    shade = np.float32(how.vary * random.uniform(0, 0.2))
+    image = image * np.exp(shade * Field.draw(random, inside.extent, 70.0).on(inside))
+    image = np.power(image, np.float32(np.exp(how.vary * random.normal(0, 0.2))))
     sigma = float(random.uniform(0, how.noise)) * (random.random() < 0.8)
     if sigma:
         image = rician(image, sigma, random)
-    image = (image * np.float32(2 * random.uniform(0.8, 1.1)) - 1).astype(np.float32)
-    return image, numbers[tuple(slice(MARGIN, -MARGIN) for _ in range(3))]
-
-
-def brightness(numbers: Sequence[int], random: np.random.Generator, sequence: float) -> np.ndarray:
-    """Draw a brightness for each structure, float32 ``[n]`` from 0 to about 1."""
-    means = random.uniform(0.05, 1.0, len(numbers))
-    means[0] = 0.0 if random.random() < 0.8 else random.uniform(0, 0.15)
-    if random.random() < sequence:
-        signal = _sequence(random)
-        for place, number in enumerate(numbers[1:], start=1):
-            kind = tissue(number)
-            if kind == "outside":
-                kind = OUTSIDE[int(random.integers(len(OUTSIDE)))]
-            values = np.array([signal(TISSUES[name]) for name in ("gm", "wm", kind)])
-            white = DEEP.get(number, 0.0) + (random.uniform(0, 0.3) if number in DEEP else 0.0)
-            value = values[2] if not white else (1 - white) * values[0] + white * values[1]
-            means[place] = value * np.exp(random.normal(0, 0.06 if kind in ("wm", "gm", "csf") else 0.3))
-        means[1:] = 0.02 + 0.98 * means[1:] / max(means[1:].max(), 1e-6)
-    return means.astype(np.float32)
-
-
-def _sequence(random: np.random.Generator) -> Any:
-    """Draw a sequence: the signal of a tissue, with parameters about those of T1, T2, PD or FLAIR."""
-    kind = random.integers(5)
-    if kind == 0:
-        tr, te, flip = random.uniform(10, 30), random.uniform(2, 8), random.uniform(18, 35)
-        return lambda t: gradient_echo(t.t1, t.t2, t.pd, tr=tr, te=te, flip=flip)
-    if kind == 1:
-        tr, te, ti = random.uniform(2000, 3000), random.uniform(3, 12), random.uniform(800, 1200)
-        return lambda t: abs(inversion_recovery(t.t1, t.t2, t.pd, tr=tr, te=te, ti=ti))
-    if kind == 2:
-        tr, te = random.uniform(3000, 7000), random.uniform(75, 130)
-        return lambda t: spin_echo(t.t1, t.t2, t.pd, tr=tr, te=te)
-    if kind == 3:
-        tr, te = random.uniform(400, 5000), random.uniform(8, 25)
-        return lambda t: spin_echo(t.t1, t.t2, t.pd, tr=tr, te=te)
-    tr, te, ti = random.uniform(7000, 11000), random.uniform(80, 150), random.uniform(2100, 2700)
-    return lambda t: abs(inversion_recovery(t.t1, t.t2, t.pd, tr=tr, te=te, ti=ti))
+    gain = 0.95 + how.vary * (random.uniform(0.8, 1.1) - 0.95)
+    return (image * np.float32(2 * gain) - 1).astype(np.float32)
 
 
 def _deformed(
@@ -300,6 +256,7 @@ def _deformed(
     first = 0 if random.random() < how.axial else int(random.integers(1, 3))
     order = [first, *random.permutation([axis for axis in range(3) if axis != first])]
     signs = random.choice([-1.0, 1.0], 3)
+    order = [0, 1, 2] if how.upright else order
     matrix = np.eye(3) if whole else np.eye(3)[:, order] * signs
     matrix = (
         np.diag(1 + random.uniform(-how.zoom, how.zoom, 3))
@@ -335,65 +292,89 @@ def _deformed(
 
 
 def _split(
-    image: np.ndarray, numbers: np.ndarray, tissues: np.ndarray, grid: Grid, random: np.random.Generator
+    images: np.ndarray,
+    numbers: np.ndarray,
+    tissues: np.ndarray,
+    grid: Grid,
+    look: Look,
+    random: np.random.Generator,
 ) -> None:
     """Brighten or darken a random part of white matter, and of grey matter, in place."""
     for name in ("wm", "gm", "outside"):
         if random.random() < 0.5:
             field = Field.draw(random, grid.extent, float(random.uniform(6, 25))).on(grid)
             part = (field > random.uniform(-0.5, 1.0)) & (tissues == name)[numbers]
-            image[part] *= np.float32(np.exp(random.normal(0, 0.15)))
+            images[:, part] *= look.part(name, random).astype(np.float32)[:, None]
 
 
-def _texture(image: np.ndarray, voxel: float, how: Painting, random: np.random.Generator) -> None:
+def _texture(
+    images: np.ndarray, voxel: float, how: Painting, look: Look, random: np.random.Generator
+) -> None:
     """Multiply by correlated noise and a slow drift, in place."""
     gaussian = need("scipy.ndimage", "images of label maps").gaussian_filter
     sigma = random.uniform(0.5, 1.2) / voxel
-    noise = gaussian(random.standard_normal(image.shape, np.float32), sigma, mode="wrap", truncate=2.5)
+    noise = gaussian(random.standard_normal(images[0].shape, np.float32), sigma, mode="wrap", truncate=2.5)
     noise *= np.float32(random.uniform(0, how.texture) / max(float(noise.std()), 1e-6))
-    noise += 1
-    image *= noise
+    for image, change in zip(images, look.texture(), strict=True):
+        image *= 1 + np.float32(change) * noise
 
 
 def _add_blobs(
-    image: np.ndarray, head: np.ndarray, voxel: float, top: float, random: np.random.Generator
+    images: np.ndarray,
+    head: np.ndarray,
+    voxel: float,
+    top: np.ndarray,
+    look: Look,
+    random: np.random.Generator,
 ) -> None:
-    """Add lesions in place: ellipsoids of 1 to 10 mm, any brightness, in part see-through."""
-    count = 1 + random.poisson(2.0 * image.size / 64**3)
-    value = random.uniform(0.0, 1.2) * top
+    """Add lesions in place: ellipsoids of 1 to 10 mm, in part see-through."""
+    count = 1 + random.poisson(2.0 * head.size / 64**3)
+    value = look.lesion(random) * top
     for _ in range(count):
         radii = np.exp(random.uniform(np.log(0.5), np.log(5.0))) * np.exp(random.normal(0, 0.25, 3)) / voxel
-        own = value if random.random() < 0.7 else random.uniform(0.0, 1.2) * top
-        _stamp(image, head, random.uniform(0, image.shape), radii, float(own), float(random.uniform(0.4, 1)))
+        own = value if random.random() < 0.7 else look.lesion(random) * top
+        _stamp(images, head, random.uniform(0, head.shape), radii, own, float(random.uniform(0.4, 1)))
 
 
 def _add_tubes(
-    image: np.ndarray, head: np.ndarray, voxel: float, top: float, random: np.random.Generator
+    images: np.ndarray,
+    head: np.ndarray,
+    voxel: float,
+    top: np.ndarray,
+    look: Look,
+    random: np.random.Generator,
 ) -> None:
     """Add vessels in place: thin bent tubes, brighter or darker than all else."""
-    value = float(random.choice([random.uniform(0.8, 1.3), random.uniform(0, 0.2)])) * top
-    for _ in range(1 + random.poisson(1.5 * image.size / 64**3)):
-        at, radius = random.uniform(0, image.shape), random.uniform(0.4, 1.3) / voxel
+    value = look.vessel(random) * top
+    for _ in range(1 + random.poisson(1.5 * head.size / 64**3)):
+        at, radius = random.uniform(0, head.shape), random.uniform(0.4, 1.3) / voxel
         direction = random.standard_normal(3)
         for _ in range(int(random.integers(20, 90))):
             direction = direction / np.linalg.norm(direction) + random.normal(0, 0.15, 3)
             at = at + 0.7 * direction
-            _stamp(image, head, at, np.full(3, radius), value, 1.0)
+            _stamp(images, head, at, np.full(3, radius), value, 1.0)
 
 
 def _stamp(
-    image: np.ndarray, head: np.ndarray, centre: np.ndarray, radii: np.ndarray, value: float, cover: float
+    images: np.ndarray,
+    head: np.ndarray,
+    centre: np.ndarray,
+    radii: np.ndarray,
+    value: np.ndarray,
+    cover: float,
 ) -> None:
-    """Set an ellipsoid's voxels in the head, in place; its border covers voxels in part."""
+    """Set an ellipsoid's voxels in the head to ``value [C]``, in place; its border covers voxels in part."""
     low = np.maximum(np.floor(centre - radii - 1), 0).astype(int)
-    high = np.minimum(np.ceil(centre + radii + 2), image.shape).astype(int)
+    high = np.minimum(np.ceil(centre + radii + 2), head.shape).astype(int)
     if (high <= low).any():
         return
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     axes = np.ix_(*((np.arange(a, b) - c) / r for a, b, c, r in zip(low, high, centre, radii, strict=True)))
     distance = np.sqrt(sum(axis**2 for axis in axes))
     share = np.clip((1 - distance) * float(radii.min()) + 0.5, 0, 1) * cover * head[box]
-    image[box] += share.astype(np.float32) * (np.float32(value) - image[box])
+    share = share.astype(np.float32)
+    for image, bright in zip(images, value.astype(np.float32), strict=True):
+        image[box] += share * (bright - image[box])
 
 
 class LabelCrops:
@@ -401,16 +382,24 @@ class LabelCrops:
 
     Args:
         files: of label maps.
-        painting: how they become images.
+        painting: how they become images; see :func:`paint`.
+        contrasts: those of each crop; none for one image of any contrast.
+
+    Raises:
+        ScoreFusionError: for a contrast that no sequence is known for.
     """
 
-    def __init__(self, files: Sequence[Path], painting: Painting | None = None) -> None:
-        self.files, self.painting = tuple(files), painting or Painting()
+    def __init__(
+        self, files: Sequence[Path], painting: Painting | None = None, contrasts: Sequence[str] = ()
+    ) -> None:
+        self.files, self.painting, self.contrasts = tuple(files), painting, tuple(contrasts)
+        require_known(self.contrasts)
         self._read: dict[Path, LabelMap] = {}
 
     def draw(self, size: Sequence[int], random: np.random.Generator) -> np.ndarray:
-        """Return an image of a random place of a random head, float32 ``[D, H, W]``; see :func:`paint`."""
+        """Return a random place of a random head, float32 ``[C, D, H, W]``; see :func:`paint`."""
         file = self.files[int(random.integers(len(self.files)))]
         if file not in self._read:
             self._read[file] = read_label_map(file)
-        return paint(self._read[file], size, random, self.painting)
+        images = paint(self._read[file], size, random, self.painting, contrasts=self.contrasts)
+        return images if self.contrasts else images[None]
