@@ -13,6 +13,7 @@ from scorefusion.io import Scan
 
 THICK = 1.5  #: slices are thick from so many in-plane voxels on
 FARTHEST = 12.0  #: slices farther apart, in in-plane voxels, are refused
+LEANING = 1.0  #: angle in degrees between the slices' axis and their normal that is worth a warning
 WIDTHS = (0.25, 2.0)  #: thinnest and thickest slices that can be undone, in steps
 ROUNDED = 1e-3  #: how much of a number in a header is rounding, relative
 AGREE = 0.05  #: how far numbers of a header may differ, relative
@@ -24,7 +25,7 @@ class Slices:
 
     measurement: SliceStack  #: on the output's grid, whose z is ``axis``
     axis: int  #: of the scan's z, y and x (RAS+ order, 0 to 2) that slices are stacked along
-    step: float  #: from one slice to the next in mm
+    step: float  #: from one slice to the next along their normal in mm
     thickness: float  #: of a slice in mm
     in_plane: tuple[float, float]  #: size of a voxel along the other two axes in mm
     thickness_from: str  #: where the thickness comes from, in words
@@ -76,9 +77,11 @@ def slices_of(scan: Scan, typical: SliceStack, options: Mapping[str, Any]) -> Sl
             contradict each other.
         ScoreFusionError: for options that contradict each other or the header.
     """
-    edges = np.linalg.norm(scan.ras_affine[:3, :3], axis=0)[::-1]
+    columns = scan.ras_affine[:3, 2::-1]
+    edges = np.linalg.norm(columns, axis=0)
     axis = int(np.argmax(edges))
-    step = float(edges[axis])
+    normal = np.cross(*(columns[:, other] for other in range(3) if other != axis))
+    step = float(abs(columns[:, axis] @ normal) / np.linalg.norm(normal))
     second, third = sorted(float(edge) for other, edge in enumerate(edges) if other != axis)
     across = math.sqrt(second * third)
     sizes = " × ".join(f"{edge:.3g}" for edge in edges[::-1])
@@ -96,6 +99,12 @@ def slices_of(scan: Scan, typical: SliceStack, options: Mapping[str, Any]) -> Sl
         problem = f"has slices {step / across:.3g} in-plane voxels apart; up to {FARTHEST:g} can be filled"
         raise BadInput(scan.name, problem, "Resample it in plane to larger voxels first.")
     assumed, warnings = list[str](), list[str]()
+    lean = math.degrees(math.acos(min(1.0, step / float(edges[axis]))))
+    if lean > LEANING:
+        warnings.append(
+            f"its slices lean by {lean:.2g}° from their normal, as a tilted gantry's do, which the model has "
+            "not learnt"
+        )
     count = _count(scan.name, step, across, typical, options.get("spacing"), warnings)
     thickness, source = _thickness(scan, step, options, assumed)
     width = thickness / step

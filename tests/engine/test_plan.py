@@ -175,3 +175,10 @@ def test_a_picture_names_every_buffer_with_its_bytes(tmp_path):
     said = " ".join(text.get_text() for text in figure.axes[0].texts)
     assert all(f"{buffer.name}  " in said for buffer in layout.buffers)
     assert target.read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize(("name", "purpose"), [("brain-iso", "how it was sliced"), ("paper", "position")])
+def test_a_plan_says_what_the_common_channels_hold(name: str, purpose: str) -> None:
+    layout = plan(preset(name), (40, 32, 32), dtype=torch.float32)
+    (common,) = (buffer for buffer in layout.buffers if buffer.name == "common")
+    assert common.purpose.split(" and ")[0] == purpose

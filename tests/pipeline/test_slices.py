@@ -62,6 +62,18 @@ def test_thickness_comes_from_options_then_the_sidecar(tmp_path: Path) -> None:
     assert "4 mm (as given), 5 mm apart" in str(given)
 
 
+def test_the_step_of_leaning_slices_is_along_their_normal(tmp_path: Path) -> None:
+    """As a tilted gantry's are: the affine is sheared, and thickness is measured along the normal."""
+    affine = scan(tmp_path, (1.0, 1.0, 5.0), turn=20.0).affine
+    assert not found(scan(tmp_path, (1.0, 1.0, 5.0), turn=20.0)).warnings
+    affine[:3, 2] += np.tan(np.deg2rad(15)) * 5 * affine[:3, 1]
+    values = np.random.default_rng(0).uniform(1, 100, (6, 7, 8)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, affine), tmp_path / "a.nii.gz")
+    slices = found(read_scan(tmp_path / "a.nii.gz"), thickness=5.0)
+    assert slices.step == pytest.approx(5.0, rel=1e-5) and slices.measurement.blocks == (5, 1, 1)
+    assert any("lean by 15°" in text for text in slices.warnings)
+
+
 def test_rounding_in_a_header_does_not_count(tmp_path: Path) -> None:
     """An affine in float32 has no step of 5 mm, and slices that touch are means of blocks all the same."""
     third = np.float64(np.float32(10 / 3))

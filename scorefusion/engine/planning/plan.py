@@ -197,7 +197,13 @@ def _buffers(layout: Plan) -> tuple[Buffer, ...]:
     if layout.grid != layout.size or config.scales_input:
         found.append(Buffer("seen", grid, float32, "noisy volume, scaled and padded"))
     if common:
-        found.append(Buffer("common", (batch, common, *layout.grid), float32, "position and mask"))
+        kinds = {
+            "position": config.position,
+            "mask": config.mask,
+            "how it was sliced": config.degradation.channels,
+        }
+        what = " and ".join(name for name, channels in kinds.items() if channels)
+        found.append(Buffer("common", (batch, common, *layout.grid), float32, what))
     slabs = [
         batch * layout.rows[plane] * math.prod(layout.cut_shape(k, 1))
         for k in layout.branches
