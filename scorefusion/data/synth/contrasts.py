@@ -80,8 +80,6 @@ def require_known(contrasts: Sequence[str]) -> None:
 class Look(Protocol):
     """Draws the brightness of what an image shows; C contrasts, each relative to its brightest structure."""
 
-    count: int  #: C
-
     def brightness(self, numbers: Sequence[int], random: Random) -> np.ndarray:
         """Of each structure, float32 ``[C, n]`` from 0 to about 1; the first is the background."""
 
@@ -103,7 +101,6 @@ class AnyContrast:
     """One image: structures as bright as they come, or, with probability ``sequence``, as in a sequence."""
 
     sequence: float
-    count: int = 1
 
     def brightness(self, numbers: Sequence[int], random: Random) -> np.ndarray:
         """Of each structure, float32 ``[1, n]``."""
