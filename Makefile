@@ -1,6 +1,6 @@
 # Everything from a clean clone: each target makes its virtual environment, .venv, and needs no compiler.
 #
-#   make demo      a held-out head, restored by every strategy: demo_out/report.png and a table
+#   make demo      a held-out head in slices of 4 mm, restored: demo_out/report.png and a table
 #   make test      the tests, and each benchmark once: seven to twelve minutes on two cores
 #   make test-slow the tests that take longest: every kernel on every architecture, kills at random moments, ...
 #   make weights   fetch and make the training data, train the bundled models; stop it and run it again to go on
@@ -23,7 +23,7 @@ SOURCES := constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csr
 .PHONY: demo test test-slow weights data lint bench clean
 .DELETE_ON_ERROR:
 
-demo: .venv/.run data/oasis_t1.nii.gz
+demo: .venv/.run data/ds000031_t1.nii.gz
 	$(BIN)/scorefusion demo
 
 test: .venv/.dev

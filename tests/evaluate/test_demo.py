@@ -25,6 +25,7 @@ from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.models.table import table_for
 from scorefusion.pipeline import Pipeline
 from tests.support.drawing import drawn
+from tests.support.thick import tiny_iso
 from tests.support.tiny import AFFINE, same_grid_config, tiny_config, tiny_model
 
 NAMES = [
@@ -194,6 +195,26 @@ def test_files(folder: Path) -> None:
     assert text.splitlines()[:16] == done.stdout.splitlines()[:16]
     assert "box of 8×10×12 voxels" in text and " s in all" in done.stdout
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_slices_of_some_millimetres(folder: Path, tmp_path: Path) -> None:
+    tiny_model(tiny_iso()).save_pretrained(tmp_path / "iso", card="# iso")
+    values = np.random.default_rng(0).uniform(100, 900, (24, 24, 41)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.diag([1.0, 1.0, 0.8, 1.0])), tmp_path / "head.nii.gz")
+    given = ["demo", "--data", str(tmp_path / "head.nii.gz"), "--model", str(tmp_path / "iso")]
+    given += ["--box", "20,16,16"]
+    done = CliRunner().invoke(app, [*given, "-o", str(tmp_path / "out"), "--device", "cpu"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "in slices of 4 mm, 5 voxels" in done.stdout and "one step, the posterior mean" in done.stdout
+    names = [row["name"] for row in json.loads((tmp_path / "out" / "table.json").read_text())["rows"]]
+    assert names[-3:] == ["average", "fuse", "fuse+features"] and "single axial" not in names
+    measured = nib.load(tmp_path / "out" / "input.nii.gz")
+    np.testing.assert_allclose(nib.affines.voxel_sizes(measured.affine), (1, 1, 4), rtol=1e-6)
+    output = nib.load(tmp_path / "out" / "output.nii.gz").get_fdata()
+    means = output.reshape(*output.shape[:2], -1, 5).mean(axis=3)
+    np.testing.assert_allclose(means, measured.get_fdata(), atol=0.01)
+    done = CliRunner().invoke(app, [*given, "-o", str(tmp_path / "out"), "--slices", "9"])
+    assert done.exit_code and "give --slices 1.6 to 6.4" in done.stderr
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_table(
