@@ -80,7 +80,7 @@ def slices_of(scan: Scan, typical: SliceStack, options: Mapping[str, Any]) -> Sl
     columns = scan.ras_affine[:3, 2::-1]
     edges = np.linalg.norm(columns, axis=0)
     axis = int(np.argmax(edges))
-    normal = np.cross(*(columns[:, other] for other in range(3) if other != axis))
+    normal = np.cross(columns[:, axis - 1], columns[:, axis - 2])
     step = float(abs(columns[:, axis] @ normal) / np.linalg.norm(normal))
     second, third = sorted(float(edge) for other, edge in enumerate(edges) if other != axis)
     across = math.sqrt(second * third)
