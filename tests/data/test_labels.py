@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from scorefusion.data.synth.contrasts import Body, brightness
 from scorefusion.data.synth.structures import structure, tissue
 from scorefusion.errors import BadInput, ScoreFusionError
 
+ROOT = Path(__file__).parents[2]
 PLAIN = Painting(
     voxel=(1.0, 1.0), zoom=0, turn=0, bend=0, sequence=0, texture=0, lesions=0, vessels=0, stripped=0, cut=0,
     partial=(1e-3, 1e-3), resolution=(0.5, 0.5), noise=0,
@@ -175,3 +178,17 @@ def test_crops_of_several_contrasts(folder: Path) -> None:
     assert np.array_equal(images, crops.draw((16, 20, 24), np.random.default_rng(0)))
     with pytest.raises(ScoreFusionError, match="unknown contrast of label maps 'dwi'"):
         LabelCrops(label_files(folder), contrasts=("t1", "dwi"))
+
+
+def test_packed_maps_give_the_same_images(folder: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    command = [sys.executable, str(ROOT / "tools" / "small_labels.py"), str(folder), "-o"]
+    subprocess.run([*command, str(small)], check=True)
+    assert [file.name for file in label_files(small)] == ["a.nii.gz", "b.nii.gz"]
+    maps = [read_label_map(at / "a.nii.gz") for at in (folder, small)]
+    assert maps[0].numbers == maps[1].numbers and maps[0].spacing == maps[1].spacing
+    assert np.array_equal(maps[0].values, maps[1].values)
+    images = [paint(each, (20, 24, 22), np.random.default_rng(0)) for each in maps]
+    assert np.array_equal(*images)
+    refused = subprocess.run([*command, str(folder)], capture_output=True, text=True)
+    assert refused.returncode == 2 and "name another folder" in refused.stderr
