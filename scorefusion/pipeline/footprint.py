@@ -219,6 +219,8 @@ class Room:
         if size is not None:
             crop += f" to at most {' × '.join(map(str, own_order(size)))} voxels"
         more = "allow more" if limit.asked else "use a machine with more memory"
+        if until and self.config.degradation.of_each_scan:  # the output's size depends on its header
+            raise OutOfMemory(name, problem, f"{crop}, or {more}.")
         shape = " ".join(str(n) for n in (self._grid(found.shapes[0]) if partly else found.box))
         model = f"--model {self.config.name} " if self.config.name in bundled_models() else ""
         see = f"`scorefusion plan {model}--shape {shape}` says what takes how much"

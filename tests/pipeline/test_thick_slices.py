@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from scorefusion import Pipeline, read_dicom_series, save_dicom_series
 from scorefusion.cli import app
 from scorefusion.degradations import SliceStack
-from scorefusion.errors import BadInput, ScoreFusionError
+from scorefusion.errors import BadInput, OutOfMemory, ScoreFusionError
 from scorefusion.models.score_fusion import ScoreFusion
 from scorefusion.pipeline import Translation
 from scorefusion.pipeline.footprint import Room
@@ -80,6 +80,13 @@ def test_memory_is_forecast_of_slices_that_overlap(
     monkeypatch.setattr(Room, "roomy", lambda *_: False)
     scan = thick_scan()
     assert np.abs(again(pipeline(scan, **options), 2) - scan.get_fdata()).max() < 1e-2
+
+
+def test_no_size_is_named_before_the_header_says_it(pipeline: Pipeline) -> None:
+    short = Pipeline(pipeline.model, dtype="float32", max_memory="500MB")
+    short._engines.max_memory = 10**6
+    with pytest.raises(OutOfMemory, match=r"needs at least .*Crop it, or allow more\.$"):
+        short(thick_scan())
 
 
 def test_turned_scans_give_the_same_volume(pipeline: Pipeline) -> None:
