@@ -199,6 +199,7 @@ def table(files: Annotated[list[Path], typer.Argument(help="What the other comma
                     for m in methods
                 )
                 print(f"| {case} | {' | '.join(cells)} |")
+        _print_margins({case: each for (name, case), each in fidelity.items() if name == head})
     for row in rows:
         if row["kind"] == "spread":
             shown = ", ".join(f"{name} {value:.3g}" for name, value in row["figures"].items())
@@ -214,6 +215,27 @@ def table(files: Annotated[list[Path], typer.Argument(help="What the other comma
                 contrast, volume = (np.median([each[n] for each in found]) for n in ("contrast", "volume"))
                 kept = f"contrast {contrast:.2f}, volume {volume:.2f}"
                 print(f"  {size:g} mm: {kept}, {sum(each['erased'] for each in found)} of {len(found)} gone")
+
+
+def _print_margins(cases: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print how far each method is above the better of spline and consistent linear interpolation."""
+    plain = ("cubic", "linear+consistency")
+    for method in dict.fromkeys(m for each in cases.values() for m in each if m not in (*plain, "linear")):
+        apart = {
+            name: [
+                each[method][name] - max(each[base][name] for base in plain)
+                for each in cases.values()
+                if method in each and name in each[method]
+            ]
+            for name in ("psnr", "ssim", "cone", "psnr_brain", "ssim_brain")
+        }
+        shown = ", ".join(
+            f"{name} {min(found):+.3f} to {max(found):+.3f}, mean {np.mean(found):+.3f}, "
+            f"above in {sum(each > 0 for each in found)} of {len(found)}"
+            for name, found in apart.items()
+            if found
+        )
+        print(f"\n{method} less the better interpolation: {shown}")
 
 
 def _restored(

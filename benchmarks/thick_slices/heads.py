@@ -38,6 +38,23 @@ class Head:
             bright = parts == 1 + int(np.argmax(ndimage.sum(bright, parts, range(1, count + 1))))
         return np.stack([ndimage.binary_fill_holes(each) for each in bright])
 
+    @cached_property
+    def brain(self) -> np.ndarray:
+        """bool ``[D, H, W]``: about the brain of a T1: what is bright, deep and of one piece, grown a little."""
+        ndimage = need("scipy.ndimage", "the mask of a brain")
+        depth = ndimage.distance_transform_edt(self.inside) * self.voxel
+        deep = self.values[depth > 30]
+        if not deep.size:
+            return self.inside
+        erode, grow, close = (max(1, round(mm / self.voxel)) for mm in (2, 4, 6))
+        core = (self.values > np.percentile(deep, 20)) & (depth > 12)
+        parts, count = ndimage.label(ndimage.binary_erosion(core, iterations=erode))
+        if not count:
+            return self.inside
+        core = parts == 1 + int(np.argmax(ndimage.sum(parts > 0, parts, range(1, count + 1))))
+        grown = ndimage.binary_closing(ndimage.binary_dilation(core, iterations=grow), iterations=close)
+        return np.asarray(ndimage.binary_fill_holes(grown) & self.inside)
+
     @property
     def peak(self) -> float:
         """Percentile 99.9 of the head: the range that PSNR and SSIM are of."""
@@ -76,7 +93,8 @@ class Sliced:
     """A head's truth and its slices, the slices' axis first."""
 
     truth: np.ndarray  #: float32 ``[n · step, H, W]``
-    inside: np.ndarray  #: bool, the same shape: where figures are of
+    inside: np.ndarray  #: bool, the same shape: the head, which figures are of
+    brain: np.ndarray  #: bool, the same shape: about the brain
     slices: np.ndarray  #: float32 ``[n, H, W]``
     image: nib.Nifti1Image  #: the slices as a scan, in the head's own orientation
     measurement: SliceStack
@@ -100,7 +118,7 @@ def sliced(head: Head, case: Case, values: np.ndarray | None = None) -> Sliced:
     order = (first, second, third)
     truth = np.ascontiguousarray((head.values if values is None else values).transpose(order))
     truth = truth[: len(truth) // case.step * case.step]
-    inside = head.inside.transpose(order)[: len(truth)]
+    inside, brain = (mask.transpose(order)[: len(truth)] for mask in (head.inside, head.brain))
     measurement = SliceStack(step=case.step, width=case.width)
     operator = measurement.operator(truth.shape)
     assert operator is not None
@@ -109,7 +127,7 @@ def sliced(head: Head, case: Case, values: np.ndarray | None = None) -> Sliced:
     edges[case.axis] *= case.step
     image = slices.transpose(np.argsort(order)).transpose(2, 1, 0)
     affine = from_matvec(np.diag(edges[::-1]), [0, 0, 0])
-    return Sliced(truth, inside, slices, nib.Nifti1Image(image, affine), measurement, order)
+    return Sliced(truth, inside, brain, slices, nib.Nifti1Image(image, affine), measurement, order)
 
 
 def interpolations(given: Sliced) -> dict[str, np.ndarray]:

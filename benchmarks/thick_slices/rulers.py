@@ -17,16 +17,29 @@ HALF, FOUND = 0.5, 0.25  #: shares of a true lesion's contrast: its border, and 
 
 
 def figures(volume: np.ndarray, given: Sliced, peak: float) -> dict[str, float]:
-    """PSNR and SSIM in the head, shell correlation in the cone about the slices' axis, consistency."""
+    """PSNR and SSIM in head and brain, shell correlation in the cone about the slices' axis, consistency."""
     x = torch.from_numpy(np.ascontiguousarray(volume))[None, None].float()
     apart = given.operator.A(x)[0, 0].numpy() - given.slices
     span = float(given.slices.max() - given.slices.min())
-    return {
-        "psnr": psnr(volume, given.truth, peak, inside=given.inside),
-        "ssim": ssim(volume, given.truth, peak, inside=given.inside),
+    fidelity = {}
+    for name, mask in (("", given.inside), ("_brain", given.brain)):
+        box = bounds(mask, 4)
+        pair = volume[box], given.truth[box]
+        fidelity["psnr" + name] = psnr(*pair, peak, inside=mask[box])
+        fidelity["ssim" + name] = ssim(*pair, peak, inside=mask[box])
+    return fidelity | {
         "cone": cone_correlation(volume, given.truth, given.measurement.step),
         "inconsistency": float(np.abs(apart).max()) / span,
     }
+
+
+def bounds(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """The box around what is true, and so many voxels more where there are."""
+    found = []
+    for axis in range(mask.ndim):
+        at = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        found.append(slice(max(0, int(at[0]) - margin), int(at[-1]) + 1 + margin))
+    return tuple(found)
 
 
 def cone_correlation(volume: np.ndarray, truth: np.ndarray, step: int) -> float:
