@@ -40,7 +40,7 @@ class Head:
 
     @cached_property
     def brain(self) -> np.ndarray:
-        """bool ``[D, H, W]``: about the brain of a T1: what is bright, deep and of one piece, grown a little."""
+        """bool ``[D, H, W]``: about the brain of a T1: what is bright and deep, its largest piece, grown."""
         ndimage = need("scipy.ndimage", "the mask of a brain")
         depth = ndimage.distance_transform_edt(self.inside) * self.voxel
         deep = self.values[depth > 30]
