@@ -143,6 +143,7 @@ Factor = int | Sequence[int]
 _ECHO = re.compile(r"\bTE=(\d+(?:\.\d+)?)")
 _ASSIGNED = re.compile(r"\w+=[^;/\s]*")
 _MAX_SIDECAR = 2**20
+_BIDS_DEPTH = 4  #: folders between a dataset and its volumes, at most: sub, ses, anat, and one more
 ACQUISITION = ("Modality", "SeriesDescription", "ProtocolName")
 
 _OF_THE_INPUT = "intent_code intent_name intent_p1 intent_p2 intent_p3 cal_min cal_max aux_file".split()
@@ -383,16 +384,44 @@ def sidecar_path(volume: Path) -> Path:
 
 
 def sidecar_of(file: Path | None) -> dict[str, Any]:
-    """Return what the JSON file beside a volume holds; nothing for a folder, or a file that BIDS has not."""
+    """Return what the JSON file beside a volume holds; nothing for a folder, or a file that BIDS has not.
+
+    In a BIDS dataset what files in the folders above say of it comes with it (the inheritance principle).
+    """
     if file is None or file.is_dir():
         return {}
     beside = sidecar_path(file)
-    try:
-        small = beside.name != file.name and beside.stat().st_size <= _MAX_SIDECAR
-        values = json.loads(beside.read_text()) if small else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    found: dict[str, Any] = {}
+    for path in (*_inherited(beside), beside):
+        try:
+            small = path.name != file.name and path.stat().st_size <= _MAX_SIDECAR
+            values = json.loads(path.read_text()) if small else {}
+        except (OSError, ValueError, RecursionError):
+            continue
+        found |= values if isinstance(values, dict) else {}
+    return found
+
+
+def _inherited(beside: Path) -> list[Path]:
+    """The JSON files that BIDS has a sidecar inherit from, the most general first; none outside a dataset.
+
+    They lie in folders from the dataset's own down, with the same suffix and no other entities.
+    """
+    folders = [beside.parent, *list(beside.absolute().parent.parents)[:_BIDS_DEPTH]]
+    top = next((n for n, each in enumerate(folders) if (each / "dataset_description.json").is_file()), None)
+    if top is None:
+        return []
+    *entities, suffix = beside.stem.split("_")
+    found = []
+    for folder in folders[top::-1]:
+        general = {each: each.stem.split("_") for each in folder.glob("*.json") if each.name != beside.name}
+        fitting = [
+            (len(parts), each)
+            for each, parts in general.items()
+            if parts[-1] == suffix and set(parts[:-1]) <= set(entities)
+        ]
+        found += [each for _, each in sorted(fitting)]
+    return found
 
 
 def check_sidecar(volume: Path, inputs: Sequence[Path]) -> None:

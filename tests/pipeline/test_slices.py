@@ -13,6 +13,7 @@ import pytest
 from scorefusion.degradations import SliceStack
 from scorefusion.errors import BadInput, ScoreFusionError
 from scorefusion.io import Scan, read_scan
+from scorefusion.io.nifti import sidecar_of
 from scorefusion.pipeline.slices import Slices, slices_of
 
 TYPICAL = SliceStack()
@@ -49,6 +50,22 @@ def test_the_thick_axis_may_be_any(
     assert slices.spacing == pytest.approx(max(edges) / count, rel=1e-5)
     assert len(slices.assumed) == 2 and "how thick" in slices.assumed[0] and "box" in slices.assumed[1]
     assert json.loads(json.dumps(slices.recorded()))["SlicesPerInputSlice"] == count
+
+
+def test_bids_sidecars_inherit_from_the_folders_above(tmp_path: Path) -> None:
+    folder = tmp_path / "sub-01" / "anat"
+    folder.mkdir(parents=True)
+    image = nib.Nifti1Image(np.ones((6, 6, 4), np.float32), np.diag([1.0, 1.0, 5.0, 1.0]))
+    nib.save(image, folder / "sub-01_acq-x_T2w.nii.gz")
+    for name, thickness in {"T2w": 4.5, "acq-x_T2w": 4.0, "acq-y_T2w": 3.0, "T1w": 2.0}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"SliceThickness": thickness, name: True}))
+    file = folder / "sub-01_acq-x_T2w.nii.gz"
+    assert sidecar_of(file) == {}, "no dataset"
+    (tmp_path / "dataset_description.json").write_text("{}")
+    assert sidecar_of(file) == {"SliceThickness": 4.0, "T2w": True, "acq-x_T2w": True}
+    assert found(read_scan(file)).thickness == pytest.approx(4.0)
+    (folder / "sub-01_acq-x_T2w.json").write_text('{"SliceThickness": 4.25}')
+    assert sidecar_of(file)["SliceThickness"] == 4.25
 
 
 def test_thickness_comes_from_options_then_the_sidecar(tmp_path: Path) -> None:
