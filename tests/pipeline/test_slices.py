@@ -55,7 +55,8 @@ def test_the_thick_axis_may_be_any(
 def test_bids_sidecars_inherit_from_the_folders_above(tmp_path: Path) -> None:
     folder = tmp_path / "sub-01" / "anat"
     folder.mkdir(parents=True)
-    image = nib.Nifti1Image(np.ones((6, 6, 4), np.float32), np.diag([1.0, 1.0, 5.0, 1.0]))
+    values = np.arange(144, dtype=np.float32).reshape(6, 6, 4)
+    image = nib.Nifti1Image(values, np.diag([1.0, 1.0, 5.0, 1.0]))
     nib.save(image, folder / "sub-01_acq-x_T2w.nii.gz")
     for name, thickness in {"T2w": 4.5, "acq-x_T2w": 4.0, "acq-y_T2w": 3.0, "T1w": 2.0}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"SliceThickness": thickness, name: True}))
