@@ -196,8 +196,11 @@ class Body:
             else:
                 change = _changed({"csf": 0.03, "gm": 0.06, "wm": 0.06}.get(kind, 0.2), random)
                 means[:, place] = self.signals(self.tissues[kind] * change)
-        self._top = np.maximum(means.max(axis=1), 1e-6)
-        means[:, 1:] = 0.02 + 0.98 * means[:, 1:] / self._top[:, None]
+        # Heads are normalised by a percentile, and fat, of which there is little, may be brighter than it.
+        brain = [place for place, number in enumerate(numbers) if tissue(number) in BRAIN]
+        top, most = means.max(axis=1), means[:, brain].max(axis=1, initial=0.0) * random.uniform(1.1, 1.8)
+        self._top = np.maximum(np.minimum(top, most) if brain else top, 1e-6)
+        means[:, 1:] = 0.02 + 0.98 * np.minimum(means[:, 1:] / self._top[:, None], 1.0)
         if random.random() < 0.3:
             means[:, 0] = random.uniform(0, 0.12, self.count)
         return means.astype(np.float32)
