@@ -6,9 +6,11 @@ import importlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
@@ -104,14 +106,36 @@ class ResidualConfig(Frozen):
         "trilinear+consistency"
     )
     scale: float = 2.0
+    #: for a target of another contrast: ascending intensities of the first condition, each with what it
+    #: becomes in the base, straight lines between them and constant beyond; empty leaves the base as it is
+    curve: tuple[tuple[float, float], ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> ResidualConfig:
+        inputs = [given for given, _ in self.curve]
+        if len(inputs) == 1 or any(later <= former for former, later in pairwise(inputs)):
+            raise ValueError(f"the inputs of curve must be two or more and ascending, got {inputs}")
+        if inputs and self.base != "identity":
+            raise ValueError(
+                f"curve is for the base 'identity', not {self.base!r}: it would not be consistent"
+            )
+        return self
 
     def of(self, volume: Tensor, base: Tensor) -> Tensor:
         """Return the residual of a volume to its base."""
-        return (volume - base) / self.scale
+        return (volume - self._curved(base)) / self.scale
 
     def added_to(self, base: Tensor, residual: Tensor) -> Tensor:
         """Return the volume that a residual stands for."""
-        return base + self.scale * residual
+        return self._curved(base) + self.scale * residual
+
+    def _curved(self, base: Tensor) -> Tensor:
+        if not self.curve:
+            return base
+        result = torch.full_like(base, self.curve[0][1])
+        for (start, low), (end, high) in pairwise(self.curve):
+            result += (base.clamp(start, end) - start) * ((high - low) / (end - start))
+        return result
 
 
 class DomainConfig(Frozen):

@@ -18,6 +18,7 @@ from scorefusion.models.config import (
     PLANES,
     BranchConfig,
     ModelConfig,
+    ResidualConfig,
     SamplingConfig,
     TimeConfig,
     UNetConfig,
@@ -365,3 +366,17 @@ def test_every_task_of_the_paper_has_a_run_and_networks(name):
         for file in (Path(__file__).parents[2] / "configs/tasks").iterdir()
     }
     assert name in runs
+
+
+def test_a_curve_of_intensities_shapes_the_base() -> None:
+    residual = ResidualConfig(base="identity", scale=0.5, curve=((-1, -1), (0, 0.5), (1, 0)))
+    base = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
+    curved = torch.tensor([-1.0, -1.0, -0.25, 0.5, 0.25, 0.0, 0.0])
+    torch.testing.assert_close(residual.added_to(base, torch.zeros(7)), curved)
+    torch.testing.assert_close(residual.of(curved + 1, base), torch.full((7,), 2.0))
+    torch.testing.assert_close(residual.added_to(base, residual.of(base, base)), base)
+    for curve, problem in (((((0, 0),)), "two or more"), (((0, 0), (0, 1)), "ascending")):
+        with pytest.raises(ValueError, match=problem):
+            ResidualConfig(base="identity", curve=curve)
+    with pytest.raises(ValueError, match="would not be consistent"):
+        ResidualConfig(base="nearest", curve=((0, 0), (1, 1)))
