@@ -110,7 +110,7 @@ class Painting:
 
 
 #: of several contrasts of one head, as blurred as an average of many heads or as sharp as a scan
-PAIRED = Painting(voxel=(0.8, 1.6), upright=True, partial=(0.4, 1.8), vary=0.5)
+PAIRED = Painting(voxel=(0.8, 1.6), upright=True, partial=(0.4, 1.8), vary=0.3)
 
 
 def paint(
