@@ -46,7 +46,7 @@ _USUAL = ("t1", "t1c", "t2", "flair", "pd", "ct", LABELS)
 _CONTRAST_OF = {word: name for name, words in _WORDS.items() for word in words}
 _MODALITIES = {"CT": "ct", "PT": "pet", "US": "ultrasound", "XA": "angiography", "NM": "scintigraphy"}
 _OF_MR = {"t1", "t1c", "t2", "flair", "pd", "mra", "bold", "dwi", "swi", "t2star", "asl", "phase"}
-_ANY_OF_MR = _OF_MR | {"asl", "map", "mask"}  #: labels are told by their values
+_ANY_OF_MR = _OF_MR | {"map", "mask"}  #: labels are told by their values
 #: echo times in ms that are usual for a contrast
 _ECHO_TIMES = {"t1": (0.0, 35.0), "t2": (35.0, math.inf), "flair": (50.0, math.inf), "pd": (0.0, 60.0)}
 #: NIfTI codes of units of length other than millimetres, and how many of these they are
